@@ -1,0 +1,153 @@
+"""Shapes of the model: one frozen dataclass per part, and named presets.
+
+Field names follow the Hugging Face configuration of the family (Qwen2.5-Omni's thinker), so that a published
+`config.json` reads off directly. With both towers the model is that thinker; without the audio tower, Qwen2.5-VL;
+with only the feature projector, a Qwen2.5 decoder behind precomputed features (EmotionTalk's recipe).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """Qwen2.5 decoder: grouped-query attention, RMSNorm, SwiGLU, biases on q, k and v.
+
+    Attributes:
+      mrope_section: how many rotary frequency pairs follow the temporal, height and width position (they sum to
+        head_dim / 2); None gives plain one-dimensional rotary positions.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rope_theta: float = 1e6
+    mrope_section: tuple[int, int, int] | None = None
+    rms_norm_eps: float = 1e-6
+    tie_word_embeddings: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class AudioTowerConfig:
+    """Whisper-like encoder over chunks of `2 * n_window` mel frames (10 ms each); 25 tokens a second."""
+
+    num_mel_bins: int
+    d_model: int
+    encoder_layers: int
+    encoder_attention_heads: int
+    encoder_ffn_dim: int
+    n_window: int = 100
+    max_source_positions: int = 1500
+
+    @property
+    def chunk_frames(self) -> int:
+        """Mel frames in one chunk."""
+        return 2 * self.n_window
+
+    @property
+    def chunk_tokens(self) -> int:
+        """Decoder tokens that a full chunk gives."""
+        return self.n_window // 2
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionTowerConfig:
+    """Windowed vision transformer over patches of 2 frames x 14 x 14 pixels, merged 2 x 2 into decoder tokens."""
+
+    hidden_size: int
+    intermediate_size: int
+    depth: int
+    num_heads: int
+    fullatt_block_indexes: tuple[int, ...]
+    patch_size: int = 14
+    temporal_patch_size: int = 2
+    spatial_merge_size: int = 2
+    window_size: int = 112
+    in_channels: int = 3
+
+    @property
+    def patch_dim(self) -> int:
+        """Values in one flattened patch."""
+        return self.in_channels * self.temporal_patch_size * self.patch_size**2
+
+    @property
+    def window_patches(self) -> int:
+        """Patch slots in one attention window."""
+        return (self.window_size // self.patch_size) ** 2
+
+    @property
+    def window_tokens(self) -> int:
+        """Decoder tokens that a full window gives."""
+        return self.window_patches // self.spatial_merge_size**2
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureProjectorConfig:
+    """Projects precomputed features into decoder tokens, one token a feature frame.
+
+    Attributes:
+      names: the features that are read, in this order.
+      dims: width of each.
+      hidden_size: width of the two-layer projection.
+    """
+
+    names: tuple[str, ...]
+    dims: tuple[int, ...]
+    hidden_size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The whole network.
+
+    Attributes:
+      name: the preset's name.
+      position_id_per_seconds: temporal positions per second of media (TMRoPE).
+      seconds_per_chunk: audio and video of one clip interleave in chunks of this length.
+      param_dtype: dtype that parameters are stored in ("float32", "bfloat16").
+      dtype: dtype of matrix products; softmax, norms, log-probabilities and losses are float32 always.
+    """
+
+    name: str
+    decoder: DecoderConfig
+    audio: AudioTowerConfig | None = None
+    vision: VisionTowerConfig | None = None
+    features: FeatureProjectorConfig | None = None
+    position_id_per_seconds: int = 25
+    seconds_per_chunk: float = 2.0
+    param_dtype: str = "float32"
+    dtype: str = "float32"
+
+    @classmethod
+    def tiny(cls) -> ModelConfig:
+        """Trains from scratch on two CPU cores in minutes; same architecture as the thinker of Qwen2.5-Omni."""
+        return cls(
+            name="tiny",
+            decoder=DecoderConfig(
+                vocab_size=1024,
+                hidden_size=128,
+                intermediate_size=384,
+                num_hidden_layers=4,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                head_dim=32,
+                mrope_section=(4, 6, 6),
+                tie_word_embeddings=True,
+            ),
+            audio=AudioTowerConfig(
+                num_mel_bins=64, d_model=128, encoder_layers=2, encoder_attention_heads=4, encoder_ffn_dim=384, n_window=50
+            ),
+            vision=VisionTowerConfig(
+                hidden_size=128,
+                intermediate_size=256,
+                depth=2,
+                num_heads=4,
+                fullatt_block_indexes=(1,),
+                window_size=56,
+            ),
+        )
