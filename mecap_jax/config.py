@@ -507,31 +507,61 @@ def validate(config: Config) -> None:
     require(set(data.modalities) <= set(MODALITIES), "data.modalities", f"must be among {MODALITIES}")
     require(len(set(data.modalities)) == len(data.modalities), "data.modalities", "names a modality twice")
     for modality, part in (("audio", model.audio), ("video", model.vision), ("features", model.features)):
-        require(modality not in data.modalities or part is not None, "data.modalities", f"the model has no part for {modality!r}")
-    require(bool(data.modalities) or data.include_transcript, "data.modalities", "a prompt without media needs data.include_transcript")
+        require(
+            modality not in data.modalities or part is not None,
+            "data.modalities",
+            f"the model has no part for {modality!r}",
+        )
+    require(
+        bool(data.modalities) or data.include_transcript,
+        "data.modalities",
+        "a prompt without media needs data.include_transcript",
+    )
     require(bool(data.buckets), "data.buckets", "needs at least one bucket")
     sizes = [dataclasses.astuple(b) for b in data.buckets]
     require(sizes == sorted(sizes), "data.buckets", "must be listed smallest first")
     if model.decoder.mrope_section is not None:
         half = model.decoder.head_dim // 2
-        require(sum(model.decoder.mrope_section) == half, "model.decoder.mrope_section", f"must sum to head_dim / 2 = {half}")
+        require(
+            sum(model.decoder.mrope_section) == half,
+            "model.decoder.mrope_section",
+            f"must sum to head_dim / 2 = {half}",
+        )
     require(
         model.decoder.num_attention_heads % model.decoder.num_key_value_heads == 0,
         "model.decoder.num_key_value_heads",
         f"must divide num_attention_heads = {model.decoder.num_attention_heads}",
     )
     if sft is not None:
-        require(sft.micro_clips == 0 or sft.batch_clips % sft.micro_clips == 0, "sft.micro_clips", f"must divide sft.batch_clips = {sft.batch_clips}")
+        require(
+            sft.micro_clips == 0 or sft.batch_clips % sft.micro_clips == 0,
+            "sft.micro_clips",
+            f"must divide sft.batch_clips = {sft.batch_clips}",
+        )
     if grpo is not None:
-        require(grpo.group_size >= 2, "grpo.group_size", "a group needs at least 2 completions, or its advantages are all zero")
-        require(grpo.micro_prompts == 0 or grpo.prompts % grpo.micro_prompts == 0, "grpo.micro_prompts", f"must divide grpo.prompts = {grpo.prompts}")
+        require(
+            grpo.group_size >= 2,
+            "grpo.group_size",
+            "a group needs at least 2 completions, or its advantages are all zero",
+        )
+        require(
+            grpo.micro_prompts == 0 or grpo.prompts % grpo.micro_prompts == 0,
+            "grpo.micro_prompts",
+            f"must divide grpo.prompts = {grpo.prompts}",
+        )
         require(grpo.top_p > 0, "grpo.top_p", "must be positive")
         require(grpo.clips == "all" or data.sft_share < 1, "grpo.clips", "held_out clips need data.sft_share below 1")
-        weights = [getattr(grpo.reward, name) for name in ("emotion", "semantic", "rouge_l", "cider_d", "distinctiveness")]
+        weights = [
+            getattr(grpo.reward, name) for name in ("emotion", "semantic", "rouge_l", "cider_d", "distinctiveness")
+        ]
         require(any(weights) or bool(grpo.reward.custom), "grpo.reward", "every weight is 0, nothing would be learnt")
     require(set(config.evaluation.rows) <= set(EXTRA_ROWS), "evaluation.rows", f"must be among {EXTRA_ROWS}")
     if data.synthetic.caption_language != "en" and data.source == "synthetic":
-        require(bool(config.encoder.path), "encoder.path", f"captions in {data.synthetic.caption_language!r} need a multilingual sentence encoder")
+        require(
+            bool(config.encoder.path),
+            "encoder.path",
+            f"captions in {data.synthetic.caption_language!r} need a multilingual sentence encoder",
+        )
 
 
 def validate_devices(config: Config, device_count: int) -> None:
@@ -543,13 +573,21 @@ def validate_devices(config: Config, device_count: int) -> None:
     mesh = config.mesh
     fixed = mesh.fsdp * mesh.tensor
     if device_count % fixed or (mesh.data != -1 and mesh.data * fixed != device_count):
-        raise ConfigError(f"config key 'mesh': data={mesh.data} x fsdp={mesh.fsdp} x tensor={mesh.tensor} does not fit {device_count} devices")
+        raise ConfigError(
+            f"config key 'mesh': data={mesh.data} x fsdp={mesh.fsdp} x tensor={mesh.tensor} does not fit {device_count} devices"
+        )
     shards = device_count // mesh.tensor
     batches = {"evaluation.batch_clips": config.evaluation.batch_clips}
     if config.sft is not None:
-        batches["sft.micro_clips" if config.sft.micro_clips else "sft.batch_clips"] = config.sft.micro_clips or config.sft.batch_clips
+        batches["sft.micro_clips" if config.sft.micro_clips else "sft.batch_clips"] = (
+            config.sft.micro_clips or config.sft.batch_clips
+        )
     if config.grpo is not None:
-        batches["grpo.micro_prompts" if config.grpo.micro_prompts else "grpo.prompts"] = config.grpo.micro_prompts or config.grpo.prompts
+        batches["grpo.micro_prompts" if config.grpo.micro_prompts else "grpo.prompts"] = (
+            config.grpo.micro_prompts or config.grpo.prompts
+        )
     for key, size in batches.items():
         if size % shards:
-            raise ConfigError(f"config key {key!r}: {size} rows do not divide over {shards} devices (mesh axes data x fsdp)")
+            raise ConfigError(
+                f"config key {key!r}: {size} rows do not divide over {shards} devices (mesh axes data x fsdp)"
+            )

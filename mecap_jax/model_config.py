@@ -140,7 +140,12 @@ class ModelConfig:
                 tie_word_embeddings=True,
             ),
             audio=AudioTowerConfig(
-                num_mel_bins=64, d_model=128, encoder_layers=2, encoder_attention_heads=4, encoder_ffn_dim=384, n_window=50
+                num_mel_bins=64,
+                d_model=128,
+                encoder_layers=2,
+                encoder_attention_heads=4,
+                encoder_ffn_dim=384,
+                n_window=50,
             ),
             vision=VisionTowerConfig(
                 hidden_size=128,

@@ -68,7 +68,9 @@ class Utterance:
     def __post_init__(self):
         def check(ok: bool, field: str, expected: str):
             if not ok:
-                raise UtteranceError(f"utterance {self.id!r}: field {field!r} must be {expected}, got {getattr(self, field)!r:.80}")
+                raise UtteranceError(
+                    f"utterance {self.id!r}: field {field!r} must be {expected}, got {getattr(self, field)!r:.80}"
+                )
 
         check(isinstance(self.id, str) and bool(self.id), "id", "a non-empty string")
         for field in ("dataset", "speaker", "transcript", "language", "licence"):
@@ -79,12 +81,19 @@ class Utterance:
         for field in ("audio", "video"):
             check(getattr(self, field) is None or isinstance(getattr(self, field), bytes), field, "bytes or None")
         check(self.valence is None or isinstance(self.valence, float), "valence", "a float or None")
-        check(_is_string_map(self.labels) and set(self.labels) <= set(MODALITIES), "labels", f"strings keyed by {MODALITIES}")
+        check(
+            _is_string_map(self.labels) and set(self.labels) <= set(MODALITIES),
+            "labels",
+            f"strings keyed by {MODALITIES}",
+        )
         check(_is_string_map(self.attributes), "attributes", "strings keyed by strings")
         check(
             isinstance(self.captions, Mapping)
             and set(self.captions) <= set(CAPTION_KINDS)
-            and all(isinstance(refs, tuple) and all(isinstance(r, str) and r for r in refs) for refs in self.captions.values()),
+            and all(
+                isinstance(refs, tuple) and all(isinstance(r, str) and r for r in refs)
+                for refs in self.captions.values()
+            ),
             "captions",
             f"tuples of non-empty strings keyed by {CAPTION_KINDS}",
         )
