@@ -1,0 +1,82 @@
+"""Encoded clips made on the spot: tones as audio files, moving patterns as video files."""
+
+import io
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import soundfile
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+needs_shared_data = pytest.mark.skipif(not SHARED.is_dir(), reason=f"real data not found at {SHARED}")
+
+
+def tone(seconds: float, rate: int, channels: int = 1) -> np.ndarray:
+    """A 440 Hz tone, float32 `[samples, channels]`; each further channel is quieter by half."""
+    time = np.arange(round(seconds * rate)) / rate
+    wave = 0.4 * np.sin(2 * np.pi * 440 * time)
+    return (wave[:, None] * 0.5 ** np.arange(channels)).astype(np.float32)
+
+
+def audio_file(
+    container: str = "WAV", subtype: str | None = None, seconds: float = 1.0, rate: int = 16_000, channels: int = 1
+) -> bytes:
+    """A tone as wav, wavex (WAVE_EXTENSIBLE), flac, ogg or mp3, written by libsndfile."""
+    file = io.BytesIO()
+    soundfile.write(file, tone(seconds, rate, channels), rate, format=container, subtype=subtype)
+    return file.getvalue()
+
+
+def pattern(index: int, height: int = 48, width: int = 64) -> np.ndarray:
+    """Frame `index` of the test video: its grey level tells the index, and only its top left quarter is red."""
+    frame = np.full((height, width, 3), 40 + 6 * (index % 30), dtype=np.uint8)
+    frame[: height // 2, : width // 2] = (220, 30, 30)
+    return frame
+
+
+def frame_index(frame: np.ndarray) -> int:
+    """Reads the index back from a decoded frame."""
+    height, width, _ = frame.shape
+    return round((float(frame[height * 5 // 8 :, width * 5 // 8 :].mean()) - 40) / 6)
+
+
+def video_file(
+    container: str = "mp4",
+    codec: str = "libx264",
+    frames: int = 25,
+    fps: float | Fraction = 25,
+    sound: str | None = "aac",
+    sound_rate: int = 48_000,
+    rotation: int = 0,
+    starts: list[float] | None = None,
+    size: tuple[int, int] = (48, 64),
+) -> bytes:
+    """A moving pattern with a tone; `starts` gives frames their own times in seconds (a variable frame rate)."""
+    fps = Fraction(fps).limit_denominator(1001)
+    file = io.BytesIO()
+    with av.open(file, "w", format=container) as output:
+        video = output.add_stream(codec, rate=fps)
+        video.height, video.width = size
+        video.pix_fmt = "yuv420p"
+        video.codec_context.options = {"libx264": {"crf": "5", "g": "12"}, "mpeg4": {"g": "1"}}.get(codec, {})
+        video.bit_rate = 2_000_000
+        if rotation:
+            video.set_display_rotation(rotation)
+        if starts is not None:
+            video.codec_context.time_base = Fraction(1, 1000)
+        audio = output.add_stream(sound, rate=sound_rate, layout="mono") if sound else None
+        for i in range(frames):
+            frame = av.VideoFrame.from_ndarray(pattern(i, *size), format="rgb24")
+            if starts is not None:
+                frame.time_base, frame.pts = Fraction(1, 1000), round(1000 * starts[i])
+            output.mux(video.encode(frame))
+        output.mux(video.encode())
+        if audio is not None:
+            seconds = float(frames / fps) if starts is None else starts[-1] + float(1 / fps)
+            samples = av.AudioFrame.from_ndarray(tone(seconds, sound_rate).T.copy(), format="fltp", layout="mono")
+            samples.rate = sound_rate
+            output.mux(audio.encode(samples))
+            output.mux(audio.encode())
+    return file.getvalue()
