@@ -36,7 +36,7 @@ class Metric:
 METRICS = {
     "emotion_uar": Metric("Emotion UAR, nearest anchor"),
     "emotion_war": Metric("Emotion WAR, nearest anchor"),
-    "emotion_word_uar": Metric("Emotion UAR, first emotion word"),
+    "emotion_word_uar": Metric("Emotion UAR, first word"),
     "emotion_reward": Metric("Emotion reward"),
     "bleu_1": Metric("BLEU-1"),
     "bleu_2": Metric("BLEU-2"),
@@ -49,13 +49,14 @@ METRICS = {
     "sbert_above_50": Metric("Share with similarity above .5"),
     "sbert_above_60": Metric("Share with similarity above .6"),
     "sbert_above_80": Metric("Share with similarity above .8"),
-    "vocabulary_size": Metric("Vocabulary (different words)", digits=0),
+    "vocabulary_size": Metric("Different words", digits=0),
     "distinct_1": Metric("Distinct-1"),
     "distinct_2": Metric("Distinct-2"),
     "distinct_captions": Metric("Different captions", digits=0),
-    "repetition": Metric("Share of captions that repeat themselves", better="lower"),
+    "repetition": Metric("Captions that repeat themselves", better="lower"),
     "mean_length": Metric("Mean length (words)", better="", digits=1),
 }
+_CONDITIONS = {"audio": "audio only", "video": "video only", "features": "features only", "all": "everything"}
 PAIRS = (
     ("grpo", "sft"),
     ("grpo", "sft_control"),
@@ -68,7 +69,7 @@ PAIRS = (
 def describe(key: str) -> Metric:
     """Returns how to show the metric `key`; Chinese word-level keys follow their character-level metric."""
     base = key.removesuffix("_words")
-    metric = METRICS.get(base, Metric(base))
+    metric = METRICS.get(base, Metric(base.replace("_", " ")))
     return metric if base == key else dataclasses.replace(metric, title=f"{metric.title}, by words")
 
 
@@ -83,6 +84,11 @@ def stage_title(stage: str) -> str:
     return STAGES.get(stage, stage)
 
 
+def condition_title(condition: str) -> str:
+    """Returns the printed name of what a model gets to see."""
+    return _CONDITIONS.get(condition, condition)
+
+
 def ordered_stages(stages: Iterable[str]) -> list[str]:
     """Returns stages without duplicates, in the order of `STAGES`, the rest behind."""
     rank = {stage: i for i, stage in enumerate(STAGES)}
@@ -93,19 +99,19 @@ def format_value(key: str, value: float | None, interval: Sequence[float] | None
     """Returns "0.812 [0.744, 0.871]", without the brackets where there is no interval, or "unavailable"."""
     if value is None:
         return "unavailable"
-    digits = describe(key).digits
-    sign = "+" if signed else ""
-    text = f"{value:{sign},.{digits}f}"
-    if interval is None:
-        return text
-    digits = max(digits, 1) if digits == 0 and abs(interval[1] - interval[0]) < 1 else digits
-    return f"{text} [{interval[0]:{sign},.{digits}f}, {interval[1]:{sign},.{digits}f}]"
+    text, *ends = (_number(number, describe(key).digits, signed) for number in (value, *(interval or ())))
+    return f"{text} [{', '.join(ends)}]" if ends else text
 
 
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Returns a Markdown table; the first column is aligned left, the others right. Cells must be escaped already."""
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+def _number(value: float, digits: int, signed: bool) -> str:
+    value = round(value, digits) + 0.0  # no "-0.000"
+    return f"{value:{'+' if signed and value else ''},.{digits}f}"
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], numbers: bool = True) -> str:
+    """Returns a Markdown table of escaped cells; with `numbers` all columns but the first are aligned right."""
+    rule = ["---"] + ["---:" if numbers else "---"] * (len(header) - 1)
+    return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *rows))
 
 
 def escape(text: str, limit: int = 400) -> str:
@@ -145,9 +151,8 @@ def results_table(reports: Sequence[Mapping[str, Any]]) -> str:
     for key in keys:
         cells = [[report["eval"].get(stage, {}).get(key) for report in reports] for stage in stages]
         rows.append([metric_cell(key), *(_over_seeds(key, cell) for cell in cells)])
-    seed_list = ", ".join(map(str, seeds))
     parts = [
-        f"Mean over {len(seeds)} {'seed' if len(seeds) == 1 else 'seeds'} ({seed_list}), lowest to highest in brackets.",
+        f"Mean over seeds ({', '.join(map(str, seeds))}), in brackets the lowest and the highest.",
         markdown_table(["metric", *map(stage_title, stages)], rows),
     ]
     pairs = [pair for pair in PAIRS if any(pair_name(*pair) in report["differences"] for report in reports)]
@@ -159,7 +164,7 @@ def results_table(reports: Sequence[Mapping[str, Any]]) -> str:
                 [[metric_cell(key), *(_difference_over_seeds(key, pair, reports) for pair in pairs)] for key in keys],
             ),
         ]
-    return "\n\n".join(part.rstrip() for part in parts) + "\n"
+    return "\n\n".join(parts) + "\n"
 
 
 def pair_name(first: str, second: str) -> str:

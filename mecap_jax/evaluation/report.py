@@ -1,0 +1,226 @@
+"""The end of a run: `report.json` for programs, `report.md` and `plots/*.png` for people."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mecap_jax.evaluation import plots
+from mecap_jax.evaluation.report_text import render
+from mecap_jax.evaluation.stage import StageResult, compare
+from mecap_jax.evaluation.tables import PAIRS, pair_name
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "pycocoevalcap")
+_ABLATION_KEYS = ("emotion_uar", "emotion_word_uar")
+
+
+def write_report(
+    directory: str | Path,
+    *,
+    seed: int,
+    config: Mapping[str, Any],
+    data: Mapping[str, Any],
+    results: Mapping[str, StageResult],
+    metrics_log: Sequence[Mapping[str, Any]],
+    timing: Mapping[str, Any],
+    ablation: Mapping[str, Mapping[str, StageResult]] | None = None,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+    samples: int = 24,
+    cluster_kind: str = "speakers",
+) -> dict[str, Any]:
+    """Writes `report.json`, `report.md` and `plots/*.png` into `directory` and returns what `report.json` holds.
+
+    `report.json` has the keys `seed`, `config`, `data`, `eval` (stage -> metric -> value or null), `confidence` (same
+    shape, `[low, high]` or null) and `timing`; further `test` (clips, clusters and a hash of the clip ids),
+    `tokenisation`, `unavailable` (stage -> metric -> reason), `differences` ("grpo - sft" -> metric -> value, low,
+    high), `confusion` (stage -> classes, counts), `ablation` (stage -> condition -> eval, confidence), `intervals` (how
+    they were made) and `made` (date, machine, versions).
+
+    Args:
+      directory: the run's working directory.
+      seed: the run's seed; it also seeds the resamples and the choice of samples.
+      config: the configuration as plain JSON types.
+      data: counts as plain JSON types. It must hold `synthetic` (bool) and `quarantined`, a list of
+        `{"id": ..., "reason": ...}`; everything else is shown as it is.
+      results: scored stages, all over the same clips.
+      metrics_log: rows of `metrics.jsonl`. A row with `reward` is a GRPO step, one with `loss` and without `reward` an
+        SFT step; both have `step`. Rows whose `stage` is neither "sft" nor "grpo" are left out of the curves.
+      timing: `total_s`, `compile_s`, `steps`, as plain JSON types.
+      ablation: stage -> condition ("audio", "video") -> the same model with less to see. The full model, under the name
+        "all", is added from `results`.
+      resamples, confidence: as in `intervals.bootstrap`.
+      samples: captions shown in `report.md`, drawn at random, evenly over labels.
+      cluster_kind: what clusters are, in the plural.
+
+    Raises:
+      ValueError: no results, stages over different clips or tokenisations, `data` without its two keys, a logged step
+        without `step`, a stage in `ablation` that is not in `results`.
+    """
+    _check(data, results, metrics_log, ablation or {})
+    directory = Path(directory)
+    first = next(iter(results.values()))
+    options = (resamples, confidence, seed)
+    report = {
+        "seed": seed,
+        "config": dict(config),
+        "data": dict(data),
+        "eval": {stage: result.metrics for stage, result in results.items()},
+        "confidence": {stage: result.confidence(*options) for stage, result in results.items()},
+        "timing": dict(timing),
+        "test": {
+            "clips": len(first.clips),
+            cluster_kind: len({clip.cluster for clip in first.clips}),
+            "ids_sha256": hashlib.sha256("\n".join(clip.id for clip in first.clips).encode()).hexdigest(),
+        },
+        "tokenisation": first.tokenisation,
+        "unavailable": {stage: dict(result.unavailable) for stage, result in results.items()},
+        "differences": _differences(results, options),
+        "confusion": {
+            stage: {"classes": list(result.classes), "counts": result.confusion.tolist()}
+            for stage, result in results.items()
+            if result.confusion is not None
+        },
+        "ablation": _ablation(results, ablation or {}, options),
+        "intervals": {"resamples": resamples, "level": confidence, "clusters": cluster_kind},
+        "made": _made(),
+    }
+    text = _to_json(report)
+    report = json.loads(text)
+    pictures = _draw(directory / "plots", report, results, metrics_log)
+    _write(directory / "report.json", text)
+    _write(directory / "report.md", render(report, results, _choose(first, samples, seed), pictures))
+    return report
+
+
+def _check(
+    data: Mapping[str, Any],
+    results: Mapping[str, StageResult],
+    metrics_log: Sequence[Mapping[str, Any]],
+    ablation: Mapping[str, Mapping[str, StageResult]],
+):
+    if not results:
+        raise ValueError("a report needs the results of at least one stage")
+    for key in ("synthetic", "quarantined"):
+        if key not in data:
+            raise ValueError(f"the report's data must say {key!r}, it has {sorted(data)}")
+    unknown = sorted(set(ablation) - set(results))
+    if unknown:
+        raise ValueError(f"ablation of {unknown}, but results only of {sorted(results)}")
+    (name, first), *others = results.items()
+    others += [(f"{stage}/{key}", result) for stage, row in ablation.items() for key, result in row.items()]
+    for other, result in others:
+        if result.clips != first.clips:
+            raise ValueError(f"stages {name!r} and {other!r} captioned different clips")
+        if result.tokenisation != first.tokenisation:
+            both = f"{name!r} ({first.tokenisation}) and {other!r} ({result.tokenisation})"
+            raise ValueError(f"stages {both} are tokenised differently")
+    for i, row in enumerate(metrics_log):
+        if ("reward" in row or "loss" in row) and "step" not in row:
+            raise ValueError(f"row {i} of the metrics log has no 'step'")
+
+
+def _to_json(report: Mapping[str, Any]) -> str:
+    for key, part in report.items():
+        try:
+            json.dumps(part, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"report key {key!r} cannot be written as JSON: {error}") from error
+    return json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+
+
+def _differences(results: Mapping[str, StageResult], options: tuple) -> dict[str, Any]:
+    table = {}
+    for a, b in PAIRS:
+        if a in results and b in results:
+            differences = compare(results[a], results[b], *options).items()
+            table[pair_name(a, b)] = {
+                key: dict(zip(("value", "low", "high"), (difference.value, *(difference.interval or (None, None)))))
+                for key, difference in differences
+            }
+    return table
+
+
+def _ablation(
+    results: Mapping[str, StageResult], ablation: Mapping[str, Mapping[str, StageResult]], options: tuple
+) -> dict[str, Any]:
+    return {
+        stage: {
+            condition: {"eval": result.metrics, "confidence": result.confidence(*options)}
+            for condition, result in {**conditions, "all": results[stage]}.items()
+        }
+        for stage, conditions in ablation.items()
+    }
+
+
+def _made() -> dict[str, Any]:
+    devices = jax.devices()
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
+        "devices": f"{len(devices)} x {devices[0].device_kind}",
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+    }
+
+
+def _draw(
+    directory: Path,
+    report: Mapping[str, Any],
+    results: Mapping[str, StageResult],
+    metrics_log: Sequence[Mapping[str, Any]],
+) -> dict[str, str]:
+    """Draws what there is to draw; returns each picture's path relative to the report by its name."""
+    directory.mkdir(parents=True, exist_ok=True)
+    rows = [row for row in metrics_log if row.get("stage") in (None, "sft", "grpo")]
+    grpo = [row for row in rows if "reward" in row]
+    sft = [row for row in rows if "loss" in row and "reward" not in row]
+    drawn = ["metrics"]
+    plots.plot_metrics(report["eval"], report["confidence"], directory / "metrics.png")
+    if sft:
+        drawn.append("sft")
+        plots.plot_sft(sft, directory / "sft.png")
+    if grpo:
+        drawn.append("grpo")
+        plots.plot_grpo(grpo, directory / "grpo.png")
+    confusions = {s: r.confusion for s, r in results.items() if s in ("sft", "grpo") and r.confusion is not None}
+    classes = next(iter(results.values())).classes
+    if confusions:
+        drawn.append("confusion")
+        plots.plot_confusion(confusions, classes, "nearest anchor", directory / "confusion.png")
+    if report["ablation"]:
+        drawn.append("ablation")
+        values, intervals = (
+            {s: {c: entry[part] for c, entry in row.items()} for s, row in report["ablation"].items()}
+            for part in ("eval", "confidence")
+        )
+        plots.plot_ablation(values, intervals, _ABLATION_KEYS, 1 / len(classes), directory / "ablation.png")
+    return {name: f"plots/{name}.png" for name in drawn}
+
+
+def _choose(result: StageResult, samples: int, seed: int) -> list[int]:
+    """Returns indices of clips, drawn at random and as evenly over labels as there are clips, in label order."""
+    generator = random.Random(seed)
+    by_label: dict[str, list[int]] = {}
+    for i, clip in enumerate(result.clips):
+        by_label.setdefault(clip.label or "", []).append(i)
+    queues = [generator.sample(by_label[label], len(by_label[label])) for label in sorted(by_label)]
+    turns = [queue[turn] for turn in range(len(result.clips)) for queue in queues if turn < len(queue)]
+    return sorted(turns[:samples], key=lambda i: (result.clips[i].label or "", i))
+
+
+def _write(path: Path, text: str):
+    """Writes a file as a whole: a reader sees the old one or the new one."""
+    scratch = path.with_name(f".{path.name}.partial")
+    scratch.write_text(text, encoding="utf-8")
+    os.replace(scratch, path)

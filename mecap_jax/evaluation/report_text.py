@@ -1,0 +1,244 @@
+"""`report.md`: what happened in a run, for people, rendered from `report.json` and the sampled captions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mecap_jax.evaluation.stage import StageResult
+from mecap_jax.evaluation.tables import (
+    condition_title,
+    escape,
+    excludes_zero,
+    format_value,
+    markdown_table,
+    metric_cell,
+    ordered,
+    ordered_stages,
+    stage_title,
+)
+
+_TOKENISATION = {
+    "ptb": "the Penn Treebank tokenizer, punctuation removed",
+    "words": "a regular expression, because Java and with it the Penn Treebank tokenizer is missing",
+    "characters": "Chinese characters",
+}
+_MOST_QUARANTINED = 50
+
+
+def render(
+    report: Mapping[str, Any],
+    results: Mapping[str, StageResult],
+    chosen: Sequence[int],
+    pictures: Mapping[str, str],
+) -> str:
+    """Returns the Markdown report.
+
+    Args:
+      report: what `report.json` holds.
+      results: scored stages.
+      chosen: indices of the clips whose captions are shown.
+      pictures: paths of the pictures, relative to the report, by name.
+    """
+    sections = [
+        _head(report),
+        _results(report, pictures),
+        _changes(report),
+        _recognition(pictures),
+        _ablation(report, pictures),
+        _samples(results, chosen),
+        _training(pictures),
+        _data(report["data"]),
+        _made(report),
+    ]
+    return "\n\n".join(section.strip() for section in sections if section) + "\n"
+
+
+def _head(report: Mapping[str, Any]) -> str:
+    name = escape(str(report["config"].get("name", "run")))
+    text = f"# Report: {name}, seed {report['seed']}\n\n"
+    if report["data"]["synthetic"]:
+        text += "**The data are synthetic**: the figures show that the system learns, not how well it hears people.\n"
+    return text
+
+
+def _results(report: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
+    stages = ordered_stages(report["eval"])
+    keys = ordered(key for stage in stages for key in report["eval"][stage])
+    rows = [
+        [
+            metric_cell(key),
+            *(format_value(key, report["eval"][s].get(key), report["confidence"][s].get(key)) for s in stages),
+        ]
+        for key in keys
+    ]
+    clusters = report["intervals"]["clusters"]
+    notes = [
+        f"{report['test']['clips']} test clips of {report['test'][clusters]} {escape(clusters)}. In brackets the "
+        f"{report['intervals']['level']:.0%} interval from {report['intervals']['resamples']:,} bootstrap resamples of "
+        f"{escape(clusters)} (percentiles; jackknife for different words, distinct-n and different captions). With "
+        "fewer than about 20 of them intervals come out too narrow. Tokens come from "
+        f"{_TOKENISATION[report['tokenisation']]}."
+    ]
+    if report["test"][clusters] < 2:
+        notes.append(f"There are no intervals: they need at least two {escape(clusters)}.")
+    reasons: dict[str, list[str]] = {}
+    for stage in stages:
+        for key, reason in report["unavailable"][stage].items():
+            if key not in reasons.setdefault(reason, []):
+                reasons[reason].append(key)
+    notes += [f"Unavailable: {', '.join(f'`{k}`' for k in keys)}. {escape(why)}." for why, keys in reasons.items()]
+    table = markdown_table(["metric", *map(stage_title, stages)], rows)
+    return "\n\n".join(["## Results", table, *notes, _picture(pictures, "metrics", "Metrics with intervals")])
+
+
+def _changes(report: Mapping[str, Any]) -> str:
+    if not report["differences"]:
+        return ""
+    names = {pair: " − ".join(stage_title(stage) for stage in pair.split(" - ")) for pair in report["differences"]}
+    keys = ordered(key for row in report["differences"].values() for key in row)
+    rows = [[metric_cell(key), *(_change(key, row.get(key)) for row in report["differences"].values())] for key in keys]
+    return (
+        "## What changed\n\n"
+        "Paired differences on the same clips: every resample draws the same clusters for both. Bold where the "
+        "interval excludes 0; with this many comparisons some will by chance.\n\n"
+        + markdown_table(["metric", *names.values()], rows)
+    )
+
+
+def _change(key: str, entry: Mapping[str, float | None] | None) -> str:
+    if entry is None or entry["value"] is None:
+        return "unavailable"
+    interval = None if entry["low"] is None else (entry["low"], entry["high"])
+    text = format_value(key, entry["value"], interval, signed=True)
+    return f"**{text}**" if excludes_zero(entry["low"], entry["high"]) else text
+
+
+def _recognition(pictures: Mapping[str, str]) -> str:
+    if "confusion" not in pictures:
+        return ""
+    return (
+        "## Which emotion captions express\n\n"
+        "The class of a caption is its nearest emotion anchor, which is close to what the reward optimises; the first "
+        "emotion word is read without any sentence encoder.\n\n"
+        + _picture(pictures, "confusion", "Confusion matrices before and after reinforcement learning")
+    )
+
+
+def _ablation(report: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
+    if not report["ablation"]:
+        return ""
+    rows = []
+    for stage in ordered_stages(report["ablation"]):
+        for condition, entry in report["ablation"][stage].items():
+            cells = [
+                format_value(key, entry["eval"].get(key), entry["confidence"].get(key))
+                for key in ("emotion_uar", "emotion_word_uar", "rouge_l")
+            ]
+            rows.append([f"{stage_title(stage)}, {escape(condition_title(condition))}", *cells])
+    header = ["sees", *(metric_cell(key) for key in ("emotion_uar", "emotion_word_uar", "rouge_l"))]
+    return (
+        "## What each modality contributes\n\nThe same model, with the other modality masked out.\n\n"
+        + markdown_table(header, rows)
+        + "\n\n"
+        + _picture(pictures, "ablation", "Recall by modality")
+    )
+
+
+def _samples(results: Mapping[str, StageResult], chosen: Sequence[int]) -> str:
+    stages = ordered_stages(stage for stage in results if stage in ("sft", "grpo")) or ordered_stages(results)
+    first = results[stages[0]]
+    rows = []
+    for i in chosen:
+        clip = first.clips[i]
+        references = "<br>".join(f"“{escape(text)}”" for text in clip.references[:2])
+        cells = [_caption(results[stage], i) for stage in stages]
+        rows.append([escape(clip.id), escape(clip.label or "no label"), references, *cells])
+    header = ["clip", "label", "references (at most two)", *map(stage_title, stages)]
+    table = markdown_table(header, rows, numbers=False)
+    return (
+        f"## Captions\n\n{len(chosen)} clips drawn at random, evenly over labels. In italics the class that the "
+        f"caption expresses by nearest anchor.\n\n{table}"
+    )
+
+
+def _caption(result: StageResult, i: int) -> str:
+    caption, guess = result.captions[i], result.predicted[i]
+    text = f"“{escape(caption)}”" if caption.strip() else "(empty)"
+    if guess is None:
+        return text
+    label = result.clips[i].label
+    verdict = "" if label is None else " ✓" if guess == label else " ✗"
+    return f"{text}<br>*{escape(guess)}*{verdict}"
+
+
+def _training(pictures: Mapping[str, str]) -> str:
+    shown = [
+        _picture(pictures, name, title)
+        for name, title in (("sft", "SFT loss"), ("grpo", "Reward, KL and completions over GRPO steps"))
+    ]
+    shown = [picture for picture in shown if picture]
+    return "\n\n".join(["## Training", *shown]) if shown else ""
+
+
+def _data(data: Mapping[str, Any]) -> str:
+    bad = data["quarantined"]
+    rest = {key: value for key, value in data.items() if key not in ("quarantined", "synthetic")}
+    tables = {
+        k: v for k, v in rest.items() if isinstance(v, Mapping) and any(isinstance(x, Mapping) for x in v.values())
+    }
+    rows = [[escape(key), _inline(value)] for key, value in rest.items() if key not in tables]
+    parts = ["## Data"]
+    if rows:
+        parts.append(markdown_table(["", ""], rows, numbers=False))
+    for key, table in tables.items():
+        columns = list(dict.fromkeys(name for row in table.values() if isinstance(row, Mapping) for name in row))
+        body = [
+            [escape(name), *(_inline(row.get(c, 0)) for c in columns)] if isinstance(row, Mapping)
+            else [escape(name), _inline(row), *[""] * (len(columns) - 1)]
+            for name, row in table.items()
+        ]  # fmt: skip
+        parts.append(markdown_table([escape(key), *map(escape, columns)], body))
+    if not bad:
+        parts.append("No clip was quarantined.")
+    else:
+        shown = [[escape(str(clip["id"])), escape(str(clip["reason"]))] for clip in bad[:_MOST_QUARANTINED]]
+        more = "" if len(bad) <= _MOST_QUARANTINED else f" The first {_MOST_QUARANTINED}; all are in `report.json`."
+        parts.append(f"{len(bad)} {'clip was' if len(bad) == 1 else 'clips were'} quarantined and left out.{more}")
+        parts.append(markdown_table(["clip", "reason"], shown, numbers=False))
+    return "\n\n".join(parts)
+
+
+def _made(report: Mapping[str, Any]) -> str:
+    made, timing = report["made"], report["timing"]
+    packages = ", ".join(f"{name} {version}" for name, version in made["packages"].items())
+    rows = [
+        ["seed", str(report["seed"])],
+        ["date (UTC)", escape(made["date"])],
+        ["machine", escape(f"{made['machine']}; {made['devices']}")],
+        ["software", escape(f"Python {made['python']}, {packages}")],
+        *([escape(f"time: {key}"), _inline(value)] for key, value in timing.items()),
+    ]
+    config = json.dumps(report["config"], indent=2, ensure_ascii=False)
+    return (
+        "## How it was made\n\n"
+        + markdown_table(["", ""], rows, numbers=False)
+        + f"\n\n<details><summary>Configuration</summary>\n\n```json\n{config}\n```\n\n</details>\n"
+    )
+
+
+def _inline(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{escape(str(key))} {_inline(item)}" for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_inline, value))
+    if isinstance(value, float):
+        return f"{value:,.1f}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return escape(str(value))
+
+
+def _picture(pictures: Mapping[str, str], name: str, title: str) -> str:
+    return f"![{title}]({pictures[name]})" if name in pictures else ""
