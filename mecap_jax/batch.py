@@ -1,0 +1,56 @@
+"""The arrays that pass between pipeline, model and trainer.
+
+Named tuples: JAX treats them as pytrees, and the pipeline's reader processes can build them without importing JAX.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+Array = Any  # numpy.ndarray before the device, jax.Array on it
+
+
+class PromptBatch(NamedTuple):
+    """A batch of B prompts padded to one static shape (a `config.Bucket`); padding is on the right.
+
+    Media are encoded into one table of tokens a row: audio chunks first, then video windows, then feature frames.
+    `media_index` says which table entry stands at a prompt position, so placeholders may interleave in any way and a
+    missing modality is merely a table part that nothing points at.
+
+    Attributes:
+      tokens: int32 [B, P], token ids; media placeholders included.
+      length: int32 [B], how many of the P positions are valid.
+      media_index: int32 [B, P], index into the row's media table, -1 where the position is text.
+      positions: int32 [B, 3, P], temporal, height and width position of each token.
+      next_position: int32 [B], position of the first token after the prompt.
+      audio: float32 [B, C, F, M], log-mel frames in C chunks of F frames.
+      audio_frames: int32 [B, C], valid frames of each chunk.
+      patches: float32 [B, T, W, S, D], flattened video patches: T temporal patches, W windows of S slots.
+      patch_positions: int32 [B, T, W, S, 2], row and column of each patch.
+      patch_mask: bool [B, T, W, S], which slots hold a patch.
+      features: float32 [B, N, E], precomputed features, concatenated over their kinds.
+    """
+
+    tokens: Array
+    length: Array
+    media_index: Array
+    positions: Array
+    next_position: Array
+    audio: Array
+    audio_frames: Array
+    patches: Array
+    patch_positions: Array
+    patch_mask: Array
+    features: Array
+
+
+class Completions(NamedTuple):
+    """G completions for each of B prompts, padded on the right to T tokens.
+
+    Attributes:
+      tokens: int32 [B, G, T].
+      mask: bool [B, G, T], True up to and including the first end-of-text token.
+    """
+
+    tokens: Array
+    mask: Array

@@ -1,0 +1,107 @@
+"""Group sampling: media encoded once, the prompt prefilled once, G completions decoded against it in one loop."""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mecap_jax.batch import Array, PromptBatch
+from mecap_jax.generation.cache import init_cache
+from mecap_jax.generation.sampling import sample_token
+from mecap_jax.models.multimodal_lm import MultimodalLM
+
+
+class Generation(NamedTuple):
+    """G sampled completions for each of B prompts, padded with the first end-of-text id.
+
+    Attributes:
+      tokens: int32 [B, G, T], the end-of-text token included.
+      length: int32 [B, G], tokens up to and including the first end-of-text token.
+      finished: bool [B, G], False where the completion was cut off at T.
+      logprobs: float32 [B, G, T], log-probability of each token at the sampling temperature; 0 in padding.
+    """
+
+    tokens: Array
+    length: Array
+    finished: Array
+    logprobs: Array
+
+    def mask(self) -> Array:
+        """bool [B, G, T], True up to and including the first end-of-text token."""
+        return jnp.arange(self.tokens.shape[-1]) < self.length[..., None]
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=("graphdef", "group_size", "max_new_tokens", "temperature", "top_p", "end_ids"),
+)
+def generate(
+    graphdef: nnx.GraphDef[MultimodalLM],
+    params,
+    prompt: PromptBatch,
+    keys: Array,
+    *,
+    group_size: int,
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float = 1.0,
+    end_ids: tuple[int, ...],
+) -> Generation:
+    """Samples `group_size` completions a prompt; the loop ends when all are finished.
+
+    Args:
+      graphdef, params: the model, split.
+      prompt: B prompts.
+      keys: PRNG keys [B], one a prompt.
+      end_ids: token ids that end a completion.
+    """
+    model = nnx.merge(graphdef, params)
+    decoder = model.language_model
+    last, prefix = model.prefill(prompt)
+    batch = prompt.tokens.shape[0]
+    shape = (batch, group_size, max_new_tokens)
+    ends = jnp.array(end_ids)
+
+    class Carry(NamedTuple):
+        step: Array
+        logits: Array
+        done: Array
+        tokens: Array
+        logprobs: Array
+        cache: list
+
+    def unfinished(carry: Carry):
+        return (carry.step < max_new_tokens) & ~jnp.all(carry.done)
+
+    def advance(carry: Carry) -> Carry:
+        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, carry.step)
+        token, logprob = sample_token(step_keys, carry.logits, temperature, top_p)
+        token = jnp.where(carry.done, end_ids[0], token)
+        logprob = jnp.where(carry.done, 0.0, logprob)
+        tokens = jax.lax.dynamic_update_slice_in_dim(carry.tokens, token[..., None], carry.step, axis=2)
+        logprobs = jax.lax.dynamic_update_slice_in_dim(carry.logprobs, logprob[..., None], carry.step, axis=2)
+        hidden, cache = decoder.extend(decoder.embed_tokens(token)[:, :, None], prefix, carry.cache, carry.step)
+        done = carry.done | jnp.isin(token, ends)
+        return Carry(carry.step + 1, decoder.logits(hidden[:, :, 0]), done, tokens, logprobs, cache)
+
+    first = jnp.broadcast_to(decoder.logits(last)[:, None], (batch, group_size, decoder.config.vocab_size))
+    carry = jax.lax.while_loop(
+        unfinished,
+        advance,
+        Carry(
+            step=jnp.int32(0),
+            logits=first,
+            done=jnp.zeros(shape[:2], bool),
+            tokens=jnp.full(shape, end_ids[0], jnp.int32),
+            logprobs=jnp.zeros(shape, jnp.float32),
+            cache=init_cache(prefix, group_size, max_new_tokens),
+        ),
+    )
+    ended = jnp.isin(carry.tokens, ends)
+    finished = jnp.any(ended & (jnp.arange(max_new_tokens) < carry.step), axis=-1)
+    length = jnp.where(finished, jnp.argmax(ended, axis=-1) + 1, max_new_tokens).astype(jnp.int32)
+    return Generation(carry.tokens, length, finished, carry.logprobs)

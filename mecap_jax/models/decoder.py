@@ -1,0 +1,195 @@
+"""The Qwen2.5 decoder, with the group's shared prompt as a first-class idea.
+
+`prefill` runs a batch of prompts and returns their keys and values. `extend` runs G continuations of every prompt
+against those keys and values, which are stored once for the whole group. Without a cache `extend` takes whole
+completions (scoring, training); with a cache it takes one token of each (decoding). Both give the same numbers as G
+separate sequences, and gradients flow through the shared prefix.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from mecap_jax.model_config import DecoderConfig
+from mecap_jax.models.layers import MASKED, Dtypes, Embedding, GatedMlp, Linear, RMSNorm, rotate, split_heads
+
+
+class KeyValue(NamedTuple):
+    """Keys and values of one layer: prompt [B, P, K, H] or completions [B, G, T, K, H]."""
+
+    keys: Array
+    values: Array
+
+
+class Prefix(NamedTuple):
+    """What the completions of a group share.
+
+    Attributes:
+      layers: keys and values of the prompt, one entry a layer.
+      mask: bool [B, P], which prompt positions are valid.
+      next_position: int32 [B], position of the first completion token.
+    """
+
+    layers: list[KeyValue]
+    mask: Array
+    next_position: Array
+
+
+class Attention(nnx.Module):
+    """Projections of grouped-query attention; biases on q, k and v."""
+
+    def __init__(self, config: DecoderConfig, dtypes: Dtypes, rngs: nnx.Rngs):
+        query_dim = config.num_attention_heads * config.head_dim
+        key_dim = config.num_key_value_heads * config.head_dim
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.q_proj = Linear(config.hidden_size, query_dim, ("embed", "heads"), dtypes, rngs, bias=True)
+        self.k_proj = Linear(config.hidden_size, key_dim, ("embed", "kv_heads"), dtypes, rngs, bias=True)
+        self.v_proj = Linear(config.hidden_size, key_dim, ("embed", "kv_heads"), dtypes, rngs, bias=True)
+        self.o_proj = Linear(query_dim, config.hidden_size, ("heads", "embed"), dtypes, rngs, bias=False)
+
+    def project(self, x: Float[Array, "*batch dim"], cos, sin):
+        """Returns rotated queries [..., N, H], rotated keys and values [..., K, H]."""
+        q = rotate(split_heads(self.q_proj(x), self.heads), cos, sin)
+        k = rotate(split_heads(self.k_proj(x), self.kv_heads), cos, sin)
+        return q, k, split_heads(self.v_proj(x), self.kv_heads)
+
+    def output(self, x: Float[Array, "*batch heads head"]) -> Float[Array, "*batch dim"]:
+        return self.o_proj(x.reshape(*x.shape[:-2], -1))
+
+
+class DecoderLayer(nnx.Module):
+    """Pre-norm attention and SwiGLU."""
+
+    def __init__(self, config: DecoderConfig, dtypes: Dtypes, rngs: nnx.Rngs):
+        self.input_layernorm = RMSNorm(config.hidden_size, dtypes, config.rms_norm_eps)
+        self.self_attn = Attention(config, dtypes, rngs)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, dtypes, config.rms_norm_eps)
+        self.mlp = GatedMlp(config.hidden_size, config.intermediate_size, dtypes, rngs, bias=False)
+
+    def feed_forward(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Decoder(nnx.Module):
+    """The stack of layers with token embeddings, final norm and output weights."""
+
+    def __init__(self, config: DecoderConfig, dtypes: Dtypes, rngs: nnx.Rngs):
+        self.config = config
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, dtypes, rngs)
+        self.layers = nnx.List([DecoderLayer(config, dtypes, rngs) for _ in range(config.num_hidden_layers)])
+        self.norm = RMSNorm(config.hidden_size, dtypes, config.rms_norm_eps)
+        self.lm_head = (
+            None
+            if config.tie_word_embeddings
+            else Linear(config.hidden_size, config.vocab_size, ("embed", "vocab"), dtypes, rngs, bias=False)
+        )
+
+    def prefill(
+        self,
+        x: Float[Array, "B P D"],
+        positions: Int[Array, "B 3 P"],
+        mask: Bool[Array, "B P"],
+        next_position: Int[Array, " B"],
+    ) -> tuple[Float[Array, "B P D"], Prefix]:
+        """Runs the prompts; returns normalised hidden states and the prefix for `extend`."""
+        cos, sin = rotary_angles(positions, self.config)
+        length = x.shape[1]
+        visible = jnp.tril(jnp.ones((length, length), bool)) & mask[:, None, :]
+        cached = []
+        for layer in self.layers:
+            q, k, v = layer.self_attn.project(layer.input_layernorm(x), cos, sin)
+            cached.append(KeyValue(k, v))
+            x = layer.feed_forward(x + layer.self_attn.output(_attend_causal(q, k, v, visible)))
+        return self.norm(x), Prefix(cached, mask, next_position)
+
+    def extend(
+        self,
+        x: Float[Array, "B G T D"],
+        prefix: Prefix,
+        cache: list[KeyValue] | None = None,
+        step: Int[Array, ""] | int = 0,
+    ) -> tuple[Float[Array, "B G T D"], list[KeyValue] | None]:
+        """Runs G continuations of every prompt.
+
+        Without `cache`, x holds whole completions. With it, x holds the tokens at `step` .. `step + T - 1`, whose keys
+        and values are written there, and attention sees the cache up to them.
+
+        Returns normalised hidden states and the updated cache (None where none was given).
+        """
+        batch, _, length, _ = x.shape
+        index = step + jnp.arange(length)
+        position = prefix.next_position[:, None] + index[None, :]  # text: one number on all three axes
+        positions = jnp.broadcast_to(position[:, None, :], (batch, 3, length))
+        cos, sin = rotary_angles(positions, self.config)
+        cos, sin = cos[:, None], sin[:, None]  # the same for every completion of the group
+        keys_length = length if cache is None else cache[0].keys.shape[2]
+        visible = jnp.arange(keys_length)[None, :] <= index[:, None]
+        updated = []
+        for i, layer in enumerate(self.layers):
+            q, k, v = layer.self_attn.project(layer.input_layernorm(x), cos, sin)
+            own = KeyValue(k, v)
+            if cache is not None:
+                own = KeyValue(*(_write(old, new, step) for old, new in zip(cache[i], own)))
+                updated.append(own)
+            attended = _attend_group(q, prefix.layers[i], prefix.mask, own, visible)
+            x = layer.feed_forward(x + layer.self_attn.output(attended))
+        return self.norm(x), updated if cache is not None else None
+
+    def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
+        """Output logits in float32."""
+        output = self.embed_tokens.attend(hidden) if self.lm_head is None else self.lm_head(hidden)
+        return output.astype(jnp.float32)
+
+
+def rotary_angles(
+    positions: Int[Array, "B 3 P"], config: DecoderConfig
+) -> tuple[Float[Array, "B P half"], Float[Array, "B P half"]]:
+    """Cosine and sine of the rotary angles.
+
+    Multimodal rotary positions (Qwen2-VL, arXiv 2409.12191): the first `mrope_section[0]` frequencies follow the
+    temporal position, the next the height, the last the width. Text has the same position on all three axes.
+    """
+    half = config.head_dim // 2
+    frequency = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    section = config.mrope_section or (half, 0, 0)
+    axis = jnp.repeat(jnp.arange(3), jnp.array(section), total_repeat_length=half)
+    position = jnp.take(positions, axis, axis=1).astype(jnp.float32)  # [B, half, P]
+    angles = position.swapaxes(1, 2) * frequency
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def _write(buffer: Float[Array, "B G S K H"], new: Float[Array, "B G T K H"], step) -> Float[Array, "B G S K H"]:
+    return jax.lax.dynamic_update_slice_in_dim(buffer, new.astype(buffer.dtype), step, axis=2)
+
+
+def _attend_causal(q, k, v, visible: Bool[Array, "B P P"]):
+    """q [B, P, N, H] over k, v [B, P, K, H] with grouped queries."""
+    batch, length, heads, head = q.shape
+    q = q.reshape(batch, length, k.shape[2], -1, head)
+    logits = jnp.einsum("bqkrh,bpkh->bkrqp", q, k, preferred_element_type=jnp.float32) * head**-0.5
+    logits = jnp.where(visible[:, None, None], logits, MASKED)
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    return jnp.einsum("bkrqp,bpkh->bqkrh", weights, v).reshape(batch, length, heads, head)
+
+
+def _attend_group(q, prompt: KeyValue, prompt_mask: Bool[Array, "B P"], own: KeyValue, visible: Bool[Array, "T S"]):
+    """q [B, G, T, N, H] over the group's prompt [B, P, K, H] and its own completion [B, G, S, K, H].
+
+    One softmax over both parts; the prompt's keys are read once for all completions of the group.
+    """
+    batch, group, length, heads, head = q.shape
+    prompt_length = prompt.keys.shape[1]
+    q = q.reshape(batch, group, length, prompt.keys.shape[2], -1, head) * head**-0.5
+    to_prompt = jnp.einsum("bgtkrh,bpkh->bkgrtp", q, prompt.keys, preferred_element_type=jnp.float32)
+    to_own = jnp.einsum("bgtkrh,bgskh->bkgrts", q, own.keys, preferred_element_type=jnp.float32)
+    to_prompt = jnp.where(prompt_mask[:, None, None, None, None, :], to_prompt, MASKED)
+    to_own = jnp.where(visible, to_own, MASKED)
+    weights = jax.nn.softmax(jnp.concatenate([to_prompt, to_own], axis=-1), axis=-1).astype(own.values.dtype)
+    from_prompt = jnp.einsum("bkgrtp,bpkh->bgtkrh", weights[..., :prompt_length], prompt.values)
+    from_own = jnp.einsum("bkgrts,bgskh->bgtkrh", weights[..., prompt_length:], own.values)
+    return (from_prompt + from_own).reshape(batch, group, length, heads, head)

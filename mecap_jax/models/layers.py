@@ -1,0 +1,123 @@
+"""Building blocks that the towers and the decoder share: projections, norms and attention.
+
+Parameters carry the names of their logical axes as metadata (`logical_axes`), from which the trainer derives
+shardings. Products run in the module's `dtype`; norms and softmax in float32.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+Initializer = jax.nn.initializers.Initializer
+MASKED = -1e30  # finite, so that a row without any visible key gives a uniform softmax instead of NaN
+
+
+@dataclasses.dataclass(frozen=True)
+class Dtypes:
+    """dtype of stored parameters and of matrix products."""
+
+    param: jnp.dtype
+    compute: jnp.dtype
+
+
+class Linear(nnx.Module):
+    """`x @ kernel + bias`, kernel stored as [in, out]."""
+
+    def __init__(
+        self, in_dim: int, out_dim: int, axes: tuple[str | None, str], dtypes: Dtypes, rngs: nnx.Rngs, *, bias: bool
+    ):
+        init = jax.nn.initializers.lecun_normal()
+        self.kernel = nnx.Param(init(rngs.params(), (in_dim, out_dim), dtypes.param), logical_axes=axes)
+        self.bias = nnx.Param(jnp.zeros((out_dim,), dtypes.param), logical_axes=axes[1:]) if bias else None
+        self.dtype = dtypes.compute
+
+    def __call__(self, x: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:
+        y = x.astype(self.dtype) @ self.kernel[...].astype(self.dtype)
+        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+
+
+class Embedding(nnx.Module):
+    """A table of token embeddings; `attend` multiplies by its transpose (tied output weights)."""
+
+    def __init__(self, size: int, dim: int, dtypes: Dtypes, rngs: nnx.Rngs):
+        init = jax.nn.initializers.normal(dim**-0.5)
+        self.embedding = nnx.Param(init(rngs.params(), (size, dim), dtypes.param), logical_axes=("vocab", "embed"))
+        self.dtype = dtypes.compute
+
+    def __call__(self, ids):
+        return jnp.take(self.embedding[...], ids, axis=0).astype(self.dtype)
+
+    def attend(self, x):
+        return x.astype(self.dtype) @ self.embedding[...].astype(self.dtype).T
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square norm, statistics in float32."""
+
+    def __init__(self, dim: int, dtypes: Dtypes, epsilon: float = 1e-6):
+        self.scale = nnx.Param(jnp.ones((dim,), dtypes.param), logical_axes=(None,))
+        self.epsilon = epsilon
+
+    def __call__(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.epsilon)
+        return self.scale[...].astype(x.dtype) * y.astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Layer norm with scale and bias, statistics in float32."""
+
+    def __init__(self, dim: int, dtypes: Dtypes, epsilon: float = 1e-5):
+        self.scale = nnx.Param(jnp.ones((dim,), dtypes.param), logical_axes=(None,))
+        self.bias = nnx.Param(jnp.zeros((dim,), dtypes.param), logical_axes=(None,))
+        self.epsilon = epsilon
+
+    def __call__(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
+        y = x.astype(jnp.float32)
+        y = y - jnp.mean(y, axis=-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.epsilon)
+        return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+class GatedMlp(nnx.Module):
+    """SwiGLU: `down(silu(gate(x)) * up(x))`."""
+
+    def __init__(self, dim: int, hidden: int, dtypes: Dtypes, rngs: nnx.Rngs, *, bias: bool):
+        self.gate_proj = Linear(dim, hidden, ("embed", "mlp"), dtypes, rngs, bias=bias)
+        self.up_proj = Linear(dim, hidden, ("embed", "mlp"), dtypes, rngs, bias=bias)
+        self.down_proj = Linear(hidden, dim, ("mlp", "embed"), dtypes, rngs, bias=bias)
+
+    def __call__(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
+        return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+def split_heads(x: Float[Array, "*batch dim"], heads: int) -> Float[Array, "*batch heads head"]:
+    """Splits the last axis into `heads` heads."""
+    return x.reshape(*x.shape[:-1], heads, -1)
+
+
+def attend_within(
+    q: Float[Array, "*batch length heads head"],
+    k: Float[Array, "*batch length heads head"],
+    v: Float[Array, "*batch length heads head"],
+    key_mask: Bool[Array, "*batch length"],
+) -> Float[Array, "*batch length heads head"]:
+    """Bidirectional attention of every position to the valid positions of its own segment; any leading axes."""
+    logits = jnp.einsum("...qnh,...knh->...nqk", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    logits = jnp.where(key_mask[..., None, None, :], logits, MASKED)
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    return jnp.einsum("...nqk,...knh->...qnh", weights, v)
+
+
+def rotate(
+    x: Float[Array, "*#batch heads head"], cos: Float[Array, "*#batch half"], sin: Float[Array, "*#batch half"]
+) -> Float[Array, "*#batch heads head"]:
+    """Rotary position embedding (arXiv 2104.09864): rotates pairs (x[i], x[i + head/2]) in float32."""
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    cos, sin = cos[..., None, :], sin[..., None, :]
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)

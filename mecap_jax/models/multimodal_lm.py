@@ -1,0 +1,72 @@
+"""The whole network: towers turn media into tokens of the decoder's width, the decoder turns tokens into text."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from mecap_jax.batch import PromptBatch
+from mecap_jax.model_config import ModelConfig
+from mecap_jax.models.audio_tower import AudioTower
+from mecap_jax.models.decoder import Decoder, Prefix
+from mecap_jax.models.feature_projector import FeatureProjector
+from mecap_jax.models.layers import Dtypes
+from mecap_jax.models.vision_tower import VisionTower
+
+
+class MultimodalLM(nnx.Module):
+    """Qwen2.5-Omni's thinker, or the part of it that the configuration names."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        dtypes = Dtypes(jnp.dtype(config.param_dtype), jnp.dtype(config.dtype))
+        width = config.decoder.hidden_size
+        self.config = config
+        self.audio_tower = AudioTower(config.audio, width, dtypes, rngs) if config.audio else None
+        self.visual = VisionTower(config.vision, width, dtypes, rngs) if config.vision else None
+        self.feature_projector = FeatureProjector(config.features, width, dtypes, rngs) if config.features else None
+        self.language_model = Decoder(config.decoder, dtypes, rngs)
+
+    def encode_media(self, prompt: PromptBatch) -> Float[Array, "B M D"]:
+        """Encodes all media of a batch into one table a row (see `PromptBatch`); parts of size zero cost nothing."""
+        tables = []
+        if prompt.audio.shape[1]:
+            tables.append(self.audio_tower(prompt.audio, prompt.audio_frames))
+        if prompt.patches.shape[1]:
+            tables.append(self.visual(prompt.patches, prompt.patch_positions, prompt.patch_mask))
+        if prompt.features.shape[1]:
+            tables.append(self.feature_projector(prompt.features))
+        if not tables:
+            return jnp.zeros((prompt.tokens.shape[0], 0, self.config.decoder.hidden_size), self.config.dtype)
+        return jnp.concatenate(tables, axis=1)
+
+    def embed_prompt(self, prompt: PromptBatch) -> Float[Array, "B P D"]:
+        """Token embeddings with every placeholder replaced by its media token."""
+        text = self.language_model.embed_tokens(prompt.tokens)
+        media = self.encode_media(prompt)
+        if not media.shape[1]:
+            return text
+        chosen = jnp.take_along_axis(media, jnp.maximum(prompt.media_index, 0)[..., None], axis=1)
+        return jnp.where(prompt.media_index[..., None] >= 0, chosen.astype(text.dtype), text)
+
+    def prefill(self, prompt: PromptBatch) -> tuple[Float[Array, "B D"], Prefix]:
+        """Runs the prompts once; returns the hidden state that predicts the first completion token, and the prefix."""
+        mask = jnp.arange(prompt.tokens.shape[1]) < prompt.length[:, None]
+        hidden, prefix = self.language_model.prefill(
+            self.embed_prompt(prompt), prompt.positions, mask, prompt.next_position
+        )
+        last = jnp.take_along_axis(hidden, (prompt.length - 1)[:, None, None], axis=1)[:, 0]
+        return last, prefix
+
+    def completion_states(self, prompt: PromptBatch, tokens: Int[Array, "B G T"]) -> Float[Array, "B G T D"]:
+        """Hidden states that predict each token of G completions a prompt, from one shared prefill.
+
+        State t predicts token t: state 0 is the prompt's last, state t > 0 that of token t - 1.
+        """
+        last, prefix = self.prefill(prompt)
+        batch, group, length = tokens.shape
+        first = jnp.broadcast_to(last[:, None, None, :], (batch, group, 1, last.shape[-1]))
+        if length == 1:
+            return first
+        hidden, _ = self.language_model.extend(self.language_model.embed_tokens(tokens[..., :-1]), prefix)
+        return jnp.concatenate([first, hidden], axis=2)

@@ -1,0 +1,108 @@
+"""The sampler's tokens and log-probabilities are those of the model."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from mecap_jax.batch import Completions
+from mecap_jax.generation.sampler import generate
+from mecap_jax.generation.sampling import sample_token
+from mecap_jax.generation.scoring import completion_logprobs
+from tests import miniature
+from tests.miniature import END
+
+LENGTH = 9
+
+
+def _generate(prompt, *, temperature=1.3, group=4, ends=(END, 3), keys=None, **options):
+    graphdef, params = miniature.model()
+    keys = jax.random.split(jax.random.key(0), prompt.tokens.shape[0]) if keys is None else keys
+    return generate(
+        graphdef, params, prompt, keys, group_size=group, max_new_tokens=LENGTH, temperature=temperature,
+        end_ids=ends, **options,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def generation():
+    # Many end ids, so that some completions end early and some do not.
+    return _generate(miniature.prompts(), ends=tuple(range(2, 10)))
+
+
+def test_sampled_logprobs_equal_scored_logprobs(generation):
+    graphdef, params = miniature.model()
+    completions = Completions(generation.tokens, generation.mask())
+    scored = completion_logprobs(graphdef, params, miniature.prompts(), completions, temperature=1.3)
+    chex.assert_trees_all_close(generation.logprobs, scored, atol=1e-5)
+
+
+def test_lengths_count_up_to_the_first_end(generation):
+    assert generation.finished.any() and not generation.finished.all()
+    for tokens, length, finished in zip(
+        *(np.asarray(x).reshape(12, *x.shape[2:]) for x in (generation.tokens, generation.length, generation.finished))
+    ):
+        ends = [i for i, token in enumerate(tokens) if 2 <= token < 10]
+        assert length == (ends[0] + 1 if ends else LENGTH) and finished == bool(ends)
+        assert (tokens[length:] == 2).all()
+
+
+def test_greedy_decoding_equals_full_forward_passes():
+    """Prefill and cached decoding equal a fresh forward pass over everything so far, at every step."""
+    graphdef, params = miniature.model()
+    prompt = miniature.prompts()
+    greedy = _generate(prompt, temperature=0.0, group=1, ends=(63,))
+
+    @jax.jit
+    def forward(tokens):
+        model = nnx.merge(graphdef, params)
+        return model.language_model.logits(model.completion_states(prompt, tokens))
+
+    tokens = jnp.zeros((3, 1, LENGTH), jnp.int32)
+    for t in range(LENGTH):
+        logits = forward(tokens)  # causal: what stands behind t does not matter
+        tokens = tokens.at[..., t].set(jnp.argmax(logits[:, :, t], axis=-1))
+    for b in range(3):
+        n = int(greedy.length[b, 0])
+        np.testing.assert_array_equal(greedy.tokens[b, 0, :n], tokens[b, 0, :n])
+
+
+def test_rows_do_not_depend_on_their_batch():
+    keys = jax.random.split(jax.random.key(3), 3)
+    prompt = miniature.prompts()
+    together = _generate(prompt, keys=keys)
+    alone = _generate(miniature.row(prompt, 1), keys=keys[1:2])
+    np.testing.assert_array_equal(together.tokens[1:2], alone.tokens)
+
+
+def test_the_group_is_diverse_and_keys_decide():
+    prompt = miniature.prompts()
+    first, again, other = (_generate(prompt, keys=jax.random.split(jax.random.key(k), 3)) for k in (0, 0, 1))
+    np.testing.assert_array_equal(first.tokens, again.tokens)
+    assert (first.tokens != other.tokens).any()
+    assert len({tuple(map(int, c)) for c in first.tokens[0]}) > 1
+
+
+def test_frequencies_follow_the_softmax():
+    """20,000 draws from three logits at temperature 2; 4 standard errors."""
+    logits = jnp.array([1.0, 0.0, -2.0])
+    draws = 20_000
+    tokens, logprobs = sample_token(
+        jax.random.split(jax.random.key(0), draws), jnp.broadcast_to(logits, (draws, 1, 3)), 2.0, 1.0
+    )
+    expected = jax.nn.softmax(logits / 2)
+    for token in range(3):
+        p = float(expected[token])
+        assert abs(float((tokens == token).mean()) - p) < 4 * (p * (1 - p) / draws) ** 0.5
+        chex.assert_trees_all_close(logprobs[tokens == token], jnp.log(p), atol=1e-5)
+
+
+@pytest.mark.parametrize(("top_p", "allowed"), [(0.5, {1}), (0.75, {1, 2}), (0.95, {0, 1, 2}), (1.0, {0, 1, 2, 3})])
+def test_nucleus_keeps_the_smallest_set_that_reaches_top_p(top_p, allowed):
+    logits = jnp.log(jnp.array([0.2, 0.55, 0.22, 0.03]))
+    tokens, _ = sample_token(
+        jax.random.split(jax.random.key(0), 3000), jnp.broadcast_to(logits, (3000, 1, 4)), 1.0, top_p
+    )
+    assert set(np.unique(tokens)) == allowed

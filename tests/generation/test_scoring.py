@@ -1,0 +1,97 @@
+"""A group behind a shared prompt scores, and differentiates, exactly as separate sequences."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from mecap_jax.generation import scoring
+from mecap_jax.generation.scoring import score_completions
+from tests import miniature
+
+GROUP, LENGTH = 3, 6
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    return jax.random.randint(jax.random.key(1), (3, GROUP, LENGTH), 4, miniature.CONFIG.decoder.vocab_size)
+
+
+def _separate_logprobs(params, prompt, tokens, temperature, lengths):
+    """Every completion as its own sequence: prompt and completion in one causal pass, no prefix, no group."""
+    model = nnx.merge(miniature.model()[0], params)
+    rows = []
+    for b, n in enumerate(lengths):
+        one = miniature.row(prompt, b)
+        embedded = jnp.repeat(model.embed_prompt(one)[:, :n], GROUP, axis=0)
+        x = jnp.concatenate([embedded, model.language_model.embed_tokens(tokens[b])], axis=1)
+        after = jnp.broadcast_to(one.next_position[0] + jnp.arange(LENGTH), (1, 3, LENGTH))
+        positions = jnp.repeat(jnp.concatenate([one.positions[:, :, :n], after], axis=2), GROUP, axis=0)
+        starts = jnp.repeat(one.next_position, GROUP)
+        hidden, _ = model.language_model.prefill(x, positions, jnp.ones(x.shape[:2], bool), starts)
+        logits = model.language_model.logits(hidden[:, n - 1 : -1]) / temperature
+        rows.append(jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[b][..., None], axis=-1)[..., 0])
+    return jnp.stack(rows)
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _group_logprobs(params, prompt, tokens, temperature):
+    model = nnx.merge(miniature.model()[0], params)
+    return score_completions(model, prompt, tokens, temperature).logprobs
+
+
+def test_logprobs_and_gradients_equal_separate_sequences(tokens):
+    """Padded prompts, missing modalities and a temperature included."""
+    params = miniature.model()[1]
+    prompt = miniature.pad_right(miniature.prompts(), 5)
+    weights = jax.random.normal(jax.random.key(2), tokens.shape) / tokens.size
+
+    def objective(logprobs):
+        return lambda p: (jnp.sum(weights * (lp := logprobs(p, prompt, tokens, 0.7))), lp)
+
+    def gradient(logprobs):
+        return jax.jit(jax.value_and_grad(objective(logprobs), has_aux=True))(params)
+
+    lengths = tuple(map(int, prompt.length))
+    (_, actual), actual_gradient = gradient(_group_logprobs)
+    (_, expected), expected_gradient = gradient(functools.partial(_separate_logprobs, lengths=lengths))
+    chex.assert_trees_all_close(actual, expected, atol=1e-5)
+    chex.assert_trees_all_close(actual_gradient, expected_gradient, atol=1e-6)
+    assert max(jnp.abs(g).max() for g in jax.tree.leaves(actual_gradient)) > 0.01
+
+
+def test_padding_is_invisible(tokens):
+    params = miniature.model()[1]
+    short = _group_logprobs(params, miniature.prompts(), tokens, 1.0)
+    long = _group_logprobs(params, miniature.pad_right(miniature.prompts(), 9), tokens, 1.0)
+    chex.assert_trees_all_close(short, long, atol=1e-6)
+
+
+def test_chunked_logits_change_nothing(tokens, monkeypatch):
+    params = miniature.model()[1]
+    prompt = miniature.prompts()
+
+    def loss(p):
+        scores = score_completions(nnx.merge(miniature.model()[0], p), prompt, tokens, 0.9)
+        return jnp.mean(scores.logprobs**2) + jnp.mean(scores.entropy)
+
+    whole = jax.jit(jax.value_and_grad(loss))(params)
+    vocabulary = miniature.CONFIG.decoder.vocab_size
+    monkeypatch.setattr(scoring, "_LOGITS_AT_ONCE", 4 * vocabulary * tokens.shape[0] * GROUP)  # 6 tokens: 4 + 2
+    chunked = jax.jit(jax.value_and_grad(lambda p: loss(p)))(params)  # another function: the cache must not answer
+    chex.assert_trees_all_close(whole, chunked, atol=1e-5)
+
+
+def test_entropy_is_that_of_the_distribution(tokens):
+    graphdef, params = miniature.model()
+    model = nnx.merge(graphdef, params)
+    prompt = miniature.prompts()
+    scores = score_completions(model, prompt, tokens, 0.5)
+    logits = np.asarray(model.language_model.logits(model.completion_states(prompt, tokens)), np.float64) / 0.5
+    p = np.exp(logits - logits.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    np.testing.assert_allclose(scores.entropy, -(p * np.log(p)).sum(-1), rtol=1e-4)

@@ -1,0 +1,110 @@
+"""A miniature of the network and random inputs for it, shared by the tests so that programs compile once."""
+
+import functools
+
+import jax
+import numpy as np
+from flax import nnx
+
+from mecap_jax.batch import PromptBatch
+from mecap_jax.model_config import (
+    AudioTowerConfig,
+    DecoderConfig,
+    FeatureProjectorConfig,
+    ModelConfig,
+    VisionTowerConfig,
+)
+from mecap_jax.models.multimodal_lm import MultimodalLM
+
+END = 2  # end-of-text id of the miniature
+CONFIG = ModelConfig(
+    name="miniature",
+    decoder=DecoderConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        mrope_section=(1, 1, 2),
+        tie_word_embeddings=True,
+    ),
+    audio=AudioTowerConfig(
+        num_mel_bins=8, d_model=16, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=24, n_window=10
+    ),
+    vision=VisionTowerConfig(
+        hidden_size=16, intermediate_size=24, depth=2, num_heads=2, fullatt_block_indexes=(1,), window_size=56
+    ),
+    features=FeatureProjectorConfig(names=("face",), dims=(6,), hidden_size=16),
+)
+
+
+@functools.cache
+def model(seed: int = 0):
+    """The miniature as (graphdef, params)."""
+    graphdef, state = nnx.split(MultimodalLM(CONFIG, nnx.Rngs(seed)))
+    return graphdef, nnx.to_pure_dict(state)
+
+
+def prompts(batch: int = 3, seed: int = 0, length: int = 24, missing: bool = True) -> PromptBatch:
+    """Random prompts of mixed length: row 0 has all media; row 1 may lack video, row 2 audio."""
+    rng = np.random.default_rng(seed)
+    audio, vision = CONFIG.audio, CONFIG.vision
+    chunks, frames, windows, slots = 2, 2, 2, vision.window_patches
+    audio_tokens, window_tokens = audio.chunk_tokens, vision.window_tokens
+    lengths = np.array([length - (b % 3) * 4 for b in range(batch)])
+    tokens = rng.integers(4, CONFIG.decoder.vocab_size, (batch, length))
+    media_index = np.full((batch, length), -1)
+    audio_frames = np.tile([audio.chunk_frames, audio.chunk_frames // 2 + 1], (batch, 1))
+    patch_mask = np.ones((batch, frames, windows, slots), bool)
+    patch_mask[:, :, 1, slots // 2 :] = False
+    video_offset = chunks * audio_tokens
+    feature_offset = video_offset + frames * windows * window_tokens
+    for b in range(batch):
+        audio_index = [i for i in range(video_offset) if i < audio_tokens + 3]
+        video_index = [
+            video_offset + (t * windows + w) * window_tokens + c
+            for t in range(frames)
+            for w in range(windows)
+            for c in range(window_tokens if w == 0 else window_tokens // 2)
+        ]
+        features = [feature_offset]
+        if missing and b % 3 == 1:
+            video_index, features, patch_mask[b] = [], [], False
+        if missing and b % 3 == 2:
+            audio_index, audio_frames[b] = [], 0
+        index = (audio_index + video_index + features)[: lengths[b] - 4]
+        media_index[b, 2 : 2 + len(index)] = index
+    positions = np.tile(np.arange(length), (batch, 3, 1))
+    positions[:, 1:, 3:6] = rng.integers(0, 5, (batch, 2, 3))
+    arrays = dict(
+        tokens=tokens.astype(np.int32),
+        length=lengths.astype(np.int32),
+        media_index=media_index.astype(np.int32),
+        positions=positions.astype(np.int32),
+        next_position=lengths.astype(np.int32),
+        audio=rng.normal(size=(batch, chunks, audio.chunk_frames, audio.num_mel_bins)).astype(np.float32),
+        audio_frames=audio_frames.astype(np.int32),
+        patches=rng.normal(size=(batch, frames, windows, slots, vision.patch_dim)).astype(np.float32),
+        patch_positions=rng.integers(0, 4, (batch, frames, windows, slots, 2)).astype(np.int32),
+        patch_mask=patch_mask,
+        features=rng.normal(size=(batch, 1, 6)).astype(np.float32),
+    )
+    return jax.tree.map(jax.numpy.asarray, PromptBatch(**arrays))
+
+
+def row(prompt: PromptBatch, b: int) -> PromptBatch:
+    """One row of a batch, as a batch of one."""
+    return jax.tree.map(lambda x: x[b : b + 1], prompt)
+
+
+def pad_right(prompt: PromptBatch, tokens: int) -> PromptBatch:
+    """The same prompts in a longer bucket, with noise in the padding."""
+
+    def pad(x, value):
+        return jax.numpy.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, tokens)], constant_values=value)
+
+    return prompt._replace(
+        tokens=pad(prompt.tokens, 5), media_index=pad(prompt.media_index, 3), positions=pad(prompt.positions, 7)
+    )
