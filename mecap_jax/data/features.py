@@ -1,0 +1,225 @@
+"""Model inputs from decoded media: log-mel spectrograms and windowed vision patches, in NumPy.
+
+Both follow the published processors of Qwen2.5-Omni, so that its weights see what they were trained on: audio as
+transformers' `WhisperFeatureExtractor`, frames as its `Qwen2VLVideoProcessor`. No jax here: this runs in reader
+processes.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from mecap_jax.model_config import VisionTowerConfig
+
+SAMPLE_RATE = 16_000
+HOP = 160
+N_FFT = 400
+MAX_SAMPLES = 300 * SAMPLE_RATE  # `chunk_length` of Qwen2.5-Omni's extractor
+# OpenAI CLIP's image statistics (arXiv 2103.00020), as in the image processors of the Qwen2-VL family.
+PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
+PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def log_mel(waveform: np.ndarray, num_mel_bins: int) -> np.ndarray:
+    """Computes Whisper's log-mel spectrogram (arXiv 2212.04356, section 2.2).
+
+    Equals transformers' `WhisperFeatureExtractor` (padded to 300 s) on the frames of its attention mask, without
+    computing the padding.
+
+    Args:
+      waveform: float32 `[S]` at 16 kHz.
+      num_mel_bins: mel bands between 0 and 8 kHz.
+
+    Returns:
+      float32 `[ceil(S / 160), num_mel_bins]`, one frame every 10 ms.
+
+    Raises:
+      ValueError: longer than 300 s, which the extractor would cut.
+    """
+    if len(waveform) > MAX_SAMPLES:
+        raise ValueError(f"audio of {len(waveform) / SAMPLE_RATE:.1f} s is longer than {MAX_SAMPLES // SAMPLE_RATE} s")
+    # Silence up to the last window that reaches into the signal; the extractor's own padding ends at 300 s, and
+    # there its edge is mirrored as at the beginning.
+    padded = np.pad(waveform.astype(np.float32), (0, min(N_FFT, MAX_SAMPLES - len(waveform))))
+    padded = np.pad(padded, N_FFT // 2, mode="reflect")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, N_FFT)[::HOP][:-1]
+    spectrum = np.fft.rfft(windows * _hann_window())
+    power = spectrum.real**2 + spectrum.imag**2
+    log = np.log10(np.maximum(power @ _mel_filters(num_mel_bins), 1e-10))
+    # The loudest frame sets the floor for all, also where only its window still touches the signal.
+    log = np.maximum(log, log.max() - 8.0)
+    return ((log[: math.ceil(len(waveform) / HOP)] + 4.0) / 4.0).astype(np.float32)
+
+
+def audio_tokens(frames: int, n_window: int) -> int:
+    """Returns how many decoder tokens the audio tower makes of so many mel frames.
+
+    Each chunk of `2 * n_window` frames passes a convolution of stride 2 and is averaged in pairs (Qwen2.5-Omni,
+    arXiv 2503.20215; transformers' `get_pool_indices`).
+    """
+    full, rest = divmod(frames, 2 * n_window)
+    return full * (n_window // 2) + (rest + 1) // 2 // 2
+
+
+def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+    """Returns the size (height, width) that frames are resized to (Qwen2-VL, arXiv 2409.12191).
+
+    Both sides are multiples of `factor`, the area lies within the limits and the aspect ratio is nearly kept.
+
+    Raises:
+      ValueError: one side is more than 200 times the other.
+    """
+    if max(height, width) > 200 * min(height, width):
+        raise ValueError(f"aspect ratio of {height} x {width} exceeds 200")
+    rounded = round(height / factor) * factor, round(width / factor) * factor
+    area = rounded[0] * rounded[1]
+    if area > max_pixels:
+        shrink = math.sqrt(height * width / max_pixels)
+        return tuple(max(factor, math.floor(side / shrink / factor) * factor) for side in (height, width))
+    if area < min_pixels:
+        grow = math.sqrt(min_pixels / (height * width))
+        return tuple(math.ceil(side * grow / factor) * factor for side in (height, width))
+    return rounded
+
+
+def resize_frames(frames: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resizes frames uint8 `[F, H, W, 3]` to uint8 `[F, height, width, 3]` (bicubic, antialiased)."""
+    if frames.shape[1:3] == (height, width):
+        return frames
+    resized = [Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC) for frame in frames]
+    return np.stack([np.asarray(frame) for frame in resized])
+
+
+class VisionPatches(NamedTuple):
+    """A clip's frames as the vision tower reads them: T pairs of frames, W attention windows each, S slots a window.
+
+    Attributes:
+      patches: float32 `[T, W, S, patch_dim]`, normalised pixels of a patch in the order (channel, frame, row, column).
+      positions: int32 `[T, W, S, 2]`, row and column of the patch in its frame.
+      mask: bool `[T, W, S]`, whether the slot holds a patch; those of a partial window come first.
+      order: int32 `[T * H/p/m * W/p/m]`: `order[k]` is where the k-th merged token in raster order (time, row, column)
+        stands among the `T * W * S/m^2` merged slots.
+    """
+
+    patches: np.ndarray
+    positions: np.ndarray
+    mask: np.ndarray
+    order: np.ndarray
+
+
+def vision_patches(frames: np.ndarray, config: VisionTowerConfig) -> VisionPatches:
+    """Cuts frames into patches, grouped by attention window (Qwen2.5-VL, arXiv 2502.13923, section 2.1.1).
+
+    Windows come in raster order, merge cells (m x m patches) in raster order inside a window, patches in raster order
+    inside a cell: the order of transformers' `get_vision_window_index`. An odd number of frames is filled up by
+    repeating the last one.
+
+    Args:
+      frames: uint8 `[F, H, W, 3]`, both sides multiples of `patch_size * spatial_merge_size`.
+
+    Raises:
+      ValueError: the sides are not such multiples.
+    """
+    merge, patch, pair = config.spatial_merge_size, config.patch_size, config.temporal_patch_size
+    _, height, width, channels = frames.shape
+    if height % (patch * merge) or width % (patch * merge):
+        raise ValueError(f"frames of {height} x {width} pixels do not divide into cells of {patch * merge}")
+    rows, columns = height // (patch * merge), width // (patch * merge)
+    layout = _window_layout(rows, columns, config)
+    if missing := -len(frames) % pair:
+        frames = np.concatenate([frames, np.repeat(frames[-1:], missing, axis=0)])
+    times = len(frames) // pair
+
+    cells = frames.reshape(times, pair, rows, merge, patch, columns, merge, patch, channels)
+    cells = cells.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)  # time, cell row and column, patch row and column, channel, ...
+    cells = cells.reshape(times, rows * columns, merge**2, channels, pair * patch**2)
+    patches = np.zeros((times, *layout.slots.shape, merge**2, config.patch_dim), np.float32)
+    pixels = _normalise(cells[:, layout.slots[layout.filled]])
+    patches[:, layout.filled] = pixels.reshape(*pixels.shape[:3], config.patch_dim)
+
+    windows, window_cells = layout.slots.shape
+    slots = window_cells * merge**2
+    offsets = np.arange(times, dtype=np.int32)[:, None] * (windows * window_cells)
+    return VisionPatches(
+        patches=patches.reshape(times, windows, slots, config.patch_dim),
+        positions=np.broadcast_to(layout.positions, (times, windows, slots, 2)),
+        mask=np.broadcast_to(layout.mask, (times, windows, slots)),
+        order=(offsets + layout.order).reshape(-1),
+    )
+
+
+def _normalise(pixels: np.ndarray) -> np.ndarray:
+    """Maps uint8 `[..., channel, values]` to (value / 255 - mean) / std; 256 values a channel make a table."""
+    values = np.arange(256, dtype=np.float32)
+    mean, std = (np.float32(255) * np.array(x, np.float32) for x in (PIXEL_MEAN, PIXEL_STD))
+    table = (values - mean[:, None]) / std[:, None]
+    return np.stack([table[c][pixels[..., c, :]] for c in range(pixels.shape[-2])], axis=-2)
+
+
+class _WindowLayout(NamedTuple):
+    """Where the merge cells of one frame go: `slots` int `[W, S/m^2]` holds the raster index of a cell, or -1."""
+
+    slots: np.ndarray
+    filled: np.ndarray
+    positions: np.ndarray
+    mask: np.ndarray
+    order: np.ndarray
+
+
+@functools.lru_cache(maxsize=64)
+def _window_layout(rows: int, columns: int, config: VisionTowerConfig) -> _WindowLayout:
+    merge = config.spatial_merge_size
+    side = config.window_size // (config.patch_size * merge)  # cells
+    index = np.arange(rows * columns, dtype=np.int32).reshape(rows, columns)
+    windows = [
+        index[top : top + side, left : left + side].ravel()
+        for top in range(0, rows, side)
+        for left in range(0, columns, side)
+    ]
+    slots = np.full((len(windows), side * side), -1, np.int32)
+    for window, cells in zip(slots, windows, strict=True):
+        window[: len(cells)] = cells
+    filled = slots >= 0
+    order = np.empty(rows * columns, np.int32)
+    order[slots[filled]] = np.flatnonzero(filled)
+
+    inner = np.stack(np.divmod(np.arange(merge**2, dtype=np.int32), merge), axis=-1)  # patch row and column in its cell
+    corner = merge * np.stack(np.divmod(np.maximum(slots, 0), columns), axis=-1)
+    positions = np.where(filled[..., None, None], corner[:, :, None] + inner, 0)
+    return _WindowLayout(
+        slots=slots,
+        filled=filled,
+        positions=positions.reshape(len(windows), -1, 2).astype(np.int32),
+        mask=np.repeat(filled, merge**2, axis=1),
+        order=order,
+    )
+
+
+@functools.cache
+def _hann_window() -> np.ndarray:
+    return np.hanning(N_FFT + 1)[:-1].astype(np.float32)
+
+
+@functools.cache
+def _mel_filters(num_mel_bins: int) -> np.ndarray:
+    """Slaney's mel filter bank, float32 `[201, num_mel_bins]`: triangles of equal area (Auditory Toolbox, 1998)."""
+    edges = _mel_to_hertz(np.linspace(0.0, _hertz_to_mel(SAMPLE_RATE / 2), num_mel_bins + 2))
+    frequencies = np.linspace(0.0, SAMPLE_RATE / 2, N_FFT // 2 + 1)[:, None]
+    rising = (frequencies - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    falling = (edges[2:] - frequencies) / (edges[2:] - edges[1:-1])
+    triangles = np.maximum(0.0, np.minimum(rising, falling))
+    return (triangles * 2.0 / (edges[2:] - edges[:-2])).astype(np.float32)
+
+
+# Slaney's scale: linear below 1 kHz (15 mel), logarithmic above with 27 mel per factor 6.4.
+def _hertz_to_mel(hertz: float) -> float:
+    return 15.0 + 27.0 * math.log(hertz / 1000.0) / math.log(6.4)
+
+
+def _mel_to_hertz(mel: np.ndarray) -> np.ndarray:
+    return np.where(mel < 15.0, mel * 200.0 / 3.0, 1000.0 * 6.4 ** ((mel - 15.0) / 27.0))
