@@ -72,8 +72,8 @@ class Meteor:
     def statistics(self, candidates: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
         """Returns the alignment statistics of each candidate against its best reference, float `[N, 23]`.
 
-        Takes tokenised text. Rows simply sum, and `meteor_score` turns a sum into the score: a candidate that matches
-        its reference word for word has 0 chunks, which is what METEOR itself adds up for it.
+        Takes tokenised text. Rows simply sum, and `meteor_score` turns a sum into the score: a pair whose words all
+        align in one piece has 0 chunks, which is what METEOR itself adds up for it.
 
         Raises:
           JavaError: there is no Java, or METEOR failed.

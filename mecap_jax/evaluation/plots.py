@@ -118,17 +118,25 @@ def plot_metrics(values: Mapping[str, Values], intervals: Mapping[str, Intervals
         _save(figure, path)
 
 
-def plot_confusion(confusions: Mapping[str, np.ndarray], classes: Sequence[str], reading: str, path: Path) -> None:
-    """Draws confusion matrices `[K, K]` side by side, in percent of each gold class; `reading` says how captions became
-    classes."""
+def plot_confusion(
+    confusions: Mapping[str, np.ndarray], classes: Sequence[str], clips: Sequence[int], reading: str, path: Path
+) -> None:
+    """Draws confusion matrices side by side, in percent of each gold class.
+
+    Args:
+      confusions: clips by gold and predicted class, `[K, K]`, by stage.
+      classes: names of the K classes.
+      clips: clips of each gold class; more than a row's sum where captions express no class.
+      reading: how captions became classes.
+      path: the PNG file.
+    """
     stages = ordered_stages(confusions)
     size = max(4.2, 0.62 * len(classes) + 1)
     with matplotlib.rc_context(_STYLE | {"axes.spines.left": False, "axes.spines.bottom": False}):
         figure, axes = _grid(1, len(stages), width=size * len(stages) + 0.9, height=size, grid=False)
         for axis, stage in zip(axes, stages):
             counts = confusions[stage]
-            totals = counts.sum(axis=1)
-            shares = counts / np.maximum(totals, 1)[:, None]
+            shares = counts / np.maximum(clips, 1)[:, None]
             image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
             for (i, j), share in np.ndenumerate(shares):
                 if counts[i, j]:
@@ -136,7 +144,7 @@ def plot_confusion(confusions: Mapping[str, np.ndarray], classes: Sequence[str],
                         j, i, f"{100 * share:.0f}", ha="center", va="center", color="white" if share > 0.55 else _INK
                     )
             axis.set_xticks(range(len(classes)), classes, rotation=40, ha="right", rotation_mode="anchor")
-            axis.set_yticks(range(len(classes)), [f"{name} ({n})" for name, n in zip(classes, totals)])
+            axis.set_yticks(range(len(classes)), [f"{name} ({n})" for name, n in zip(classes, clips)])
             axis.tick_params(length=0)
             axis.set_title(stage_title(stage))
             axis.set_xlabel(f"predicted ({reading})")

@@ -197,7 +197,9 @@ def _draw(
     classes = next(iter(results.values())).classes
     if confusions:
         drawn.append("confusion")
-        plots.plot_confusion(confusions, classes, "nearest anchor", directory / "confusion.png")
+        labels = [clip.label for clip in next(iter(results.values())).clips]
+        clips = [labels.count(name) for name in classes]
+        plots.plot_confusion(confusions, classes, clips, "nearest anchor", directory / "confusion.png")
     if report["ablation"]:
         drawn.append("ablation")
         values, intervals = (

@@ -1,0 +1,144 @@
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+from markdown_it import MarkdownIt
+from PIL import Image
+
+from mecap_jax.evaluation.report import write_report
+from mecap_jax.evaluation.tables import results_table
+from tests.evaluation.conftest import make_stage
+
+HOSTILE = 'a | b\n\n# x <script>alert(1)</script> <img src="x"> `c` **d** [e](http://f.g)'
+CONFIG = {"name": "tiny | <b>run</b>", "seed": 3, "grpo": {"steps": 2}}
+DATA = {
+    "source": "synthetic",
+    "synthetic": True,
+    "clips": {"train": 1200, "test": 60},
+    "labels": {"train": {"happy": 600, "sad": 600}, "test": {"happy": 60}},
+    "quarantined": [{"id": "clip-7", "reason": "no <audio> | frames"}],
+}
+LOG = [{"step": i, "stage": "sft", "loss": 3.0 / (1 + i)} for i in range(40)] + [
+    {"step": i, "stage": "grpo", "loss": 0.1, "reward": 0.5 + i / 100, "reward_std": 0.1, "kl": i / 50,
+     "rewards/emotion/mean": 0.4, "rewards/rouge_l/mean": 0.2, "entropy": math.nan if i == 3 else 1.0}
+    for i in range(20)
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def stages(corpus, meteor):
+    clips, captions = corpus
+    hostile = [HOSTILE, "", "平静的声音", *captions[3:]]
+    return {
+        "grpo": make_stage(clips, hostile, 0.95, meteor),
+        "sft": make_stage(clips, captions, 0.7, meteor),
+        "audio": make_stage(clips, captions, 0.4, meteor),
+    }
+
+
+def _write(directory, stages, **changes):
+    arguments = {
+        "seed": 3,
+        "config": CONFIG,
+        "data": DATA,
+        "results": {"sft": stages["sft"], "grpo": stages["grpo"]},
+        "metrics_log": LOG,
+        "timing": {"total_s": 12.5, "compile_s": 3.0, "steps": {"sft": 40}},
+        "resamples": 50,
+    }
+    return write_report(directory, **(arguments | changes))
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory, stages):
+    directory = tmp_path_factory.mktemp("run")
+    report = _write(directory, stages, ablation={"sft": {"audio": stages["audio"]}}, samples=60)
+    return directory, report
+
+
+def test_json_follows_the_contract(written, stages):
+    directory, report = written
+    assert json.loads((directory / "report.json").read_text()) == report
+    assert {"seed", "config", "data", "eval", "confidence", "timing"} <= set(report)
+    assert report["seed"] == 3 and report["config"] == CONFIG and report["data"] == DATA
+    assert report["eval"]["grpo"] == stages["grpo"].metrics
+    assert {stage: set(row) for stage, row in report["confidence"].items()} == {
+        stage: set(row) for stage, row in report["eval"].items()
+    }
+    low, high = report["confidence"]["sft"]["bleu_4"]
+    assert low < report["eval"]["sft"]["bleu_4"] < high
+    gain = report["differences"]["grpo - sft"]["emotion_uar"]
+    assert gain["value"] == pytest.approx(report["eval"]["grpo"]["emotion_uar"] - report["eval"]["sft"]["emotion_uar"])
+    assert list(report["ablation"]["sft"]) == ["audio", "all"]
+    assert report["test"]["clips"] == 60 and report["test"]["speakers"] == 5
+    assert np.sum(report["confusion"]["grpo"]["counts"]) == 59  # one caption is empty
+
+
+def test_markdown_tells_what_happened_and_disarms_hostile_text(written):
+    directory, report = written
+    text = (directory / "report.md").read_text()
+    html = MarkdownIt("gfm-like", {"linkify": False}).render(text)
+    for tag in ("<script", '<img src="x"', "<b>", 'href="http'):
+        assert tag not in html
+    assert html.count("<h1>") == 1
+    assert "synthetic" in text.split("## Results")[0]
+    assert "60 test clips of 5 speakers" in text and "95% interval from 50" in text
+    assert f"{report['eval']['grpo']['emotion_uar']:.3f} [" in text
+    assert "1 clip was quarantined" in text and "no &lt;audio&gt; \\| frames" in text
+    assert "(empty)" in text and "平静的声音" in text
+    rows = html.split("<h2>Captions</h2>")[1].split("</table>")[0].split("<tbody>")[1]
+    assert rows.count("<tr>") == 60 and rows.count("<td") == 60 * 5
+
+
+def test_pictures_are_pictures(written):
+    directory, _ = written
+    text = (directory / "report.md").read_text()
+    for name in ("metrics", "sft", "grpo", "confusion", "ablation"):
+        assert f"(plots/{name}.png)" in text
+        with Image.open(directory / "plots" / f"{name}.png") as picture:
+            assert picture.width > 600 and len(np.unique(np.asarray(picture))) > 20
+    assert not list(directory.glob(".*"))
+
+
+def test_a_bare_report(tmp_path, stages):
+    one = dataclasses.replace(
+        stages["sft"], clips=tuple(dataclasses.replace(clip, cluster="same") for clip in stages["sft"].clips)
+    )
+    report = _write(tmp_path, stages, results={"sft": one}, metrics_log=[], data=DATA | {"quarantined": []})
+    text = (tmp_path / "report.md").read_text()
+    assert set(report["confidence"]["sft"].values()) == {None}
+    assert "There are no intervals" in text and "No clip was quarantined" in text
+    assert "What changed" not in text and "## Training" not in text
+    assert "Unavailable" not in text
+
+
+def test_unavailable_metrics_say_why(tmp_path, stages, no_java, corpus):
+    _write(tmp_path, stages, results={"sft": make_stage(*corpus, 0.5)})
+    text = (tmp_path / "report.md").read_text()
+    assert "| METEOR ↑ | unavailable |" in text
+    assert "Unavailable: `meteor`" in text and "no \\`java\\` on the PATH" in text
+    assert "because Java" in text
+
+
+def test_reports_of_two_seeds_combine(tmp_path, stages, written):
+    other = _write(tmp_path, stages, seed=4)
+    table = results_table([written[1], other])
+    assert "seeds (3, 4)" in table and "Emo-GRPO − SFT" in table
+
+
+def test_bad_input_is_named(tmp_path, stages):
+    short = dataclasses.replace(stages["grpo"], clips=stages["grpo"].clips[1:])
+    for changes, message in (
+        ({"results": {}}, "at least one stage"),
+        ({"data": {"synthetic": False}}, "must say 'quarantined'"),
+        ({"results": {"sft": stages["sft"], "grpo": short}}, "'sft' and 'grpo' captioned different clips"),
+        ({"ablation": {"other": {}}}, r"ablation of \['other'\]"),
+        ({"metrics_log": [{"step": 0}, {"reward": 1.0}]}, "row 1 of the metrics log has no 'step'"),
+        ({"timing": {"total_s": math.nan}}, "report key 'timing' cannot be written"),
+        ({"config": {"name": {1, 2}}}, "report key 'config' cannot be written"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            _write(tmp_path, stages, **changes)
+    assert not (tmp_path / "report.json").exists()
