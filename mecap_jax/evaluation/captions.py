@@ -14,6 +14,7 @@ import dataclasses
 import importlib
 import re
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -156,7 +157,10 @@ def _chinese_words(
     by_characters: dict[str, Statistic],
 ) -> dict[str, Statistic]:
     try:
-        jieba = importlib.import_module("jieba")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # its source predates today's escape sequence rules
+            jieba = importlib.import_module("jieba")
+            jieba.setLogLevel("WARNING")
     except ImportError:
         reason = "word segmentation needs the package jieba"
         unavailable |= {f"{key}_words": reason for key in by_characters}
@@ -165,7 +169,7 @@ def _chinese_words(
     with tempfile.TemporaryDirectory() as private:
         segmenter = jieba.Tokenizer()
         segmenter.tmp_dir = private  # its cache is unmarshalled: never from the shared temporary directory
-        words = [" ".join(w for w in segmenter.lcut(text.lower()) if _WORD.fullmatch(w)) for text in texts]
+        words = [" ".join(w for w in segmenter.lcut(text.lower()) if _WORD.search(w)) for text in texts]
     scores = _token_statistics(*_split(words, references), "words")
     return {f"{key}_words": statistic for key, statistic in scores.items()}
 

@@ -22,14 +22,13 @@ class Recognition:
     Attributes:
       uar: unweighted average recall: the mean of the recalls of all classes that occur in gold.
       war: weighted average recall, which is accuracy.
-      confusion: clips by gold (rows) and predicted class (columns), int `[K, K]`.
-      unnamed: clips by gold class whose prediction is None, int `[K]`; they count as wrong.
+      confusion: clips by gold (rows) and predicted class (columns), int `[K, K]`. A clip whose prediction is None
+        counts as wrong and stands in no column.
     """
 
     uar: Statistic
     war: Statistic
     confusion: np.ndarray
-    unnamed: np.ndarray
 
 
 def recognition(predicted: Sequence[str | None], gold: Sequence[str | None], classes: Sequence[str]) -> Recognition:
@@ -46,20 +45,18 @@ def recognition(predicted: Sequence[str | None], gold: Sequence[str | None], cla
         if unknown:
             raise ValueError(f"{kind} classes {unknown} are not among {list(classes)}")
     count = len(classes)
-    confusion, unnamed = np.zeros((count, count), dtype=int), np.zeros(count, dtype=int)
+    confusion = np.zeros((count, count), dtype=int)
     hits = np.zeros((len(gold), 2 * count))  # per class: correct clips, then all clips
     for i, (guess, truth) in enumerate(zip(predicted, gold)):
         if truth is None:
             continue
         hits[i, count + index[truth]] = 1
         hits[i, index[truth]] = guess == truth
-        if guess is None:
-            unnamed[index[truth]] += 1
-        else:
+        if guess is not None:
             confusion[index[truth], index[guess]] += 1
     labelled = np.array([truth is not None for truth in gold], dtype=bool)
     correct = [guess == truth for guess, truth in zip(predicted, gold)]
-    return Recognition(Statistic(hits, _average_recall), mean(correct, labelled), confusion, unnamed)
+    return Recognition(Statistic(hits, _average_recall), mean(correct, labelled), confusion)
 
 
 def _average_recall(sums: np.ndarray) -> np.ndarray:

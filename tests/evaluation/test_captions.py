@@ -146,7 +146,7 @@ def test_chinese_words_with_a_segmenter(monkeypatch):
         def lcut(self, text):
             return text.replace("愤怒", " 愤怒 ").replace("。", " 。").split()
 
-    monkeypatch.setitem(sys.modules, "jieba", types.SimpleNamespace(Tokenizer=Tokenizer))
+    monkeypatch.setitem(sys.modules, "jieba", types.SimpleNamespace(Tokenizer=Tokenizer, setLogLevel=str))
     metrics = caption_metrics(["她很愤怒。", "高兴"], [["他愤怒"], ["高兴"]], "zh").metrics
     assert metrics["mean_length_words"] == 1.5  # 她很 愤怒 | 高兴
     assert metrics["bleu_1_words"] == pytest.approx(2 / 3, rel=1e-6)

@@ -25,7 +25,6 @@ def test_absent_classes_missing_labels_and_unnamed_predictions():
     assert found.uar.value == pytest.approx((2 / 3 + 0) / 2)  # no gold "angry": two classes
     assert found.war.value == pytest.approx(2 / 4)
     assert found.confusion.tolist() == [[2, 0, 0], [0, 0, 1], [0, 0, 0]]
-    assert found.unnamed.tolist() == [1, 0, 0]
 
 
 def test_nothing_labelled_is_undefined():
@@ -37,7 +36,7 @@ def test_first_emotion_word_decides():
     captions = ["She is sad, not angry", "A furious and happy voice", "A voice", "He sounds disgusted"]
     found = emotion_word_recognition(captions, ["sad", "angry", "happy", "angry"], CLASSES)
     assert found.war.value == 0.5  # no word, and a class outside the label set, are both wrong
-    assert found.unnamed.tolist() == [1, 0, 1]
+    assert found.confusion.tolist() == [[0, 0, 0], [0, 1, 0], [0, 0, 1]]
 
 
 def test_nearest_anchor():
