@@ -1,0 +1,364 @@
+"""Shards: utterances in ArrayRecord files with an index, checksums and the record of how they were made.
+
+A directory of shards holds
+  {split}-{number}.arrayrecord   utterances (`utterance.serialize`), numbered from 00000 in each split,
+  index.jsonl                    one small row a record, in the order of the shards: what batching needs to know,
+  manifest.json                  schema version, source, counts, sha256 of every other file, quarantined clips.
+It appears under its name only when complete, and a reader refuses it when a single byte differs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import uuid
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from mecap_jax.data import media
+from mecap_jax.data.manifest import (
+    INDEX,
+    MANIFEST,
+    SCHEMA_VERSION,
+    BadClip,
+    IndexRow,
+    ShardError,
+    read_index,
+    read_manifest,
+    sha256,
+)
+from mecap_jax.data.utterance import SPLITS, Utterance, deserialize, serialize
+
+__all__ = ["BadClip", "IndexRow", "ShardError", "ShardReader", "find_finished", "summarise_bad", "write"]
+
+
+def write(
+    items: Iterable[Utterance | BadClip],
+    directory: str | os.PathLike,
+    command: str,
+    source: Mapping[str, Any],
+    shard_size: int = 1024,
+    max_seconds: float = media.MAX_SECONDS,
+    max_bad_fraction: float = 1.0,
+) -> dict[str, Any]:
+    """Streams utterances into a new directory of shards and returns its manifest.
+
+    Every clip is decoded once: one whose media fail `media.probe`, or last longer than `max_seconds`, joins the
+    quarantined ones. A finished directory with the same `source` is left as it is and its manifest is returned,
+    without touching `items`. When anything goes wrong, nothing stays behind.
+
+    Args:
+      items: utterances and clips that the importer could not read, in any order.
+      directory: is made, with its parents; may exist if empty.
+      command: what was run, for the manifest.
+      source: settings that determine the content, JSON-serialisable.
+      shard_size: records a shard.
+      max_bad_fraction: more than this share of bad clips is an error.
+
+    Raises:
+      ShardError: the directory holds something else, an id occurs twice, no clip is left, or too many are bad.
+    """
+    directory = Path(directory)
+    source = json.loads(json.dumps(source))
+    finished = find_finished(directory, source)
+    if finished is not None:
+        return finished
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    building = directory.parent / f".{directory.name}.{uuid.uuid4().hex[:8]}.building"
+    building.mkdir()
+    try:
+        manifest = _build(building, _inspected(items, max_seconds), shard_size, max_bad_fraction)
+        manifest = {"schema_version": SCHEMA_VERSION, "command": command, "source": source, **manifest}
+        (building / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        try:
+            building.rename(directory)
+        except OSError:  # another process may have finished the same build meanwhile
+            manifest = find_finished(directory, source)
+            if manifest is None:
+                raise
+        return manifest
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def find_finished(directory: str | os.PathLike, source: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns the manifest of a finished build from `source`, or None where nothing is in the way of one.
+
+    Raises:
+      ShardError: something else is there; the message names the settings that differ.
+    """
+    directory = Path(directory)
+    if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
+        return None
+    if not (directory / MANIFEST).is_file():
+        raise ShardError(f"{directory} exists and holds no finished shards; not overwriting it")
+    manifest = read_manifest(directory)
+    source = json.loads(json.dumps(source))
+    theirs = manifest["source"]
+    differing = [
+        f"{key}: {theirs.get(key)!r} there, {source.get(key)!r} asked"
+        for key in sorted({*source, *theirs})
+        if source.get(key) != theirs.get(key)
+    ]
+    if differing:
+        raise ShardError(
+            f"{directory} holds shards of another source: {'; '.join(differing)}. Delete it or choose another directory"
+        )
+    return manifest
+
+
+class ShardReader:
+    """Random access to a directory of shards.
+
+    Safe to share between threads and to pickle into other processes: files are opened lazily, by the process that
+    reads. It survives a fork too, as long as the parent has neither read nor written shards yet; after that,
+    array_record would crash in the child, and a `ShardError` says so instead.
+
+    Attributes:
+      manifest: the manifest.
+      index: one `IndexRow` a record; `reader[i]` is the utterance of `index[i]`.
+    """
+
+    def __init__(self, directory: str | os.PathLike, verify: bool = True):
+        """Checks the directory.
+
+        Args:
+          verify: also compare every shard with its checksum; the index always is.
+
+        Raises:
+          ShardError: no shards, another schema version, a file that is missing, changed or outside the directory.
+        """
+        self.directory = Path(directory)
+        self.manifest = read_manifest(self.directory)
+        self._check_sum(self.manifest["index"])
+        for shard in self.manifest["shards"]:
+            if not (self.directory / shard["file"]).is_file():
+                raise ShardError(f"{self.directory / shard['file']} is missing")
+            if verify:
+                self._check_sum(shard)
+        self.index = read_index(self.directory / self.manifest["index"]["file"])
+        places = [(shard["file"], i) for shard in self.manifest["shards"] for i in range(shard["records"])]
+        if [(row.shard, row.position) for row in self.index] != places:
+            raise ShardError(f"{self.directory / INDEX} does not list the records of the shards in {MANIFEST}")
+        self._source: ArrayRecordDataSource | None = None
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, i: int) -> Utterance:
+        """Reads a record.
+
+        Raises:
+          IndexError: no such record.
+          UtteranceError: the record does not follow the schema.
+          ShardError: the record is not the one that the index lists.
+        """
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"record {i} of {len(self)}")
+        row = self.index[i]
+        try:
+            record = self._records()[i % len(self)]
+        except RuntimeError as error:
+            raise ShardError(f"{self.directory / row.shard}: record {row.position} is unreadable: {error}") from error
+        utterance = deserialize(record)
+        if utterance.id != row.id:
+            found = f"record {row.position} is {utterance.id!r}, {INDEX} has {row.id!r}"
+            raise ShardError(f"{self.directory / row.shard}: {found}")
+        return utterance
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_source": None}
+
+    def _records(self) -> ArrayRecordDataSource:
+        _claim_array_record()
+        if self._source is None:
+            shards = self.manifest["shards"]
+            self._source = ArrayRecordDataSource(
+                [f"{self.directory / shard['file']}[0:{shard['records']}]" for shard in shards]
+            )
+        return self._source
+
+    def _check_sum(self, entry: Mapping[str, Any]) -> None:
+        path = self.directory / entry["file"]
+        if not path.is_file():
+            raise ShardError(f"{path} is missing")
+        found = sha256(path)
+        if found != entry["sha256"]:
+            raise ShardError(f"{path} has changed: sha256 {found}, expected {entry['sha256']}")
+
+
+# --- building ---------------------------------------------------------------------------------------------------
+
+
+def _inspected(items: Iterable[Utterance | BadClip], max_seconds: float) -> Iterator[tuple[Utterance, dict] | BadClip]:
+    """Adds what decoding tells to each utterance, in order; decoders run in threads, a few clips ahead."""
+    workers = min(8, os.cpu_count() or 1)
+    pending: deque = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        for item in items:
+            pending.append(pool.submit(_inspect, item, max_seconds))
+            if len(pending) > 4 * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def _inspect(item: Utterance | BadClip, max_seconds: float) -> tuple[Utterance, dict] | BadClip:
+    if isinstance(item, BadClip):
+        return item
+    audio = video = media.MediaInfo()
+    for field in ("audio", "video"):
+        data = getattr(item, field)
+        if data is None:
+            continue
+        try:
+            info = media.probe(data, max_seconds)
+        except media.MediaError as error:
+            return BadClip(item.id, f"{field}: {error}")
+        if getattr(info, f"{field}_seconds") is None:
+            return BadClip(item.id, f"{field}: has no {field} stream")
+        audio, video = (info, video) if field == "audio" else (audio, info)
+    sound = audio.audio_seconds or video.audio_seconds
+    facts = {
+        "has_audio": sound is not None,
+        "has_video": item.video is not None,
+        "seconds": round(sound or video.video_seconds or 0.0, 4),
+        "video_seconds": round(video.video_seconds or 0.0, 4),
+        "frames": video.frames or 0,
+        "width": video.width or 0,
+        "height": video.height or 0,
+    }
+    return item, facts
+
+
+def _build(
+    directory: Path, items: Iterator[tuple[Utterance, dict] | BadClip], shard_size: int, max_bad_fraction: float
+) -> dict[str, Any]:
+    """Writes shards and index; returns the part of the manifest that follows from the records."""
+    bad: list[BadClip] = []
+    seen: dict[str, str] = {}
+    licences: Counter[str] = Counter()
+    splits = {split: _SplitWriter(directory, split, shard_size) for split in SPLITS}
+    for number, item in enumerate(items):
+        if isinstance(item, BadClip):
+            bad.append(item)
+            continue
+        utterance, facts = item
+        here = f"record {number} ({utterance.split}, speaker {utterance.speaker!r})"
+        if utterance.id in seen:
+            raise ShardError(f"id {utterance.id!r} occurs twice: {seen[utterance.id]} and {here}")
+        seen[utterance.id] = here
+        licences[utterance.licence] += 1
+        splits[utterance.split].write(utterance, facts)
+    total = len(seen) + len(bad)
+    if not total:
+        raise ShardError("there are no clips to write")
+    if not seen or len(bad) > max_bad_fraction * total:
+        raise ShardError(
+            f"{len(bad)} of {total} clips are bad (allowed: {max_bad_fraction:.1%})\n{summarise_bad(bad)}".rstrip()
+        )
+    for writer in splits.values():
+        writer.close()
+    rows = [row for writer in splits.values() for row in writer.rows]
+    with (directory / INDEX).open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(dataclasses.asdict(row), ensure_ascii=False) + "\n" for row in rows)
+    return {
+        "records": len(rows),
+        "splits": {split: _count(writer.rows) for split, writer in splits.items() if writer.rows},
+        "licences": dict(licences.most_common()),
+        "quarantined": [dataclasses.asdict(clip) for clip in bad],
+        "index": {"file": INDEX, "records": len(rows), "sha256": sha256(directory / INDEX)},
+        "shards": [shard for writer in splits.values() for shard in writer.shards],
+    }
+
+
+def summarise_bad(bad: Iterable[BadClip], reasons: int = 10, examples: int = 3) -> str:
+    """Returns one line a reason, the most frequent first, with a few ids; "" where nothing is bad."""
+    by_reason: dict[str, list[str]] = {}
+    for clip in bad:
+        by_reason.setdefault(clip.reason, []).append(clip.id)
+    ordered = sorted(by_reason.items(), key=lambda item: -len(item[1]))
+    lines = [
+        f"  {len(ids)} x {reason}: {', '.join(ids[:examples])}{', ...' if len(ids) > examples else ''}"
+        for reason, ids in ordered[:reasons]
+    ]
+    if len(ordered) > reasons:
+        lines.append(f"  and {sum(len(ids) for _, ids in ordered[reasons:])} more for {len(ordered) - reasons} reasons")
+    return "\n".join(lines)
+
+
+def _count(rows: list[IndexRow]) -> dict[str, Any]:
+    labels = Counter(row.labels.get("multimodal", "") for row in rows)
+    return {
+        "records": len(rows),
+        "speakers": len({row.speaker for row in rows}),
+        "seconds": round(sum(row.seconds for row in rows), 1),
+        "labels": {label: count for label, count in sorted(labels.items()) if label},
+    }
+
+
+class _SplitWriter:
+    """Writes the records of one split into numbered shards."""
+
+    def __init__(self, directory: Path, split: str, shard_size: int):
+        self.rows: list[IndexRow] = []
+        self.shards: list[dict[str, Any]] = []
+        self._directory, self._split, self._shard_size = directory, split, shard_size
+        self._writer: ArrayRecordWriter | None = None
+        self._records = 0
+
+    def write(self, utterance: Utterance, facts: Mapping[str, Any]) -> None:
+        if self._records == self._shard_size:
+            self.close()
+        name = f"{self._split}-{len(self.shards):05d}.arrayrecord"
+        if self._writer is None:
+            _claim_array_record()
+            self._writer = ArrayRecordWriter(str(self._directory / name), "group_size:1")
+        self._writer.write(serialize(utterance))
+        copied = ("id", "dataset", "split", "speaker", "dialogue", "language", "valence")
+        row = IndexRow(
+            **{field: getattr(utterance, field) for field in copied},
+            shard=name,
+            position=self._records,
+            labels=dict(utterance.labels),
+            attributes=dict(utterance.attributes),
+            captions={kind: len(references) for kind, references in utterance.captions.items()},
+            features={feature: tuple(x.shape) for feature, x in utterance.features.items()},
+            **facts,
+        )
+        self.rows.append(row)
+        self._records += 1
+
+    def close(self) -> None:
+        if self._writer is None:
+            return
+        self._writer.close()
+        name = self.rows[-1].shard
+        path = self._directory / name
+        if len(ArrayRecordDataSource([str(path)])) != self._records:  # a full disk goes unnoticed by the writer
+            raise ShardError(f"{name} could not be written in full")
+        self.shards.append({"file": name, "split": self._split, "records": self._records, "sha256": sha256(path)})
+        self._writer, self._records = None, 0
+
+
+_array_record_process: int | None = None
+
+
+def _claim_array_record() -> None:
+    """Notes that this process uses array_record, whose threads are lost in a fork: opening a file would then crash."""
+    global _array_record_process
+    if _array_record_process is None:
+        _array_record_process = os.getpid()
+    if _array_record_process != os.getpid():
+        raise ShardError(
+            "this process was forked from one that had opened shards, which array_record does not survive; "
+            "start reader processes with 'spawn' or 'forkserver', or fork before reading"
+        )
