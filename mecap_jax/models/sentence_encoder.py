@@ -312,12 +312,12 @@ class FlaxSentenceEncoder(_CachingEncoder):
         outputs = []
         for low, length in zip([0, *self._lengths], self._lengths):
             members = [i for i, ids in enumerate(tokens) if low < len(ids) <= length]
-            rows = pack_rows({i: len(tokens[i]) for i in members}, length, length // _TOKENS_PER_SENTENCE)
+            rows = pack_rows({i: len(tokens[i]) for i in members}, length, _sentences(length))
             while rows:
                 count = max((count for count in _ROW_COUNTS if count <= len(rows)), default=_ROW_COUNTS[0])
                 chunk, rows = rows[:count], rows[count:]
                 outputs.append((chunk, self._forward(self._state, self._batch(chunk, tokens, count, length))))
-        embeddings = np.empty((len(texts), self.dim), np.float32)
+        embeddings = np.zeros((len(texts), self.dim), np.float32)
         # All chunks are under way before the first one is waited for.
         for chunk, vectors in outputs:
             for row, members in zip(np.asarray(vectors), chunk):
@@ -340,7 +340,11 @@ class FlaxSentenceEncoder(_CachingEncoder):
 
 _ROW_LENGTHS = (64, 128, 256)
 _ROW_COUNTS = (2, 8, 32)
-_TOKENS_PER_SENTENCE = 8
+
+
+def _sentences(row_length: int) -> int:
+    """Most sentences in a row: as many as short captions fill."""
+    return max(1, row_length // 8)
 
 
 def pack_rows(lengths: Mapping[int, int], row_length: int, most: int) -> list[list[int]]:
@@ -387,4 +391,4 @@ def _forward(graphdef: Any, state: Any, batch: Int[Array, "3 R L"]) -> Float[Arr
     # Accelerators multiply float32 matrices in lower precision unless told otherwise.
     with jax.default_matmul_precision("highest"):
         tokens, positions, segments = batch
-        return nnx.merge(graphdef, state)(tokens, positions, segments, tokens.shape[1] // _TOKENS_PER_SENTENCE)
+        return nnx.merge(graphdef, state)(tokens, positions, segments, _sentences(tokens.shape[1]))

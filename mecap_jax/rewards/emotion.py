@@ -1,0 +1,146 @@
+"""Rewards in the space of a sentence encoder: emotion similarity, semantic similarity, distinctiveness.
+
+The emotion reward reconstructs the idea of Emo-GRPO (MECap-R1, arXiv 2509.18729): captions are compared by their
+coordinates among emotion anchors. The paper's own formula is not public; this one is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mecap_jax.models.sentence_encoder import SentenceEncoder
+from mecap_jax.rewards.anchors import Anchors, check_encoder
+from mecap_jax.rewards.base import Sample, normalise_text
+
+FORMS = ("centred", "raw", "text_centred", "softmax")
+_TEMPERATURE = 0.1
+
+
+def emotion_coordinates(embeddings: np.ndarray, anchors: Anchors, form: str = "centred") -> np.ndarray:
+    """Returns where texts lie among the emotions, float64 [N, K].
+
+    With mu = mean_k a_k and m = `anchors.text_mean`, coordinate k of a text with embedding E is
+      "centred": cos(E - mu, a_k - mu),
+      "raw": cos(E, a_k), which saturates: such cosines are all positive and close together,
+      "text_centred": cos(E - m, a_k - mu),
+      "softmax": the softmax over k of the text-centred cosines at temperature 0.1, a distribution over the emotions:
+        it says less about how clearly an emotion is expressed and more about which one it is.
+    Cosines with a text that falls on the centre are 0.
+
+    Args:
+      embeddings: [N, D].
+      anchors: the K anchors.
+      form: one of `FORMS`.
+
+    Raises:
+      ValueError: an unknown form, or embeddings of another width than the anchors.
+    """
+    if form not in FORMS:
+        raise ValueError(f"form must be one of {FORMS}, got {form!r}")
+    if embeddings.ndim != 2 or embeddings.shape[1] != anchors.vectors.shape[1]:
+        raise ValueError(f"embeddings must be [N, {anchors.vectors.shape[1]}], got {embeddings.shape}")
+    texts, vectors = embeddings.astype(np.float64), anchors.vectors.astype(np.float64)
+    if form != "raw":
+        mean = vectors.mean(axis=0)
+        texts = texts - (mean if form == "centred" else anchors.text_mean)
+        vectors = vectors - mean
+    cosines = _unit(texts) @ _unit(vectors).T
+    if form != "softmax":
+        return cosines
+    likelihood = np.exp(cosines / _TEMPERATURE)
+    return likelihood / likelihood.sum(axis=1, keepdims=True)
+
+
+def emotion_similarity(coordinates: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Returns r = (1 + cos(phi, phi*)) / 2 in [0, 1], over the last axis of [..., K]."""
+    return (1 + _cosine(coordinates, reference)) / 2
+
+
+class EmotionReward:
+    """Emotion similarity to the best reference; None for a sample without references.
+
+    Raises:
+      AnchorsError: the anchors were built with another encoder.
+    """
+
+    name = "emotion"
+
+    def __init__(self, encoder: SentenceEncoder, anchors: Anchors, form: str = "centred"):
+        check_encoder(anchors, encoder)
+        self._encoder, self._anchors, self._form = encoder, anchors, form
+
+    def __call__(self, samples: Sequence[Sample]) -> list[float | None]:
+        return [
+            None if references is None else self._best(completion, references)
+            for completion, references in _embed(self._encoder, samples)
+        ]
+
+    def _best(self, completion: np.ndarray, references: np.ndarray) -> float:
+        coordinates = emotion_coordinates(np.vstack([completion, references]), self._anchors, self._form)
+        return float(emotion_similarity(coordinates[0], coordinates[1:]).max())
+
+
+class SemanticReward:
+    """Cosine of the embeddings to the best reference, in [-1, 1]; None for a sample without references."""
+
+    name = "semantic"
+
+    def __init__(self, encoder: SentenceEncoder):
+        self._encoder = encoder
+
+    def __call__(self, samples: Sequence[Sample]) -> list[float | None]:
+        return [
+            None if references is None else float((references @ completion).max())
+            for completion, references in _embed(self._encoder, samples)
+        ]
+
+
+class DistinctivenessReward:
+    """How much closer a completion is to its own references than to those of the other prompts in the batch.
+
+    Embeddings are centred by the anchors' text mean; a prompt's references count by their mean. The value is the
+    cosine to the own mean less the average cosine to the others', in [-2, 2]. It is None without own references or
+    without another prompt that has some.
+    """
+
+    name = "distinctiveness"
+
+    def __init__(self, encoder: SentenceEncoder, anchors: Anchors):
+        check_encoder(anchors, encoder)
+        self._encoder, self._centre = encoder, anchors.text_mean.astype(np.float64)
+
+    def __call__(self, samples: Sequence[Sample]) -> list[float | None]:
+        embedded = _embed(self._encoder, samples)
+        means = {
+            sample.group: references.mean(axis=0) - self._centre
+            for sample, (_, references) in zip(samples, embedded)
+            if references is not None
+        }
+        return [
+            self._score(completion - self._centre, sample.group, means)
+            for sample, (completion, _) in zip(samples, embedded)
+        ]
+
+    def _score(self, completion: np.ndarray, group: int, means: dict[int, np.ndarray]) -> float | None:
+        others = [mean for other, mean in means.items() if other != group]
+        if group not in means or not others:
+            return None
+        return float(_cosine(completion, means[group]) - _cosine(completion, np.stack(others)).mean())
+
+
+def _embed(encoder: SentenceEncoder, samples: Sequence[Sample]) -> list[tuple[np.ndarray, np.ndarray | None]]:
+    """Returns per sample the embedding [D] of its completion and those [R, D] of its references (None: it has none)."""
+    texts = [text for sample in samples for text in (sample.completion, *sample.references)]
+    embeddings = encoder.encode([normalise_text(text) for text in texts]).astype(np.float64)
+    starts = np.cumsum([1 + len(sample.references) for sample in samples])[:-1]
+    return [(part[0], part[1:] if len(part) > 1 else None) for part in np.split(embeddings, starts)]
+
+
+def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return (_unit(a) * _unit(b)).sum(axis=-1)
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)

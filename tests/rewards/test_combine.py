@@ -1,0 +1,248 @@
+import logging
+import math
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from mecap_jax.config import ConfigError, RewardConfig
+from mecap_jax.rewards.anchors import AnchorsError, build_anchors
+from mecap_jax.rewards.combine import RewardFunction, build_reward, load_custom
+from tests.rewards.captions import CAPTIONS
+from tests.rewards.conftest import TableEncoder, sample
+
+
+class Term:
+    """A term that returns what it is given, or does what it is told."""
+
+    def __init__(self, name, values):
+        self.name, self.values = name, values
+
+    def __call__(self, samples):
+        return self.values(samples) if callable(self.values) else self.values
+
+
+def texts(n):
+    return [sample(f"caption number {i}", ["a reference"]) for i in range(n)]
+
+
+def test_weighted_sum_by_hand():
+    reward = RewardFunction([(Term("a", [1.0, 0.5, -1.0]), 2.0), (Term("b", np.array([3, 4, 5])), -0.5)], 10)
+    batch = reward(texts(3))
+    np.testing.assert_allclose(batch.total, [0.5, -1.0, -4.5])
+    np.testing.assert_array_equal(batch.terms["a"], [1, 0.5, -1])
+    assert batch.total.dtype == batch.terms["b"].dtype == np.float64
+    assert not batch.degenerate.any() and batch.failures == {}
+
+
+def test_missing_values_are_skipped():
+    terms = [(Term("a", [1.0, None, None, math.nan]), 1.0), (Term("b", [2.0, 2.0, None, math.inf]), 1.0)]
+    batch = RewardFunction(terms, 10)(texts(4))
+    np.testing.assert_array_equal(batch.total, [3, 2, np.nan, np.nan])
+    np.testing.assert_array_equal(batch.terms["b"], [2, 2, np.nan, np.nan])
+    assert "1 of 4 values are not finite" in batch.failures["b"]
+
+
+def test_degenerate_texts_earn_nothing_but_still_lose():
+    samples = [sample("very very sad"), sample("a proper text"), sample("cut off", finished=False), sample("")]
+    terms = [(Term("good", [1.0] * 4), 1.0), (Term("penalty", [-0.5] * 4), 2.0), (Term("length", [3.0] * 4), -0.1)]
+    batch = RewardFunction(terms, 10)(samples)
+    np.testing.assert_array_equal(batch.degenerate, [True, False, True, True])
+    np.testing.assert_allclose(batch.total, [-1.3, -0.3, -1.3, -1.3])
+    np.testing.assert_array_equal(batch.terms["good"], [0, 1, 0, 0])
+    np.testing.assert_array_equal(batch.terms["penalty"], [-0.5] * 4)
+
+
+def test_no_samples():
+    batch = RewardFunction([(Term("a", []), 1.0)], 10)([])
+    assert batch.total.shape == batch.degenerate.shape == batch.terms["a"].shape == (0,)
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        (lambda samples: 1 / 0, "ZeroDivisionError: division by zero"),
+        (lambda samples: sys.exit("stop"), "SystemExit: stop"),
+        ([1.0], "returned 1 values for 2 samples"),
+        (["high", "low"], "high"),
+        (None, "NoneType"),
+    ],
+)
+def test_a_failing_term_leaves_the_others_alone(values, message, caplog):
+    reward = RewardFunction([(Term("bad", values), 1.0), (Term("good", [0.25, 0.5]), 1.0)], 10)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            batch = reward(texts(2))
+            np.testing.assert_array_equal(batch.total, [0.25, 0.5])
+            assert np.isnan(batch.terms["bad"]).all() and list(batch.failures) == ["bad"]
+            assert message in batch.failures["bad"]
+    assert reward.failure_counts == {"bad": 3}
+    assert len(caplog.records) == 1 and "'bad'" in caplog.text and message in caplog.text
+
+
+def test_a_failure_everywhere_gives_nan():
+    batch = RewardFunction([(Term("bad", lambda samples: 1 / 0), 1.0)], 10)(texts(2))
+    assert np.isnan(batch.total).all()
+
+
+def test_a_slow_term_times_out_and_the_run_goes_on():
+    release, calls = threading.Event(), []
+
+    def slow(samples):
+        calls.append(len(samples))
+        release.wait(60)
+        return [1.0] * len(samples)
+
+    reward = RewardFunction([(Term("slow", slow), 1.0), (Term("good", [2.0, 2.0]), 1.0)], 0.2)
+    start = time.monotonic()
+    first, second = reward(texts(2)), reward(texts(2))
+    assert time.monotonic() - start < 10
+    np.testing.assert_array_equal(first.total, [2, 2])
+    assert "took longer than 0.2 s" in first.failures["slow"]
+    # A term that hangs is not started again and again.
+    assert "still running" in second.failures["slow"] and len(calls) == 1
+    release.set()
+    deadline = time.monotonic() + 30
+    while "slow" in (batch := reward(texts(2))).failures and time.monotonic() < deadline:
+        time.sleep(0.01)
+    np.testing.assert_array_equal(batch.total, [3, 3])
+
+
+def test_a_hanging_term_does_not_keep_the_interpreter_alive():
+    code = (
+        "import threading\n"
+        "from mecap_jax.rewards.base import Sample\n"
+        "from mecap_jax.rewards.combine import RewardFunction\n"
+        "class Hang:\n"
+        "    name = 'hang'\n"
+        "    def __call__(self, samples): threading.Event().wait()\n"
+        "reward = RewardFunction([(Hang(), 1.0)], 0.1)\n"
+        "samples = [Sample('a text', True, '', 'u', (), None, 0)]\n"
+        "assert 'hang' in reward(samples).failures\n"
+        "reward.submit(samples)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def test_terms_run_beside_each_other_and_beside_the_caller():
+    meeting = threading.Barrier(3, timeout=30)
+
+    def meet(samples):
+        meeting.wait()
+        return [1.0] * len(samples)
+
+    reward = RewardFunction([(Term("a", meet), 1.0), (Term("b", meet), 1.0)], 60)
+    future = reward.submit(texts(2))
+    meeting.wait()  # both terms are running while this thread is here
+    np.testing.assert_array_equal(future.result(timeout=30).total, [2, 2])
+
+
+def test_names_must_differ():
+    with pytest.raises(ValueError, match=r"\['a', 'a'\]"):
+        RewardFunction([(Term("a", []), 1.0), (Term("a", []), 1.0)], 1)
+
+
+# --- custom terms -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def custom_file(tmp_path):
+    path = tmp_path / "my terms=1.py"
+    path.write_text(
+        "from dataclasses import dataclass\n"
+        "@dataclass\n"
+        "class Length:\n"
+        "    words: 'int'\n"
+        "def brevity(samples):\n"
+        "    return [-float(Length(len(s.completion.split())).words) if s.references else None for s in samples]\n"
+        "constant = 3\n"
+    )
+    return path
+
+
+def test_custom_term(custom_file):
+    term, weight = load_custom(f"{custom_file}:brevity=0.5")
+    assert (term.name, weight) == ("brevity", 0.5)
+    assert term([sample("three little words", ["r"]), sample("two words")]) == [-3, None]
+
+
+@pytest.mark.parametrize(
+    "spec, message",
+    [
+        ("{}:brevity", "expected path/to/file.py:function=weight"),
+        ("{}=0.5", "expected path/to/file.py:function=weight"),
+        ("{}:brevity=much", "'much' is no finite number"),
+        ("{}:brevity=inf", "'inf' is no finite number"),
+        ("{}.absent:brevity=1", "no such file"),
+        ("{}:levity=1", "defines no function 'levity'"),
+        ("{}:constant=1", "defines no function 'constant'"),
+    ],
+)
+def test_custom_errors_name_the_spec(custom_file, spec, message):
+    spec = spec.format(custom_file)
+    with pytest.raises(ConfigError) as error:
+        load_custom(spec)
+    assert message in str(error.value) and spec in str(error.value)
+
+
+def test_custom_file_that_fails_to_import(tmp_path):
+    path = tmp_path / "broken.py"
+    path.write_text("import no_such_module_anywhere\n")
+    with pytest.raises(ConfigError, match="broken.py:f=1.*ModuleNotFoundError.*no_such_module_anywhere"):
+        load_custom(f"{path}:f=1")
+
+
+# --- from the configuration ---------------------------------------------------------------------------------------
+
+
+def test_build_reward_has_the_configured_terms(encoder, anchors, custom_file):
+    references = [group[:3] for group in CAPTIONS.values()]
+    config = RewardConfig(
+        emotion=1, semantic=0.5, rouge_l=0.25, cider_d=0.1, distinctiveness=0.2, custom=(f"{custom_file}:brevity=0.01",)
+    )
+    reward = build_reward(config, encoder, anchors["captions"], references)
+    assert reward.weights == {
+        "emotion": 1,
+        "semantic": 0.5,
+        "rouge_l": 0.25,
+        "cider_d": 0.1,
+        "distinctiveness": 0.2,
+        "brevity": 0.01,
+    }
+    happy, sad = CAPTIONS["happy"], CAPTIONS["sad"]
+    batch = reward(
+        [
+            sample(happy[4], happy[:3], group=0),
+            sample(sad[4], happy[:3], group=0),
+            sample(sad[4], sad[:3], group=1),
+            sample("happy happy happy", happy[:3], group=0),
+        ]
+    )
+    assert batch.failures == {} and not np.isnan(batch.total).any()
+    assert batch.total[0] > batch.total[1] < batch.total[2]
+    assert batch.degenerate.tolist() == [False, False, False, True] and batch.total[3] < 0
+    np.testing.assert_allclose(batch.total, sum(reward.weights[name] * x for name, x in batch.terms.items()))
+
+
+def test_terms_of_weight_zero_are_left_out(encoder, anchors):
+    config = RewardConfig(emotion=0, semantic=0, rouge_l=1)
+    assert list(build_reward(config, encoder, anchors["captions"], []).weights) == ["rouge_l"]
+    with pytest.raises(ConfigError, match="grpo.reward"):
+        build_reward(RewardConfig(emotion=0, semantic=0), encoder, anchors["captions"], [])
+
+
+def test_custom_term_may_not_take_a_name_twice(encoder, anchors, tmp_path):
+    path = tmp_path / "terms.py"
+    path.write_text("def semantic(samples):\n    return [0.0] * len(samples)\n")
+    with pytest.raises(ConfigError, match="semantic"):
+        build_reward(RewardConfig(custom=(f"{path}:semantic=1",)), encoder, anchors["captions"], [])
+
+
+def test_anchors_of_another_encoder_are_refused(encoder):
+    other = TableEncoder({"joy": [1, 0], "rage": [0, 1]})
+    foreign = build_anchors(other, {"happy": ["joy"], "angry": ["rage"]}, kind="captions", source="")
+    with pytest.raises(AnchorsError, match="table.*all-MiniLM-L6-v2"):
+        build_reward(RewardConfig(), encoder, foreign, [])
