@@ -151,6 +151,7 @@ class SftConfig:
       normalization: "token" divides the summed negative log-likelihood by the number of target tokens, "sequence"
         averages per reference first, "sum" is the paper's formula (a plain sum, divided by the clips in the batch).
       micro_clips: clips a gradient micro-batch; 0 takes the whole batch at once.
+      clips: train on the "sft" share of the training clips (see `data.sft_share`) or on "all".
       validate_every: steps between validations; 0 never. The best validation reward is kept.
     """
 
@@ -158,6 +159,7 @@ class SftConfig:
     batch_clips: int = 24
     references: int = 2
     micro_clips: int = 0
+    clips: str = "sft"
     max_target_tokens: int = 64
     normalization: str = "token"
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-3, warmup_steps=50, weight_decay=0.05)
@@ -302,7 +304,13 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Everything about a run; `sft` or `grpo` set to None leaves that stage out."""
+    """Everything about a run; `sft` or `grpo` set to None leaves that stage out.
+
+    Attributes:
+      control: settings of the "sft_control" row; its `steps` are ignored, they follow from the time that GRPO took.
+      max_nonfinite_steps: so many steps in a row without a finite gradient stop the run.
+      compilation_cache: directory of the persistent compilation cache.
+    """
 
     name: str
     model: ModelConfig
@@ -310,6 +318,7 @@ class Config:
     data: DataConfig = DataConfig()
     sft: SftConfig | None = None
     grpo: GrpoConfig | None = None
+    control: SftConfig | None = None
     encoder: EncoderConfig = EncoderConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     mesh: MeshConfig = MeshConfig()
@@ -435,6 +444,7 @@ def from_json(text: str) -> Config:
 _CHOICES = {
     "data.target": ("emotion", "style", "speaker", "overall"),
     "data.synthetic.caption_language": ("en", "zh"),
+    "sft.clips": ("sft", "all"),
     "sft.normalization": ("token", "sequence", "sum"),
     "sft.optimizer.schedule": ("cosine", "linear", "constant"),
     "grpo.optimizer.schedule": ("cosine", "linear", "constant"),
@@ -555,7 +565,15 @@ def validate(config: Config) -> None:
             getattr(grpo.reward, name) for name in ("emotion", "semantic", "rouge_l", "cider_d", "distinctiveness")
         ]
         require(any(weights) or bool(grpo.reward.custom), "grpo.reward", "every weight is 0, nothing would be learnt")
-    require(set(config.evaluation.rows) <= set(EXTRA_ROWS), "evaluation.rows", f"must be among {EXTRA_ROWS}")
+    rows = config.evaluation.rows
+    require(set(rows) <= set(EXTRA_ROWS), "evaluation.rows", f"must be among {EXTRA_ROWS}")
+    require("text_only" not in rows or sft is not None, "evaluation.rows", "text_only needs an SFT stage")
+    require(
+        "sft_control" not in rows or None not in (sft, grpo, config.control),
+        "evaluation.rows",
+        "sft_control needs sft, grpo and control",
+    )
+    require("grpo_semantic" not in rows or grpo is not None, "evaluation.rows", "grpo_semantic needs a GRPO stage")
     if data.synthetic.caption_language != "en" and data.source == "synthetic":
         require(
             bool(config.encoder.path),
@@ -574,7 +592,8 @@ def validate_devices(config: Config, device_count: int) -> None:
     fixed = mesh.fsdp * mesh.tensor
     if device_count % fixed or (mesh.data != -1 and mesh.data * fixed != device_count):
         raise ConfigError(
-            f"config key 'mesh': data={mesh.data} x fsdp={mesh.fsdp} x tensor={mesh.tensor} does not fit {device_count} devices"
+            f"config key 'mesh': data={mesh.data} x fsdp={mesh.fsdp} x tensor={mesh.tensor} "
+            f"does not fit {device_count} devices"
         )
     shards = device_count // mesh.tensor
     batches = {"evaluation.batch_clips": config.evaluation.batch_clips}

@@ -43,7 +43,8 @@ def generate(
     graphdef: nnx.GraphDef[MultimodalLM],
     params,
     prompt: PromptBatch,
-    keys: Array,
+    seed: Array,
+    rows: Array,
     *,
     group_size: int,
     max_new_tokens: int,
@@ -56,7 +57,9 @@ def generate(
     Args:
       graphdef, params: the model, split.
       prompt: B prompts.
-      keys: PRNG keys [B], one a prompt.
+      seed: uint32 [2], two numbers that decide all draws (the run's seed and the step, say).
+      rows: int32 [B], a number for each prompt. A prompt's draws depend on `seed` and its number only, not on which
+        other prompts share its batch or on how many devices there are.
       end_ids: token ids that end a completion.
     """
     model = nnx.merge(graphdef, params)
@@ -65,6 +68,8 @@ def generate(
     batch = prompt.tokens.shape[0]
     shape = (batch, group_size, max_new_tokens)
     ends = jnp.array(end_ids)
+    key = jax.random.fold_in(jax.random.key(seed[0]), seed[1])
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
 
     class Carry(NamedTuple):
         step: Array

@@ -1,0 +1,95 @@
+"""Which rows make up which batch: a pure function of the seed and the step.
+
+Every process computes the same plan and reads its own part of each batch, so all of them meet in the same static
+shape at every step, and resuming needs no more than the number of the next step.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+from mecap_jax.config import Bucket
+from mecap_jax.data.collate import fits
+
+
+class BatchPlan:
+    """Shuffled batches for training: each epoch visits every row at most once, grouped by bucket.
+
+    Rows that do not fill a batch of their own bucket move up into the next larger one; what is left in the largest
+    (less than a batch) waits for another epoch, with another shuffle.
+    """
+
+    def __init__(
+        self, rows: Sequence[int], needs: Sequence[Bucket], buckets: Sequence[Bucket], batch_size: int, seed: int
+    ):
+        """Plans over `rows`, whose sizes are `needs` (row i of the data needs `needs[i]`).
+
+        Raises:
+          ValueError: fewer rows than one batch holds.
+        """
+        if len(rows) < batch_size:
+            raise ValueError(f"{len(rows)} clips are fewer than one batch of {batch_size}")
+        self._rows = np.asarray(rows)
+        self._bucket = np.array([assign_bucket(needs[row], buckets) for row in rows])
+        self._buckets, self._batch_size, self._seed = tuple(buckets), batch_size, seed
+        self.batches_per_epoch = len(rows) // batch_size
+        self._epoch = functools.lru_cache(maxsize=2)(self._plan_epoch)
+
+    def __getstate__(self):  # the cached bound method cannot travel to reader processes
+        return {key: value for key, value in self.__dict__.items() if key != "_epoch"}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self._epoch = functools.lru_cache(maxsize=2)(self._plan_epoch)
+
+    def batch(self, step: int) -> tuple[np.ndarray, Bucket]:
+        """Rows of the batch at `step`, int [batch_size], and its static shape."""
+        epoch, index = divmod(step, self.batches_per_epoch)
+        rows, bucket = self._epoch(epoch)[index]
+        return rows, self._buckets[bucket]
+
+    def _plan_epoch(self, epoch: int) -> list[tuple[np.ndarray, int]]:
+        rng = np.random.default_rng((self._seed, epoch))
+        order = rng.permutation(len(self._rows))
+        batches, waiting = [], np.array([], int)
+        for bucket in range(len(self._buckets)):
+            waiting = np.concatenate([waiting, order[self._bucket[order] == bucket]])
+            full = len(waiting) // self._batch_size * self._batch_size
+            batches += [(self._rows[part], bucket) for part in waiting[:full].reshape(-1, self._batch_size)]
+            waiting = waiting[full:]
+        return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def assign_bucket(need: Bucket, buckets: Sequence[Bucket]) -> int:
+    """Index of the smallest bucket that holds `need`.
+
+    Raises:
+      ValueError: none does.
+    """
+    for i, bucket in enumerate(buckets):
+        if fits(need, bucket):
+            return i
+    raise ValueError(f"needs {need}, more than the largest of data.buckets holds: {buckets[-1]}")
+
+
+def evaluation_batches(
+    rows: Sequence[int], needs: Sequence[Bucket], buckets: Sequence[Bucket], batch_size: int
+) -> list[tuple[np.ndarray, np.ndarray, Bucket]]:
+    """Every row exactly once, in batches of one size.
+
+    Returns a list of (rows [batch_size], valid [batch_size], bucket); a last batch is filled up with repeated rows
+    that are not valid.
+    """
+    assigned = [assign_bucket(needs[row], buckets) for row in rows]
+    batches = []
+    for bucket in sorted(set(assigned)):
+        members = [row for row, b in zip(rows, assigned) if b == bucket]
+        for start in range(0, len(members), batch_size):
+            part = members[start : start + batch_size]
+            valid = np.arange(batch_size) < len(part)
+            filled = np.array(part + part[:1] * (batch_size - len(part)))
+            batches.append((filled, valid, buckets[bucket]))
+    return batches

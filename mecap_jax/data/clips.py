@@ -1,0 +1,138 @@
+"""Decoded clips: what of an utterance's media the model gets to see, read once and kept, augmented each time."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable
+
+import numpy as np
+
+from mecap_jax.config import AugmentConfig, DataConfig
+from mecap_jax.data.features import SAMPLE_RATE, log_mel, resize_frames, smart_resize
+from mecap_jax.data.media import MediaError, decode_audio, decode_video
+from mecap_jax.data.utterance import Utterance
+from mecap_jax.model_config import ModelConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """The decoded media of one utterance; None where a modality is missing or not asked for.
+
+    Attributes:
+      mel: float32 [frames, bins], log-mel.
+      frames: uint8 [F, H, W, 3], resized to multiples of a merge cell.
+      seconds_per_frame: time from one frame to the next.
+      features: float32 [N, E], precomputed features, concatenated over their kinds.
+    """
+
+    mel: np.ndarray | None = None
+    frames: np.ndarray | None = None
+    seconds_per_frame: float = 0.0
+    features: np.ndarray | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return sum(x.nbytes for x in (self.mel, self.frames, self.features) if x is not None)
+
+
+def decode_clip(utterance: Utterance, data: DataConfig, model: ModelConfig) -> Clip:
+    """Decodes the modalities in `data.modalities` that the utterance has.
+
+    Raises:
+      MediaError: a file cannot be decoded, or features do not have the shape that the model expects.
+    """
+    mel, frames, seconds_per_frame, features = None, None, 0.0, None
+    sound = utterance.audio if utterance.audio is not None else utterance.video
+    if "audio" in data.modalities and sound is not None:
+        waveform = decode_audio(sound, SAMPLE_RATE, data.max_seconds)
+        mel = log_mel(waveform, model.audio.num_mel_bins)
+    if "video" in data.modalities and utterance.video is not None:
+        video = decode_video(utterance.video, data.max_frames, data.fps, data.max_seconds)
+        height, width = frame_size(video.pixels.shape[1], video.pixels.shape[2], data, model)
+        frames, seconds_per_frame = resize_frames(video.pixels, height, width), video.seconds_per_frame
+    if "features" in data.modalities and utterance.features:
+        features = _gather_features(utterance, model)
+    return Clip(mel, frames, seconds_per_frame, features)
+
+
+def frame_size(height: int, width: int, data: DataConfig, model: ModelConfig) -> tuple[int, int]:
+    """Height and width that frames of a video are resized to."""
+    cell = model.vision.patch_size * model.vision.spatial_merge_size
+    return smart_resize(height, width, cell, data.min_pixels, data.max_pixels)
+
+
+def _gather_features(utterance: Utterance, model: ModelConfig) -> np.ndarray:
+    parts = []
+    for name, dim in zip(model.features.names, model.features.dims):
+        array = utterance.features.get(name)
+        if array is None:
+            raise MediaError(f"lacks the features {name!r}; it has {sorted(utterance.features)}")
+        if array.shape[1] != dim:
+            raise MediaError(f"features {name!r} have width {array.shape[1]}, the model expects {dim}")
+        parts.append(np.asarray(array, np.float32))
+    lengths = {len(part) for part in parts}
+    if len(lengths) > 1:
+        raise MediaError(f"features {model.features.names} differ in length: {[len(part) for part in parts]}")
+    return np.concatenate(parts, axis=1)
+
+
+class ClipCache:
+    """Keeps decoded clips in memory up to a budget; what does not fit is decoded again. Safe under threads."""
+
+    def __init__(self, budget_mb: int):
+        self._budget = budget_mb * 2**20
+        self._clips: dict[int, Clip] = {}
+        self._lock = threading.Lock()
+
+    def get(self, row: int, decode: Callable[[int], Clip]) -> Clip:
+        clip = self._clips.get(row)
+        if clip is None:
+            clip = decode(row)
+            with self._lock:
+                if clip.nbytes <= self._budget and row not in self._clips:
+                    self._budget -= clip.nbytes
+                    self._clips[row] = clip
+        return clip
+
+    def __getstate__(self):  # reader processes start with an empty cache
+        return {"_budget": self._budget, "_clips": {}}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state, _lock=threading.Lock())
+
+
+# The log-mel scale of Whisper: (log10(power) + 4) / 4, so ten decibels are a quarter.
+_MEL_PER_DECIBEL = 1 / 40
+
+
+def augment(clip: Clip, config: AugmentConfig, rng: np.random.Generator) -> Clip:
+    """Returns a randomly changed clip; draws the same numbers from `rng` whatever the clip holds."""
+    drop, gain, brightness = rng.random(2), rng.uniform(-1, 1), rng.uniform(-1, 1)
+    shift = rng.integers(-config.shift_pixels, config.shift_pixels + 1, 2)
+    widths, starts = rng.random(2), rng.random(2)
+    mel, frames = clip.mel, clip.frames
+    if mel is not None:
+        mel = mel + np.float32(gain * config.gain_db * _MEL_PER_DECIBEL)
+        floor = mel.min()
+        for axis, longest in ((0, config.time_mask_frames), (1, config.frequency_mask_bins)):
+            width = int(widths[axis] * (min(longest, mel.shape[axis] // 2) + 1))
+            start = int(starts[axis] * (mel.shape[axis] - width + 1))
+            mel[(slice(None),) * axis + (slice(start, start + width),)] = floor
+    if frames is not None:
+        if config.brightness:
+            factor = 1 + brightness * config.brightness
+            frames = np.clip(frames.astype(np.float32) * factor, 0, 255).astype(np.uint8)
+        if shift.any():
+            frames = _shift(frames, *map(int, shift))
+    if mel is not None and frames is not None and drop[0] < config.modality_dropout:
+        mel, frames = (None, frames) if drop[1] < 0.5 else (mel, None)
+    return dataclasses.replace(clip, mel=mel, frames=frames)
+
+
+def _shift(frames: np.ndarray, down: int, right: int) -> np.ndarray:
+    """Moves frames, repeating the pixels at the edge."""
+    height, width = frames.shape[1:3]
+    rows = np.clip(np.arange(height) - down, 0, height - 1)
+    columns = np.clip(np.arange(width) - right, 0, width - 1)
+    return frames[:, rows[:, None], columns[None, :]]

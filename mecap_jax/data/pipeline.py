@@ -1,0 +1,330 @@
+"""The pipeline: read -> decode -> features -> prompt -> bucket and pad -> batch, by Grain, without JAX.
+
+`CaptionDataset` knows which clips a run uses and turns rows of the index into batches. Training batches come from a
+Grain dataset whose iterator is part of the checkpoint; element i of it depends on the seed and i only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import grain
+import numpy as np
+
+from mecap_jax.batch import Completions, PromptBatch
+from mecap_jax.config import Bucket, DataConfig
+from mecap_jax.data.batch_plan import BatchPlan, assign_bucket, evaluation_batches
+from mecap_jax.data.clips import Clip, ClipCache, augment, decode_clip, frame_size
+from mecap_jax.data.collate import Row, collate, collate_targets, needed
+from mecap_jax.data.features import audio_tokens
+from mecap_jax.data.manifest import BadClip, IndexRow
+from mecap_jax.data.media import TEMPORAL_PATCH_SIZE, MediaError
+from mecap_jax.data.prompts import PromptLayout, VideoGrid, encode_target, lay_out_prompt
+from mecap_jax.data.shards import ShardReader
+from mecap_jax.data.tokenizer import Tokenizer
+from mecap_jax.model_config import ModelConfig
+
+_log = logging.getLogger(__name__)
+
+
+class ClipBatch(NamedTuple):
+    """One process's part of a batch.
+
+    Attributes:
+      prompt: the padded prompts.
+      rows: int32 [B], which rows of the index they are.
+      valid: bool [B], False for a clip that could not be decoded after all; it must not count.
+      targets: tokenised references [B, R, T], or None.
+    """
+
+    prompt: PromptBatch
+    rows: np.ndarray
+    valid: np.ndarray
+    targets: Completions | None
+
+
+class DataError(ValueError):
+    """Data that a run cannot start with."""
+
+
+class CaptionDataset:
+    """The clips of a directory of shards as prompts and reference captions.
+
+    Attributes:
+      index: the shards' index; rows are numbered by it.
+      quarantined: clips that this run leaves out, with the reason, those of the manifest included.
+    """
+
+    def __init__(self, reader: ShardReader, config: DataConfig, model: ModelConfig, tokenizer: Tokenizer):
+        """Checks every clip against the configuration, from the index alone.
+
+        Raises:
+          DataError: more than `config.max_bad_fraction` of the clips are left out, or none is left.
+        """
+        self.index: list[IndexRow] = reader.index
+        self._reader, self._config, self._model, self._tokenizer = reader, config, model, tokenizer
+        self._cache = ClipCache(config.cache_mb)
+        self.quarantined = [BadClip(**clip) for clip in reader.manifest["quarantined"]]
+        self._needs: dict[int, Bucket] = {}
+        for i, row in enumerate(self.index):
+            problem = self._problem(i, row)
+            if problem:
+                self.quarantined.append(BadClip(row.id, problem))
+        total = len(self.index) + len(reader.manifest["quarantined"])
+        if not self._needs or len(self.quarantined) > config.max_bad_fraction * total:
+            examples = "".join(f"\n  {clip.id}: {clip.reason}" for clip in self.quarantined[:5])
+            raise DataError(
+                f"{len(self.quarantined)} of {total} clips cannot be used, more than data.max_bad_fraction = "
+                f"{config.max_bad_fraction:.1%} allows:{examples}"
+            )
+
+    # --- which clips ----------------------------------------------------------------------------------------------
+
+    def rows(self, split: str, part: str = "all") -> list[int]:
+        """Usable rows of a split; of the training split also the "sft" share or what is "held_out" from it."""
+        chosen = [i for i in self._needs if self.index[i].split == split]
+        if part == "all":
+            return chosen
+        return [i for i in chosen if (_unit_hash(self.index[i].id) < self._config.sft_share) == (part == "sft")]
+
+    def references(self, row: int) -> tuple[str, ...]:
+        """The captions of the kind that is learnt."""
+        return tuple(self.index[row].captions[self._config.target])
+
+    def prompt_text(self, row: int) -> str:
+        """The text part of a row's prompt, as rewards and logs show it."""
+        transcript = self.index[row].transcript
+        return f'"{transcript}" {self._config.instruction}' if self._transcript(row) else self._config.instruction
+
+    # --- batches --------------------------------------------------------------------------------------------------
+
+    def training_batches(
+        self,
+        rows: Sequence[int],
+        *,
+        batch_size: int,
+        steps: int,
+        seed: int,
+        references: int = 0,
+        max_target_tokens: int = 0,
+        process: tuple[int, int] = (0, 1),
+    ) -> grain.IterDataset:
+        """A Grain dataset of `steps` augmented training batches, this process's part of each.
+
+        Args:
+          references: how many references of each clip are tokenised as targets, drawn anew each time.
+          process: (index, count) of this process; rows of a batch are divided evenly.
+        """
+        plan = BatchPlan(rows, self._needs, self._buckets(), batch_size, seed)
+        load = _TrainingBatches(self, plan, seed, references, max_target_tokens, process)
+        dataset = grain.MapDataset.range(steps).map(load)
+        workers = self._config.workers
+        iterator = dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
+        if workers:
+            iterator = iterator.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+        return iterator
+
+    def evaluation_batches(
+        self,
+        rows: Sequence[int],
+        batch_size: int,
+        process: tuple[int, int] = (0, 1),
+        references: int = 0,
+        max_target_tokens: int = 0,
+    ) -> Iterator[ClipBatch]:
+        """Every row once, without augmentation, this process's part of each batch.
+
+        The last batch is filled up with repeated rows that are not valid. With `references`, the first ones of each
+        clip are its targets.
+        """
+        index, count = process
+        part = slice(index * batch_size // count, (index + 1) * batch_size // count)
+
+        def targets(position: int, row: int) -> list[list[int]]:
+            return self.encode_references(row, range(references), max_target_tokens)
+
+        for chosen, valid, bucket in evaluation_batches(rows, self._needs, self._buckets(), batch_size):
+            yield self.assemble(
+                chosen[part],
+                bucket,
+                valid[part],
+                targets=targets if references else None,
+                target_length=max_target_tokens,
+            )
+
+    def with_modalities(self, modalities: tuple[str, ...]) -> CaptionDataset:
+        """The same clips with fewer modalities, for the ablation; decoded clips are shared."""
+        view = object.__new__(CaptionDataset)
+        view.__dict__.update(self.__dict__, _hidden=frozenset(self._config.modalities) - frozenset(modalities))
+        return view
+
+    _hidden: frozenset[str] = frozenset()
+
+    def assemble(
+        self,
+        rows: Sequence[int],
+        bucket: Bucket,
+        counted: np.ndarray | None = None,
+        *,
+        change: Callable[[int, Clip], Clip] = lambda position, clip: clip,
+        targets: Callable[[int, int], list[list[int]]] | None = None,
+        target_length: int = 0,
+    ) -> ClipBatch:
+        """Decodes, lays out and pads the clips of `rows`.
+
+        A clip that fails to decode is logged and marked as not valid, like those outside `counted`; its row keeps the
+        text of the prompt only, and its targets are masked.
+        """
+        prepared, valid = [], np.ones(len(rows), bool) if counted is None else counted.copy()
+        for position, row in enumerate(rows):
+            try:
+                clip = change(position, self._hide(self._cache.get(int(row), self._decode)))
+            except MediaError as error:
+                _log.warning("clip %s cannot be decoded, its row does not count: %s", self.index[row].id, error)
+                clip, valid[position] = Clip(), False
+            prepared.append(Row(clip, self._lay_out(int(row), clip)))
+        prompt = collate(prepared, bucket, self._model, self._tokenizer.pad_id)
+        encoded = None
+        if targets is not None:
+            ids = [targets(position, int(row)) for position, row in enumerate(rows)]
+            encoded = collate_targets(ids, target_length, self._tokenizer.pad_id)
+            encoded = encoded._replace(mask=encoded.mask & valid[:, None, None])
+        return ClipBatch(prompt, np.asarray(rows, np.int32), valid, encoded)
+
+    def encode_references(self, row: int, chosen: Sequence[int], max_tokens: int) -> list[list[int]]:
+        """Tokenised references of a row."""
+        references = self.references(row)
+        return [encode_target(self._tokenizer, references[i % len(references)], max_tokens) for i in chosen]
+
+    # --- one clip -------------------------------------------------------------------------------------------------
+
+    def _decode(self, row: int) -> Clip:
+        return decode_clip(self._reader[row], self._config, self._model)
+
+    def _hide(self, clip: Clip) -> Clip:
+        if not self._hidden:
+            return clip
+        return Clip(
+            mel=None if "audio" in self._hidden else clip.mel,
+            frames=None if "video" in self._hidden else clip.frames,
+            seconds_per_frame=clip.seconds_per_frame,
+            features=None if "features" in self._hidden else clip.features,
+        )
+
+    def _transcript(self, row: int) -> str | None:
+        return self.index[row].transcript if self._config.include_transcript else None
+
+    def _lay_out(self, row: int, clip: Clip) -> PromptLayout:
+        video = None
+        if clip.frames is not None:
+            count, height, width = clip.frames.shape[:3]
+            video = self._grid(count, height, width, clip.seconds_per_frame)
+        return lay_out_prompt(
+            self._tokenizer,
+            self._model,
+            instruction=self._config.instruction,
+            transcript=self._transcript(row),
+            audio_tokens=0 if clip.mel is None else audio_tokens(len(clip.mel), self._model.audio.n_window),
+            video=video,
+            feature_frames=0 if clip.features is None else len(clip.features),
+        )
+
+    def _grid(self, frames: int, height: int, width: int, seconds_per_frame: float) -> VideoGrid:
+        vision = self._model.vision
+        cell = vision.patch_size * vision.spatial_merge_size
+        pairs = -(-frames // vision.temporal_patch_size)
+        return VideoGrid(pairs, height // cell, width // cell, seconds_per_frame * vision.temporal_patch_size)
+
+    # --- sizes ----------------------------------------------------------------------------------------------------
+
+    def _buckets(self) -> tuple[Bucket, ...]:
+        """The configured buckets without the parts of modalities that the run does not use."""
+        used = self._config.modalities
+        return tuple(
+            Bucket(
+                b.prompt_tokens,
+                b.audio_chunks if "audio" in used else 0,
+                b.frames if "video" in used else 0,
+                b.windows if "video" in used else 0,
+                b.feature_frames if "features" in used else 0,
+            )
+            for b in self._config.buckets
+        )
+
+    def _problem(self, i: int, row: IndexRow) -> str | None:
+        """Why a row cannot be used, or None; then its size is known."""
+        if not row.captions.get(self._config.target):
+            return f"has no {self._config.target!r} caption"
+        longest = max(row.seconds, row.video_seconds)
+        if longest > self._config.max_seconds:
+            return f"lasts {longest:.2f} s, over data.max_seconds = {self._config.max_seconds:g}"
+        stand_in = self._sized_like(row)
+        if self._config.modalities and stand_in == Clip():
+            return f"has none of the modalities {self._config.modalities}"
+        need = needed(Row(stand_in, self._lay_out(i, stand_in)), self._model)
+        try:
+            assign_bucket(need, self._buckets())
+        except ValueError as error:
+            return str(error)
+        self._needs[i] = need
+        return None
+
+    def _sized_like(self, row: IndexRow) -> Clip:
+        """A clip of the size that decoding will give, from the index alone (arrays without memory of their own)."""
+        config, mel, frames, features = self._config, None, None, None
+        if "audio" in config.modalities and row.has_audio:
+            # Resampling may round up by one frame.
+            mel = np.broadcast_to(np.float32(0), (int(row.seconds * 100) + 2, self._model.audio.num_mel_bins))
+        if "video" in config.modalities and row.has_video:
+            count = min(config.max_frames, row.frames)
+            if config.fps:
+                wanted = min(max(row.video_seconds * config.fps, 4), count)
+                count = max(int(wanted) // TEMPORAL_PATCH_SIZE * TEMPORAL_PATCH_SIZE, 1)
+            height, width = frame_size(row.height, row.width, config, self._model)
+            frames = np.broadcast_to(np.uint8(0), (count, height, width, 3))
+        if "features" in config.modalities and row.features:
+            length = max(row.features[name][0] for name in self._model.features.names if name in row.features)
+            features = np.broadcast_to(np.float32(0), (length, sum(self._model.features.dims)))
+        return Clip(mel, frames, 1.0, features)
+
+
+class _TrainingBatches:
+    """Step -> batch; picklable, so that reader processes can have it."""
+
+    def __init__(self, dataset, plan, seed, references, max_target_tokens, process):
+        self._dataset, self._plan, self._seed = dataset, plan, seed
+        self._references, self._max_target_tokens, self._process = references, max_target_tokens, process
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        os.environ["JAX_PLATFORMS"] = "cpu"  # unpickled in a reader process, which must never grab an accelerator
+
+    def __call__(self, step: int) -> ClipBatch:
+        rows, bucket = self._plan.batch(step)
+        index, count = self._process
+        size = len(rows) // count
+        first = index * size
+        # One generator a row, by its place in the whole batch: the same draws on any number of processes.
+        generators = [np.random.default_rng((self._seed, step, first + i)) for i in range(size)]
+        augmentation = self._dataset._config.augment
+
+        def targets(position: int, row: int) -> list[list[int]]:
+            order = generators[position].permutation(max(self._references, len(self._dataset.references(row))))
+            return self._dataset.encode_references(row, order[: self._references], self._max_target_tokens)
+
+        return self._dataset.assemble(
+            rows[first : first + size],
+            bucket,
+            change=lambda position, clip: augment(clip, augmentation, generators[position]),
+            targets=targets if self._references else None,
+            target_length=self._max_target_tokens,
+        )
+
+
+def _unit_hash(text: str) -> float:
+    """A number in [0, 1) that depends on `text` only."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64

@@ -1,0 +1,1 @@
+"""A run from start to end: data, supervised fine-tuning, reinforcement learning, evaluation, report."""

@@ -1,0 +1,165 @@
+"""What a run needs before its first step: devices, shards, tokenizer, sentence encoder, anchors."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from mecap_jax.config import Config, ConfigError, validate_devices
+from mecap_jax.data.importers import prepare
+from mecap_jax.data.pipeline import CaptionDataset
+from mecap_jax.data.shards import ShardReader
+from mecap_jax.data.tokenizer import Tokenizer, train_tokenizer
+from mecap_jax.models.sentence_encoder import SentenceEncoder, load_sentence_encoder
+from mecap_jax.rewards.anchors import Anchors, build_anchors, captions_by_label, check_encoder
+from mecap_jax.sharding import make_mesh
+from mecap_jax.training.logging import RunLogger
+
+CACHE = Path("cache")
+
+
+@dataclasses.dataclass(frozen=True)
+class Workbench:
+    """Everything that the stages of a run share."""
+
+    config: Config
+    workdir: Path
+    mesh: Mesh
+    reader: ShardReader
+    dataset: CaptionDataset
+    tokenizer: Tokenizer
+    encoder: SentenceEncoder
+    anchors: Anchors
+    logger: RunLogger
+
+    def with_data(self, dataset: CaptionDataset) -> Workbench:
+        """The same bench over another view of the data."""
+        return dataclasses.replace(self, dataset=dataset)
+
+
+def set_up(config: Config, workdir: Path, logger: RunLogger) -> Workbench:
+    """Prepares a run; what an earlier run left in `workdir` and `cache/` is used again.
+
+    Raises:
+      ConfigError: the mesh does not fit, or `workdir` belongs to a run with another configuration.
+      ShardError, DataError: the data cannot be used.
+      AnchorsError: the anchors belong to another encoder.
+    """
+    validate_devices(config, jax.device_count())
+    jax.config.update("jax_compilation_cache_dir", str(Path(config.compilation_cache).resolve()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    _first_process(lambda: claim(workdir, config))
+    mesh = make_mesh(config.mesh)
+    directory = shards_directory(config)
+    _first_process(lambda: build_shards(config, directory, logger))
+    reader = ShardReader(directory)
+    tokenizer_path = workdir / "tokenizer.json"
+    _first_process(lambda: tokenizer_path.exists() or make_tokenizer(config, reader).save(tokenizer_path))
+    tokenizer = Tokenizer.from_file(tokenizer_path)
+    if tokenizer.vocab_size > config.model.decoder.vocab_size:
+        raise ConfigError(
+            f"config key 'model.decoder.vocab_size': {config.model.decoder.vocab_size} is smaller than the "
+            f"tokenizer's vocabulary of {tokenizer.vocab_size} ({tokenizer_path})"
+        )
+    dataset = CaptionDataset(reader, config.data, config.model, tokenizer)
+    encoder = load_sentence_encoder(config.encoder.path)
+    anchors_path = Path(config.encoder.anchors) if config.encoder.anchors else workdir / "anchors.safetensors"
+    if not config.encoder.anchors:
+        _first_process(lambda: anchors_path.exists() or make_anchors(config, reader, encoder).save(anchors_path))
+    anchors = Anchors.load(anchors_path)
+    check_encoder(anchors, encoder)
+    return Workbench(config, workdir, mesh, reader, dataset, tokenizer, encoder, anchors, logger)
+
+
+# What may change between the two halves of an interrupted run without changing what it learns.
+_FREE_KEYS = ("evaluation", "checkpoint", "compilation_cache", "mesh")
+
+
+def claim(workdir: Path, config: Config) -> None:
+    """Makes `workdir` this run's, or checks that it was already.
+
+    Raises:
+      ConfigError: another configuration ran there; names every key that differs with both values.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    path = workdir / "config.json"
+    mine = json.loads(json.dumps(dataclasses.asdict(config)))
+    if path.exists():
+        theirs = json.loads(path.read_text(encoding="utf-8"))
+        differences = [
+            f"{key}: {old!r} there, {new!r} asked"
+            for key, old, new in _differences(theirs, mine)
+            if key.split(".")[0] not in _FREE_KEYS
+        ]
+        if differences:
+            raise ConfigError(
+                f"{workdir} holds a run with another configuration; choose another --workdir or the same settings:\n  "
+                + "\n  ".join(differences)
+            )
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(mine, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def _differences(old, new, prefix: str = ""):
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted({*old, *new}):
+            yield from _differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
+    elif old != new:
+        yield prefix, old, new
+
+
+def shards_directory(config: Config) -> Path:
+    """Where the run's shards are: `data.path`, or a directory in `cache/` named after what they are made of."""
+    data = config.data
+    if data.path:
+        return Path(data.path)
+    settings = {"source": data.source, "input": data.input}
+    if data.source == "synthetic":
+        settings |= dataclasses.asdict(data.synthetic)
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+    return CACHE / f"{data.source}-{digest}"
+
+
+def build_shards(config: Config, directory: Path, logger: RunLogger) -> None:
+    """Imports the data where `directory` does not hold it yet."""
+    data = config.data
+    if data.path and (directory / "manifest.json").exists():
+        return  # named shards are taken as they are, whatever made them
+    prepare(
+        source=data.source,
+        input=Path(data.input) if data.input else None,
+        output=directory,
+        synthetic=data.synthetic,
+        command="scripts/train.py",
+        max_bad_fraction=data.max_bad_fraction,
+    )
+
+
+def make_tokenizer(config: Config, reader: ShardReader) -> Tokenizer:
+    """A tokenizer trained on what the model reads and writes: the captions and transcripts of the train split."""
+    train = [row for row in reader.index if row.split == "train"]
+    texts = [text for row in train for texts in row.captions.values() for text in texts]
+    texts += [row.transcript for row in train] + [config.data.instruction, "user", "assistant"]
+    return train_tokenizer(texts, config.model.decoder.vocab_size)
+
+
+def make_anchors(config: Config, reader: ShardReader, encoder: SentenceEncoder) -> Anchors:
+    """Anchors from the train captions of the learnt kind."""
+    captions = captions_by_label(reader.index, "train", config.data.target)
+    return build_anchors(encoder, captions, kind="captions", source=f"{reader.directory}, split train")
+
+
+def _first_process(action: Callable[[], object]) -> None:
+    """Runs `action` on the first process only; the others wait until it is done."""
+    if jax.process_index() == 0:
+        action()
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("set-up")

@@ -1,0 +1,190 @@
+"""The stages of a run: each joins data, learner, loop, checkpoints and logs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from mecap_jax.config import GrpoConfig, SftConfig
+from mecap_jax.data.pipeline import CaptionDataset, ClipBatch
+from mecap_jax.evaluation.decoding import caption_rows
+from mecap_jax.experiment.setup import Workbench
+from mecap_jax.rewards.base import Sample
+from mecap_jax.rewards.combine import RewardFunction, build_reward
+from mecap_jax.rl.learner import GrpoLearner
+from mecap_jax.rl.rollout import MicroBatch, PromptInfo, RolloutEngine
+from mecap_jax.sharding import put_batch
+from mecap_jax.train_state import TrainState, init_params, init_state, make_optimizer
+from mecap_jax.training.checkpointing import StageCheckpoints
+from mecap_jax.training.loop import run_stage
+from mecap_jax.training.sft import SftBatch, SftLearner, token_nll
+
+Stop = Callable[[int], bool]
+
+
+def train_sft(
+    bench: Workbench, name: str, config: SftConfig, graphdef: nnx.GraphDef, params: Any, should_stop: Stop
+) -> Any:
+    """Runs a supervised stage from `params` (consumed) and returns the parameters it ends with."""
+    dataset, mesh = bench.dataset, bench.mesh
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    learner = SftLearner(graphdef, optimizer, config)
+    micro = config.micro_clips or config.batch_clips
+
+    def step(state: TrainState, batch: ClipBatch):
+        parts = [
+            SftBatch(put_batch(part.prompt, mesh), put_batch(part.targets, mesh))
+            for part in _split(batch, config.batch_clips // micro)
+        ]
+        state, metrics = learner.step(state, parts)
+        return state, metrics, ()
+
+    validation = dataset.rows("validation")
+
+    def validate(state: TrainState, step: int) -> dict[str, float]:
+        total = tokens = 0.0
+        for batch in _reference_batches(dataset, validation, micro, config):
+            nll, count = jax.device_get(token_nll(graphdef, state.params, put_batch(batch, mesh)))
+            total, tokens = total + float(nll), tokens + float(count)
+        return {"validation/token_nll": total / max(tokens, 1.0)}
+
+    batches = dataset.training_batches(
+        dataset.rows("train", config.clips),
+        batch_size=config.batch_clips,
+        steps=config.steps,
+        seed=_stage_seed(bench.config.seed, name),
+        references=config.references,
+        max_target_tokens=config.max_target_tokens,
+        process=(jax.process_index(), jax.process_count()),
+    )
+    return _run(bench, name, params, optimizer, step, batches, config, validate if validation else None, should_stop)
+
+
+def train_grpo(
+    bench: Workbench, name: str, config: GrpoConfig, graphdef: nnx.GraphDef, params: Any, should_stop: Stop
+) -> Any:
+    """Runs a reinforcement stage from `params`, which stay as the reference policy; returns the trained ones."""
+    dataset, mesh, seed = bench.dataset, bench.mesh, _stage_seed(bench.config.seed, name)
+    reward = make_reward(bench, config)
+    engine = RolloutEngine(graphdef, params if config.loss.beta else None, config, bench.tokenizer, reward, mesh, seed)
+    optimizer = make_optimizer(config.optimizer, config.steps * config.updates)
+    learner = GrpoLearner(graphdef, engine, optimizer, config, reward.weights, mesh)
+    micro = config.micro_prompts or config.prompts
+    references = config.loss.references if config.loss.reference_likelihood else 0
+
+    def step(state: TrainState, batch: ClipBatch):
+        parts = _split(batch, config.prompts // micro)
+        first = jax.process_index() * len(batch.rows)
+        micro_batches = []
+        for part in parts:
+            numbers = np.arange(first, first + len(part.rows), dtype=np.int32)
+            first += len(part.rows)
+            micro_batches.append(
+                MicroBatch(
+                    prompt=put_batch(part.prompt, mesh),
+                    rows=put_batch(numbers, mesh),
+                    valid=put_batch(part.valid, mesh),
+                    infos=[_prompt_info(dataset, int(row)) for row in part.rows],
+                    references=put_batch(part.targets, mesh) if references else None,
+                )
+            )
+        state, result = learner.step(state, micro_batches)
+        return state, result.metrics, result.groups
+
+    validation = dataset.rows("validation")
+
+    def validate(state: TrainState, step: int) -> dict[str, float]:
+        return validation_rewards(bench, graphdef, state.params, reward, validation, config.max_new_tokens)
+
+    batches = dataset.training_batches(
+        dataset.rows("train", config.clips),
+        batch_size=config.prompts,
+        steps=config.steps,
+        seed=seed,
+        references=references,
+        max_target_tokens=config.max_new_tokens,
+        process=(jax.process_index(), jax.process_count()),
+    )
+    # The reference policy keeps `params`; the state that the steps consume starts as a copy.
+    start = jax.tree.map(lambda x: x.copy(), params)
+    return _run(bench, name, start, optimizer, step, batches, config, validate if validation else None, should_stop)
+
+
+def make_reward(bench: Workbench, config: GrpoConfig) -> RewardFunction:
+    """The reward of a stage; document frequencies come from the train captions."""
+    train = [bench.dataset.references(row) for row in bench.dataset.rows("train")]
+    return build_reward(config.reward, bench.encoder, bench.anchors, train)
+
+
+def validation_rewards(
+    bench: Workbench, graphdef: nnx.GraphDef, params: Any, reward: RewardFunction, rows: list[int], max_new_tokens: int
+) -> dict[str, float]:
+    """Mean rewards of greedy captions."""
+    captions = caption_rows(
+        graphdef,
+        params,
+        bench.dataset,
+        rows,
+        bench.tokenizer,
+        bench.mesh,
+        batch_clips=bench.config.evaluation.batch_clips,
+        max_new_tokens=max_new_tokens,
+    )
+    samples = []
+    for group, (row, caption) in enumerate(captions.items()):
+        info = _prompt_info(bench.dataset, row)
+        samples.append(Sample(caption, True, info.prompt, info.utterance_id, info.references, info.label, group))
+    judged = reward(samples)
+    means = {f"validation/rewards/{name}": values for name, values in judged.terms.items()}
+    return {name: float(np.nanmean(values)) for name, values in {"validation/reward": judged.total, **means}.items()}
+
+
+def _run(bench: Workbench, name, params, optimizer, step, batches, config, validate, should_stop) -> Any:
+    description = {"model": bench.config.model.name, "stage": name}
+    with StageCheckpoints(bench.workdir / "checkpoints" / name, bench.config.checkpoint, description) as checkpoints:
+        state = run_stage(
+            name,
+            init_state(params, optimizer, bench.mesh),
+            step,
+            batches,
+            steps=config.steps,
+            checkpoints=checkpoints,
+            logger=bench.logger,
+            max_nonfinite=bench.config.max_nonfinite_steps,
+            validate=validate,
+            validate_every=config.validate_every,
+            should_stop=should_stop,
+        )
+    return state.params
+
+
+def new_params(bench: Workbench) -> tuple[nnx.GraphDef, Any]:
+    """A freshly initialised model of the run."""
+    return init_params(bench.config.model, bench.config.seed, bench.mesh)
+
+
+def _stage_seed(seed: int, name: str) -> int:
+    """A seed for one stage: two stages of a run must not see the same shuffles."""
+    return (seed * 1_000_003 + sum(name.encode())) % 2**31
+
+
+def _split(batch: ClipBatch, parts: int) -> list[ClipBatch]:
+    """Divides this process's rows of a batch into micro-batches."""
+    size = len(batch.rows) // parts
+    return [jax.tree.map(lambda x, i=i: x[i * size : (i + 1) * size], batch) for i in range(parts)]
+
+
+def _prompt_info(dataset: CaptionDataset, row: int) -> PromptInfo:
+    entry = dataset.index[row]
+    return PromptInfo(entry.id, dataset.prompt_text(row), dataset.references(row), entry.labels.get("multimodal"))
+
+
+def _reference_batches(dataset: CaptionDataset, rows: list[int], size: int, config: SftConfig):
+    """Validation batches: the first references of every clip."""
+    process = (jax.process_index(), jax.process_count())
+    for batch in dataset.evaluation_batches(rows, size, process, config.references, config.max_target_tokens):
+        yield SftBatch(batch.prompt, batch.targets)

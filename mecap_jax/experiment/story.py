@@ -1,0 +1,240 @@
+"""The whole story of a run: data, SFT, Emo-GRPO, the rows they are compared with, evaluation and report."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from mecap_jax.config import Config, SftConfig
+from mecap_jax.data.pipeline import CaptionDataset
+from mecap_jax.evaluation.java_tools import Meteor
+from mecap_jax.evaluation.report import write_report
+from mecap_jax.evaluation.stage import StageResult
+from mecap_jax.experiment.scoring import evaluate_stage
+from mecap_jax.experiment.setup import Workbench, set_up
+from mecap_jax.experiment.stages import new_params, train_grpo, train_sft
+from mecap_jax.train_state import abstract_model
+from mecap_jax.training.checkpointing import latest_step, load_params
+from mecap_jax.training.logging import RunLogger, read_jsonl
+
+Stop = Callable[[int], bool]
+
+
+def run(config: Config, workdir: Path, should_stop: Stop = lambda step: False) -> dict[str, Any]:
+    """Runs everything that `config` asks for and returns what `report.json` holds.
+
+    Whatever `workdir` already holds is not done again: the same command resumes an interrupted run.
+
+    Raises:
+      Interrupted: `should_stop` said so; the state is saved.
+    """
+    clock = Clock()
+    workdir.mkdir(parents=True, exist_ok=True)
+    with RunLogger(workdir, enabled=jax.process_index() == 0) as logger:
+        with clock.measure("set_up"):
+            bench = set_up(config, workdir, logger)
+        logger.say(_describe(bench))
+        graphdef, params = new_params(bench)
+        stages: dict[str, Workbench] = {}
+        if config.sft is not None:
+            with clock.measure("sft"):
+                params = train_sft(bench, "sft", config.sft, graphdef, params, should_stop)
+            stages["sft"] = bench
+        if config.grpo is not None:
+            with clock.measure("grpo"):
+                train_grpo(bench, "grpo", config.grpo, graphdef, params, should_stop)
+            stages["grpo"] = bench
+        for row in config.evaluation.rows:
+            with clock.measure(row):
+                stages[row] = _EXTRA_ROWS[row](bench, graphdef, params, should_stop)
+        with clock.measure("evaluation"):
+            results, ablation = evaluate(stages, graphdef)
+        return _report(bench, results, ablation, clock)
+
+
+# --- rows that the result is compared with --------------------------------------------------------------------------
+
+
+def _text_only(bench: Workbench, graphdef: nnx.GraphDef, params: Any, should_stop: Stop) -> Workbench:
+    """SFT of a model that sees the transcript only: what can be had without listening and looking."""
+    data = dataclasses.replace(bench.config.data, modalities=())
+    blind = bench.with_data(CaptionDataset(bench.reader, data, bench.config.model, bench.tokenizer))
+    _, fresh = new_params(bench)
+    train_sft(blind, "text_only", bench.config.sft, graphdef, fresh, should_stop)
+    return blind
+
+
+def _sft_control(bench: Workbench, graphdef: nnx.GraphDef, params: Any, should_stop: Stop) -> Workbench:
+    """SFT that goes on for as long as GRPO took, on all that GRPO saw."""
+    config = dataclasses.replace(bench.config.control, steps=_control_steps(bench))
+    copy = jax.tree.map(lambda x: x.copy(), params)
+    train_sft(bench, "sft_control", config, graphdef, copy, should_stop)
+    return bench
+
+
+def _grpo_semantic(bench: Workbench, graphdef: nnx.GraphDef, params: Any, should_stop: Stop) -> Workbench:
+    """GRPO without the emotion term."""
+    config = bench.config.grpo
+    reward = dataclasses.replace(config.reward, emotion=0.0)
+    train_grpo(bench, "grpo_semantic", dataclasses.replace(config, reward=reward), graphdef, params, should_stop)
+    return bench
+
+
+_EXTRA_ROWS = {"text_only": _text_only, "sft_control": _sft_control, "grpo_semantic": _grpo_semantic}
+
+
+def _control_steps(bench: Workbench) -> int:
+    """SFT steps that take as long as all GRPO steps did, by the median time of a step; decided once a run."""
+    path = bench.workdir / "control.json"
+    if not path.exists():
+        seconds = _step_seconds(bench.workdir)
+        steps = round(bench.config.grpo.steps * seconds["grpo"] / seconds["sft"])
+        path.write_text(json.dumps({"steps": max(1, steps), "seconds_per_step": seconds}) + "\n", encoding="utf-8")
+    return json.loads(path.read_text(encoding="utf-8"))["steps"]
+
+
+def _step_seconds(workdir: Path) -> dict[str, float]:
+    """Median seconds of a step by stage."""
+    seconds = defaultdict(list)
+    for row in read_jsonl(workdir / "metrics.jsonl"):
+        if "timing_s/step" in row:
+            seconds[row["stage"]].append(row["timing_s/step"])
+    return {stage: float(np.median(values)) for stage, values in seconds.items()}
+
+
+# --- evaluation and report -------------------------------------------------------------------------------------------
+
+
+def evaluate(
+    stages: dict[str, Workbench], graphdef: nnx.GraphDef
+) -> tuple[dict[str, StageResult], dict[str, dict[str, StageResult]]]:
+    """Captions the test speakers with every stage's final parameters, and the ablation of modalities."""
+    bench = next(iter(stages.values()))
+    config = bench.config
+    rows = bench.dataset.rows("test")
+    max_new_tokens = config.grpo.max_new_tokens if config.grpo else config.sft.max_target_tokens
+    _, abstract = abstract_model(config.model, bench.mesh)
+    results, ablation = {}, defaultdict(dict)
+    with open_meteor() as meteor:
+        for name, stage_bench in stages.items():
+            params = load_params(bench.workdir / "checkpoints" / name, abstract)
+            results[name] = evaluate_stage(stage_bench, name, graphdef, params, rows, max_new_tokens, meteor)
+            if not (config.evaluation.ablation and name in ("sft", "grpo") and len(config.data.modalities) > 1):
+                continue
+            for modality in config.data.modalities:
+                alone = stage_bench.with_data(stage_bench.dataset.with_modalities((modality,)))
+                ablation[name][modality] = evaluate_stage(
+                    alone, f"{name} from {modality} only", graphdef, params, rows, max_new_tokens, meteor
+                )
+    return results, dict(ablation)
+
+
+@contextlib.contextmanager
+def open_meteor():
+    """A running METEOR, or None on a machine without Java, where the metric is reported as unavailable."""
+    try:
+        meteor = Meteor()
+    except (FileNotFoundError, RuntimeError):
+        yield None
+        return
+    with meteor:
+        yield meteor
+
+
+class Clock:
+    """Where a run's time goes: its parts, and what of it was compilation."""
+
+    def __init__(self):
+        self._began = time.perf_counter()
+        self._parts: dict[str, float] = {}
+        self._compile = 0.0
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+
+    def _listen(self, event: str, seconds: float, **_):
+        if event.endswith("backend_compile_duration"):
+            self._compile += seconds
+
+    @contextlib.contextmanager
+    def measure(self, part: str):
+        """Counts the time of a block as `part`."""
+        began = time.perf_counter()
+        yield
+        self._parts[part] = round(time.perf_counter() - began, 2)
+
+    def report(self, step_seconds: dict[str, float]) -> dict[str, Any]:
+        return {
+            "total_s": round(time.perf_counter() - self._began, 2),
+            "compile_s": round(self._compile, 2),
+            "parts": self._parts,
+            "steps": {stage: round(seconds, 4) for stage, seconds in step_seconds.items()},
+        }
+
+
+def _report(bench: Workbench, results, ablation, clock: Clock) -> dict[str, Any]:
+    config, dataset = bench.config, bench.dataset
+    log = read_jsonl(bench.workdir / "metrics.jsonl")
+    clock_report = clock.report(_step_seconds(bench.workdir))
+    if jax.process_index() != 0:
+        return {}
+    report = write_report(
+        bench.workdir,
+        seed=config.seed,
+        config=dataclasses.asdict(config),
+        data=_data_summary(bench),
+        results=results,
+        metrics_log=log,
+        timing=clock_report,
+        ablation=ablation,
+        resamples=config.evaluation.bootstrap,
+        confidence=config.evaluation.confidence,
+        samples=config.evaluation.samples,
+    )
+    bench.logger.say(f"report: {bench.workdir / 'report.md'}")
+    del dataset
+    return report
+
+
+def _data_summary(bench: Workbench) -> dict[str, Any]:
+    """Counts for the report."""
+    manifest, dataset = bench.reader.manifest, bench.dataset
+    return {
+        "source": manifest["source"],
+        "synthetic": bench.config.data.source == "synthetic",
+        "splits": manifest["splits"],
+        "used": {split: len(dataset.rows(split)) for split in ("train", "validation", "test")},
+        "sft_clips": len(dataset.rows("train", "sft")),
+        "held_out_from_sft": len(dataset.rows("train", "held_out")),
+        "licences": manifest["licences"],
+        "quarantined": [dataclasses.asdict(clip) for clip in dataset.quarantined],
+    }
+
+
+def _describe(bench: Workbench) -> str:
+    dataset = bench.dataset
+    counts = ", ".join(f"{len(dataset.rows(split))} {split}" for split in ("train", "validation", "test"))
+    devices = f"{jax.device_count()} {jax.devices()[0].platform} device(s), {jax.process_count()} process(es)"
+    return f"{bench.config.name}: {counts} clips, {len(dataset.quarantined)} quarantined; {devices}"
+
+
+def stage_names(config: Config) -> list[str]:
+    """The stages that a run trains, in order."""
+    names = [name for name in ("sft", "grpo") if getattr(config, name) is not None]
+    return names + list(config.evaluation.rows)
+
+
+def finished_stages(config: Config, workdir: Path) -> list[str]:
+    """The stages of a run that have a checkpoint."""
+    return [name for name in stage_names(config) if latest_step(workdir / "checkpoints" / name) is not None]
+
+
+__all__ = ["Clock", "SftConfig", "evaluate", "finished_stages", "open_meteor", "run", "stage_names"]

@@ -1,0 +1,218 @@
+"""One GRPO step: rollout, reference, rewards, advantages, update."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from mecap_jax.config import GrpoConfig
+from mecap_jax.rl.advantages import group_advantages
+from mecap_jax.rl.objective import Denominators, Sums, TrainExample, denominators, objective_gradients
+from mecap_jax.rl.rollout import JudgedGroups, MicroBatch, Rollout, RolloutEngine, collect_rewards
+from mecap_jax.sharding import put_batch
+from mecap_jax.train_state import TrainState, apply_gradients
+
+
+@dataclasses.dataclass(frozen=True)
+class StepResult:
+    """What a step leaves behind besides the new state.
+
+    Attributes:
+      metrics: numbers for the log, named as in TRL; `timing_s/*` are seconds.
+      groups: this process's sampled groups with every reward term and advantage, for `completions.jsonl`.
+    """
+
+    metrics: dict[str, float]
+    groups: list[dict[str, Any]]
+
+
+class GrpoLearner:
+    """Runs steps; holds no state that a checkpoint would miss."""
+
+    def __init__(
+        self,
+        graphdef: nnx.GraphDef,
+        engine: RolloutEngine,
+        optimizer: optax.GradientTransformation,
+        config: GrpoConfig,
+        reward_weights: Mapping[str, float],
+        mesh: Mesh,
+    ):
+        self._graphdef, self._engine, self._optimizer = graphdef, engine, optimizer
+        self._config, self._weights, self._mesh = config, dict(reward_weights), mesh
+
+    def step(self, state: TrainState, micro_batches: list[MicroBatch]) -> tuple[TrainState, StepResult]:
+        """Samples, judges and learns from `micro_batches`; the given state is consumed."""
+        started = time.perf_counter()
+        step = int(state.step)
+        rollouts, timing = self._engine.run(state.params, micro_batches, step)
+        waiting = time.perf_counter()
+        judged = [collect_rewards(rollout) for rollout in rollouts]
+        timing["reward_wait"] = time.perf_counter() - waiting
+        advantages, zero_variance = self._advantages(judged)
+        examples = [
+            TrainExample(
+                rollout.micro.prompt,
+                rollout.completions,
+                rollout.generation.logprobs,
+                rollout.reference_logprobs,
+                put_batch(advantage, self._mesh),
+                rollout.micro.references,
+            )
+            for rollout, advantage in zip(rollouts, advantages)
+        ]
+        updating = time.perf_counter()
+        state, sums, totals, norm = self._update(state, examples)
+        jax.block_until_ready(norm)
+        timing["update"] = time.perf_counter() - updating
+        timing["step"] = time.perf_counter() - started
+        metrics = {
+            **_loss_metrics(sums, totals, norm),
+            **_completion_metrics(rollouts, self._config.max_new_tokens),
+            **_reward_metrics(judged, zero_variance),
+            **{f"timing_s/{name}": seconds for name, seconds in timing.items()},
+        }
+        return state, StepResult(metrics, _describe_groups(rollouts, judged, advantages))
+
+    def _advantages(self, judged: list[JudgedGroups]) -> tuple[list[np.ndarray], np.ndarray]:
+        names = list(self._weights)
+        weights = jnp.array([self._weights[name] for name in names], jnp.float32)
+        advantages, zero_variance = [], []
+        for groups in judged:
+            terms = jnp.stack([jnp.asarray(groups.terms[name]) for name in names])
+            values, flat = _jitted_advantages(jnp.asarray(groups.total), terms, weights, method=self._config.advantage)
+            advantages.append(np.asarray(values))
+            zero_variance.append(np.asarray(flat))
+        return advantages, np.concatenate(zero_variance)
+
+    def _update(self, state: TrainState, examples: list[TrainExample]):
+        loss = self._config.loss
+        totals = _add_up([_jitted_denominators(example, loss=loss) for example in examples])
+        for _ in range(self._config.updates):
+            # With one micro-batch there is nothing to accumulate, and no second copy of the gradient.
+            gradients = _zeros_like(state.params) if len(examples) > 1 else None
+            shares = []
+            for example in examples:
+                gradients, sums = objective_gradients(
+                    self._graphdef,
+                    state.params,
+                    gradients,
+                    example,
+                    totals,
+                    loss=loss,
+                    temperature=self._config.temperature,
+                    max_tokens=self._config.max_new_tokens,
+                )
+                shares.append(sums)
+            state, norm = apply_gradients(state, gradients, optimizer=self._optimizer)
+        # Updates on one rollout count as one step: the next rollout must not repeat this one's random numbers.
+        return state, _add_up(shares), totals, norm
+
+
+_jitted_denominators = jax.jit(denominators, static_argnames="loss")
+_zeros_like = jax.jit(lambda tree: jax.tree.map(jnp.zeros_like, tree))
+_add_up = jax.jit(lambda items: jax.tree.map(lambda *x: sum(x), *items))
+
+
+def _advantage_values(total, terms, weights, *, method):
+    return group_advantages(total, method, terms=terms, weights=weights)
+
+
+_jitted_advantages = jax.jit(_advantage_values, static_argnames="method")
+
+
+def _loss_metrics(sums: Sums, totals: Denominators, norm) -> dict[str, float]:
+    sums, totals, norm = jax.device_get((sums, totals, norm))
+    tokens = max(float(totals.tokens), 1.0)
+    metrics = {
+        "policy_loss": float(sums.policy_loss) / max(float(totals.policy), 1.0),
+        "kl": float(sums.kl) / tokens,
+        "entropy": float(sums.entropy) / tokens,
+        "clip_ratio/low_mean": float(sums.clipped_low) / tokens,
+        "clip_ratio/high_mean": float(sums.clipped_high) / tokens,
+        "clip_ratio/region_mean": float(sums.clipped_low + sums.clipped_high) / tokens,
+        "sampling/sampling_logp_difference/mean": float(sums.logprob_difference) / tokens,
+        "grad_norm": float(norm),
+        "num_tokens": float(totals.tokens),
+    }
+    if totals.reference_tokens:
+        metrics["reference_nll"] = float(sums.reference_nll) / float(totals.reference_tokens)
+    return metrics
+
+
+def _completion_metrics(rollouts: list[Rollout], max_tokens: int) -> dict[str, float]:
+    lengths = np.concatenate([rollout.lengths.ravel() for rollout in rollouts])
+    finished = np.concatenate([rollout.finished.ravel() for rollout in rollouts])
+    metrics = {
+        "completions/mean_length": float(lengths.mean()),
+        "completions/min_length": float(lengths.min()),
+        "completions/max_length": float(lengths.max()),
+        "completions/clipped_ratio": float(1 - finished.mean()),
+    }
+    if finished.any():
+        metrics["completions/mean_terminated_length"] = float(lengths[finished].mean())
+    return metrics
+
+
+def _reward_metrics(judged: list[JudgedGroups], zero_variance: np.ndarray) -> dict[str, float]:
+    total = np.concatenate([groups.total for groups in judged])
+    metrics = {
+        "reward": _mean(total),
+        "reward_std": _mean([_spread(group) for group in total]),
+        "frac_reward_zero_std": float(zero_variance.mean()),
+        "frac_degenerate": float(np.concatenate([groups.degenerate for groups in judged]).mean()),
+        "frac_reward_missing": float(np.isnan(total).mean()),
+    }
+    for name in judged[0].terms:
+        term = np.concatenate([groups.terms[name] for groups in judged])
+        metrics[f"rewards/{name}/mean"] = _mean(term)
+        metrics[f"rewards/{name}/std"] = _spread(term.ravel())
+    return metrics
+
+
+def _mean(values) -> float:
+    values = np.asarray(values, np.float64)
+    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
+
+
+def _spread(values: np.ndarray) -> float:
+    values = values[np.isfinite(values)]
+    return float(values.std()) if len(values) else float("nan")
+
+
+def _describe_groups(
+    rollouts: list[Rollout], judged: list[JudgedGroups], advantages: list[np.ndarray]
+) -> list[dict[str, Any]]:
+    """One record a prompt; not-a-number becomes None, which JSON has."""
+
+    def number(value) -> float | None:
+        return round(float(value), 6) if np.isfinite(value) else None
+
+    return [
+        {
+            "utterance_id": info.utterance_id,
+            "label": info.label,
+            "references": list(info.references),
+            "completions": [
+                {
+                    "text": text,
+                    "finished": bool(rollout.finished[b, g]),
+                    "reward": number(groups.total[b, g]),
+                    "rewards": {name: number(term[b, g]) for name, term in groups.terms.items()},
+                    "advantage": number(advantage[b, g]),
+                }
+                for g, text in enumerate(rollout.texts[b])
+            ],
+        }
+        for rollout, groups, advantage in zip(rollouts, judged, advantages)
+        for b, info in enumerate(rollout.micro.infos)
+    ]

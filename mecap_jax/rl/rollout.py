@@ -1,0 +1,178 @@
+"""From prompts to judged completions: sampling on the device, rewards on the host beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from concurrent.futures import Future
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from mecap_jax.batch import Array, Completions, PromptBatch
+from mecap_jax.config import GrpoConfig
+from mecap_jax.data.tokenizer import Tokenizer
+from mecap_jax.generation.sampler import Generation, generate
+from mecap_jax.generation.scoring import completion_logprobs
+from mecap_jax.rewards.base import Sample
+from mecap_jax.rewards.combine import RewardBatch, RewardFunction
+from mecap_jax.sharding import local_rows
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptInfo:
+    """What rewards know of a prompt; one for each of this process's rows."""
+
+    utterance_id: str
+    prompt: str
+    references: tuple[str, ...]
+    label: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class MicroBatch:
+    """Prompts whose groups are sampled, judged and learnt from together.
+
+    Attributes:
+      prompt: B prompts on the mesh.
+      rows: int32 [B] on the mesh, the prompts' numbers within the step.
+      valid: bool [B] on the mesh, False for a clip that could not be decoded.
+      infos: one for each of this process's rows.
+      references: tokenised captions whose likelihood is part of the objective, or None.
+    """
+
+    prompt: PromptBatch
+    rows: Array
+    valid: Array
+    infos: list[PromptInfo]
+    references: Completions | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollout:
+    """A sampled micro-batch.
+
+    Attributes:
+      micro: its prompts.
+      generation: tokens and log-probabilities, on the mesh.
+      completions: the same with the mask that the loss uses.
+      reference_logprobs: of the reference policy, on the mesh, or None.
+      texts: this process's completions as text, [B_local][G].
+      finished, lengths: this process's part, bool and int [B_local, G].
+      rewards: this process's rewards, in the order of the flattened texts.
+    """
+
+    micro: MicroBatch
+    generation: Generation
+    completions: Completions
+    reference_logprobs: Array | None
+    texts: list[list[str]]
+    finished: np.ndarray
+    lengths: np.ndarray
+    rewards: Future[RewardBatch]
+
+
+@jax.jit
+def _mask(generation: Generation, valid: Array, keep_truncated: Array) -> Completions:
+    kept = valid[:, None] & (generation.finished | keep_truncated)
+    return Completions(generation.tokens, generation.mask() & kept[..., None])
+
+
+class RolloutEngine:
+    """Samples groups, has them judged, and scores them under the reference policy."""
+
+    def __init__(
+        self,
+        graphdef: nnx.GraphDef,
+        reference_params: Any,
+        config: GrpoConfig,
+        tokenizer: Tokenizer,
+        reward: RewardFunction,
+        mesh: Mesh,
+        seed: int,
+    ):
+        """`reference_params` is None where the KL weight is 0: then there is no reference policy."""
+        self._graphdef, self._reference_params, self._config = graphdef, reference_params, config
+        self._tokenizer, self._reward, self._mesh, self._seed = tokenizer, reward, mesh, seed
+
+    def run(self, params: Any, micro_batches: list[MicroBatch], step: int) -> tuple[list[Rollout], dict[str, float]]:
+        """Samples all micro-batches; returns with their rewards under way, and how long what took.
+
+        The device is given the next micro-batch before the host looks at the last one: while the host decodes text
+        and computes rewards, the device samples, and then scores under the reference policy.
+        """
+        started = time.perf_counter()
+        generations = [self._generate(params, micro, step) for micro in micro_batches]
+        rollouts = [self._judge(micro, generation) for micro, generation in zip(micro_batches, generations)]
+        jax.block_until_ready(generations)
+        sampled = time.perf_counter()
+        jax.block_until_ready([rollout.reference_logprobs for rollout in rollouts])
+        scored = time.perf_counter()
+        return rollouts, {"rollout": sampled - started, "reference": scored - sampled}
+
+    def _generate(self, params: Any, micro: MicroBatch, step: int) -> Generation:
+        return generate(
+            self._graphdef,
+            params,
+            micro.prompt,
+            np.array([self._seed, step], np.uint32),
+            micro.rows,
+            group_size=self._config.group_size,
+            max_new_tokens=self._config.max_new_tokens,
+            temperature=self._config.temperature,
+            top_p=self._config.top_p,
+            end_ids=self._tokenizer.end_ids,
+        )
+
+    def _judge(self, micro: MicroBatch, generation: Generation) -> Rollout:
+        tokens, lengths, finished = (local_rows(x) for x in (generation.tokens, generation.length, generation.finished))
+        texts = [
+            [self._tokenizer.decode(ids[:n]) for ids, n in zip(group, group_lengths)]
+            for group, group_lengths in zip(tokens, lengths)
+        ]
+        samples = [
+            Sample(text, bool(done), info.prompt, info.utterance_id, info.references, info.label, group)
+            for group, info in enumerate(micro.infos)
+            for text, done in zip(texts[group], finished[group])
+        ]
+        rewards = self._reward.submit(samples)
+        completions = _mask(generation, micro.valid, np.bool_(not self._config.mask_truncated))
+        reference = None
+        if self._reference_params is not None:
+            reference = completion_logprobs(
+                self._graphdef,
+                self._reference_params,
+                micro.prompt,
+                completions,
+                temperature=self._config.temperature,
+            )
+        return Rollout(micro, generation, completions, reference, texts, finished, lengths, rewards)
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgedGroups:
+    """This process's rewards of one micro-batch.
+
+    Attributes:
+      total: float32 [B_local, G], NaN where a completion has no reward.
+      terms: float32 [B_local, G] by name, unweighted.
+      degenerate: bool [B_local, G].
+    """
+
+    total: np.ndarray
+    terms: dict[str, np.ndarray]
+    degenerate: np.ndarray
+
+
+def collect_rewards(rollout: Rollout) -> JudgedGroups:
+    """Waits for the rewards of a rollout."""
+    batch, shape = rollout.rewards.result(), rollout.lengths.shape
+
+    def grouped(values):
+        return np.asarray(values, np.float32).reshape(shape)
+
+    terms = {name: grouped(values) for name, values in batch.terms.items()}
+    return JudgedGroups(grouped(batch.total), terms, np.asarray(batch.degenerate).reshape(shape))

@@ -1,0 +1,131 @@
+"""What training changes: parameters, optimiser state and counters, and the one function that changes them.
+
+Models are split once (`split_model`): from then on the static part is a `GraphDef` and the parameters are a plain
+nested dict, which jit, Orbax and optax take as they are.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from mecap_jax.config import OptimizerConfig
+from mecap_jax.model_config import ModelConfig
+from mecap_jax.models.multimodal_lm import MultimodalLM
+from mecap_jax.sharding import ShardingRules, replicated
+
+
+class TrainState(NamedTuple):
+    """The state of a training stage.
+
+    Attributes:
+      params: nested dict of parameters.
+      opt_state: optax state.
+      step: int32 [], steps taken.
+      skipped: int32 [], consecutive steps that were skipped because their gradient was not finite.
+    """
+
+    params: Any
+    opt_state: Any
+    step: jax.Array
+    skipped: jax.Array
+
+
+def abstract_model(config: ModelConfig, mesh: Mesh, rules: ShardingRules | None = None) -> tuple[nnx.GraphDef, Any]:
+    """The model without its weights: graph definition, and a dict of ShapeDtypeStructs that carry shardings."""
+    rules = rules or ShardingRules()
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: MultimodalLM(config, nnx.Rngs(0))))
+
+    def place(variable):
+        axes = variable.get_metadata()["logical_axes"]
+        spec = rules.spec(axes, variable.shape, mesh)
+        sharding = jax.sharding.NamedSharding(mesh, spec)
+        return jax.ShapeDtypeStruct(variable.shape, variable.dtype, sharding=sharding)
+
+    placed = jax.tree.map(place, state, is_leaf=lambda x: isinstance(x, nnx.Variable))
+    return graphdef, nnx.to_pure_dict(placed)
+
+
+def init_params(config: ModelConfig, seed: int, mesh: Mesh) -> tuple[nnx.GraphDef, Any]:
+    """Randomly initialised parameters, created on their devices."""
+    graphdef, abstract = abstract_model(config, mesh)
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+
+    @functools.partial(jax.jit, out_shardings=shardings)
+    def create():
+        return nnx.to_pure_dict(nnx.state(MultimodalLM(config, nnx.Rngs(seed)), nnx.Param))
+
+    return graphdef, create()
+
+
+def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """AdamW (arXiv 1711.05101) behind a clip of the global norm; weight decay on matrices only."""
+    rate, end = config.learning_rate, config.learning_rate * config.end_factor
+    decay_steps = max(1, steps - config.warmup_steps)
+    if config.schedule == "cosine":
+        after = optax.cosine_decay_schedule(rate, decay_steps, config.end_factor)
+    elif config.schedule == "linear":
+        after = optax.linear_schedule(rate, end, decay_steps)
+    else:
+        after = optax.constant_schedule(rate)
+    warmup = optax.linear_schedule(0.0, rate, config.warmup_steps)
+    # The first update of a warm-up would have rate 0 and waste a batch: count from one.
+    schedule = optax.join_schedules([lambda step: warmup(step + 1), after], [config.warmup_steps])
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(
+            schedule,
+            b1=config.beta1,
+            b2=config.beta2,
+            weight_decay=config.weight_decay,
+            mask=lambda params: jax.tree.map(lambda x: x.ndim > 1, params),
+        ),
+    )
+
+
+def init_state(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """The state before the first step; optimiser moments are sharded like their parameters."""
+    state = abstract_state(params, optimizer, mesh)
+    shardings = jax.tree.map(lambda x: x.sharding, state.opt_state)
+    opt_state = jax.jit(optimizer.init, out_shardings=shardings)(params)
+    # Two arrays, not one twice: the state is donated to every step, and a buffer can be donated only once.
+    step, skipped = (jax.device_put(jnp.int32(0), replicated(mesh)) for _ in range(2))
+    return TrainState(params, opt_state, step, skipped)
+
+
+def abstract_state(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of a state, from (abstract) parameters; what a checkpoint is restored into."""
+    placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params)
+    scalar = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
+    opt_state = optax.tree.map_params(
+        optimizer,
+        lambda moment, param: jax.ShapeDtypeStruct(moment.shape, moment.dtype, sharding=param.sharding),
+        jax.eval_shape(optimizer.init, placed),
+        placed,
+        transform_non_params=lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)),
+    )
+    return TrainState(placed, opt_state, scalar, scalar)
+
+
+@functools.partial(jax.jit, static_argnames="optimizer", donate_argnames=("state", "gradients"))
+def apply_gradients(state: TrainState, gradients: Any, *, optimizer: optax.GradientTransformation):
+    """Takes one optimiser step; a gradient that is not finite changes nothing but the counters.
+
+    Returns the new state and the gradient's global norm before clipping.
+    """
+    norm = optax.global_norm(gradients)
+    finite = jnp.isfinite(norm)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+
+    def choose(new, old):
+        return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+
+    skipped = jnp.where(finite, 0, state.skipped + 1)
+    return TrainState(choose(params, state.params), choose(opt_state, state.opt_state), state.step + 1, skipped), norm

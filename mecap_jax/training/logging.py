@@ -1,0 +1,151 @@
+"""Logs of a run: a live display, `metrics.jsonl`, `completions.jsonl` and TensorBoard.
+
+On a terminal a progress bar shows the numbers that matter and the time left; elsewhere a line appears now and then.
+Only the first process writes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from tensorboardX import SummaryWriter
+
+# What a person watches; everything is in metrics.jsonl.
+_SHOWN = {
+    "loss": "loss {:.3f}",
+    "validation/token_nll": "val nll {:.3f}",
+    "reward": "reward {:.3f}",
+    "rewards/emotion/mean": "emotion {:.3f}",
+    "kl": "kl {:.3f}",
+    "entropy": "entropy {:.2f}",
+    "completions/mean_length": "len {:.0f}",
+    "validation/reward": "val reward {:.3f}",
+    "timing_s/step": "{:.2f} s/step",
+}
+_SECONDS_BETWEEN_LINES = 20.0
+
+
+class RunLogger(contextlib.AbstractContextManager):
+    """Writes the logs of a run into its working directory."""
+
+    def __init__(self, workdir: Path, enabled: bool = True, console: Console | None = None):
+        """`enabled` is False for all but the first process."""
+        self._workdir, self._enabled = workdir, enabled
+        self._console = console or Console(file=sys.stderr, highlight=False)
+        self._tensorboard = SummaryWriter(str(workdir / "tensorboard")) if enabled else None
+        self._files: dict[str, Any] = {}
+
+    def __exit__(self, *exception):
+        for file in self._files.values():
+            file.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+    def say(self, message: str) -> None:
+        """One line for a person."""
+        if self._enabled:
+            self._console.print(message, markup=False, soft_wrap=True)
+
+    def rewind(self, stage: str, step: int) -> None:
+        """Drops what an interrupted run logged of a stage beyond `step`, where its checkpoint takes up again."""
+        if not self._enabled:
+            return
+        for name in ("metrics.jsonl", "completions.jsonl"):
+            path = self._workdir / name
+            if not path.exists():
+                continue
+            kept = [row for row in read_jsonl(path) if row["stage"] != stage or row["step"] <= step]
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text("".join(_json_line(row) for row in kept), encoding="utf-8")
+            temporary.replace(path)
+
+    def metrics(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """Logs the numbers of one step."""
+        if not self._enabled:
+            return
+        self._write("metrics.jsonl", {"stage": stage, "step": step, "time": round(time.time(), 3), **values})
+        for name, value in values.items():
+            if math.isfinite(value):
+                self._tensorboard.add_scalar(f"{stage}/{name}", value, step)
+
+    def completions(self, stage: str, step: int, groups: Iterable[Mapping[str, Any]]) -> None:
+        """Logs sampled groups with every reward term and advantage."""
+        if self._enabled:
+            for group in groups:
+                self._write("completions.jsonl", {"stage": stage, "step": step, **group})
+
+    @contextlib.contextmanager
+    def progress(self, title: str, total: int, start: int = 0) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
+        """Shows the progress of `total` steps, of which `start` are done; call what it gives with (step, metrics)."""
+        if self._enabled and self._console.is_terminal:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[numbers]}"),
+            )
+            with Progress(*columns, console=self._console, speed_estimate_period=60) as bar:
+                task = bar.add_task(title, total=total, completed=start, numbers="")
+                yield lambda step, values: bar.update(task, completed=step, numbers=_numbers(values))
+        else:
+            yield _Lines(self.say, title, total, start)
+
+    def _write(self, name: str, row: Mapping[str, Any]) -> None:
+        if name not in self._files:
+            self._files[name] = (self._workdir / name).open("a", encoding="utf-8")
+        self._files[name].write(_json_line(row))
+        self._files[name].flush()
+
+
+class _Lines:
+    """A line of text now and then, where there is no terminal to draw on."""
+
+    def __init__(self, say, title: str, total: int, start: int):
+        self._say, self._title, self._total, self._start = say, title, total, start
+        self._began = self._last = time.monotonic()
+
+    def __call__(self, step: int, values: Mapping[str, float]) -> None:
+        now = time.monotonic()
+        if step < self._total and now - self._last < _SECONDS_BETWEEN_LINES:
+            return
+        self._last = now
+        left = (now - self._began) / max(step - self._start, 1) * (self._total - step)
+        self._say(f"{self._title} {step}/{self._total}  {_numbers(values)}  {_duration(left)} left")
+
+
+def _numbers(values: Mapping[str, float]) -> str:
+    return "  ".join(text.format(values[name]) for name, text in _SHOWN.items() if name in values)
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    return f"{minutes}:{seconds:02d}"
+
+
+def _json_line(row: Mapping[str, Any]) -> str:
+    def clean(value):
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps({key: clean(value) for key, value in row.items()}, ensure_ascii=False) + "\n"
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Rows of a log; a last line that a crash cut short is left out."""
+    rows = []
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            with contextlib.suppress(json.JSONDecodeError):
+                rows.append(json.loads(line))
+    return rows

@@ -1,0 +1,114 @@
+"""The training loop that all stages share: batches in, steps, logs, checkpoints, validation."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import grain
+import jax
+
+from mecap_jax.train_state import TrainState
+from mecap_jax.training.checkpointing import StageCheckpoints
+from mecap_jax.training.logging import RunLogger
+
+
+class Interrupted(Exception):
+    """The run was asked to stop and has saved its state; the same command resumes it."""
+
+
+class NonFiniteError(RuntimeError):
+    """Several steps in a row had a gradient that is not finite."""
+
+
+class StopSignal:
+    """Turns SIGTERM and the first Ctrl-C into a request to stop after the step that is under way."""
+
+    def __init__(self):
+        self._event = threading.Event()
+
+    def __enter__(self) -> StopSignal:
+        self._previous = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *exception):
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number, frame):
+        if number == signal.SIGINT and self._event.is_set():
+            raise KeyboardInterrupt
+        self._event.set()
+
+    def __call__(self, step: int) -> bool:
+        return self._event.is_set()
+
+
+# (state, batch) -> (state, metrics, sampled groups)
+Step = Callable[[TrainState, Any], tuple[TrainState, Mapping[str, float], Iterable[Mapping[str, Any]]]]
+
+
+def run_stage(
+    name: str,
+    state: TrainState,
+    step_function: Step,
+    batches: grain.IterDataset,
+    *,
+    steps: int,
+    checkpoints: StageCheckpoints,
+    logger: RunLogger,
+    max_nonfinite: int,
+    validate: Callable[[TrainState, int], Mapping[str, float]] | None = None,
+    validate_every: int = 0,
+    should_stop: Callable[[int], bool] = lambda step: False,
+) -> TrainState:
+    """Runs a stage from its newest checkpoint, or from `state`, to its last step.
+
+    Args:
+      state: the state before the first step; consumed.
+      batches: element i is the batch of step i.
+      validate: called every `validate_every` steps and after the last one; its metrics are logged.
+      should_stop: asked after every step; the state is saved before the loop ends.
+
+    Raises:
+      Interrupted: `should_stop` said so; the state is saved.
+      NonFiniteError: `max_nonfinite` steps in a row were skipped.
+    """
+    iterator = iter(batches)
+    start = 0
+    if checkpoints.latest_step is not None:
+        start = checkpoints.latest_step
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+        state = checkpoints.restore(abstract, iterator)
+        logger.say(f"{name}: resumed after step {start} of {steps}")
+    logger.rewind(name, start)
+    with logger.progress(name, steps, start) as progress:
+        for step in range(start + 1, steps + 1):
+            state, metrics, groups = step_function(state, next(iterator))
+            metrics = dict(metrics)
+            skipped = int(state.skipped)
+            metrics["skipped_steps_in_a_row"] = float(skipped)
+            if validate is not None and (step == steps or (validate_every and step % validate_every == 0)):
+                metrics |= validate(state, step)
+            logger.metrics(name, step, metrics)
+            logger.completions(name, step, groups)
+            progress(step, metrics)
+            if skipped >= max_nonfinite:
+                raise NonFiniteError(
+                    f"{name}: the gradient was not finite in {skipped} steps in a row, the last one step {step} "
+                    f"(config key 'max_nonfinite_steps'); the checkpoint of step {checkpoints.latest_step} is kept"
+                )
+            if step == steps:
+                break
+            if should_stop(step):
+                checkpoints.save(step, state, iterator)
+                raise Interrupted(f"{name}: stopped after step {step} of {steps}; the same command resumes")
+            checkpoints.maybe_save(step, state, iterator)
+    if start < steps:
+        checkpoints.save(steps, state, iterator)
+    return state

@@ -1,0 +1,103 @@
+"""Supervised fine-tuning: maximum likelihood of reference captions (MECap-R1, stage 1; arXiv 2509.18729)."""
+
+from __future__ import annotations
+
+import functools
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from mecap_jax.batch import Array, Completions, PromptBatch
+from mecap_jax.config import SftConfig
+from mecap_jax.generation.scoring import score_completions
+from mecap_jax.train_state import TrainState, apply_gradients
+
+
+class SftBatch(NamedTuple):
+    """B prompts and R tokenised references each, on the mesh."""
+
+    prompt: PromptBatch
+    targets: Completions
+
+
+def normaliser(targets: Completions, normalization: str) -> Array:
+    """What the summed loss of a batch is divided by: tokens, references or clips that count."""
+    mask = targets.mask
+    if normalization == "token":
+        return jnp.sum(mask).astype(jnp.float32)
+    if normalization == "sequence":
+        return jnp.sum(jnp.any(mask, axis=-1)).astype(jnp.float32)
+    return jnp.sum(jnp.any(mask, axis=(-1, -2))).astype(jnp.float32)
+
+
+def negative_log_likelihood(model, batch: SftBatch, normalization: str) -> tuple[Array, Array]:
+    """This batch's sum of the loss before it is divided by `normaliser`, and the plain sum over tokens.
+
+    L_SFT = - sum_i sum_t log P(y_it | y_i<t, M_i); "sequence" takes the mean over each reference's tokens first. The
+    prompt is masked: only caption tokens are predicted.
+    """
+    mask = batch.targets.mask
+    logprobs = score_completions(model, batch.prompt, batch.targets.tokens).logprobs
+    per_token = -jnp.where(mask, logprobs, 0.0)
+    total = jnp.sum(per_token)
+    if normalization == "sequence":
+        return jnp.sum(jnp.sum(per_token, axis=-1) / jnp.maximum(jnp.sum(mask, axis=-1), 1)), total
+    return total, total
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "normalization"), donate_argnames="accumulated")
+def _gradients(graphdef: nnx.GraphDef, params: Any, accumulated: Any, batch: SftBatch, divisor, *, normalization: str):
+    def value(params):
+        loss, total = negative_log_likelihood(nnx.merge(graphdef, params), batch, normalization)
+        return loss / jnp.maximum(divisor, 1.0), total
+
+    (loss, total), gradients = jax.value_and_grad(value, has_aux=True)(params)
+    if accumulated is not None:
+        gradients = jax.tree.map(jnp.add, accumulated, gradients)
+    return gradients, loss, total
+
+
+@functools.partial(jax.jit, static_argnames="graphdef")
+def token_nll(graphdef: nnx.GraphDef, params: Any, batch: SftBatch) -> tuple[Array, Array]:
+    """Summed negative log-likelihood of the targets and how many tokens they have; for validation."""
+    _, total = negative_log_likelihood(nnx.merge(graphdef, params), batch, "token")
+    return total, jnp.sum(batch.targets.mask)
+
+
+_zeros_like = jax.jit(lambda tree: jax.tree.map(jnp.zeros_like, tree))
+
+
+class SftLearner:
+    """Runs steps; holds no state that a checkpoint would miss."""
+
+    def __init__(self, graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation, config: SftConfig):
+        self._graphdef, self._optimizer, self._config = graphdef, optimizer, config
+
+    def step(self, state: TrainState, micro_batches: list[SftBatch]) -> tuple[TrainState, dict[str, float]]:
+        """One optimiser step over all micro-batches; the given state is consumed."""
+        started = time.perf_counter()
+        normalization = self._config.normalization
+        divisor = sum(normaliser(batch.targets, normalization) for batch in micro_batches)
+        gradients = _zeros_like(state.params) if len(micro_batches) > 1 else None
+        losses, totals, tokens = [], [], []
+        for batch in micro_batches:
+            gradients, loss, total = _gradients(
+                self._graphdef, state.params, gradients, batch, divisor, normalization=normalization
+            )
+            losses.append(loss)
+            totals.append(total)
+            tokens.append(jnp.sum(batch.targets.mask))
+        state, norm = apply_gradients(state, gradients, optimizer=self._optimizer)
+        losses, totals, tokens, norm = jax.device_get((losses, totals, tokens, norm))
+        count = float(sum(tokens))
+        return state, {
+            "loss": float(sum(losses)),
+            "token_nll": float(sum(totals)) / max(count, 1.0),
+            "grad_norm": float(norm),
+            "num_tokens": count,
+            "timing_s/step": time.perf_counter() - started,
+        }

@@ -1,0 +1,50 @@
+"""Trains an emotion captioner: SFT, Emo-GRPO or both, with evaluation and report.
+
+  python scripts/train.py --config=configs/grpo.py --workdir=runs/grpo [--config.grpo.group_size=4]
+
+The same command resumes an interrupted run. SIGTERM and Ctrl-C save and stop.
+"""
+
+import sys
+from pathlib import Path
+
+from absl import app, flags
+
+from mecap_jax.config import ConfigError, load
+
+_CONFIG = flags.DEFINE_string("config", None, "Recipe: path/to/recipe.py[:argument].", required=True)
+_WORKDIR = flags.DEFINE_string("workdir", "", "Directory of the run; runs/RECIPE where not given.")
+
+
+def split_overrides(argv: list[str]) -> tuple[list[str], list[str]]:
+    """Separates `--config.key.path=value` from the flags that absl knows."""
+    prefix = "--config."
+    overrides = [argument[len(prefix) :] for argument in argv if argument.startswith(prefix)]
+    return [argument for argument in argv if not argument.startswith(prefix)], overrides
+
+
+def main(argv: list[str], overrides: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    try:
+        config = load(_CONFIG.value, overrides)
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
+    workdir = Path(_WORKDIR.value or Path("runs") / config.name)
+
+    # Only now: nothing above needs a device, and a wrong configuration should not wait for one.
+    from mecap_jax.experiment import story
+    from mecap_jax.training.loop import Interrupted, StopSignal
+
+    try:
+        with StopSignal() as should_stop:
+            story.run(config, workdir, should_stop)
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    arguments, config_overrides = split_overrides(sys.argv)
+    app.run(lambda argv: main(argv, config_overrides), argv=arguments)
