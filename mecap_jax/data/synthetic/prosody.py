@@ -88,16 +88,15 @@ def speak(text: str, language: str, speaker: Speaker, prosody: Prosody, rng: np.
     Raises:
       SpeechError: eSpeak NG refuses the voice or the text, or the clip is longer than `MAX_SECONDS`.
     """
-    voice = f"{'cmn' if language == 'zh' else speaker.accent}+{speaker.variant}"
     semitones = speaker.pitch + prosody.pitch - 12.0 * np.log2(speaker.vocal_tract)
     waveform = espeak.synthesize(
         text,
-        voice,
+        voice_name(speaker, language),
         rate=round(speaker.rate * _LANGUAGE_RATE[language] * prosody.tempo / speaker.vocal_tract),
         pitch=round(float(np.interp(semitones, _PITCH_SEMITONES, _PITCH_SETTING))),
         pitch_range=round(min(50.0 * prosody.pitch_range, 99.0)),
     )
-    # What eSpeak's pitch setting cannot reach is played faster, as the larynx of a raised voice also shortens the tract.
+    # What eSpeak's pitch setting cannot reach is played faster: a raised larynx shortens the vocal tract, too.
     beyond = float(np.clip(semitones - _PITCH_SEMITONES[-1], 0.0, _MOST_BEYOND))
     waveform = _warp(_trim(waveform), speaker.vocal_tract * 2.0 ** (beyond / 12.0), prosody)
     waveform = _roughen(waveform, prosody.roughness)
@@ -110,6 +109,11 @@ def speak(text: str, language: str, speaker: Speaker, prosody: Prosody, rng: np.
             f"{len(waveform) / SAMPLE_RATE:.2f} s of speech exceed {MAX_SECONDS} s: {text!r} by {speaker.id}"
         )
     return waveform
+
+
+def voice_name(speaker: Speaker, language: str) -> str:
+    """Returns eSpeak NG's name of the speaker's voice in a language, such as "en-us+m3"."""
+    return f"{'cmn' if language == 'zh' else speaker.accent}+{speaker.variant}"
 
 
 def _trim(waveform: np.ndarray, pause: float = 0.05) -> np.ndarray:

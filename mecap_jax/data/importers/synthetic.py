@@ -1,0 +1,65 @@
+"""The embedded synthetic corpus as an importer: nothing is read, clips are rendered in all processor cores."""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from pathlib import Path
+
+from mecap_jax.config import SyntheticConfig
+from mecap_jax.data.importers import BadClip
+from mecap_jax.data.synthetic.corpus import ClipSpec, plan, render
+from mecap_jax.data.synthetic.espeak import SpeechError
+from mecap_jax.data.utterance import Utterance
+
+_CLIPS_PER_TASK = 8
+_TASKS_AHEAD = 4  # per process; bounds what waits in memory for a slow consumer
+
+
+def count(synthetic: SyntheticConfig) -> int:
+    """Returns how many clips `read` yields."""
+    return synthetic.clips
+
+
+def read(input: Path | None, synthetic: SyntheticConfig) -> Iterator[Utterance | BadClip]:
+    """Yields the clips of the corpus in the order of its plan.
+
+    Args:
+      input: must be None, the corpus is generated.
+      synthetic: size, seed and languages of the corpus.
+
+    Raises:
+      ValueError: an input directory was given.
+      ConfigError: a language that the corpus does not have.
+    """
+    if input is not None:
+        raise ValueError(f"the synthetic corpus is generated and reads no input directory, got {str(input)!r}")
+    specs = iter(plan(synthetic))
+    tasks = iter(lambda: list(itertools.islice(specs, _CLIPS_PER_TASK)), [])
+    processes = os.cpu_count() or 1
+    # Spawned processes start clean: a fork would copy the threads and devices that JAX holds in the parent.
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        running: collections.deque[Future] = collections.deque()
+        for task in itertools.chain(tasks, itertools.repeat(None)):
+            if task is not None:
+                running.append(pool.submit(_render_all, task))
+                if len(running) < _TASKS_AHEAD * processes:
+                    continue
+            if not running:
+                return
+            yield from running.popleft().result()
+
+
+def _render_all(specs: list[ClipSpec]) -> list[Utterance | BadClip]:
+    return [_render(spec) for spec in specs]
+
+
+def _render(spec: ClipSpec) -> Utterance | BadClip:
+    try:
+        return render(spec)
+    except SpeechError as error:
+        return BadClip(id=spec.id, reason=str(error))

@@ -1,0 +1,221 @@
+"""The synthetic corpus: `plan` decides what each clip is, `render` makes its media, labels and captions.
+
+A plan is a function of the configuration alone, and a rendered clip a function of its entry in the plan, so clips
+can be rendered in any order and in any process. Where voice and face disagree, the more intense one decides the
+multimodal label.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+
+import numpy as np
+import soundfile
+
+from mecap_jax.config import ConfigError, SyntheticConfig
+from mecap_jax.data.synthetic import chinese, english, expression, face, mp4, prosody
+from mecap_jax.data.synthetic.facts import Facts, facts_of, level_word
+from mecap_jax.data.synthetic.speakers import SPEAKERS, Speaker
+from mecap_jax.data.synthetic.transcripts import SENTENCES
+from mecap_jax.data.utterance import Utterance
+from mecap_jax.emotions import EMOTIONS
+
+DATASET = "synthetic"
+INTENSITIES = ("mild", "moderate", "strong")
+FRAME_RATE = 10
+
+_SPLIT_SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}
+_AUDIO_ONLY_SHARE = 0.15
+_DECK = ("neutral",) + tuple(emotion for emotion in EMOTIONS for _ in range(2))  # neutral 20 %, the others 13 % each
+_GRAMMARS = {"en": english, "zh": chinese}
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipSpec:
+    """What one clip is to be.
+
+    Attributes:
+      id: unique in the corpus.
+      seed: seeds of everything that is drawn while rendering.
+      speaker: who speaks.
+      language: of the speech.
+      transcript: what is said.
+      emotion, intensity: of voice and face together.
+      conflict: the modality that departs from it, "audio" or "video", or "none".
+      other_emotion, other_intensity: what the departing modality shows.
+      has_video: whether there is a face.
+      caption_language: of the captions.
+    """
+
+    id: str
+    seed: tuple[int, int]
+    speaker: Speaker
+    language: str
+    transcript: str
+    emotion: str
+    intensity: str
+    conflict: str
+    other_emotion: str
+    other_intensity: str
+    has_video: bool
+    caption_language: str
+
+    def shown(self, modality: str) -> tuple[str, str]:
+        """Returns emotion and intensity in "audio" or "video"."""
+        if self.conflict == modality:
+            return self.other_emotion, self.other_intensity
+        return self.emotion, self.intensity
+
+
+def plan(config: SyntheticConfig) -> list[ClipSpec]:
+    """Returns the clips of the corpus: train, then validation, then test; speakers are disjoint between them.
+
+    Raises:
+      ConfigError: a language that the corpus does not have.
+    """
+    for key, languages in (
+        ("speech_languages", config.speech_languages),
+        ("caption_language", (config.caption_language,)),
+    ):
+        if not languages or not set(languages) <= set(SENTENCES):
+            raise ConfigError(
+                f"config key 'data.synthetic.{key}': must be among {tuple(SENTENCES)} (got {languages!r})"
+            )
+    sizes = {split: round(share * config.clips) for split, share in _SPLIT_SHARES.items()}
+    sizes["train"] = config.clips - sizes["validation"] - sizes["test"]
+    rng = np.random.default_rng(config.seed)
+    specs: list[ClipSpec] = []
+    for split, size in sizes.items():
+        specs += _plan_split(split, size, len(specs), config, rng)
+    return specs
+
+
+def render(spec: ClipSpec) -> Utterance:
+    """Returns the utterance of a clip: an mp4 file with sound, or a wav file where it has no video.
+
+    Raises:
+      SpeechError: the sentence cannot be spoken as planned.
+    """
+    rng = np.random.default_rng(spec.seed)
+    sound = prosody.prosody_of(*spec.shown("audio"), rng)
+    waveform = prosody.speak(spec.transcript, spec.language, spec.speaker, sound, rng)
+    identity = face.identity_of(spec.speaker.gender, np.random.default_rng(spec.speaker.face_seed))
+    units = expression.expression_of(*spec.shown("video"), rng) if spec.has_video else None
+    facts = facts_of(
+        spec.emotion,
+        spec.intensity,
+        spec.conflict,
+        spec.other_emotion,
+        spec.other_intensity,
+        spec.speaker,
+        spec.language,
+        sound,
+        identity,
+        units,
+    )
+    audio = video = None
+    labels = {"text": "neutral", "audio": spec.shown("audio")[0], "multimodal": spec.emotion}
+    if units is None:
+        audio = _wav(waveform)
+    else:
+        opening = _mouth_opening(waveform)
+        frames = face.render(identity, units, expression.motion_of(len(opening), rng), opening)
+        video = mp4.encode(frames, FRAME_RATE, waveform, prosody.SAMPLE_RATE)
+        labels["video"] = spec.shown("video")[0]
+    return Utterance(
+        id=spec.id,
+        dataset=DATASET,
+        split=spec.speaker.split,
+        speaker=spec.speaker.id,
+        audio=audio,
+        video=video,
+        transcript=spec.transcript,
+        language=spec.language,
+        labels=labels,
+        captions=_GRAMMARS[spec.caption_language].write(facts, rng),
+        attributes=_attributes(spec, facts),
+        licence="CC0-1.0",
+    )
+
+
+def _plan_split(split: str, size: int, first: int, config: SyntheticConfig, rng: np.random.Generator) -> list[ClipSpec]:
+    speakers = _deal([speaker for speaker in SPEAKERS if speaker.split == split], size, rng)
+    emotions = _deal(_DECK, size, rng)
+    audio_only = set(rng.permutation(size)[: round(_AUDIO_ONLY_SHARE * size)].tolist())
+    # Only a clip with both modalities and something to contradict can hold a conflict.
+    candidates = [i for i in range(size) if emotions[i] != "neutral" and i not in audio_only]
+    candidates = [candidates[i] for i in rng.permutation(len(candidates))]
+    kinds = _deal(
+        [(modality, contradicts) for modality in ("audio", "video") for contradicts in (False, True)],
+        round(config.conflict_share * len(candidates)),
+        rng,
+    )
+    conflicts = dict(zip(candidates, kinds))
+    specs = []
+    for i in range(size):
+        conflict, contradicts = conflicts.get(i, ("none", False))
+        # The deciding modality of a conflict is at least moderate, so that there is a lower intensity left.
+        level = int(rng.integers(1 if i in conflicts else 0, len(INTENSITIES)))
+        other = [e for e in EMOTIONS if e not in ("neutral", emotions[i])]
+        language = _language(speakers[i], config.speech_languages, rng)
+        specs.append(
+            ClipSpec(
+                id=f"{DATASET}-{first + i:07d}",
+                seed=(config.seed, first + i),
+                speaker=speakers[i],
+                language=language,
+                transcript=SENTENCES[language][rng.integers(len(SENTENCES[language]))],
+                emotion=emotions[i],
+                intensity="none" if emotions[i] == "neutral" else INTENSITIES[level],
+                conflict=conflict,
+                other_emotion=other[rng.integers(len(other))] if contradicts else "neutral",
+                other_intensity=INTENSITIES[rng.integers(level)] if contradicts else "none",
+                has_video=i not in audio_only,
+                caption_language=config.caption_language,
+            )
+        )
+    return specs
+
+
+def _deal(cards, count: int, rng: np.random.Generator) -> list:
+    """Returns `count` cards from decks that are shuffled one by one, so that every stretch is balanced."""
+    dealt: list = []
+    while len(dealt) < count:
+        dealt += [cards[i] for i in rng.permutation(len(cards))]
+    return dealt[:count]
+
+
+def _language(speaker: Speaker, languages: tuple[str, ...], rng: np.random.Generator) -> str:
+    """Everybody speaks English, where it is spoken at all; bilingual speakers also speak the other languages."""
+    if "en" in languages and not speaker.bilingual:
+        return "en"
+    return languages[rng.integers(len(languages))]
+
+
+def _mouth_opening(waveform: np.ndarray) -> np.ndarray:
+    """Returns how far speech opens the mouth in each frame, in [0, 1], from the loudness around the frame's time."""
+    step = prosody.SAMPLE_RATE // FRAME_RATE
+    frames = -(-len(waveform) // step)
+    padded = np.pad(waveform, (0, frames * step - len(waveform))).reshape(frames, step)
+    level = np.sqrt(np.mean(np.square(padded), axis=1))
+    return np.clip(level / np.quantile(level, 0.9), 0.0, 1.0)
+
+
+def _wav(waveform: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, waveform, prosody.SAMPLE_RATE, format="WAV", subtype="PCM_16")
+    return file.getvalue()
+
+
+def _attributes(spec: ClipSpec, facts: Facts) -> dict[str, str]:
+    return {
+        "gender": spec.speaker.gender,
+        "intensity": spec.intensity,
+        "voice": prosody.voice_name(spec.speaker, spec.language),
+        "tempo": level_word("tempo", facts.tempo),
+        "pitch": level_word("pitch", facts.pitch),
+        "loudness": level_word("loudness", facts.loudness),
+        "conflict": spec.conflict,
+        "synthetic": "eSpeak NG and drawn faces",
+    }

@@ -1,0 +1,66 @@
+"""What the caption grammars of all languages share: choosing templates, features and words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from mecap_jax.data.synthetic.facts import Facts, Features
+
+REFERENCES = 5  # overall captions a clip, as in EmotionTalk
+
+_MOST_DRAWS = 200
+
+# Feature -> wordings of its usual and of its strong form.
+Words = Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]
+
+
+class Templates(NamedTuple):
+    """Templates of overall captions; where modalities disagree, the deciding emotion must come first in them."""
+
+    both_agree: tuple[str, ...]
+    audio_only: tuple[str, ...]
+    face_departs: tuple[str, ...]
+    voice_departs: tuple[str, ...]
+
+
+def overall(
+    templates: Templates,
+    facts: Facts,
+    fill: Callable[[str, Facts, np.random.Generator], str],
+    fits: Callable[[str], bool],
+    rng: np.random.Generator,
+) -> tuple[str, ...]:
+    """Returns `REFERENCES` captions from different templates, each drawn again until it `fits`.
+
+    Raises:
+      ValueError: a template never fits these facts.
+    """
+    if facts.conflict == "video":
+        options = templates.face_departs
+    elif facts.conflict == "audio":
+        options = templates.voice_departs
+    else:
+        options = templates.both_agree if facts.has_face else templates.audio_only
+    return tuple(_fitting(options[i], facts, fill, fits, rng) for i in rng.permutation(len(options))[:REFERENCES])
+
+
+def choose(features: Features, words: Words, fewest: int, most: int, rng: np.random.Generator) -> list[str]:
+    """Returns wordings of `fewest` to `most` features (of all, where there are fewer), in their order."""
+    chosen = rng.permutation(len(features))[: int(rng.integers(fewest, most + 1))]
+    return [pick(words[features[i][0]][features[i][1]], rng) for i in sorted(chosen)]
+
+
+def pick(options: tuple[str, ...], rng: np.random.Generator) -> str:
+    """Returns one of the options."""
+    return options[rng.integers(len(options))]
+
+
+def _fitting(template: str, facts: Facts, fill, fits, rng: np.random.Generator) -> str:
+    for _ in range(_MOST_DRAWS):
+        caption = fill(template, facts, rng)
+        if fits(caption):
+            return caption
+    raise ValueError(f"caption template {template!r} never fits {facts}; last draw: {caption!r}")
