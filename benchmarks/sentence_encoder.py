@@ -11,16 +11,20 @@ one counts. Prints JSON; seconds are medians a batch.
 import json
 import os
 import statistics
+import sys
 import time
 
 import numpy as np
 import torch
 from absl import app, flags
-from sentence_transformers import SentenceTransformer
 
-from mecap_jax.emotions import EMOTIONS
-from mecap_jax.models.sentence_encoder import load_sentence_encoder, packaged_directory
-from mecap_jax.rewards.templates import template_sentences
+# Text needs no torchvision, and one that was built for another torch keeps sentence-transformers from importing.
+sys.modules.setdefault("torchvision", None)
+from sentence_transformers import SentenceTransformer  # noqa: E402
+
+from mecap_jax.emotions import EMOTIONS  # noqa: E402
+from mecap_jax.models.sentence_encoder import load_sentence_encoder, packaged_directory  # noqa: E402
+from mecap_jax.rewards.templates import template_sentences  # noqa: E402
 
 _BATCH = flags.DEFINE_integer("batch", 64, "sentences a batch")
 _REPETITIONS = flags.DEFINE_integer("repetitions", 15, "measured batches")

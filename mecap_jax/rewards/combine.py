@@ -49,8 +49,8 @@ class RewardFunction:
     """Runs all terms over a batch at once, each in a thread of its own.
 
     A term that raises, takes longer than the time-out or returns something else than one number or None a sample has
-    no value for the batch; the failure is reported in the batch, counted, and logged when it is new. Values that are
-    not finite are skipped like None.
+    no value for the batch; the failure is reported in the batch and counted, and a term's first one is logged. Values
+    that are not finite are skipped like None.
 
     Attributes:
       weights: weight by term.
@@ -65,7 +65,6 @@ class RewardFunction:
         self._rewards = {reward.name: reward for reward, _ in terms}
         self._timeout_s = timeout_s
         self._hanging: dict[str, Future] = {}
-        self._logged: set[tuple[str, str]] = set()
         self._lock = threading.Lock()
         self.weights = {reward.name: float(weight) for reward, weight in terms}
         self.failure_counts: collections.Counter[str] = collections.Counter()
@@ -126,10 +125,9 @@ class RewardFunction:
     def _report(self, name: str, problem: str) -> None:
         with self._lock:
             self.failure_counts[name] += 1
-            new = (name, problem) not in self._logged
-            self._logged.add((name, problem))
-        if new:
-            _log.warning("reward term %r failed: %s", name, problem)
+            first = self.failure_counts[name] == 1
+        if first:
+            _log.warning("reward term %r failed (logged once, counted from now on): %s", name, problem)
 
 
 def run_in_daemon(function: Callable, name: str) -> Future:
