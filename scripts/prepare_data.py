@@ -1,0 +1,49 @@
+"""Turns raw files into shards: `python scripts/prepare_data.py --source=NAME --input=DIR --output=DIR`."""
+
+import dataclasses
+import shlex
+import sys
+
+from absl import app, flags
+
+from mecap_jax.config import ConfigError, SyntheticConfig
+from mecap_jax.data.importers import IMPORTERS, ImporterError, prepare
+from mecap_jax.data.media import MAX_SECONDS
+from mecap_jax.data.shards import ShardError
+
+_SOURCE = flags.DEFINE_enum("source", None, list(IMPORTERS), "What the input is.", required=True)
+_INPUT = flags.DEFINE_string("input", None, "Directory of raw files; the synthetic corpus has none.")
+_OUTPUT = flags.DEFINE_string("output", None, "Directory of shards to make.", required=True)
+_MAX_BAD_FRACTION = flags.DEFINE_float(
+    "max_bad_fraction", 0.02, "Fail when more than this share of the clips is bad.", lower_bound=0, upper_bound=1
+)
+_MAX_SECONDS = flags.DEFINE_float("max_seconds", MAX_SECONDS, "Longer clips are bad.", lower_bound=0)
+
+_DEFINE = {int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string, list: flags.DEFINE_list}
+_SYNTHETIC = {}
+for _name, _default in dataclasses.asdict(SyntheticConfig()).items():
+    _default = list(_default) if isinstance(_default, tuple) else _default
+    _SYNTHETIC[_name] = _DEFINE[type(_default)](f"synthetic.{_name}", _default, f"SyntheticConfig.{_name}.")
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    values = {name: flag.value for name, flag in _SYNTHETIC.items()}
+    synthetic = SyntheticConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    try:
+        prepare(
+            _SOURCE.value,
+            _INPUT.value,
+            _OUTPUT.value,
+            synthetic,
+            command=shlex.join(["python", *sys.argv]),
+            max_seconds=_MAX_SECONDS.value,
+            max_bad_fraction=_MAX_BAD_FRACTION.value,
+        )
+    except (ConfigError, ImporterError, ShardError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,54 @@
+"""The command line of `prepare_data.py`."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from mecap_jax.data.shards import ShardReader
+from tests.data.clips import audio_file
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "prepare_data.py"
+
+
+def run(*arguments):
+    return subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, timeout=120)
+
+
+def test_raw_files_become_shards(tmp_path):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    (raw / "a.wav").write_bytes(audio_file(seconds=0.2))
+    rows = [{"audio": "a.wav", "split": "train"}, {"audio": "b.wav", "split": "train"}]
+    (raw / "manifest.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    arguments = ("--source=folder", f"--input={raw}", f"--output={tmp_path / 'out'}")
+
+    strict = run(*arguments)
+    assert strict.returncode == 1 and strict.stdout == ""
+    assert strict.stderr.strip().splitlines()[-2] == "error: 1 of 2 clips are bad (allowed: 2.0%)"
+    assert "no such file: 'b.wav': b" in strict.stderr and "Traceback" not in strict.stderr
+    assert not (tmp_path / "out").exists()
+
+    lenient = run(*arguments, "--max_bad_fraction=0.5")
+    assert lenient.returncode == 0, lenient.stderr
+    reader = ShardReader(tmp_path / "out")
+    assert [u.id for u in reader] == ["a"]
+    assert reader.manifest["command"].endswith("--max_bad_fraction=0.5")
+
+
+def test_settings_of_the_synthetic_corpus_are_flags(tmp_path):
+    out = tmp_path / "out"
+    done = run("--source=synthetic", f"--output={out}", "--synthetic.clips=12", "--synthetic.speech_languages=en")
+    assert done.returncode == 0, done.stderr
+    manifest = ShardReader(out).manifest
+    assert manifest["records"] == 12
+    assert manifest["source"]["synthetic"]["speech_languages"] == ["en"]
+
+    for wrong, message in (
+        (("--source=folder", f"--output={out}"), "needs an input directory"),
+        (("--source=floder", f"--output={out}"), "should be one of"),
+        (("--source=synthetic", f"--output={out}", "--synthetic.clips=many"), "--synthetic.clips"),
+        (("--source=synthetic", f"--output={out}", "--synthetic.clip=3"), "Unknown command line flag"),
+    ):
+        failed = run(*wrong)
+        assert failed.returncode != 0 and message in failed.stderr and "Traceback" not in failed.stderr
