@@ -91,7 +91,7 @@ def decode_audio(data: bytes, sample_rate: int = 16_000, max_seconds: float = MA
     """Decodes the sound of an encoded audio or video file.
 
     Returns:
-      float32 `[samples]` in [-1, 1] at `sample_rate` Hz: the mean of the channels, resampled by soxr (HQ).
+      float32 `[samples]`, full scale 1, at `sample_rate` Hz: the mean of the channels, resampled by soxr (HQ).
 
     Raises:
       MediaError: no sound, unsupported, corrupt, truncated, or longer than `max_seconds`.

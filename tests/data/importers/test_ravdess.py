@@ -155,7 +155,6 @@ def test_captions_say_how_the_voice_compares():
 
 
 @needs_shared_data
-@pytest.mark.slow
 def test_the_real_recordings():
     items = list(ravdess.read(SHARED / "audio/ravdess"))
     assert len(items) == 300 and all(isinstance(item, Utterance) for item in items)
@@ -189,7 +188,6 @@ def test_the_real_recordings():
 
 
 @needs_shared_data
-@pytest.mark.slow
 def test_the_measured_pitch_agrees_with_a_slower_probabilistic_tracker():
     import librosa
 
