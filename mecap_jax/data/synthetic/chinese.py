@@ -166,6 +166,8 @@ def _departure(facts: Facts, rng: np.random.Generator) -> str:
     seems = "脸上" if facts.conflict == "video" else "声音"
     if facts.other_emotion == "neutral":
         return seems + pick(("没有什么表现", "没有变化", "显得普通"), rng)
+    if rng.random() < 0.5:
+        return seems + pick(("并不一致", "有所不同"), rng)
     return seems + "显得" + _emotion(facts.other_emotion, facts.other_intensity, False, rng)
 
 

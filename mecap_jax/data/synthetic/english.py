@@ -25,13 +25,13 @@ _ADJECTIVES = {
         ("heartbroken", "grief-stricken"),
     ),
     "angry": (
-        ("annoyed", "irritated", "vexed"),
+        ("annoyed", "irritated"),
         ("angry", "indignant", "mad"),
-        ("livid", "incensed"),
+        ("infuriated", "outraged"),
         ("furious", "enraged"),
     ),
     "surprised": (
-        ("incredulous", "bewildered"),
+        ("bewildered",),
         ("surprised", "amazed", "startled"),
         ("astonished", "stunned"),
         ("shocked", "flabbergasted"),
@@ -117,6 +117,7 @@ _FACE = {  # usual, strong
 _FACE_AT_REST = (("relaxed eyebrows", "level eyebrows"), ("a relaxed mouth", "a calm gaze", "a smooth forehead"))
 _FACE_PLAIN = ("stays calm", "remains relaxed", "shows little", "stays blank")
 _VOICE_PLAIN = ("stays even", "remains level", "sounds plain", "stays calm")
+_DIFFERS = ("says otherwise", "does not match", "tells another story")
 _ACCENTS = {
     "en-us": "an American accent",
     "en-gb-x-rp": "a British accent",
@@ -250,6 +251,8 @@ def _departure(facts: Facts, rng: np.random.Generator) -> str:
     seems = "looks" if facts.conflict == "video" else "sounds"
     if facts.other_emotion == "neutral":
         return pick(_FACE_PLAIN if facts.conflict == "video" else _VOICE_PLAIN, rng)
+    if rng.random() < 0.5:
+        return pick(_DIFFERS, rng)
     return f"{seems} {pick(_DEGREES[facts.other_intensity], rng)} {pick(_ADJECTIVES[facts.other_emotion][1], rng)}"
 
 
