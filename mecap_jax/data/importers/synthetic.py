@@ -29,15 +29,12 @@ def read(input: Path | None, synthetic: SyntheticConfig) -> Iterator[Utterance |
     """Yields the clips of the corpus in the order of its plan.
 
     Args:
-      input: must be None, the corpus is generated.
+      input: None, the corpus is generated.
       synthetic: size, seed and languages of the corpus.
 
     Raises:
-      ValueError: an input directory was given.
-      ConfigError: a language that the corpus does not have.
+      ConfigError: a setting that the corpus cannot have.
     """
-    if input is not None:
-        raise ValueError(f"the synthetic corpus is generated and reads no input directory, got {str(input)!r}")
     specs = iter(plan(synthetic))
     tasks = iter(lambda: list(itertools.islice(specs, _CLIPS_PER_TASK)), [])
     processes = os.cpu_count() or 1
@@ -54,12 +51,13 @@ def read(input: Path | None, synthetic: SyntheticConfig) -> Iterator[Utterance |
             yield from running.popleft().result()
 
 
-def _render_all(specs: list[ClipSpec]) -> list[Utterance | BadClip]:
-    return [_render(spec) for spec in specs]
-
-
-def _render(spec: ClipSpec) -> Utterance | BadClip:
+def render_or_report(spec: ClipSpec) -> Utterance | BadClip:
+    """Returns a clip, or why it cannot be rendered."""
     try:
         return render(spec)
     except SpeechError as error:
         return BadClip(id=spec.id, reason=str(error))
+
+
+def _render_all(specs: list[ClipSpec]) -> list[Utterance | BadClip]:
+    return [render_or_report(spec) for spec in specs]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+from typing import NamedTuple
 
 import numpy as np
 import soundfile
@@ -72,16 +73,9 @@ def plan(config: SyntheticConfig) -> list[ClipSpec]:
     """Returns the clips of the corpus: train, then validation, then test; speakers are disjoint between them.
 
     Raises:
-      ConfigError: a language that the corpus does not have.
+      ConfigError: a setting that the corpus cannot have; the message names the key.
     """
-    for key, languages in (
-        ("speech_languages", config.speech_languages),
-        ("caption_language", (config.caption_language,)),
-    ):
-        if not languages or not set(languages) <= set(SENTENCES):
-            raise ConfigError(
-                f"config key 'data.synthetic.{key}': must be among {tuple(SENTENCES)} (got {languages!r})"
-            )
+    _check(config)
     sizes = {split: round(share * config.clips) for split, share in _SPLIT_SHARES.items()}
     sizes["train"] = config.clips - sizes["validation"] - sizes["test"]
     rng = np.random.default_rng(config.seed)
@@ -91,15 +85,62 @@ def plan(config: SyntheticConfig) -> list[ClipSpec]:
     return specs
 
 
+def captions_of(spec: ClipSpec) -> dict[str, tuple[str, ...]]:
+    """Returns the captions of a clip by kind; no media are made."""
+    caption_rng = _generators(spec)[2]
+    return _GRAMMARS[spec.caption_language].write(_draw(spec).facts, caption_rng)
+
+
 def render(spec: ClipSpec) -> Utterance:
     """Returns the utterance of a clip: an mp4 file with sound, or a wav file where it has no video.
 
     Raises:
       SpeechError: the sentence cannot be spoken as planned.
     """
-    rng = np.random.default_rng(spec.seed)
+    media_rng = _generators(spec)[1]
+    drawn = _draw(spec)
+    waveform = prosody.speak(spec.transcript, spec.language, spec.speaker, drawn.prosody, media_rng)
+    audio = video = None
+    labels = {"text": "neutral", "audio": spec.shown("audio")[0], "multimodal": spec.emotion}
+    if drawn.expression is None:
+        audio = _wav(waveform)
+    else:
+        opening = _mouth_opening(waveform)
+        motion = expression.motion_of(len(opening), media_rng)
+        frames = face.render(drawn.identity, drawn.expression, motion, opening)
+        video = mp4.encode(frames, FRAME_RATE, waveform, prosody.SAMPLE_RATE)
+        labels["video"] = spec.shown("video")[0]
+    return Utterance(
+        id=spec.id,
+        dataset=DATASET,
+        split=spec.speaker.split,
+        speaker=spec.speaker.id,
+        audio=audio,
+        video=video,
+        transcript=spec.transcript,
+        language=spec.language,
+        labels=labels,
+        captions=captions_of(spec),
+        attributes=_attributes(spec, drawn.facts),
+        licence="CC0-1.0",
+    )
+
+
+class _Drawn(NamedTuple):
+    prosody: prosody.Prosody
+    identity: face.Identity
+    expression: expression.Expression | None
+    facts: Facts
+
+
+def _generators(spec: ClipSpec) -> list[np.random.Generator]:
+    """Returns a generator each for parameters, media and captions, so that none depends on the others' draws."""
+    return np.random.default_rng(spec.seed).spawn(3)
+
+
+def _draw(spec: ClipSpec) -> _Drawn:
+    rng = _generators(spec)[0]
     sound = prosody.prosody_of(*spec.shown("audio"), rng)
-    waveform = prosody.speak(spec.transcript, spec.language, spec.speaker, sound, rng)
     identity = face.identity_of(spec.speaker.gender, np.random.default_rng(spec.speaker.face_seed))
     units = expression.expression_of(*spec.shown("video"), rng) if spec.has_video else None
     facts = facts_of(
@@ -114,29 +155,22 @@ def render(spec: ClipSpec) -> Utterance:
         identity,
         units,
     )
-    audio = video = None
-    labels = {"text": "neutral", "audio": spec.shown("audio")[0], "multimodal": spec.emotion}
-    if units is None:
-        audio = _wav(waveform)
-    else:
-        opening = _mouth_opening(waveform)
-        frames = face.render(identity, units, expression.motion_of(len(opening), rng), opening)
-        video = mp4.encode(frames, FRAME_RATE, waveform, prosody.SAMPLE_RATE)
-        labels["video"] = spec.shown("video")[0]
-    return Utterance(
-        id=spec.id,
-        dataset=DATASET,
-        split=spec.speaker.split,
-        speaker=spec.speaker.id,
-        audio=audio,
-        video=video,
-        transcript=spec.transcript,
-        language=spec.language,
-        labels=labels,
-        captions=_GRAMMARS[spec.caption_language].write(facts, rng),
-        attributes=_attributes(spec, facts),
-        licence="CC0-1.0",
-    )
+    return _Drawn(sound, identity, units, facts)
+
+
+def _check(config: SyntheticConfig):
+    languages = tuple(SENTENCES)
+    for key, ok, expected in (
+        ("clips", config.clips > 0, "positive"),
+        ("seed", config.seed >= 0, "at least 0"),
+        ("conflict_share", 0.0 <= config.conflict_share <= 1.0, "in [0, 1]"),
+        ("caption_language", config.caption_language in _GRAMMARS, f"one of {tuple(_GRAMMARS)}"),
+        ("speech_languages", config.speech_languages != (), "at least one language"),
+        ("speech_languages", set(config.speech_languages) <= set(languages), f"among {languages}"),
+    ):
+        if not ok:
+            value = getattr(config, key)
+            raise ConfigError(f"config key 'data.synthetic.{key}': must be {expected} (got {value!r})")
 
 
 def _plan_split(split: str, size: int, first: int, config: SyntheticConfig, rng: np.random.Generator) -> list[ClipSpec]:

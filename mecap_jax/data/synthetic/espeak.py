@@ -76,6 +76,7 @@ def synthesize(text: str, voice: str, rate: int, pitch: int, pitch_range: int) -
         library.espeak_Terminate()
     finally:
         _libc.dlclose(library._handle)
-    if not chunks:
+    samples = np.concatenate(chunks) if chunks else np.zeros(0, np.int16)
+    if not samples.any():
         raise SpeechError(f"eSpeak NG spoke nothing for {text!r} with voice {voice!r}")
-    return np.concatenate(chunks).astype(np.float32) / 32768.0
+    return samples.astype(np.float32) / 32768.0

@@ -130,7 +130,7 @@ class _Pen:
 
 
 def _draw(pen: _Pen, identity: Identity, units: Expression, blink: float, speech: float):
-    jaw = 0.075 * units["AU26"] + 0.03 * speech
+    jaw = 0.075 * units["AU26"] + 0.04 * speech
     _head(pen, identity, jaw)
     _folds(pen, identity, units)
     _mouth(pen, identity, units, jaw)

@@ -1,0 +1,187 @@
+"""The corpus as a whole: a balanced plan, disjoint speakers, real media, the same bytes every time."""
+
+import collections
+import dataclasses
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from mecap_jax.config import ConfigError, SyntheticConfig
+from mecap_jax.data import media
+from mecap_jax.data.importers import BadClip, synthetic
+from mecap_jax.data.synthetic.corpus import INTENSITIES, plan, render
+from mecap_jax.data.utterance import MODALITIES, deserialize, serialize
+from mecap_jax.emotions import EMOTIONS
+
+
+def agreement(specs, modality: str) -> float:
+    """Share of the clips with both modalities whose label in one equals the multimodal label."""
+    both = [spec for spec in specs if spec.has_video]
+    return float(np.mean([spec.shown(modality)[0] == spec.emotion for spec in both]))
+
+
+@pytest.fixture(scope="module")
+def specs():
+    return plan(SyntheticConfig())
+
+
+@pytest.fixture(scope="module")
+def clips():
+    """A few rendered clips of every split, some of them without video."""
+    small = plan(SyntheticConfig(clips=40))
+    return [(spec, render(spec)) for spec in small[::2]]
+
+
+def test_splits_have_their_shares_and_disjoint_speakers(specs):
+    splits = collections.Counter(spec.speaker.split for spec in specs)
+    assert splits == {"train": 1400, "validation": 200, "test": 400}
+    speakers = {split: {s.speaker.id for s in specs if s.speaker.split == split} for split in splits}
+    assert len(speakers["validation"]) >= 8 and len(speakers["test"]) >= 12
+    assert sum(map(len, speakers.values())) == len(set.union(*speakers.values())) >= 40
+    for split, size in splits.items():
+        clips = collections.Counter(s.speaker.id for s in specs if s.speaker.split == split)
+        assert max(clips.values()) - min(clips.values()) <= 1, size
+
+
+def test_emotions_and_intensities_are_balanced(specs):
+    for split in ("train", "validation", "test"):
+        emotions = collections.Counter(spec.emotion for spec in specs if spec.speaker.split == split)
+        total = emotions.total()
+        assert emotions["neutral"] / total == pytest.approx(0.20, abs=0.01)
+        for emotion in EMOTIONS[1:]:
+            assert emotions[emotion] / total == pytest.approx(0.8 / 6, abs=0.01)
+    intensities = collections.Counter(spec.intensity for spec in specs if spec.emotion != "neutral")
+    assert set(intensities) == set(INTENSITIES) and min(intensities.values()) > 0.2 * intensities.total()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4, 0.8])
+def test_conflicts_have_the_configured_share(share):
+    specs = plan(SyntheticConfig(conflict_share=share))
+    candidates = [spec for spec in specs if spec.has_video and spec.emotion != "neutral"]
+    conflicts = [spec for spec in candidates if spec.conflict != "none"]
+    assert len(conflicts) / len(candidates) == pytest.approx(share, abs=0.005)
+    # Half of them lie in either modality: each agrees with the multimodal label in 1 - 0.8 * share / 2 of the clips.
+    for modality in ("audio", "video"):
+        assert agreement(specs, modality) == pytest.approx(1 - 0.4 * share, abs=0.02)
+
+
+def test_agreement_reaches_emotiontalks(specs):
+    """EmotionTalk: audio .67 to .69, video .65 to .66 with the multimodal label; audio with video .55 to .58."""
+    frequent = plan(SyntheticConfig(conflict_share=0.8))
+    assert agreement(frequent, "audio") == pytest.approx(2 / 3, abs=0.04)
+    assert agreement(frequent, "video") == pytest.approx(2 / 3, abs=0.04)
+    both = [spec.shown("audio")[0] == spec.shown("video")[0] for spec in specs if spec.has_video]
+    assert np.mean(both) == pytest.approx(2 / 3, abs=0.04)  # of the default
+
+
+def test_the_more_intense_modality_decides(specs):
+    order = ("none",) + INTENSITIES  # neutral, then rising intensity
+    for spec in specs:
+        if spec.conflict != "none":
+            assert spec.has_video and spec.emotion != "neutral"
+            assert order.index(spec.other_intensity) < order.index(spec.intensity)
+            assert spec.other_emotion != spec.emotion
+            assert (spec.other_emotion == "neutral") == (spec.other_intensity == "none")
+
+
+def test_some_clips_of_every_split_have_no_video(specs):
+    for split in ("train", "validation", "test"):
+        without = [not spec.has_video for spec in specs if spec.speaker.split == split]
+        assert np.mean(without) == pytest.approx(0.15, abs=0.01)
+
+
+def test_transcripts_tell_nothing_about_emotion(specs):
+    """Every emotion uses most sentences: no more dependence than chance gives (chi-squared over its dof near 1)."""
+    english = [spec for spec in specs if spec.language == "en"]
+    sentences = sorted({spec.transcript for spec in english})
+    table = np.zeros((len(EMOTIONS), len(sentences)))
+    for spec in english:
+        table[EMOTIONS.index(spec.emotion), sentences.index(spec.transcript)] += 1
+    expected = table.sum(1, keepdims=True) * table.sum(0) / table.sum()
+    statistic = np.sum(np.square(table - expected) / expected)
+    assert statistic / ((table.shape[0] - 1) * (table.shape[1] - 1)) < 1.25
+
+
+def test_speech_languages():
+    everyone = plan(SyntheticConfig(clips=400))
+    spoken = collections.Counter(spec.language for spec in everyone)
+    assert 0.1 < spoken["zh"] / spoken.total() < 0.4
+    for languages in (("en",), ("zh",)):
+        assert {spec.language for spec in plan(SyntheticConfig(clips=50, speech_languages=languages))} == set(languages)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(clips=0), "clips.: must be positive .got 0."),
+        (dict(seed=-1), "seed.: must be at least 0 .got -1."),
+        (dict(conflict_share=1.5), r"conflict_share.: must be in \[0, 1\] .got 1.5."),
+        (dict(caption_language="de"), "caption_language.: must be one of .*got 'de'"),
+        (dict(speech_languages=()), "speech_languages.: must be at least one language"),
+        (dict(speech_languages=("en", "de")), "speech_languages.: must be among .*'de'"),
+    ],
+)
+def test_impossible_settings_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        plan(SyntheticConfig(**settings))
+
+
+def test_seeds_make_different_corpora(specs):
+    assert plan(SyntheticConfig()) == specs
+    other = plan(SyntheticConfig(seed=1))
+    assert [spec.emotion for spec in other] != [spec.emotion for spec in specs]
+    assert len({spec.id for spec in specs}) == len(specs)
+
+
+def test_clips_do_not_depend_on_what_was_rendered_before(clips):
+    for spec, utterance in reversed(clips):
+        assert serialize(render(spec)) == serialize(utterance)
+
+
+def test_media_are_real_files(clips):
+    assert {spec.has_video for spec, _ in clips} == {True, False}
+    for spec, utterance in clips:
+        info = media.probe(utterance.video or utterance.audio)
+        assert (utterance.video is None) != (utterance.audio is None)
+        assert 0.7 < info.audio_seconds <= 3.1
+        if spec.has_video:
+            assert abs(info.video_seconds - info.audio_seconds) < 0.2
+            frames = media.decode_video(utterance.video, max_frames=4, fps=2.0)
+            assert frames.pixels.shape[1:] == (112, 112, 3)
+            assert len(utterance.video) < 60_000
+        waveform = media.decode_audio(utterance.video or utterance.audio)
+        assert np.sqrt(np.mean(np.square(waveform))) > 0.005
+
+
+def test_utterances_say_what_they_are(clips):
+    for spec, utterance in clips:
+        assert utterance.label == spec.emotion and utterance.split == spec.speaker.split
+        assert set(utterance.labels) == set(MODALITIES) - (set() if spec.has_video else {"video"})
+        assert utterance.labels["text"] == "neutral"
+        if not spec.has_video:
+            assert utterance.labels["audio"] == utterance.label
+        assert utterance.attributes["synthetic"] == "eSpeak NG and drawn faces"
+        assert utterance.attributes["conflict"] == spec.conflict
+        assert utterance.licence == "CC0-1.0"
+        assert deserialize(serialize(utterance)).captions == utterance.captions
+
+
+def test_importer_yields_the_plan_in_order():
+    config = SyntheticConfig(clips=20, caption_language="zh", speech_languages=("zh",), seed=5)
+    read = list(synthetic.read(None, config))
+    assert len(read) == synthetic.count(config) == 20
+    assert [u.id for u in read] == [spec.id for spec in plan(config)]
+    assert serialize(read[7]) == serialize(render(plan(config)[7]))  # made in another process
+
+
+def test_a_clip_that_cannot_be_spoken_is_reported(clips):
+    spec = dataclasses.replace(clips[0][0], transcript="Far too many words for such a short clip. " * 5)
+    bad = synthetic.render_or_report(spec)
+    assert isinstance(bad, BadClip) and bad.id == spec.id and "exceed 3.0 s" in bad.reason
+
+
+def test_rendering_processes_do_not_load_jax():
+    code = "import sys, mecap_jax.data.importers.synthetic; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
