@@ -39,16 +39,17 @@ def read(input: Path | None, synthetic: SyntheticConfig) -> Iterator[Utterance |
     tasks = iter(lambda: list(itertools.islice(specs, _CLIPS_PER_TASK)), [])
     processes = os.cpu_count() or 1
     # Spawned processes start clean: a fork would copy the threads and devices that JAX holds in the parent.
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        running: collections.deque[Future] = collections.deque()
-        for task in itertools.chain(tasks, itertools.repeat(None)):
-            if task is not None:
-                running.append(pool.submit(_render_all, task))
-                if len(running) < _TASKS_AHEAD * processes:
-                    continue
-            if not running:
-                return
+    pool = ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))
+    running: collections.deque[Future] = collections.deque()
+    try:
+        for task in tasks:
+            running.append(pool.submit(_render_all, task))
+            if len(running) == _TASKS_AHEAD * processes:
+                yield from running.popleft().result()
+        while running:
             yield from running.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def render_or_report(spec: ClipSpec) -> Utterance | BadClip:

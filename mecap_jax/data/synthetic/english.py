@@ -16,12 +16,12 @@ _ADJECTIVES = {
         ("pleased", "glad", "contented"),
         ("happy", "cheerful", "joyful"),
         ("overjoyed", "elated"),
-        ("jubilant", "thrilled"),
+        ("ecstatic", "thrilled"),
     ),
     "sad": (
-        ("downcast", "glum", "wistful"),
+        ("downcast", "gloomy", "wistful"),
         ("sad", "sorrowful", "unhappy"),
-        ("despondent", "miserable"),
+        ("dejected", "miserable"),
         ("heartbroken", "grief-stricken"),
     ),
     "angry": (
@@ -33,8 +33,8 @@ _ADJECTIVES = {
     "surprised": (
         ("bewildered",),
         ("surprised", "amazed", "startled"),
-        ("astonished", "stunned"),
-        ("shocked", "flabbergasted"),
+        ("astonished", "astounded"),
+        ("shocked", "stunned"),
     ),
     "disgusted": (
         ("disdainful", "queasy", "scornful"),

@@ -17,11 +17,13 @@ SIZE = 112
 
 _SCALE = 3
 _ZOOM = 1.18  # the face fills the frame; hair and ears may be cut
-_SKINS = ((245, 214, 190), (233, 190, 158), (214, 166, 130), (186, 132, 96), (148, 98, 68), (112, 74, 52))
+_SKINS = ((245, 214, 190), (233, 190, 158), (214, 166, 130), (186, 132, 96), (154, 104, 74), (126, 84, 60))
+_BROWN = 420  # sum of RGB; brows stay visible on darker skin because hair is dark there, too
+_DARK_HAIR = ((20, 16, 16), (44, 30, 24), (70, 48, 34))
 _HAIR = ((28, 24, 24), (60, 40, 28), (104, 70, 42), (160, 112, 60), (206, 170, 104), (130, 128, 128), (120, 52, 30))
 _IRIS = ((70, 48, 30), (96, 70, 40), (70, 110, 80), (80, 120, 160), (60, 60, 70))
 _BACKGROUND = ((168, 188, 204), (196, 190, 176), (150, 170, 150), (190, 170, 184), (120, 132, 150), (208, 208, 212))
-_DARK, _WHITE, _MOUTH = (40, 26, 24), (244, 242, 238), (74, 22, 26)
+_BLACK, _DARK, _WHITE, _MOUTH = (14, 10, 10), (40, 26, 24), (244, 242, 238), (74, 22, 26)
 _T = np.linspace(-1.0, 1.0, 17)
 _ARCH = 1.0 - _T * _T
 
@@ -62,7 +64,7 @@ def identity_of(gender: str, rng: np.random.Generator) -> Identity:
     red = (178, 62, 70) if woman else (150, 84, 76)
     return Identity(
         skin=skin,
-        hair=pick(_HAIR),
+        hair=pick(_HAIR if sum(skin) > _BROWN else _DARK_HAIR),
         iris=pick(_IRIS),
         lips=_mix(skin, red, rng.uniform(0.55, 0.8) if woman else rng.uniform(0.35, 0.55)),
         background=pick(_BACKGROUND),
@@ -258,7 +260,7 @@ def _brow(pen: _Pen, identity: Identity, units: Expression, side: float):
     pen.shape(
         np.concatenate([curve_x, curve_x[::-1]]),
         np.concatenate([curve_y - half, (curve_y + half)[::-1]]),
-        _mix(identity.hair, _DARK, 0.7),
+        _mix(identity.hair, _BLACK, 0.75),
     )
 
 

@@ -147,7 +147,7 @@ def _roughen(waveform: np.ndarray, roughness: float) -> np.ndarray:
 
 
 def _creak(waveform: np.ndarray, creak: float) -> np.ndarray:
-    """Irregular low pulses as in creaky voice: the amplitude drops some 35 times a second."""
+    """Low pulses as in creaky voice: the amplitude drops 35 times a second."""
     phase = np.arange(len(waveform)) * (35.0 / SAMPLE_RATE)
     return waveform * (1.0 - 0.8 * creak * (np.sin(2.0 * np.pi * phase) > 0.0))
 
