@@ -204,7 +204,7 @@ class RewardConfig:
       rouge_l: ROUGE-L against the best reference.
       cider_d: CIDEr-D against the references, document frequencies from the train captions.
       distinctiveness: how much closer a caption is to its own references than to those of the other prompts.
-      form: emotion coordinates: "centred", "raw" or "text_centred".
+      form: emotion coordinates: "softmax", "centred", "raw" or "text_centred" (see `rewards.emotion`).
       custom: further terms, "path/to/file.py:function=weight".
       timeout_s: a term that takes longer earns nothing in this step and is counted.
     """
@@ -214,7 +214,7 @@ class RewardConfig:
     rouge_l: float = 0.0
     cider_d: float = 0.0
     distinctiveness: float = 0.0
-    form: str = "centred"
+    form: str = "softmax"
     custom: tuple[str, ...] = ()
     timeout_s: float = 60.0
 
@@ -453,7 +453,7 @@ _CHOICES = {
     "grpo.loss.name": ("grpo", "dr_grpo", "dapo", "gspo", "cispo"),
     "grpo.loss.importance": ("token", "sequence"),
     "grpo.loss.kl": ("k1", "k2", "k3"),
-    "grpo.reward.form": ("centred", "raw", "text_centred"),
+    "grpo.reward.form": ("softmax", "centred", "raw", "text_centred"),
     "model.param_dtype": ("float32", "bfloat16"),
     "model.dtype": ("float32", "bfloat16"),
 }

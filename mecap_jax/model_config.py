@@ -129,9 +129,9 @@ class ModelConfig:
         return cls(
             name="tiny",
             decoder=DecoderConfig(
-                vocab_size=1024,
+                vocab_size=2048,
                 hidden_size=128,
-                intermediate_size=384,
+                intermediate_size=256,
                 num_hidden_layers=4,
                 num_attention_heads=4,
                 num_key_value_heads=2,

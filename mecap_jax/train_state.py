@@ -7,6 +7,7 @@ nested dict, which jit, Orbax and optax take as they are.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +19,7 @@ from jax.sharding import Mesh
 from mecap_jax.config import OptimizerConfig
 from mecap_jax.model_config import ModelConfig
 from mecap_jax.models.multimodal_lm import MultimodalLM
-from mecap_jax.sharding import ShardingRules, replicated
+from mecap_jax.sharding import ShardingRules, batch_sharding, replicated
 
 
 class TrainState(NamedTuple):
@@ -40,7 +41,7 @@ class TrainState(NamedTuple):
 def abstract_model(config: ModelConfig, mesh: Mesh, rules: ShardingRules | None = None) -> tuple[nnx.GraphDef, Any]:
     """The model without its weights: graph definition, and a dict of ShapeDtypeStructs that carry shardings."""
     rules = rules or ShardingRules()
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: MultimodalLM(config, nnx.Rngs(0))))
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: _model(config, 0, mesh)))
 
     def place(variable):
         axes = variable.get_metadata()["logical_axes"]
@@ -55,13 +56,17 @@ def abstract_model(config: ModelConfig, mesh: Mesh, rules: ShardingRules | None 
 def init_params(config: ModelConfig, seed: int, mesh: Mesh) -> tuple[nnx.GraphDef, Any]:
     """Randomly initialised parameters, created on their devices."""
     graphdef, abstract = abstract_model(config, mesh)
-    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+    shardings = shardings_of(abstract)
 
     @functools.partial(jax.jit, out_shardings=shardings)
     def create():
-        return nnx.to_pure_dict(nnx.state(MultimodalLM(config, nnx.Rngs(seed)), nnx.Param))
+        return nnx.to_pure_dict(nnx.state(_model(config, seed, mesh), nnx.Param))
 
     return graphdef, create()
+
+
+def _model(config: ModelConfig, seed: int, mesh: Mesh) -> MultimodalLM:
+    return MultimodalLM(config, nnx.Rngs(seed), batch_sharding(mesh) if mesh.size > 1 else None)
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
@@ -92,8 +97,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
 def init_state(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """The state before the first step; optimiser moments are sharded like their parameters."""
     state = abstract_state(params, optimizer, mesh)
-    shardings = jax.tree.map(lambda x: x.sharding, state.opt_state)
-    opt_state = jax.jit(optimizer.init, out_shardings=shardings)(params)
+    opt_state = jax.jit(optimizer.init, out_shardings=shardings_of(state.opt_state))(params)
     # Two arrays, not one twice: the state is donated to every step, and a buffer can be donated only once.
     step, skipped = (jax.device_put(jnp.int32(0), replicated(mesh)) for _ in range(2))
     return TrainState(params, opt_state, step, skipped)
@@ -113,19 +117,32 @@ def abstract_state(params: Any, optimizer: optax.GradientTransformation, mesh: M
     return TrainState(placed, opt_state, scalar, scalar)
 
 
-@functools.partial(jax.jit, static_argnames="optimizer", donate_argnames=("state", "gradients"))
-def apply_gradients(state: TrainState, gradients: Any, *, optimizer: optax.GradientTransformation):
-    """Takes one optimiser step; a gradient that is not finite changes nothing but the counters.
+def shardings_of(tree: Any) -> Any:
+    """The sharding of every (abstract) array."""
+    return jax.tree.map(lambda x: x.sharding, tree)
 
-    Returns the new state and the gradient's global norm before clipping.
+
+def make_update(
+    optimizer: optax.GradientTransformation, state: TrainState
+) -> Callable[[TrainState, Any], tuple[TrainState, jax.Array]]:
+    """Returns the compiled optimiser step: (state, gradients) -> (new state, global norm of the gradients).
+
+    The state is consumed. A gradient that is not finite changes nothing but the counters. The new state is sharded as
+    `state` is: left to itself, a compiler may divide a norm's scale that was whole, and every program of the next step
+    would be compiled again.
     """
-    norm = optax.global_norm(gradients)
-    finite = jnp.isfinite(norm)
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
 
-    def choose(new, old):
-        return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+    def update(state: TrainState, gradients: Any) -> tuple[TrainState, jax.Array]:
+        norm = optax.tree.norm(gradients)
+        finite = jnp.isfinite(norm)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
 
-    skipped = jnp.where(finite, 0, state.skipped + 1)
-    return TrainState(choose(params, state.params), choose(opt_state, state.opt_state), state.step + 1, skipped), norm
+        def choose(new, old):
+            return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+
+        skipped = jnp.where(finite, 0, state.skipped + 1)
+        new = TrainState(choose(params, state.params), choose(opt_state, state.opt_state), state.step + 1, skipped)
+        return new, norm
+
+    return jax.jit(update, donate_argnums=0, out_shardings=(shardings_of(state), None))

@@ -36,8 +36,7 @@ def main(argv: list[str]) -> None:
     captions, source = {}, ""
     if _DATA.value:
         reader = ShardReader(_DATA.value)
-        utterances = (reader[i] for i, row in enumerate(reader.index) if row.split == _SPLIT.value)
-        captions = captions_by_label(utterances, _SPLIT.value, _TARGET.value)
+        captions = captions_by_label(reader.index, _SPLIT.value, _TARGET.value)
         identity = f"{Path(_DATA.value).resolve().name} (index sha256 {reader.manifest['index']['sha256']})"
         source = f"captions of kind {_TARGET.value!r} in split {_SPLIT.value!r} of {identity}"
         if not captions:

@@ -8,7 +8,7 @@ The same command resumes an interrupted run. SIGTERM and Ctrl-C save and stop.
 import sys
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from mecap_jax.config import ConfigError, load
 
@@ -30,10 +30,12 @@ def main(argv: list[str], overrides: list[str]) -> None:
         config = load(_CONFIG.value, overrides)
     except ConfigError as error:
         sys.exit(f"error: {error}")
+    logging.set_verbosity(logging.WARNING)
     workdir = Path(_WORKDIR.value or Path("runs") / config.name)
 
     # Only now: nothing above needs a device, and a wrong configuration should not wait for one.
     from mecap_jax.experiment import story
+    from mecap_jax.experiment.setup import USER_ERRORS
     from mecap_jax.training.loop import Interrupted, StopSignal
 
     try:
@@ -41,7 +43,7 @@ def main(argv: list[str], overrides: list[str]) -> None:
             story.run(config, workdir, should_stop)
     except Interrupted as stop:
         print(stop, file=sys.stderr)
-    except ValueError as error:
+    except USER_ERRORS as error:
         sys.exit(f"error: {error}")
 
 

@@ -74,7 +74,7 @@ def prompts(batch: int = 3, seed: int = 0, length: int = 24, missing: bool = Tru
             video_index, features, patch_mask[b] = [], [], False
         if missing and b % 3 == 2:
             audio_index, audio_frames[b] = [], 0
-        index = (audio_index + video_index + features)[: lengths[b] - 4]
+        index = (features + audio_index + video_index)[: lengths[b] - 4]
         media_index[b, 2 : 2 + len(index)] = index
     positions = np.tile(np.arange(length), (batch, 3, 1))
     positions[:, 1:, 3:6] = rng.integers(0, 5, (batch, 2, 3))

@@ -33,7 +33,8 @@ class IndexRow:
     Attributes:
       shard, position: file and place in it.
       labels, valence, attributes: as in `Utterance`.
-      captions: number of references by kind.
+      transcript, captions: what was said, and the references by kind: text is small, and nobody should have to read
+        media to learn a vocabulary or anchors from it.
       features: shape (frames, dim) by name.
       has_audio: whether there is sound, as a file of its own or as the video's sound track.
       has_video: whether there is a video.
@@ -52,7 +53,8 @@ class IndexRow:
     labels: Mapping[str, str]
     valence: float | None
     attributes: Mapping[str, str]
-    captions: Mapping[str, int]
+    transcript: str
+    captions: Mapping[str, tuple[str, ...]]
     features: Mapping[str, tuple[int, int]]
     has_audio: bool
     has_video: bool
@@ -61,6 +63,11 @@ class IndexRow:
     frames: int
     width: int
     height: int
+
+    @property
+    def label(self) -> str | None:
+        """The multimodal emotion label, or None where there is none."""
+        return self.labels.get("multimodal")
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
@@ -111,6 +118,9 @@ def read_index(path: Path) -> list[IndexRow]:
                 if not isinstance(row[name], kind):
                     raise ShardError(f"field {name!r} is {row[name]!r}")
             row["features"] = {name: tuple(shape) for name, shape in row["features"].items()}
+            row["captions"] = {kind: tuple(texts) for kind, texts in row["captions"].items()}
+            if not all(isinstance(text, str) for texts in row["captions"].values() for text in texts):
+                raise ShardError(f"field 'captions' is {row['captions']!r:.80}")
         except (ValueError, TypeError) as error:
             raise ShardError(f"{path}, line {number}: {error}") from error
         rows.append(IndexRow(**row))
@@ -124,7 +134,7 @@ def sha256(path: Path) -> str:
 
 
 _INDEX_TYPES = {
-    **dict.fromkeys(("id", "dataset", "split", "shard", "speaker", "language"), str),
+    **dict.fromkeys(("id", "dataset", "split", "shard", "speaker", "language", "transcript"), str),
     **dict.fromkeys(("position", "frames", "width", "height"), int),
     **dict.fromkeys(("labels", "attributes", "captions", "features"), dict),
     **dict.fromkeys(("has_audio", "has_video"), bool),

@@ -263,7 +263,7 @@ class CaptionDataset:
         if longest > self._config.max_seconds:
             return f"lasts {longest:.2f} s, over data.max_seconds = {self._config.max_seconds:g}"
         stand_in = self._sized_like(row)
-        if self._config.modalities and stand_in == Clip():
+        if self._config.modalities and not stand_in.nbytes:
             return f"has none of the modalities {self._config.modalities}"
         need = needed(Row(stand_in, self._lay_out(i, stand_in)), self._model)
         try:

@@ -323,14 +323,14 @@ class _SplitWriter:
             _claim_array_record()
             self._writer = ArrayRecordWriter(str(self._directory / name), "group_size:1")
         self._writer.write(serialize(utterance))
-        copied = ("id", "dataset", "split", "speaker", "dialogue", "language", "valence")
+        copied = ("id", "dataset", "split", "speaker", "dialogue", "language", "valence", "transcript")
         row = IndexRow(
             **{field: getattr(utterance, field) for field in copied},
             shard=name,
             position=self._records,
             labels=dict(utterance.labels),
             attributes=dict(utterance.attributes),
-            captions={kind: len(references) for kind, references in utterance.captions.items()},
+            captions=dict(utterance.captions),
             features={feature: tuple(x.shape) for feature, x in utterance.features.items()},
             **facts,
         )

@@ -37,7 +37,7 @@ class Utterance:
       dialogue: dialogue id, where the corpus has dialogues.
       audio: an encoded audio file (wav, flac, ogg, mp3), byte for byte, or None.
       video: an encoded video file (mp4, mkv, webm), or None. Its sound track is the audio where `audio` is None.
-      features: precomputed features by name, each float16 or float32 `[frames, dim]` (one frame for per-utterance ones).
+      features: precomputed features by name, each float16 or float32 `[frames, dim]` (one frame per utterance or many).
       transcript: what was said.
       language: BCP-47 code of the speech ("en", "zh").
       labels: emotion label by modality ("text", "audio", "video", "multimodal"); modalities may disagree.

@@ -13,16 +13,30 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from mecap_jax.config import Config, ConfigError, validate_devices
-from mecap_jax.data.importers import prepare
-from mecap_jax.data.pipeline import CaptionDataset
-from mecap_jax.data.shards import ShardReader
+from mecap_jax.data.importers import ImporterError, prepare
+from mecap_jax.data.pipeline import CaptionDataset, DataError
+from mecap_jax.data.shards import ShardError, ShardReader
 from mecap_jax.data.tokenizer import Tokenizer, train_tokenizer
-from mecap_jax.models.sentence_encoder import SentenceEncoder, load_sentence_encoder
-from mecap_jax.rewards.anchors import Anchors, build_anchors, captions_by_label, check_encoder
+from mecap_jax.models.checkpoints.table import CheckpointError
+from mecap_jax.models.sentence_encoder import SentenceEncoder, SentenceEncoderError, load_sentence_encoder
+from mecap_jax.rewards.anchors import Anchors, AnchorsError, build_anchors, captions_by_label, check_encoder
 from mecap_jax.sharding import make_mesh
 from mecap_jax.training.logging import RunLogger
+from mecap_jax.training.loop import NonFiniteError
 
 CACHE = Path("cache")
+
+# What a user can mend: shown as one message, without a traceback.
+USER_ERRORS = (
+    AnchorsError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    ImporterError,
+    NonFiniteError,
+    SentenceEncoderError,
+    ShardError,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +161,7 @@ def make_tokenizer(config: Config, reader: ShardReader) -> Tokenizer:
     """A tokenizer trained on what the model reads and writes: the captions and transcripts of the train split."""
     train = [row for row in reader.index if row.split == "train"]
     texts = [text for row in train for texts in row.captions.values() for text in texts]
-    texts += [row.transcript for row in train] + [config.data.instruction, "user", "assistant"]
+    texts += [text for row in train for text in (row.transcript, config.data.instruction, "user", "assistant")]
     return train_tokenizer(texts, config.model.decoder.vocab_size)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -32,7 +33,8 @@ def train_sft(
     """Runs a supervised stage from `params` (consumed) and returns the parameters it ends with."""
     dataset, mesh = bench.dataset, bench.mesh
     optimizer = make_optimizer(config.optimizer, config.steps)
-    learner = SftLearner(graphdef, optimizer, config)
+    state = init_state(params, optimizer, mesh)
+    learner = SftLearner(graphdef, state, optimizer, config)
     micro = config.micro_clips or config.batch_clips
 
     def step(state: TrainState, batch: ClipBatch):
@@ -61,18 +63,20 @@ def train_sft(
         max_target_tokens=config.max_target_tokens,
         process=(jax.process_index(), jax.process_count()),
     )
-    return _run(bench, name, params, optimizer, step, batches, config, validate if validation else None, should_stop)
+    return _run(bench, name, state, step, batches, config, validate if validation else None, should_stop)
 
 
 def train_grpo(
     bench: Workbench, name: str, config: GrpoConfig, graphdef: nnx.GraphDef, params: Any, should_stop: Stop
 ) -> Any:
     """Runs a reinforcement stage from `params`, which stay as the reference policy; returns the trained ones."""
-    dataset, mesh, seed = bench.dataset, bench.mesh, _stage_seed(bench.config.seed, name)
+    dataset, mesh, seed = bench.dataset, bench.mesh, _stage_seed(bench.config.seed, "grpo")
     reward = make_reward(bench, config)
     engine = RolloutEngine(graphdef, params if config.loss.beta else None, config, bench.tokenizer, reward, mesh, seed)
     optimizer = make_optimizer(config.optimizer, config.steps * config.updates)
-    learner = GrpoLearner(graphdef, engine, optimizer, config, reward.weights, mesh)
+    # The reference policy keeps `params`; the state that the steps consume starts as a copy.
+    state = init_state(jax.tree.map(lambda x: x.copy(), params), optimizer, mesh)
+    learner = GrpoLearner(graphdef, state, engine, optimizer, config, reward.weights, mesh)
     micro = config.micro_prompts or config.prompts
     references = config.loss.references if config.loss.reference_likelihood else 0
 
@@ -109,9 +113,7 @@ def train_grpo(
         max_target_tokens=config.max_new_tokens,
         process=(jax.process_index(), jax.process_count()),
     )
-    # The reference policy keeps `params`; the state that the steps consume starts as a copy.
-    start = jax.tree.map(lambda x: x.copy(), params)
-    return _run(bench, name, start, optimizer, step, batches, config, validate if validation else None, should_stop)
+    return _run(bench, name, state, step, batches, config, validate if validation else None, should_stop)
 
 
 def make_reward(bench: Workbench, config: GrpoConfig) -> RewardFunction:
@@ -143,12 +145,12 @@ def validation_rewards(
     return {name: float(np.nanmean(values)) for name, values in {"validation/reward": judged.total, **means}.items()}
 
 
-def _run(bench: Workbench, name, params, optimizer, step, batches, config, validate, should_stop) -> Any:
+def _run(bench: Workbench, name, state, step, batches, config, validate, should_stop) -> Any:
     description = {"model": bench.config.model.name, "stage": name}
     with StageCheckpoints(bench.workdir / "checkpoints" / name, bench.config.checkpoint, description) as checkpoints:
         state = run_stage(
             name,
-            init_state(params, optimizer, bench.mesh),
+            state,
             step,
             batches,
             steps=config.steps,
@@ -168,8 +170,8 @@ def new_params(bench: Workbench) -> tuple[nnx.GraphDef, Any]:
 
 
 def _stage_seed(seed: int, name: str) -> int:
-    """A seed for one stage: two stages of a run must not see the same shuffles."""
-    return (seed * 1_000_003 + sum(name.encode())) % 2**31
+    """A seed for one stage: what goes on from another stage must not repeat its shuffles."""
+    return (seed * 1_000_003 + zlib.crc32(name.encode())) % 2**31
 
 
 def _split(batch: ClipBatch, parts: int) -> list[ClipBatch]:

@@ -89,7 +89,7 @@ def generate(
         logprob = jnp.where(carry.done, 0.0, logprob)
         tokens = jax.lax.dynamic_update_slice_in_dim(carry.tokens, token[..., None], carry.step, axis=2)
         logprobs = jax.lax.dynamic_update_slice_in_dim(carry.logprobs, logprob[..., None], carry.step, axis=2)
-        hidden, cache = decoder.extend(decoder.embed_tokens(token)[:, :, None], prefix, carry.cache, carry.step)
+        hidden, cache = decoder.extend(model.embed_tokens(token)[:, :, None], prefix, carry.cache, carry.step)
         done = carry.done | jnp.isin(token, ends)
         return Carry(carry.step + 1, decoder.logits(hidden[:, :, 0]), done, tokens, logprobs, cache)
 

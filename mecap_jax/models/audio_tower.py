@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from mecap_jax.model_config import AudioTowerConfig
-from mecap_jax.models.layers import Dtypes, LayerNorm, Linear, attend_within, split_heads
+from mecap_jax.models.layers import Dtypes, LayerNorm, Linear, attend_within, gelu, split_heads
 
 
 class Convolution(nnx.Module):
@@ -62,7 +62,7 @@ class AudioLayer(nnx.Module):
 
     def __call__(self, x: Float[Array, "N T D"], mask: Bool[Array, "N T"]) -> Float[Array, "N T D"]:
         x = x + self.self_attn(self.self_attn_layer_norm(x), mask)
-        return x + self.fc2(jax.nn.gelu(self.fc1(self.final_layer_norm(x)), approximate=False))
+        return x + self.fc2(gelu(self.fc1(self.final_layer_norm(x))))
 
 
 class AudioTower(nnx.Module):
@@ -87,8 +87,8 @@ class AudioTower(nnx.Module):
         frames = frames.reshape(-1, 1)
         valid = jnp.arange(length) < frames
         # Frames behind the end are zeroed twice: the convolutions must see silence there, not their neighbour's bias.
-        x = jax.nn.gelu(self.conv1(jnp.where(valid[..., None], x, 0)), approximate=False) * valid[..., None]
-        x = jax.nn.gelu(self.conv2(x), approximate=False)
+        x = gelu(self.conv1(jnp.where(valid[..., None], x, 0))) * valid[..., None]
+        x = gelu(self.conv2(x))
         positions = sinusoids(self.config.n_window, self.config.d_model)
         x = x + jnp.asarray(positions, x.dtype)
         mask = jnp.arange(x.shape[1]) < (frames + 1) // 2

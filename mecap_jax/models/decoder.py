@@ -167,14 +167,26 @@ def _write(buffer: Float[Array, "B G S K H"], new: Float[Array, "B G T K H"], st
     return jax.lax.dynamic_update_slice_in_dim(buffer, new.astype(buffer.dtype), step, axis=2)
 
 
+# Attention runs on [batch, key head, query rows, head]: queries that share a key head are rows of one product, and the
+# softmax is divided out after the product with the values. On CPU that is twice as fast as einsums over [B, T, N, H].
+
+
+def _fold_queries(q: Float[Array, "B T N H"], key_heads: int) -> Float[Array, "B K RT H"]:
+    batch, length, heads, head = q.shape
+    q = q.reshape(batch, length, key_heads, heads // key_heads, head) * head**-0.5
+    return q.transpose(0, 2, 3, 1, 4).reshape(batch, key_heads, -1, head)
+
+
 def _attend_causal(q, k, v, visible: Bool[Array, "B P P"]):
     """q [B, P, N, H] over k, v [B, P, K, H] with grouped queries."""
     batch, length, heads, head = q.shape
-    q = q.reshape(batch, length, k.shape[2], -1, head)
-    logits = jnp.einsum("bqkrh,bpkh->bkrqp", q, k, preferred_element_type=jnp.float32) * head**-0.5
-    logits = jnp.where(visible[:, None, None], logits, MASKED)
-    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    return jnp.einsum("bkrqp,bpkh->bqkrh", weights, v).reshape(batch, length, heads, head)
+    key_heads = k.shape[2]
+    k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
+    bias = jnp.tile(jnp.where(visible, 0.0, MASKED), (1, heads // key_heads, 1))[:, None]
+    logits = _products(_fold_queries(q, key_heads), k) + bias
+    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
+    values = weights.astype(v.dtype) @ v / weights.sum(axis=-1, keepdims=True).astype(v.dtype)
+    return values.reshape(batch, key_heads, -1, length, head).transpose(0, 3, 1, 2, 4).reshape(q.shape)
 
 
 def _attend_group(q, prompt: KeyValue, prompt_mask: Bool[Array, "B P"], own: KeyValue, visible: Bool[Array, "T S"]):
@@ -183,13 +195,31 @@ def _attend_group(q, prompt: KeyValue, prompt_mask: Bool[Array, "B P"], own: Key
     One softmax over both parts; the prompt's keys are read once for all completions of the group.
     """
     batch, group, length, heads, head = q.shape
-    prompt_length = prompt.keys.shape[1]
-    q = q.reshape(batch, group, length, prompt.keys.shape[2], -1, head) * head**-0.5
-    to_prompt = jnp.einsum("bgtkrh,bpkh->bkgrtp", q, prompt.keys, preferred_element_type=jnp.float32)
-    to_own = jnp.einsum("bgtkrh,bgskh->bkgrts", q, own.keys, preferred_element_type=jnp.float32)
-    to_prompt = jnp.where(prompt_mask[:, None, None, None, None, :], to_prompt, MASKED)
-    to_own = jnp.where(visible, to_own, MASKED)
-    weights = jax.nn.softmax(jnp.concatenate([to_prompt, to_own], axis=-1), axis=-1).astype(own.values.dtype)
-    from_prompt = jnp.einsum("bkgrtp,bpkh->bgtkrh", weights[..., :prompt_length], prompt.values)
-    from_own = jnp.einsum("bkgrts,bgskh->bgtkrh", weights[..., prompt_length:], own.values)
-    return (from_prompt + from_own).reshape(batch, group, length, heads, head)
+    key_heads = own.keys.shape[3]
+    shared, folded = heads // key_heads, (batch, key_heads, group, -1)
+    q = q.reshape(batch, group, length, key_heads, shared, head) * head**-0.5
+    q = q.transpose(0, 3, 1, 4, 2, 5)  # B K G R T H
+    prompt_keys, prompt_values = (x.swapaxes(1, 2) for x in prompt)
+    own_keys, own_values = (x.transpose(0, 3, 1, 2, 4) for x in own)
+
+    to_prompt = _products(q.reshape(batch, key_heads, -1, head), prompt_keys)
+    to_prompt += jnp.where(prompt_mask, 0.0, MASKED)[:, None, None, :]
+    to_own = _products(q.reshape(*folded, head), own_keys) + jnp.tile(jnp.where(visible, 0.0, MASKED), (shared, 1))
+    to_own = to_own.reshape(batch, key_heads, -1, to_own.shape[-1])
+
+    highest = jnp.maximum(to_prompt.max(axis=-1, keepdims=True), to_own.max(axis=-1, keepdims=True))
+    highest = jax.lax.stop_gradient(highest)
+    on_prompt, on_own = jnp.exp(to_prompt - highest), jnp.exp(to_own - highest)
+    total = on_prompt.sum(axis=-1, keepdims=True) + on_own.sum(axis=-1, keepdims=True)
+    values = on_prompt.astype(prompt_values.dtype) @ prompt_values
+    values += (on_own.reshape(*folded, on_own.shape[-1]).astype(own_values.dtype) @ own_values).reshape(values.shape)
+    values /= total.astype(values.dtype)
+    return (
+        values.reshape(batch, key_heads, group, shared, length, head)
+        .transpose(0, 2, 4, 1, 3, 5)
+        .reshape(batch, group, length, heads, head)
+    )
+
+
+def _products(q: Float[Array, "*batch Q H"], k: Float[Array, "*batch S H"]) -> Float[Array, "*batch Q S"]:
+    return jnp.einsum("...qh,...sh->...qs", q, k, preferred_element_type=jnp.float32)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
 from mecap_jax.model_config import FeatureProjectorConfig
-from mecap_jax.models.layers import Dtypes, LayerNorm, Linear
+from mecap_jax.models.layers import Dtypes, LayerNorm, Linear, gelu
 
 
 class FeatureProjector(nnx.Module):
@@ -20,4 +19,4 @@ class FeatureProjector(nnx.Module):
         self.fc2 = Linear(config.hidden_size, output_dim, ("mlp", "embed"), dtypes, rngs, bias=True)
 
     def __call__(self, features: Float[Array, "B N E"]) -> Float[Array, "B N D"]:
-        return self.fc2(jax.nn.gelu(self.fc1(self.norm(features)), approximate=False))
+        return self.fc2(gelu(self.fc1(self.norm(features))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -18,10 +19,11 @@ from mecap_jax.models.vision_tower import VisionTower
 class MultimodalLM(nnx.Module):
     """Qwen2.5-Omni's thinker, or the part of it that the configuration names."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, row_sharding: jax.sharding.NamedSharding | None = None):
+        """`row_sharding` divides the rows of activations over a mesh; None on a single device."""
         dtypes = Dtypes(jnp.dtype(config.param_dtype), jnp.dtype(config.dtype))
         width = config.decoder.hidden_size
-        self.config = config
+        self.config, self.row_sharding = config, row_sharding
         self.audio_tower = AudioTower(config.audio, width, dtypes, rngs) if config.audio else None
         self.visual = VisionTower(config.vision, width, dtypes, rngs) if config.vision else None
         self.feature_projector = FeatureProjector(config.features, width, dtypes, rngs) if config.features else None
@@ -40,9 +42,19 @@ class MultimodalLM(nnx.Module):
             return jnp.zeros((prompt.tokens.shape[0], 0, self.config.decoder.hidden_size), self.config.dtype)
         return jnp.concatenate(tables, axis=1)
 
+    def embed_tokens(self, tokens: Int[Array, "*batch"]) -> Float[Array, "*batch D"]:
+        """Token embeddings, rows divided over the mesh: from here on it is rows that are divided, and weights gathered.
+
+        A partitioner that is left alone may divide the width instead, because the weights are.
+        """
+        embedded = self.language_model.embed_tokens(tokens)
+        if self.row_sharding is None:
+            return embedded
+        return jax.lax.with_sharding_constraint(embedded, self.row_sharding)
+
     def embed_prompt(self, prompt: PromptBatch) -> Float[Array, "B P D"]:
         """Token embeddings with every placeholder replaced by its media token."""
-        text = self.language_model.embed_tokens(prompt.tokens)
+        text = self.embed_tokens(prompt.tokens)
         media = self.encode_media(prompt)
         if not media.shape[1]:
             return text
@@ -68,5 +80,5 @@ class MultimodalLM(nnx.Module):
         first = jnp.broadcast_to(last[:, None, None, :], (batch, group, 1, last.shape[-1]))
         if length == 1:
             return first
-        hidden, _ = self.language_model.extend(self.language_model.embed_tokens(tokens[..., :-1]), prefix)
+        hidden, _ = self.language_model.extend(self.embed_tokens(tokens[..., :-1]), prefix)
         return jnp.concatenate([first, hidden], axis=2)

@@ -6,13 +6,12 @@ whole frame are both plain batched products: no gather and no [patches x patches
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from mecap_jax.model_config import VisionTowerConfig
-from mecap_jax.models.layers import Dtypes, GatedMlp, Linear, RMSNorm, attend_within, rotate, split_heads
+from mecap_jax.models.layers import Dtypes, GatedMlp, Linear, RMSNorm, attend_within, gelu, rotate, split_heads
 
 
 class VisionAttention(nnx.Module):
@@ -56,7 +55,7 @@ class PatchMerger(nnx.Module):
 
     def __call__(self, x: Float[Array, "B L D"], cell: int) -> Float[Array, "B tokens O"]:
         x = self.ln_q(x).reshape(x.shape[0], x.shape[1] // cell, -1)
-        return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
+        return self.fc2(gelu(self.fc1(x)))
 
 
 class VisionTower(nnx.Module):

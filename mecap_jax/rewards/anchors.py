@@ -11,6 +11,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from mecap_jax.data.manifest import IndexRow
 from mecap_jax.data.utterance import Utterance
 from mecap_jax.emotions import EMOTIONS
 from mecap_jax.models.sentence_encoder import SentenceEncoder
@@ -161,7 +162,7 @@ def build_anchors(
     )
 
 
-def captions_by_label(utterances: Iterable[Utterance], split: str, target: str) -> dict[str, list[str]]:
+def captions_by_label(utterances: Iterable[Utterance | IndexRow], split: str, target: str) -> dict[str, list[str]]:
     """Returns the captions of kind `target` in `split`, by the multimodal label of their clips.
 
     The labels come in the order of `EMOTIONS`, then alphabetically. Clips without a label or a caption are left out.

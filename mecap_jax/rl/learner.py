@@ -16,10 +16,10 @@ from jax.sharding import Mesh
 
 from mecap_jax.config import GrpoConfig
 from mecap_jax.rl.advantages import group_advantages
-from mecap_jax.rl.objective import Denominators, Sums, TrainExample, denominators, objective_gradients
+from mecap_jax.rl.objective import Denominators, Sums, TrainExample, denominators, make_gradient
 from mecap_jax.rl.rollout import JudgedGroups, MicroBatch, Rollout, RolloutEngine, collect_rewards
 from mecap_jax.sharding import put_batch
-from mecap_jax.train_state import TrainState, apply_gradients
+from mecap_jax.train_state import TrainState, make_update
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,14 +41,17 @@ class GrpoLearner:
     def __init__(
         self,
         graphdef: nnx.GraphDef,
+        state: TrainState,
         engine: RolloutEngine,
         optimizer: optax.GradientTransformation,
         config: GrpoConfig,
         reward_weights: Mapping[str, float],
         mesh: Mesh,
     ):
-        self._graphdef, self._engine, self._optimizer = graphdef, engine, optimizer
-        self._config, self._weights, self._mesh = config, dict(reward_weights), mesh
+        """`state` shows shapes and shardings; it is not consumed."""
+        self._engine, self._config, self._weights, self._mesh = engine, config, dict(reward_weights), mesh
+        self._gradient = make_gradient(graphdef, state.params, config)
+        self._apply = make_update(optimizer, state)
 
     def step(self, state: TrainState, micro_batches: list[MicroBatch]) -> tuple[TrainState, StepResult]:
         """Samples, judges and learns from `micro_batches`; the given state is consumed."""
@@ -95,25 +98,15 @@ class GrpoLearner:
         return advantages, np.concatenate(zero_variance)
 
     def _update(self, state: TrainState, examples: list[TrainExample]):
-        loss = self._config.loss
-        totals = _add_up([_jitted_denominators(example, loss=loss) for example in examples])
+        totals = _add_up([_jitted_denominators(example, loss=self._config.loss) for example in examples])
         for _ in range(self._config.updates):
             # With one micro-batch there is nothing to accumulate, and no second copy of the gradient.
             gradients = _zeros_like(state.params) if len(examples) > 1 else None
             shares = []
             for example in examples:
-                gradients, sums = objective_gradients(
-                    self._graphdef,
-                    state.params,
-                    gradients,
-                    example,
-                    totals,
-                    loss=loss,
-                    temperature=self._config.temperature,
-                    max_tokens=self._config.max_new_tokens,
-                )
+                gradients, sums = self._gradient(state.params, gradients, example, totals)
                 shares.append(sums)
-            state, norm = apply_gradients(state, gradients, optimizer=self._optimizer)
+            state, norm = self._apply(state, gradients)
         # Updates on one rollout count as one step: the next rollout must not repeat this one's random numbers.
         return state, _add_up(shares), totals, norm
 

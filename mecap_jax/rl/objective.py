@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -10,10 +9,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mecap_jax.batch import Array, Completions, PromptBatch
-from mecap_jax.config import LossConfig
+from mecap_jax.config import GrpoConfig, LossConfig
 from mecap_jax.generation.scoring import score_completions
 from mecap_jax.models.multimodal_lm import MultimodalLM
 from mecap_jax.rl.losses import denominator, kl_divergence, policy_loss, token_weights
+from mecap_jax.train_state import shardings_of
 
 
 class TrainExample(NamedTuple):
@@ -115,26 +115,20 @@ def objective(
     )
 
 
-@functools.partial(
-    jax.jit, static_argnames=("graphdef", "loss", "temperature", "max_tokens"), donate_argnames="accumulated"
-)
-def objective_gradients(
-    graphdef: nnx.GraphDef[MultimodalLM],
-    params: Any,
-    accumulated: Any,
-    example: TrainExample,
-    totals: Denominators,
-    *,
-    loss: LossConfig,
-    temperature: float,
-    max_tokens: int,
-) -> tuple[Any, Sums]:
-    """Adds the gradient of one micro-batch to `accumulated` (None: starts from it); returns it with the log's sums."""
+def make_gradient(graphdef: nnx.GraphDef[MultimodalLM], params: Any, config: GrpoConfig):
+    """Returns the compiled (params, accumulated, example, totals) -> (accumulated + gradient, sums for the log).
 
-    def value(params):
-        return objective(nnx.merge(graphdef, params), example, totals, loss, temperature, max_tokens)
+    `accumulated` is consumed; None starts from the first gradient. Gradients are sharded as `params` are.
+    """
 
-    gradients, sums = jax.grad(value, has_aux=True)(params)
-    if accumulated is not None:
-        gradients = jax.tree.map(jnp.add, accumulated, gradients)
-    return gradients, sums
+    def gradient(params: Any, accumulated: Any, example: TrainExample, totals: Denominators) -> tuple[Any, Sums]:
+        def value(params):
+            model = nnx.merge(graphdef, params)
+            return objective(model, example, totals, config.loss, config.temperature, config.max_new_tokens)
+
+        gradients, sums = jax.grad(value, has_aux=True)(params)
+        if accumulated is not None:
+            gradients = jax.tree.map(jnp.add, accumulated, gradients)
+        return gradients, sums
+
+    return jax.jit(gradient, donate_argnums=1, out_shardings=(shardings_of(params), None))

@@ -59,6 +59,8 @@ class RunLogger(contextlib.AbstractContextManager):
         """Drops what an interrupted run logged of a stage beyond `step`, where its checkpoint takes up again."""
         if not self._enabled:
             return
+        while self._files:  # a file that is open would go on in the old copy
+            self._files.popitem()[1].close()
         for name in ("metrics.jsonl", "completions.jsonl"):
             path = self._workdir / name
             if not path.exists():

@@ -14,7 +14,7 @@ from flax import nnx
 from mecap_jax.batch import Array, Completions, PromptBatch
 from mecap_jax.config import SftConfig
 from mecap_jax.generation.scoring import score_completions
-from mecap_jax.train_state import TrainState, apply_gradients
+from mecap_jax.train_state import TrainState, make_update, shardings_of
 
 
 class SftBatch(NamedTuple):
@@ -49,16 +49,23 @@ def negative_log_likelihood(model, batch: SftBatch, normalization: str) -> tuple
     return total, total
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "normalization"), donate_argnames="accumulated")
-def _gradients(graphdef: nnx.GraphDef, params: Any, accumulated: Any, batch: SftBatch, divisor, *, normalization: str):
-    def value(params):
-        loss, total = negative_log_likelihood(nnx.merge(graphdef, params), batch, normalization)
-        return loss / jnp.maximum(divisor, 1.0), total
+def make_gradient(graphdef: nnx.GraphDef, params: Any, normalization: str):
+    """Returns the compiled (params, accumulated, batch, divisor) -> (accumulated + gradient, loss, summed NLL).
 
-    (loss, total), gradients = jax.value_and_grad(value, has_aux=True)(params)
-    if accumulated is not None:
-        gradients = jax.tree.map(jnp.add, accumulated, gradients)
-    return gradients, loss, total
+    `accumulated` is consumed; None starts from the first gradient. Gradients are sharded as `params` are.
+    """
+
+    def gradient(params: Any, accumulated: Any, batch: SftBatch, divisor: Array):
+        def value(params):
+            loss, total = negative_log_likelihood(nnx.merge(graphdef, params), batch, normalization)
+            return loss / jnp.maximum(divisor, 1.0), total
+
+        (loss, total), gradients = jax.value_and_grad(value, has_aux=True)(params)
+        if accumulated is not None:
+            gradients = jax.tree.map(jnp.add, accumulated, gradients)
+        return gradients, loss, total
+
+    return jax.jit(gradient, donate_argnums=1, out_shardings=(shardings_of(params), None, None))
 
 
 @functools.partial(jax.jit, static_argnames="graphdef")
@@ -74,24 +81,26 @@ _zeros_like = jax.jit(lambda tree: jax.tree.map(jnp.zeros_like, tree))
 class SftLearner:
     """Runs steps; holds no state that a checkpoint would miss."""
 
-    def __init__(self, graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation, config: SftConfig):
-        self._graphdef, self._optimizer, self._config = graphdef, optimizer, config
+    def __init__(
+        self, graphdef: nnx.GraphDef, state: TrainState, optimizer: optax.GradientTransformation, config: SftConfig
+    ):
+        """`state` shows shapes and shardings; it is not consumed."""
+        self._normalization = config.normalization
+        self._gradient = make_gradient(graphdef, state.params, config.normalization)
+        self._apply = make_update(optimizer, state)
 
     def step(self, state: TrainState, micro_batches: list[SftBatch]) -> tuple[TrainState, dict[str, float]]:
         """One optimiser step over all micro-batches; the given state is consumed."""
         started = time.perf_counter()
-        normalization = self._config.normalization
-        divisor = sum(normaliser(batch.targets, normalization) for batch in micro_batches)
+        divisor = sum(normaliser(batch.targets, self._normalization) for batch in micro_batches)
         gradients = _zeros_like(state.params) if len(micro_batches) > 1 else None
         losses, totals, tokens = [], [], []
         for batch in micro_batches:
-            gradients, loss, total = _gradients(
-                self._graphdef, state.params, gradients, batch, divisor, normalization=normalization
-            )
+            gradients, loss, total = self._gradient(state.params, gradients, batch, divisor)
             losses.append(loss)
             totals.append(total)
             tokens.append(jnp.sum(batch.targets.mask))
-        state, norm = apply_gradients(state, gradients, optimizer=self._optimizer)
+        state, norm = self._apply(state, gradients)
         losses, totals, tokens, norm = jax.device_get((losses, totals, tokens, norm))
         count = float(sum(tokens))
         return state, {

@@ -86,7 +86,8 @@ def test_the_index_knows_what_the_media_hold(built, media):
             assert row.seconds == pytest.approx(0.4, abs=0.05)
         else:
             assert row.seconds == 0.0
-        assert row.captions == {"overall": 2} and row.attributes == {"intensity": "strong"}
+        assert (row.captions, row.transcript) == (utterance.captions, utterance.transcript)
+        assert row.attributes == {"intensity": "strong"}
 
 
 def test_the_manifest_counts_and_names_everything(built):

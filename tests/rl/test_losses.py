@@ -211,4 +211,3 @@ def test_unknown_names_are_named():
         kl_divergence(one, one, one > 0, "k4")
     with pytest.raises(ValueError, match="ppo"):
         token_weights(one > 0, "ppo", 1)
-

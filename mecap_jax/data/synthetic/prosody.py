@@ -15,7 +15,7 @@ from mecap_jax.data.synthetic import espeak
 from mecap_jax.data.synthetic.speakers import Speaker
 
 SAMPLE_RATE = espeak.SAMPLE_RATE
-MAX_SECONDS = 3.0
+MAX_SECONDS = 2.4
 
 _NEUTRAL_LEVEL_DB = -25.0  # root mean square of a neutral clip, below full scale
 _LANGUAGE_RATE = {"en": 1.0, "zh": 1.13}  # eSpeak counts words; this makes the sentences about equally long

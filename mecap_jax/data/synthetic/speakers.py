@@ -72,7 +72,7 @@ def _cast() -> tuple[Speaker, ...]:
                     bilingual=i % 2 == 1,
                     vocal_tract=vocal_tract * float(rng.uniform(0.98, 1.02)),
                     pitch=pitch + float(rng.uniform(-0.7, 0.7)),
-                    rate=float(rng.uniform(167.0, 180.0)),
+                    rate=float(rng.uniform(192.0, 207.0)),
                     face_seed=int(rng.integers(2**31)),
                 )
             )

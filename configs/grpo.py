@@ -1,0 +1,59 @@
+"""MECap-R1's two stages on the embedded synthetic corpus: supervised fine-tuning, then Emo-GRPO."""
+
+from mecap_jax.config import (
+    AugmentConfig,
+    Bucket,
+    Config,
+    DataConfig,
+    GrpoConfig,
+    LossConfig,
+    OptimizerConfig,
+    RewardConfig,
+    SftConfig,
+)
+from mecap_jax.model_config import ModelConfig
+
+
+def get_config(arg: str = "") -> Config:
+    del arg
+    return Config(
+        name="grpo",
+        model=ModelConfig.tiny(),
+        data=DataConfig(
+            max_seconds=2.4,
+            fps=0,
+            max_frames=8,
+            min_pixels=56 * 56,
+            max_pixels=56 * 56,
+            buckets=(Bucket(prompt_tokens=104, audio_chunks=2, frames=4, windows=1),),
+            sft_share=0.67,
+            augment=AugmentConfig(
+                modality_dropout=0.15,
+                gain_db=3.0,
+                time_mask_frames=20,
+                frequency_mask_bins=8,
+                brightness=0.2,
+                shift_pixels=3,
+            ),
+        ),
+        sft=SftConfig(
+            steps=900,
+            batch_clips=24,
+            references=2,
+            max_target_tokens=40,
+            optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=50, schedule="cosine", weight_decay=0.05),
+            validate_every=150,
+        ),
+        grpo=GrpoConfig(
+            steps=100,
+            prompts=8,
+            micro_prompts=4,
+            group_size=8,
+            max_new_tokens=40,
+            clips="held_out",
+            loss=LossConfig(name="grpo", beta=0.05, clip_low=1.0, clip_high=1.0, reference_likelihood=0.2),
+            reward=RewardConfig(emotion=1.0, semantic=0.5, rouge_l=0.5),
+            optimizer=OptimizerConfig(learning_rate=2e-4, warmup_steps=10, schedule="linear", end_factor=0.2),
+            validate_every=25,
+        ),
+    )

@@ -1,0 +1,132 @@
+"""A miniature training set-up: random prompts, a toy reward, the real learners."""
+
+import grain
+import jax
+import numpy as np
+import optax
+from jax.sharding import AxisType, Mesh
+
+from mecap_jax.batch import Completions
+from mecap_jax.config import GrpoConfig, LossConfig, OptimizerConfig, SftConfig
+from mecap_jax.data.tokenizer import Tokenizer
+from mecap_jax.rewards.combine import RewardFunction
+from mecap_jax.rl.learner import GrpoLearner
+from mecap_jax.rl.rollout import MicroBatch, PromptInfo, RolloutEngine
+from mecap_jax.sharding import put_batch
+from mecap_jax.train_state import TrainState, abstract_model, init_state, make_optimizer
+from mecap_jax.training.sft import SftBatch, SftLearner
+from tests import miniature
+
+BATCH, LENGTH, STEPS = 8, 6, 4
+# Plain gradient descent shows a gradient as it is; Adam divides it by its own size and blows up rounding.
+DESCENT = optax.sgd(0.1)
+OPTIMIZER = OptimizerConfig(learning_rate=3e-3, warmup_steps=1, weight_decay=0.1)
+SFT = SftConfig(steps=STEPS, batch_clips=BATCH, references=2, max_target_tokens=LENGTH, optimizer=OPTIMIZER)
+GRPO = GrpoConfig(
+    steps=STEPS,
+    prompts=BATCH,
+    group_size=4,
+    max_new_tokens=LENGTH,
+    optimizer=OPTIMIZER,
+    loss=LossConfig(beta=0.1, reference_likelihood=0.2, references=1),
+)
+
+
+class Letters(Tokenizer):
+    """A tokenizer without a file: ids are letters."""
+
+    def __init__(self):
+        self.pad_id, self.end_ids = miniature.END, (miniature.END, 3)
+
+    def decode(self, ids) -> str:
+        return " ".join(chr(ord("a") + int(i) % 26) for i in ids if int(i) not in self.end_ids)
+
+
+class Alphabetical:
+    """Rewards completions for early letters; deterministic, host side."""
+
+    name = "alphabetical"
+
+    def __call__(self, samples):
+        return [-np.mean([ord(c) for c in s.completion.replace(" ", "")] or [120]) / 10 for s in samples]
+
+
+def mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+    """A mesh over the first devices."""
+    devices = np.array(jax.devices()[: data * fsdp * tensor]).reshape(data, fsdp, tensor)
+    return Mesh(devices, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+
+
+def initial_state(on: Mesh, optimizer: optax.GradientTransformation) -> tuple[object, TrainState]:
+    """The miniature's weights on a mesh."""
+    graphdef, abstract = abstract_model(miniature.CONFIG, on)
+    params = jax.tree.map(lambda x, a: jax.device_put(np.asarray(x), a.sharding), miniature.model()[1], abstract)
+    return graphdef, init_state(params, optimizer, on)
+
+
+def _targets(step: int, count: int) -> Completions:
+    rng = np.random.default_rng((7, step, count))
+    lengths = rng.integers(0, LENGTH + 1, (BATCH, count))  # 0: a reference that does not count
+    tokens = rng.integers(4, miniature.CONFIG.decoder.vocab_size, (BATCH, count, LENGTH))
+    return Completions(tokens.astype(np.int32), np.arange(LENGTH) < lengths[..., None])
+
+
+def rows(step: int, part: slice = slice(None)):
+    """Rows of the batch at a step: prompts with mixed lengths and missing modalities, and targets."""
+    prompt = jax.tree.map(np.asarray, miniature.prompts(BATCH, seed=step))
+    return jax.tree.map(lambda x: x[part], (prompt, _targets(step, 2), _targets(step, 1)))
+
+
+def sft_step(on: Mesh, micro: int = BATCH, part: slice = slice(None), optimizer=None):
+    """(graphdef, state, step function over batch numbers) of supervised training."""
+    optimizer = optimizer or make_optimizer(OPTIMIZER, STEPS)
+    graphdef, state = initial_state(on, optimizer)
+    learner = SftLearner(graphdef, state, optimizer, SFT)
+
+    def step(state, number):
+        batches = []
+        prompt, targets, _ = rows(int(number), part)
+        for start in range(0, len(prompt.tokens), micro):
+            cut = jax.tree.map(lambda x, s=start: x[s : s + micro], (prompt, targets))
+            batches.append(SftBatch(*put_batch(cut, on)))
+        state, metrics = learner.step(state, batches)
+        return state, metrics, ()
+
+    return graphdef, state, step
+
+
+def grpo_step(on: Mesh, micro: int = BATCH, part: slice = slice(None), optimizer=None, config: GrpoConfig = GRPO):
+    """(graphdef, state, step function over batch numbers) of reinforcement learning."""
+    optimizer = optimizer or make_optimizer(OPTIMIZER, STEPS)
+    first = part.start or 0
+    graphdef, state = initial_state(on, optimizer)
+    _, reference = initial_state(on, optimizer)
+    reward = RewardFunction([(Alphabetical(), 1.0)], timeout_s=60)
+    engine = RolloutEngine(graphdef, reference.params, config, Letters(), reward, on, seed=5)
+    learner = GrpoLearner(graphdef, state, engine, optimizer, config, reward.weights, on)
+
+    def step(state, number):
+        prompt, _, references = rows(int(number), part)
+        size = len(prompt.tokens)
+        micro_batches = []
+        for start in range(0, size, micro):
+            cut = slice(start, start + micro)
+            numbers = np.arange(first + start, first + start + micro, dtype=np.int32)
+            micro_batches.append(
+                MicroBatch(
+                    prompt=put_batch(jax.tree.map(lambda x, c=cut: x[c], prompt), on),
+                    rows=put_batch(numbers, on),
+                    valid=put_batch(numbers != 3, on),  # one clip could not be decoded
+                    infos=[PromptInfo(f"clip-{i}", "describe", ("a b c",), None) for i in numbers],
+                    references=put_batch(jax.tree.map(lambda x, c=cut: x[c], references), on),
+                )
+            )
+        state, result = learner.step(state, micro_batches)
+        return state, result.metrics, result.groups
+
+    return graphdef, state, step
+
+
+def batches(steps: int = STEPS) -> grain.IterDataset:
+    """Batch numbers; the real pipeline's iterator is as stateful as this one."""
+    return grain.MapDataset.range(steps).to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))

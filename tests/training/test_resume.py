@@ -1,0 +1,120 @@
+"""A run that is stopped and resumed ends with bitwise the same state, and the same logs, as an unbroken one."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from mecap_jax.config import CheckpointConfig
+from mecap_jax.train_state import abstract_model
+from mecap_jax.training.checkpointing import StageCheckpoints, load_params
+from mecap_jax.training.logging import RunLogger, read_jsonl
+from mecap_jax.training.loop import Interrupted, NonFiniteError, run_stage
+from tests import miniature
+from tests.training import harness
+
+STEPS = harness.STEPS
+MAKERS = {"sft": harness.sft_step, "grpo": harness.grpo_step}
+
+
+def _run(directory, kind, stop_after=None, every=0, max_nonfinite=2, step=None):
+    _, state, made = MAKERS[kind](harness.mesh())
+    with (
+        RunLogger(directory) as logger,
+        StageCheckpoints(directory / "checkpoints", CheckpointConfig(every=every, keep=2), {}) as checkpoints,
+    ):
+        return run_stage(
+            kind,
+            state,
+            step or made,
+            harness.batches(),
+            steps=STEPS,
+            checkpoints=checkpoints,
+            logger=logger,
+            max_nonfinite=max_nonfinite,
+            should_stop=lambda done: done == stop_after,
+        )
+
+
+def _log(directory, name):
+    rows = read_jsonl(directory / name)
+    return [{k: v for k, v in row.items() if not k.startswith(("time", "timing_s"))} for row in rows]
+
+
+@pytest.fixture(scope="module", params=["sft", "grpo"])
+def unbroken(request, tmp_path_factory):
+    directory = tmp_path_factory.mktemp(request.param)
+    return request.param, directory, jax.device_get(_run(directory, request.param))
+
+
+@pytest.mark.parametrize("stop_after", range(1, STEPS))
+def test_stopped_after_any_step(unbroken, tmp_path, stop_after):
+    kind, directory, expected = unbroken
+    with pytest.raises(Interrupted, match=f"after step {stop_after} of {STEPS}"):
+        _run(tmp_path, kind, stop_after)
+    actual = jax.device_get(_run(tmp_path, kind))
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+    for name in ("metrics.jsonl", "completions.jsonl") if kind == "grpo" else ("metrics.jsonl",):
+        assert _log(tmp_path, name) == _log(directory, name)
+
+
+def test_killed_between_checkpoints(unbroken, tmp_path):
+    """A crash two steps behind the last checkpoint: the steps are done again, the logs do not double."""
+    kind, directory, expected = unbroken
+    _, _, step = MAKERS[kind](harness.mesh())
+    calls = []
+
+    def crashing(state, batch):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return step(state, batch)
+
+    with pytest.raises(KeyboardInterrupt):
+        _run(tmp_path, kind, every=2, step=crashing)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"stage": "sft", "st')  # the crash cut a line short
+    actual = jax.device_get(_run(tmp_path, kind, every=2))
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+    assert _log(tmp_path, "metrics.jsonl") == _log(directory, "metrics.jsonl")
+
+
+def test_a_finished_stage_is_not_done_again(unbroken, tmp_path):
+    kind, directory, expected = unbroken
+
+    def forbidden(state, batch):
+        raise AssertionError("a step was taken")
+
+    again = jax.device_get(_run(directory, kind, step=forbidden))
+    jax.tree.map(np.testing.assert_array_equal, again, expected)
+
+
+def test_parameters_alone_can_be_loaded(unbroken):
+    _, directory, expected = unbroken
+    _, abstract = abstract_model(miniature.CONFIG, harness.mesh())
+    jax.tree.map(np.testing.assert_array_equal, load_params(directory / "checkpoints", abstract), expected.params)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        load_params(directory / "nowhere", abstract)
+
+
+def test_non_finite_gradients_are_skipped_counted_and_stop_the_run(tmp_path):
+    """One bad step changes nothing; two in a row end the run with an error that names the step."""
+    _, _, step = harness.sft_step(harness.mesh())
+    seen = []
+
+    def poisoned(state, number):
+        before = jax.device_get(state.params)
+        if int(number) >= 1:
+            bad = jax.tree.map(lambda x: x * np.nan, state.params)
+            state, metrics, _ = step(state._replace(params=bad), number)
+            state = state._replace(params=jax.device_put(before))
+        else:
+            state, metrics, _ = step(state, number)
+        seen.append(int(state.skipped))
+        return state, metrics, ()
+
+    with pytest.raises(NonFiniteError, match="2 steps in a row, the last one step 3"):
+        _run(tmp_path, "sft", step=poisoned)
+    assert seen == [0, 1, 2]
+    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["skipped_steps_in_a_row"] == 2
