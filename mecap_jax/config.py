@@ -475,6 +475,7 @@ _NON_NEGATIVE = (
     "grpo.loss.clip_dual", "grpo.loss.entropy", "grpo.loss.reference_likelihood", "checkpoint.every",
 )  # fmt: skip
 MODALITIES = ("audio", "video", "features")
+REWARD_TERMS = ("emotion", "semantic", "rouge_l", "cider_d", "distinctiveness")
 EXTRA_ROWS = ("text_only", "sft_control", "grpo_semantic")
 
 
@@ -561,9 +562,7 @@ def validate(config: Config) -> None:
         )
         require(grpo.top_p > 0, "grpo.top_p", "must be positive")
         require(grpo.clips == "all" or data.sft_share < 1, "grpo.clips", "held_out clips need data.sft_share below 1")
-        weights = [
-            getattr(grpo.reward, name) for name in ("emotion", "semantic", "rouge_l", "cider_d", "distinctiveness")
-        ]
+        weights = [getattr(grpo.reward, name) for name in REWARD_TERMS]
         require(any(weights) or bool(grpo.reward.custom), "grpo.reward", "every weight is 0, nothing would be learnt")
     rows = config.evaluation.rows
     require(set(rows) <= set(EXTRA_ROWS), "evaluation.rows", f"must be among {EXTRA_ROWS}")

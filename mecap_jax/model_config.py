@@ -144,8 +144,8 @@ class ModelConfig:
                 d_model=128,
                 encoder_layers=2,
                 encoder_attention_heads=4,
-                encoder_ffn_dim=384,
-                n_window=50,
+                encoder_ffn_dim=256,
+                n_window=60,
             ),
             vision=VisionTowerConfig(
                 hidden_size=128,

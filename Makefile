@@ -1,0 +1,34 @@
+# Everything is installed into .venv; nothing but Python 3.11+, make and the package index is needed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+
+.PHONY: train test reproduce clean
+
+train: $(VENV)/.runtime
+	$(BIN)/python scripts/train.py --config=configs/grpo.py $(ARGS)
+
+test: $(VENV)/.test
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m pytest -q --durations=25 $(ARGS)
+
+reproduce: $(VENV)/.runtime
+	$(BIN)/python scripts/reproduce.py $(ARGS)
+
+$(VENV)/.runtime: requirements.txt requirements-no-deps.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(PIP) -r requirements.txt
+	$(PIP) --no-deps -r requirements-no-deps.txt
+	$(PIP) --no-deps -e .
+	touch $@
+
+$(VENV)/.test: $(VENV)/.runtime requirements-test.txt requirements-test-no-deps.txt
+	$(PIP) torch==2.13.0
+	$(PIP) -r requirements-test.txt
+	$(PIP) --no-deps -r requirements-test-no-deps.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV)

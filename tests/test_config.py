@@ -1,0 +1,137 @@
+"""A wrong configuration gets one clear error that names the key, before any data or model work."""
+
+import dataclasses
+
+import pytest
+
+from mecap_jax import config as config_module
+from mecap_jax.config import Bucket, ConfigError, from_json, load, to_json, validate, validate_devices
+
+RECIPE = "configs/grpo.py"
+
+
+def test_recipes_are_valid():
+    for recipe in ("configs/grpo.py", "configs/sft.py"):
+        load(recipe)
+
+
+def test_overrides_reach_nested_fields_with_the_right_type():
+    config = load(
+        RECIPE,
+        [
+            "seed=3",
+            "grpo.group_size=4",
+            "grpo.optimizer.learning_rate=1",
+            "data.modalities=audio",
+            "data.instruction=7",
+            "evaluation.rows=text_only,grpo_semantic",
+            "grpo.reward.custom=('a.py:f=1',)",
+        ],
+    )
+    assert (config.seed, config.grpo.group_size, config.data.instruction) == (3, 4, "7")
+    assert config.grpo.optimizer.learning_rate == 1.0 and isinstance(config.grpo.optimizer.learning_rate, float)
+    assert config.data.modalities == ("audio",)
+    assert config.evaluation.rows == ("text_only", "grpo_semantic")
+    assert config.grpo.reward.custom == ("a.py:f=1",)
+    assert load(RECIPE, ["grpo=None"]).grpo is None
+
+
+@pytest.mark.parametrize(
+    "override, words",
+    [
+        ("grpo.group_sise=8", ("grpo.group_sise", "did you mean 'group_size'")),
+        ("nonsense=1", ("nonsense", "known keys")),
+        ("seed.x=1", ("seed.x", "no fields")),
+        ("model.features.hidden_size=3", ("model.features.hidden_size", "not set in this recipe")),
+        ("grpo.group_size", ("grpo.group_size", "key.path=value")),
+        ("grpo.group_size=eight", ("grpo.group_size", "expected int", "'eight'")),
+        ("grpo.group_size=8.5", ("grpo.group_size", "expected int")),
+        ("grpo.group_size=True", ("grpo.group_size", "expected int")),
+        ("grpo.mask_truncated=1", ("grpo.mask_truncated", "expected bool")),
+        ("data.modalities=3", ("data.modalities", "tuple")),
+        ("data.buckets=({'tokens':3},)", ("data.buckets[0]", "tokens")),
+        ("data.buckets=({'frames':3},)", ("data.buckets[0]", "prompt_tokens")),
+        ("grpo.group_size=1", ("grpo.group_size", "at least 2")),
+        ("grpo.micro_prompts=3", ("grpo.micro_prompts", "grpo.prompts")),
+        ("sft.micro_clips=7", ("sft.micro_clips", "sft.batch_clips")),
+        ("grpo.loss.name=ppo", ("grpo.loss.name", "must be one of")),
+        ("grpo.temperature=0", ("grpo.temperature", "positive")),
+        ("grpo.loss.beta=-1", ("grpo.loss.beta", "negative")),
+        ("data.max_bad_fraction=2", ("data.max_bad_fraction", "[0, 1]")),
+        ("data.modalities=smell", ("data.modalities", "must be among")),
+        ("data.modalities=audio,audio", ("data.modalities", "twice")),
+        ("data.modalities=features", ("data.modalities", "no part for 'features'")),
+        ("data.buckets=()", ("data.buckets", "at least one")),
+        ("data.sft_share=1", ("grpo.clips", "data.sft_share")),
+        ("evaluation.rows=sft_contol", ("evaluation.rows", "must be among")),
+        ("model.decoder.mrope_section=(1,1,1)", ("model.decoder.mrope_section", "head_dim")),
+        ("model.decoder.num_key_value_heads=3", ("num_key_value_heads", "divide")),
+        ("data.synthetic.caption_language=zh", ("encoder.path", "multilingual")),
+    ],
+)
+def test_errors_name_the_key(override, words):
+    with pytest.raises(ConfigError) as caught:
+        load(RECIPE, [override])
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_combinations_of_stages():
+    with pytest.raises(ConfigError, match="'sft'.*SFT stage, a GRPO stage or both"):
+        load(RECIPE, ["sft=None", "grpo=None"])
+    with pytest.raises(ConfigError, match="'evaluation.rows'.*grpo_semantic needs"):
+        load(RECIPE, ["grpo=None", "evaluation.rows=grpo_semantic"])
+    weights = [f"grpo.reward.{name}=0" for name in config_module.REWARD_TERMS]
+    with pytest.raises(ConfigError, match="'grpo.reward'.*nothing would be learnt"):
+        load(RECIPE, weights)
+    with pytest.raises(ConfigError, match="smallest first"):
+        recipe = load(RECIPE)
+        buckets = (Bucket(200, 2, 4, 1), Bucket(100, 2, 4, 1))
+        validate(dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, buckets=buckets)))
+
+
+@pytest.mark.parametrize(
+    "overrides, devices, words",
+    [
+        ((), 5, ("'evaluation.batch_clips'", "5 devices")),
+        (("mesh.fsdp=2",), 3, ("'mesh'", "3 devices")),
+        (("mesh.data=4",), 8, ("'mesh'", "8 devices")),
+        (("evaluation.batch_clips=6",), 4, ("'evaluation.batch_clips'", "4 devices")),
+        (("grpo.prompts=2", "grpo.micro_prompts=0"), 4, ("'grpo.prompts'", "4 devices")),
+        (("sft.micro_clips=6",), 4, ("'sft.micro_clips'", "4 devices")),
+    ],
+)
+def test_meshes_and_batches_must_fit_the_devices(overrides, devices, words):
+    config = load(RECIPE, overrides)
+    with pytest.raises(ConfigError) as caught:
+        validate_devices(config, devices)
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_tensor_parallel_devices_share_rows():
+    validate_devices(load(RECIPE, ["mesh.tensor=5"]), 5)
+
+
+def test_json_round_trip():
+    config = load(RECIPE, ["seed=5", "grpo=None", "evaluation.rows=text_only"])
+    assert from_json(to_json(config)) == config
+    with pytest.raises(ConfigError, match="sead"):
+        from_json(to_json(config).replace('"seed"', '"sead"'))
+    with pytest.raises(ConfigError, match="'config.seed': expected int"):
+        from_json(to_json(config).replace('"seed": 5', '"seed": "five"'))
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (None, "no such file"),
+        ("x = 1", "defines no get_config"),
+        ("def get_config(arg):\n    return 3", "returned int"),
+    ],
+)
+def test_recipe_files(tmp_path, text, message):
+    path = tmp_path / "recipe.py"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load(str(path))

@@ -1,0 +1,72 @@
+"""Data flows one way: no part imports one downstream of it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import mecap_jax
+
+ROOT = Path(mecap_jax.__file__).parent
+# Upstream first; what stands in one row may not import each other.
+ORDER = (
+    ("emotions", "model_config"),
+    ("config", "batch"),
+    ("sharding",),
+    ("data",),
+    ("models",),
+    ("train_state",),
+    ("generation",),
+    ("rewards",),
+    ("rl",),
+    ("training",),
+    ("evaluation",),
+    ("experiment",),
+)
+RANK = {part: rank for rank, row in enumerate(ORDER) for part in row}
+# Beyond the order: parts that know nothing of each other although one stands downstream.
+STRANGERS = {
+    "models": {"data"},
+    "generation": {"data", "config"},
+    "rewards": {"generation", "train_state"},
+    "training": {"rl", "rewards"},
+}
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imported_parts(path: Path) -> set[str]:
+    parts = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            if node.module == "mecap_jax":
+                names = [f"mecap_jax.{alias.name}" for alias in node.names]
+        parts |= {name.split(".")[1] for name in names if name.startswith("mecap_jax.")}
+    return parts
+
+
+MODULES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_upstream(path):
+    part = part_of(path)
+    for other in imported_parts(path) - {part}:
+        assert RANK[other] < RANK[part], f"{path.relative_to(ROOT)} imports {other}, which is downstream of {part}"
+        assert other not in STRANGERS.get(part, ()), f"{path.relative_to(ROOT)} must know nothing of {other}"
+
+
+def test_workers_import_no_jax():
+    """Reader processes run what is in `data`; one that imported jax could grab the accelerator."""
+    for path in (ROOT / "data").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in getattr(node, "names", ())] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            assert not [name for name in names if name.split(".")[0] in ("jax", "flax", "optax")], path
