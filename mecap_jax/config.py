@@ -15,7 +15,7 @@ import importlib.util
 import json
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -437,6 +437,15 @@ def to_json(config: Config) -> str:
 def from_json(text: str) -> Config:
     """Reads what `to_json` wrote; unknown or ill-typed keys raise `ConfigError`."""
     return _from_mapping(json.loads(text), Config, "config")
+
+
+def differences(old: Any, new: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yields (dotted key, old value, new value) for every leaf in which two JSON trees differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted({*old, *new}):
+            yield from differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
+    elif old != new:
+        yield prefix, old, new
 
 
 # --- validation -------------------------------------------------------------------------------------------------

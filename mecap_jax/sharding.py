@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mecap_jax.config import MeshConfig
@@ -75,3 +76,10 @@ def local_rows(array: jax.Array) -> np.ndarray:
     """This process's rows of a batch-sharded array, in order."""
     shards = {shard.index[0].start or 0: shard for shard in array.addressable_shards}
     return np.concatenate([np.asarray(shards[start].data) for start in sorted(shards)])
+
+
+def all_rows(rows: Any) -> Any:
+    """Every process's rows (a pytree of NumPy arrays) on every process, for numbers that describe a whole batch."""
+    if jax.process_count() == 1:
+        return rows
+    return multihost_utils.process_allgather(rows, tiled=True)

@@ -122,6 +122,17 @@ def shardings_of(tree: Any) -> Any:
     return jax.tree.map(lambda x: x.sharding, tree)
 
 
+def make_zeros(params: Any) -> Callable[[], Any]:
+    """Returns the compiled start of an accumulated gradient: zeros, sharded as `params` are.
+
+    The shardings are spelt out because accumulation donates: an alias needs the same layout on both sides.
+    """
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+    return jax.jit(
+        lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), out_shardings=shardings_of(params)
+    )
+
+
 def make_update(
     optimizer: optax.GradientTransformation, state: TrainState
 ) -> Callable[[TrainState, Any], tuple[TrainState, jax.Array]]:

@@ -12,7 +12,7 @@ import jax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from mecap_jax.config import Config, ConfigError, validate_devices
+from mecap_jax.config import Config, ConfigError, differences, validate_devices
 from mecap_jax.data.importers import ImporterError, prepare
 from mecap_jax.data.pipeline import CaptionDataset, DataError
 from mecap_jax.data.shards import ShardError, ShardReader
@@ -107,27 +107,19 @@ def claim(workdir: Path, config: Config) -> None:
     mine = json.loads(json.dumps(dataclasses.asdict(config)))
     if path.exists():
         theirs = json.loads(path.read_text(encoding="utf-8"))
-        differences = [
+        different = [
             f"{key}: {old!r} there, {new!r} asked"
-            for key, old, new in _differences(theirs, mine)
+            for key, old, new in differences(theirs, mine)
             if key.split(".")[0] not in _FREE_KEYS
         ]
-        if differences:
+        if different:
             raise ConfigError(
                 f"{workdir} holds a run with another configuration; choose another --workdir or the same settings:\n  "
-                + "\n  ".join(differences)
+                + "\n  ".join(different)
             )
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(mine, indent=2) + "\n", encoding="utf-8")
     temporary.replace(path)
-
-
-def _differences(old, new, prefix: str = ""):
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted({*old, *new}):
-            yield from _differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
-    elif old != new:
-        yield prefix, old, new
 
 
 def shards_directory(config: Config) -> Path:

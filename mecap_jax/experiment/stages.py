@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -14,13 +15,14 @@ from mecap_jax.config import GrpoConfig, SftConfig
 from mecap_jax.data.pipeline import CaptionDataset, ClipBatch
 from mecap_jax.evaluation.decoding import caption_rows
 from mecap_jax.experiment.setup import Workbench
+from mecap_jax.model_config import ModelConfig
 from mecap_jax.rewards.base import Sample
 from mecap_jax.rewards.combine import RewardFunction, build_reward
 from mecap_jax.rl.learner import GrpoLearner
 from mecap_jax.rl.rollout import MicroBatch, PromptInfo, RolloutEngine
 from mecap_jax.sharding import put_batch
-from mecap_jax.train_state import TrainState, init_params, init_state, make_optimizer
-from mecap_jax.training.checkpointing import StageCheckpoints
+from mecap_jax.train_state import TrainState, abstract_model, init_params, init_state, make_optimizer
+from mecap_jax.training.checkpointing import StageCheckpoints, load_params
 from mecap_jax.training.loop import run_stage
 from mecap_jax.training.sft import SftBatch, SftLearner, token_nll
 
@@ -146,8 +148,8 @@ def validation_rewards(
 
 
 def _run(bench: Workbench, name, state, step, batches, config, validate, should_stop) -> Any:
-    description = {"model": bench.config.model.name, "stage": name}
-    with StageCheckpoints(bench.workdir / "checkpoints" / name, bench.config.checkpoint, description) as checkpoints:
+    directory = bench.workdir / "checkpoints" / name
+    with StageCheckpoints(directory, bench.config.checkpoint, describe(bench.config.model)) as checkpoints:
         state = run_stage(
             name,
             state,
@@ -162,6 +164,17 @@ def _run(bench: Workbench, name, state, step, batches, config, validate, should_
             should_stop=should_stop,
         )
     return state.params
+
+
+def describe(model: ModelConfig) -> dict[str, Any]:
+    """What a checkpoint says about itself: the model that its parameters belong to."""
+    return {"model": dataclasses.asdict(model)}
+
+
+def stage_params(bench: Workbench, name: str) -> Any:
+    """The parameters that a finished stage ended with, from its checkpoint."""
+    _, abstract = abstract_model(bench.config.model, bench.mesh)
+    return load_params(bench.workdir / "checkpoints" / name, abstract, describe(bench.config.model))
 
 
 def new_params(bench: Workbench) -> tuple[nnx.GraphDef, Any]:

@@ -15,16 +15,14 @@ import jax
 import numpy as np
 from flax import nnx
 
-from mecap_jax.config import Config, SftConfig
+from mecap_jax.config import Config
 from mecap_jax.data.pipeline import CaptionDataset
 from mecap_jax.evaluation.java_tools import Meteor
 from mecap_jax.evaluation.report import write_report
 from mecap_jax.evaluation.stage import StageResult
 from mecap_jax.experiment.scoring import evaluate_stage
 from mecap_jax.experiment.setup import Workbench, set_up
-from mecap_jax.experiment.stages import new_params, train_grpo, train_sft
-from mecap_jax.train_state import abstract_model
-from mecap_jax.training.checkpointing import latest_step, load_params
+from mecap_jax.experiment.stages import new_params, stage_params, train_grpo, train_sft
 from mecap_jax.training.logging import RunLogger, read_jsonl
 
 Stop = Callable[[int], bool]
@@ -123,11 +121,10 @@ def evaluate(
     config = bench.config
     rows = bench.dataset.rows("test")
     max_new_tokens = config.grpo.max_new_tokens if config.grpo else config.sft.max_target_tokens
-    _, abstract = abstract_model(config.model, bench.mesh)
     results, ablation = {}, defaultdict(dict)
     with open_meteor() as meteor:
         for name, stage_bench in stages.items():
-            params = load_params(bench.workdir / "checkpoints" / name, abstract)
+            params = stage_params(bench, name)
             results[name] = evaluate_stage(stage_bench, name, graphdef, params, rows, max_new_tokens, meteor)
             if not (config.evaluation.ablation and name in ("sft", "grpo") and len(config.data.modalities) > 1):
                 continue
@@ -181,7 +178,7 @@ class Clock:
 
 
 def _report(bench: Workbench, results, ablation, clock: Clock) -> dict[str, Any]:
-    config, dataset = bench.config, bench.dataset
+    config = bench.config
     log = read_jsonl(bench.workdir / "metrics.jsonl")
     clock_report = clock.report(_step_seconds(bench.workdir))
     if jax.process_index() != 0:
@@ -200,7 +197,6 @@ def _report(bench: Workbench, results, ablation, clock: Clock) -> dict[str, Any]
         samples=config.evaluation.samples,
     )
     bench.logger.say(f"report: {bench.workdir / 'report.md'}")
-    del dataset
     return report
 
 
@@ -224,17 +220,3 @@ def _describe(bench: Workbench) -> str:
     counts = ", ".join(f"{len(dataset.rows(split))} {split}" for split in ("train", "validation", "test"))
     devices = f"{jax.device_count()} {jax.devices()[0].platform} device(s), {jax.process_count()} process(es)"
     return f"{bench.config.name}: {counts} clips, {len(dataset.quarantined)} quarantined; {devices}"
-
-
-def stage_names(config: Config) -> list[str]:
-    """The stages that a run trains, in order."""
-    names = [name for name in ("sft", "grpo") if getattr(config, name) is not None]
-    return names + list(config.evaluation.rows)
-
-
-def finished_stages(config: Config, workdir: Path) -> list[str]:
-    """The stages of a run that have a checkpoint."""
-    return [name for name in stage_names(config) if latest_step(workdir / "checkpoints" / name) is not None]
-
-
-__all__ = ["Clock", "SftConfig", "evaluate", "finished_stages", "open_meteor", "run", "stage_names"]

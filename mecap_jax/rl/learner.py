@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,8 @@ from mecap_jax.config import GrpoConfig
 from mecap_jax.rl.advantages import group_advantages
 from mecap_jax.rl.objective import Denominators, Sums, TrainExample, denominators, make_gradient
 from mecap_jax.rl.rollout import JudgedGroups, MicroBatch, Rollout, RolloutEngine, collect_rewards
-from mecap_jax.sharding import put_batch
-from mecap_jax.train_state import TrainState, make_update
+from mecap_jax.sharding import all_rows, put_batch
+from mecap_jax.train_state import TrainState, make_update, make_zeros
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +52,7 @@ class GrpoLearner:
         self._engine, self._config, self._weights, self._mesh = engine, config, dict(reward_weights), mesh
         self._gradient = make_gradient(graphdef, state.params, config)
         self._apply = make_update(optimizer, state)
+        self._zeros = make_zeros(state.params)
 
     def step(self, state: TrainState, micro_batches: list[MicroBatch]) -> tuple[TrainState, StepResult]:
         """Samples, judges and learns from `micro_batches`; the given state is consumed."""
@@ -78,10 +79,11 @@ class GrpoLearner:
         jax.block_until_ready(norm)
         timing["update"] = time.perf_counter() - updating
         timing["step"] = time.perf_counter() - started
+        seen = _observe(rollouts, judged, zero_variance)
         metrics = {
             **_loss_metrics(sums, totals, norm),
-            **_completion_metrics(rollouts, self._config.max_new_tokens),
-            **_reward_metrics(judged, zero_variance),
+            **_completion_metrics(seen),
+            **_reward_metrics(seen),
             **{f"timing_s/{name}": seconds for name, seconds in timing.items()},
         }
         return state, StepResult(metrics, _describe_groups(rollouts, judged, advantages))
@@ -101,7 +103,7 @@ class GrpoLearner:
         totals = _add_up([_jitted_denominators(example, loss=self._config.loss) for example in examples])
         for _ in range(self._config.updates):
             # With one micro-batch there is nothing to accumulate, and no second copy of the gradient.
-            gradients = _zeros_like(state.params) if len(examples) > 1 else None
+            gradients = self._zeros() if len(examples) > 1 else None
             shares = []
             for example in examples:
                 gradients, sums = self._gradient(state.params, gradients, example, totals)
@@ -112,7 +114,6 @@ class GrpoLearner:
 
 
 _jitted_denominators = jax.jit(denominators, static_argnames="loss")
-_zeros_like = jax.jit(lambda tree: jax.tree.map(jnp.zeros_like, tree))
 _add_up = jax.jit(lambda items: jax.tree.map(lambda *x: sum(x), *items))
 
 
@@ -142,9 +143,28 @@ def _loss_metrics(sums: Sums, totals: Denominators, norm) -> dict[str, float]:
     return metrics
 
 
-def _completion_metrics(rollouts: list[Rollout], max_tokens: int) -> dict[str, float]:
-    lengths = np.concatenate([rollout.lengths.ravel() for rollout in rollouts])
-    finished = np.concatenate([rollout.finished.ravel() for rollout in rollouts])
+class Observations(NamedTuple):
+    """What a step's groups look like; arrays over all prompts of all processes, [N, G] or [N]."""
+
+    lengths: np.ndarray
+    finished: np.ndarray
+    rewards: np.ndarray
+    terms: dict[str, np.ndarray]
+    degenerate: np.ndarray
+    zero_variance: np.ndarray
+
+
+def _observe(rollouts: list[Rollout], judged: list[JudgedGroups], zero_variance: np.ndarray) -> Observations:
+    local = [
+        (rollout.lengths, rollout.finished, groups.total, groups.terms, groups.degenerate)
+        for rollout, groups in zip(rollouts, judged)
+    ]
+    joined = jax.tree.map(lambda *parts: np.concatenate(parts), *local)
+    return Observations(*all_rows((*joined, zero_variance)))
+
+
+def _completion_metrics(seen: Observations) -> dict[str, float]:
+    lengths, finished = seen.lengths, seen.finished
     metrics = {
         "completions/mean_length": float(lengths.mean()),
         "completions/min_length": float(lengths.min()),
@@ -156,17 +176,15 @@ def _completion_metrics(rollouts: list[Rollout], max_tokens: int) -> dict[str, f
     return metrics
 
 
-def _reward_metrics(judged: list[JudgedGroups], zero_variance: np.ndarray) -> dict[str, float]:
-    total = np.concatenate([groups.total for groups in judged])
+def _reward_metrics(seen: Observations) -> dict[str, float]:
     metrics = {
-        "reward": _mean(total),
-        "reward_std": _mean([_spread(group) for group in total]),
-        "frac_reward_zero_std": float(zero_variance.mean()),
-        "frac_degenerate": float(np.concatenate([groups.degenerate for groups in judged]).mean()),
-        "frac_reward_missing": float(np.isnan(total).mean()),
+        "reward": _mean(seen.rewards),
+        "reward_std": _mean([_spread(group) for group in seen.rewards]),
+        "frac_reward_zero_std": float(seen.zero_variance.mean()),
+        "frac_degenerate": float(seen.degenerate.mean()),
+        "frac_reward_missing": float(np.isnan(seen.rewards).mean()),
     }
-    for name in judged[0].terms:
-        term = np.concatenate([groups.terms[name] for groups in judged])
+    for name, term in seen.terms.items():
         metrics[f"rewards/{name}/mean"] = _mean(term)
         metrics[f"rewards/{name}/std"] = _spread(term.ravel())
     return metrics

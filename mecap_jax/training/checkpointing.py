@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 from pathlib import Path
 from typing import Any
 
 from orbax.checkpoint import v1 as ocp
 
-from mecap_jax.config import CheckpointConfig
+from mecap_jax.config import CheckpointConfig, differences
+from mecap_jax.models.checkpoints.table import CheckpointError
 from mecap_jax.train_state import TrainState
 
 
@@ -22,7 +24,7 @@ class StageCheckpoints(contextlib.AbstractContextManager):
     """
 
     def __init__(self, directory: Path, config: CheckpointConfig, description: dict[str, Any]):
-        """`description` goes into each checkpoint's metadata (the model's shape, say) and is read by `describe`."""
+        """`description` (the model's configuration, say) is stored in each checkpoint and checked on loading."""
         self._every, self._description = config.every, description
         # Orbax warns of every iterator that its metadata cannot be listed; that is how iterators are.
         logging.getLogger("absl").addFilter(lambda record: "Failed to get metadata" not in record.getMessage())
@@ -42,7 +44,12 @@ class StageCheckpoints(contextlib.AbstractContextManager):
         return None if latest is None else latest.step
 
     def restore(self, state: TrainState, iterator: Any) -> TrainState:
-        """Loads the newest checkpoint into the shape and sharding of `state`; moves `iterator` to where it was."""
+        """Loads the newest checkpoint into the shape and sharding of `state`; moves `iterator` to where it was.
+
+        Raises:
+          CheckpointError: it holds something else than the description says.
+        """
+        _check_description(self._checkpointer, self.latest_step, self._description)
         targets = {**_parts(state), "data": iterator}
         loaded = self._checkpointer.load_checkpointables(self.latest_step, targets)
         return TrainState(loaded["params"], **loaded["progress"])
@@ -61,7 +68,7 @@ class StageCheckpoints(contextlib.AbstractContextManager):
     def _save(self, step: int, state: TrainState, iterator: Any) -> None:
         self._checkpointer.wait()  # one save at a time: a second would need a second copy of the state in memory
         self._checkpointer.save_checkpointables_async(
-            step, {**_parts(state), "data": iterator}, force=True, custom_metadata=self._description
+            step, {**_parts(state), "data": iterator}, force=True, custom_metadata=_as_json(self._description)
         )
 
 
@@ -74,16 +81,17 @@ def latest_step(directory: Path) -> int | None:
         return None if latest is None else latest.step
 
 
-def load_params(directory: Path, abstract_params: Any) -> Any:
+def load_params(directory: Path, abstract_params: Any, description: dict[str, Any]) -> Any:
     """Loads only the parameters of the newest checkpoint of a stage.
 
     Raises:
-      FileNotFoundError: there is no checkpoint.
+      CheckpointError: there is none, or it holds something else than `description` says.
     """
     step = latest_step(directory)
     if step is None:
-        raise FileNotFoundError(f"no checkpoint in {directory}")
+        raise CheckpointError(f"no checkpoint in {directory}")
     with ocp.training.Checkpointer(directory.resolve()) as checkpointer:
+        _check_description(checkpointer, step, description)
         return checkpointer.load_checkpointables(step, {"params": abstract_params})["params"]
 
 
@@ -91,3 +99,16 @@ def _parts(state: TrainState) -> dict[str, Any]:
     """Parameters by themselves, so that evaluation and export need not read the optimiser's moments."""
     progress = state._asdict()
     return {"params": progress.pop("params"), "progress": progress}
+
+
+def _check_description(checkpointer: ocp.training.Checkpointer, step: int, mine: dict[str, Any]) -> None:
+    theirs = checkpointer.checkpointables_metadata(step).custom_metadata or {}
+    different = [f"{key}: {old!r} there, {new!r} here" for key, old, new in differences(theirs, _as_json(mine))]
+    if different:
+        raise CheckpointError(
+            f"the checkpoint of step {step} in {checkpointer.directory} is of another run:\n  " + "\n  ".join(different)
+        )
+
+
+def _as_json(value: Any) -> Any:
+    return json.loads(json.dumps(value))

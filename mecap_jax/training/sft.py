@@ -14,7 +14,7 @@ from flax import nnx
 from mecap_jax.batch import Array, Completions, PromptBatch
 from mecap_jax.config import SftConfig
 from mecap_jax.generation.scoring import score_completions
-from mecap_jax.train_state import TrainState, make_update, shardings_of
+from mecap_jax.train_state import TrainState, make_update, make_zeros, shardings_of
 
 
 class SftBatch(NamedTuple):
@@ -75,9 +75,6 @@ def token_nll(graphdef: nnx.GraphDef, params: Any, batch: SftBatch) -> tuple[Arr
     return total, jnp.sum(batch.targets.mask)
 
 
-_zeros_like = jax.jit(lambda tree: jax.tree.map(jnp.zeros_like, tree))
-
-
 class SftLearner:
     """Runs steps; holds no state that a checkpoint would miss."""
 
@@ -88,12 +85,13 @@ class SftLearner:
         self._normalization = config.normalization
         self._gradient = make_gradient(graphdef, state.params, config.normalization)
         self._apply = make_update(optimizer, state)
+        self._zeros = make_zeros(state.params)
 
     def step(self, state: TrainState, micro_batches: list[SftBatch]) -> tuple[TrainState, dict[str, float]]:
         """One optimiser step over all micro-batches; the given state is consumed."""
         started = time.perf_counter()
         divisor = sum(normaliser(batch.targets, self._normalization) for batch in micro_batches)
-        gradients = _zeros_like(state.params) if len(micro_batches) > 1 else None
+        gradients = self._zeros() if len(micro_batches) > 1 else None
         losses, totals, tokens = [], [], []
         for batch in micro_batches:
             gradients, loss, total = self._gradient(state.params, gradients, batch, divisor)

@@ -21,9 +21,17 @@ def _generate(prompt, *, temperature=1.3, group=4, ends=(END, 3), seed=(0, 0), r
     graphdef, params = miniature.model()
     rows = jnp.arange(prompt.tokens.shape[0]) if rows is None else rows
     return generate(
-        graphdef, params, prompt, jnp.array(seed, jnp.uint32), rows, group_size=group, max_new_tokens=LENGTH, temperature=temperature,
-        end_ids=ends, **options,
-    )  # fmt: skip
+        graphdef,
+        params,
+        prompt,
+        jnp.array(seed, jnp.uint32),
+        rows,
+        group_size=group,
+        max_new_tokens=LENGTH,
+        temperature=temperature,
+        end_ids=ends,
+        **options,
+    )
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,8 @@ from mecap_jax.training.sft import SftBatch, SftLearner
 from tests import miniature
 
 BATCH, LENGTH, STEPS = 8, 6, 4
+# Batch numbers with all modalities in every row, and with no sound in any; the others mix.
+COMPLETE, SILENT = 100, 101
 # Plain gradient descent shows a gradient as it is; Adam divides it by its own size and blows up rounding.
 DESCENT = optax.sgd(0.1)
 OPTIMIZER = OptimizerConfig(learning_rate=3e-3, warmup_steps=1, weight_decay=0.1)
@@ -73,7 +75,9 @@ def _targets(step: int, count: int) -> Completions:
 
 def rows(step: int, part: slice = slice(None)):
     """Rows of the batch at a step: prompts with mixed lengths and missing modalities, and targets."""
-    prompt = jax.tree.map(np.asarray, miniature.prompts(BATCH, seed=step))
+    prompt = jax.tree.map(np.asarray, miniature.prompts(BATCH, seed=step, missing=step != COMPLETE))
+    if step == SILENT:
+        prompt = prompt._replace(audio_frames=np.zeros_like(prompt.audio_frames))
     return jax.tree.map(lambda x: x[part], (prompt, _targets(step, 2), _targets(step, 1)))
 
 
@@ -130,3 +134,9 @@ def grpo_step(on: Mesh, micro: int = BATCH, part: slice = slice(None), optimizer
 def batches(steps: int = STEPS) -> grain.IterDataset:
     """Batch numbers; the real pipeline's iterator is as stateful as this one."""
     return grain.MapDataset.range(steps).to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
+
+
+def flat(params, metrics) -> dict[str, np.ndarray]:
+    """Parameters and the metrics of several steps under one name each."""
+    leaves = jax.tree_util.tree_leaves_with_path({"params": params, "metrics": metrics})
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}

@@ -1,11 +1,19 @@
 """One step is one step: on one device, on eight, in micro-batches, sharded, in two processes."""
 
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
 import chex
 import jax
 import numpy as np
 import pytest
 
+from mecap_jax.models.multimodal_lm import MultimodalLM
 from tests.training import harness
+
+ROOT = Path(__file__).parents[2]
 
 
 def _after(made, steps=2):
@@ -46,3 +54,45 @@ def test_a_step_moves_every_parameter(expected):
     moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), params, before)
     stuck = [jax.tree_util.keystr(path) for path, m in jax.tree_util.tree_leaves_with_path(moved) if not m]
     assert stuck == []
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_same_step_as_one(expected, tmp_path):
+    """Each of two processes with two devices brings half of the rows."""
+    make, params, metrics = expected
+    kind = "grpo" if make is harness.grpo_step else "sft"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    output = tmp_path / "result.npz"
+    command = [sys.executable, "-m", "tests.training.worker", kind]
+    workers = [
+        subprocess.Popen([*command, str(i), "2", str(port), output], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        for i in range(2)
+    ]
+    messages = [worker.communicate(timeout=400)[1] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], messages[0][-3000:]
+    result = np.load(output)
+    expected_values = harness.flat(params, metrics)
+    assert set(result.files) == set(expected_values)
+    for name, value in expected_values.items():
+        np.testing.assert_allclose(result[name], value, atol=1e-4 if "metrics" in name else 1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("make", [harness.sft_step, harness.grpo_step], ids=["sft", "grpo"])
+def test_no_program_is_compiled_after_the_first_step(make, monkeypatch):
+    """Mixed lengths and missing modalities are masks, not other programs."""
+    _, state, step = make(harness.mesh(data=4, fsdp=2))
+    state, _, _ = step(state, 0)
+    untraced = chex.assert_max_traces(MultimodalLM.encode_media, n=0)
+    monkeypatch.setattr(MultimodalLM, "encode_media", untraced)
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: compiled.append(event) if event.endswith("backend_compile_duration") else None
+    )
+    try:
+        for number in (1, 2, harness.COMPLETE, harness.SILENT):
+            state, _, _ = step(state, number)
+    finally:
+        jax.monitoring.clear_event_listeners()
+    assert compiled == []

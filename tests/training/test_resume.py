@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mecap_jax.config import CheckpointConfig
+from mecap_jax.models.checkpoints.table import CheckpointError
 from mecap_jax.train_state import abstract_model
 from mecap_jax.training.checkpointing import StageCheckpoints, load_params
 from mecap_jax.training.logging import RunLogger, read_jsonl
@@ -15,6 +16,7 @@ from tests import miniature
 from tests.training import harness
 
 STEPS = harness.STEPS
+DESCRIPTION = {"model": {"width": 32}}
 MAKERS = {"sft": harness.sft_step, "grpo": harness.grpo_step}
 
 
@@ -22,7 +24,7 @@ def _run(directory, kind, stop_after=None, every=0, max_nonfinite=2, step=None):
     _, state, made = MAKERS[kind](harness.mesh())
     with (
         RunLogger(directory) as logger,
-        StageCheckpoints(directory / "checkpoints", CheckpointConfig(every=every, keep=2), {}) as checkpoints,
+        StageCheckpoints(directory / "checkpoints", CheckpointConfig(every=every, keep=2), DESCRIPTION) as checkpoints,
     ):
         return run_stage(
             kind,
@@ -93,9 +95,12 @@ def test_a_finished_stage_is_not_done_again(unbroken, tmp_path):
 def test_parameters_alone_can_be_loaded(unbroken):
     _, directory, expected = unbroken
     _, abstract = abstract_model(miniature.CONFIG, harness.mesh())
-    jax.tree.map(np.testing.assert_array_equal, load_params(directory / "checkpoints", abstract), expected.params)
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        load_params(directory / "nowhere", abstract)
+    loaded = load_params(directory / "checkpoints", abstract, DESCRIPTION)
+    jax.tree.map(np.testing.assert_array_equal, loaded, expected.params)
+    with pytest.raises(CheckpointError, match="no checkpoint in .*nowhere"):
+        load_params(directory / "nowhere", abstract, DESCRIPTION)
+    with pytest.raises(CheckpointError, match="model.width: 32 there, 64 here"):
+        load_params(directory / "checkpoints", abstract, {"model": {"width": 64}})
 
 
 def test_non_finite_gradients_are_skipped_counted_and_stop_the_run(tmp_path):

@@ -1,0 +1,159 @@
+"""The whole story in small: synthetic media files, SFT, Emo-GRPO, comparison rows, report; stopped and resumed."""
+
+import json
+import shutil
+
+import jax
+import pytest
+
+from mecap_jax.config import ConfigError, load
+from mecap_jax.experiment import story
+from mecap_jax.rewards.anchors import Anchors, AnchorsError
+from mecap_jax.training.checkpointing import latest_step
+from mecap_jax.training.logging import read_jsonl
+from mecap_jax.training.loop import Interrupted
+
+SMALL = (
+    "data.synthetic.clips=90",
+    "data.cache_mb=64",
+    "data.sft_share=0.5",
+    "model.decoder.vocab_size=512",
+    "model.decoder.hidden_size=32",
+    "model.decoder.intermediate_size=32",
+    "model.decoder.num_hidden_layers=1",
+    "model.decoder.head_dim=8",
+    "model.decoder.mrope_section=(1,1,2)",
+    "model.audio.d_model=16",
+    "model.audio.encoder_layers=1",
+    "model.audio.encoder_attention_heads=2",
+    "model.audio.encoder_ffn_dim=16",
+    "model.vision.hidden_size=16",
+    "model.vision.intermediate_size=16",
+    "model.vision.num_heads=2",
+    "data.buckets=({'prompt_tokens': 160, 'audio_chunks': 2, 'frames': 4, 'windows': 1},)",
+    "sft.steps=3",
+    "sft.batch_clips=8",
+    "sft.max_target_tokens=24",
+    "sft.validate_every=2",
+    "grpo.steps=2",
+    "grpo.prompts=16",
+    "grpo.micro_prompts=8",
+    "grpo.group_size=2",
+    "grpo.max_new_tokens=8",
+    "grpo.validate_every=0",
+    "control.batch_clips=8",
+    "control.validate_every=0",
+    "evaluation.batch_clips=16",
+    "evaluation.bootstrap=20",
+    "evaluation.samples=4",
+    "evaluation.rows=text_only,sft_control,grpo_semantic",
+)
+METRICS = (
+    "bleu_1 bleu_2 bleu_3 bleu_4 rouge_l meteor cider_d sbert_similarity emotion_reward emotion_uar emotion_war "
+    "emotion_word_uar vocabulary_size distinct_1 distinct_2 distinct_captions repetition mean_length"
+).split()
+
+
+def small(*overrides):
+    return load("configs/grpo.py", [*SMALL, *overrides])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run that was stopped in the middle of each main stage."""
+    root = tmp_path_factory.mktemp("story")
+    config = small(f"data.path={root / 'shards'}", f"compilation_cache={root / 'jax'}")
+    workdir = root / "run"
+    with pytest.raises(Interrupted, match="sft: stopped after step 2 of 3"):
+        story.run(config, workdir, lambda step: step == 2)
+    with pytest.raises(Interrupted, match="grpo: stopped after step 1 of 2"):
+        story.run(config, workdir, lambda step: step == 1)
+    return config, workdir, story.run(config, workdir)
+
+
+@pytest.mark.slow
+def test_the_report_holds_every_stage_and_metric(finished):
+    _, workdir, _ = finished
+    report = json.loads((workdir / "report.json").read_text())
+    stages = {"sft", "grpo", "text_only", "sft_control", "grpo_semantic"}
+    assert set(report) >= {"seed", "config", "data", "eval", "confidence", "timing"}
+    assert set(report["eval"]) == set(report["confidence"]) == stages
+    for stage in stages:
+        assert set(METRICS) <= set(report["eval"][stage])
+        low, high = report["confidence"][stage]["emotion_reward"]
+        assert low <= report["eval"][stage]["emotion_reward"] <= high
+    assert report["data"]["synthetic"] is True and report["data"]["quarantined"] == []
+    assert report["data"]["used"]["train"] == report["data"]["sft_clips"] + report["data"]["held_out_from_sft"]
+    assert report["timing"]["total_s"] > 0 and set(report["timing"]["steps"]) == stages
+
+
+@pytest.mark.slow
+def test_what_a_workdir_holds(finished):
+    _, workdir, _ = finished
+    for name in ("config.json", "report.md", "tokenizer.json", "anchors.safetensors", "tensorboard"):
+        assert (workdir / name).exists(), name
+    assert len(list((workdir / "plots").glob("*.png"))) >= 4
+    text = (workdir / "report.md").read_text()
+    assert "synthetic" in text and "audio only" in text.lower()
+    for stage, steps in (("sft", 3), ("grpo", 2), ("text_only", 3), ("grpo_semantic", 2)):
+        assert latest_step(workdir / "checkpoints" / stage) == steps
+
+
+@pytest.mark.slow
+def test_logs_name_metrics_as_trl_does(finished):
+    _, workdir, _ = finished
+    rows = [row for row in read_jsonl(workdir / "metrics.jsonl") if row["stage"] == "grpo"]
+    assert [row["step"] for row in rows] == [1, 2]
+    names = "reward reward_std frac_reward_zero_std kl entropy policy_loss completions/mean_length rewards/emotion/mean"
+    assert set(names.split()) <= set(rows[0])
+    assert {"timing_s/rollout", "timing_s/reference", "timing_s/update", "timing_s/step"} <= set(rows[0])
+    groups = [row for row in read_jsonl(workdir / "completions.jsonl") if row["stage"] == "grpo"]
+    assert len(groups) == 2 * 16 and len(groups[0]["completions"]) == 2
+    sample = groups[0]["completions"][0]
+    assert {"text", "reward", "rewards", "advantage"} <= set(sample)
+    assert set(sample["rewards"]) == set(small().grpo.reward and sample["rewards"])
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_only_reported_again(finished):
+    config, workdir, first = finished
+    again = story.run(config, workdir, lambda step: pytest.fail("a step was taken"))
+    assert again["eval"] == first["eval"]
+
+
+@pytest.mark.slow
+def test_another_configuration_is_refused(finished):
+    config, workdir, _ = finished
+    other = small(f"data.path={config.data.path}", f"compilation_cache={config.compilation_cache}", "seed=1")
+    with pytest.raises(ConfigError, match="seed: 0 there, 1 asked"):
+        story.run(other, workdir)
+
+
+@pytest.mark.slow
+def test_anchors_of_another_encoder_are_refused(finished, tmp_path):
+    config, workdir, _ = finished
+    anchors = Anchors.load(workdir / "anchors.safetensors")
+    import dataclasses
+
+    path = tmp_path / "anchors.safetensors"
+    dataclasses.replace(anchors, encoder="another", encoder_sha256="0" * 64).save(path)
+    other = small(
+        f"data.path={config.data.path}", f"compilation_cache={config.compilation_cache}", f"encoder.anchors={path}"
+    )
+    with pytest.raises(AnchorsError, match="another"):
+        story.run(other, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_another_model_is_refused(finished, tmp_path):
+    config, workdir, _ = finished
+    shutil.copytree(workdir / "checkpoints" / "sft", tmp_path / "run" / "checkpoints" / "sft")
+    other = small(
+        f"data.path={config.data.path}",
+        f"compilation_cache={config.compilation_cache}",
+        "model.name=larger",
+        "model.decoder.intermediate_size=48",
+    )
+    with pytest.raises(ValueError, match="(?s)larger.*tiny|tiny.*larger"):
+        story.run(other, tmp_path / "run")
+    assert jax.device_count() == 8

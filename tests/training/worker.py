@@ -1,0 +1,39 @@
+"""One of several processes that take the same steps together: `python -m tests.training.worker KIND INDEX COUNT PORT
+OUTPUT`. The first one writes parameters and metrics."""
+
+import os
+import sys
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+)
+
+import jax
+
+
+def main(kind: str, index: int, count: int, port: str, output: str) -> None:
+    jax.distributed.initialize(f"127.0.0.1:{port}", count, index)
+    import numpy as np
+
+    from tests.training import harness
+
+    size = harness.BATCH // count
+    part = slice(index * size, (index + 1) * size)
+    make = {"sft": harness.sft_step, "grpo": harness.grpo_step}[kind]
+    # Parameters are divided over devices of both processes: every gather crosses the boundary.
+    _, state, step = make(harness.mesh(data=2, fsdp=2), micro=size // 2, part=part, optimizer=harness.DESCENT)
+    rows = []
+    for number in range(2):
+        state, metrics, groups = step(state, number)
+        rows.append({name: value for name, value in metrics.items() if not name.startswith("timing_s")})
+        assert len(groups) == (size if kind == "grpo" else 0)
+    from jax.experimental import multihost_utils
+
+    params = multihost_utils.process_allgather(state.params, tiled=True)
+    if index == 0:
+        np.savez(output, **harness.flat(params, rows))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:6])
