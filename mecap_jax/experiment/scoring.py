@@ -1,19 +1,75 @@
-"""Test captions of a stage, and all their metrics."""
+"""Captions of a stage, and all their metrics."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from flax import nnx
 
+from mecap_jax.config import ConfigError
 from mecap_jax.evaluation.decoding import caption_rows
 from mecap_jax.evaluation.java_tools import Meteor
 from mecap_jax.evaluation.stage import Clip, StageResult, score_stage
-from mecap_jax.experiment.setup import Workbench
+from mecap_jax.experiment.setup import Workbench, reopen
+from mecap_jax.experiment.stages import stage_params
 from mecap_jax.rewards.base import Sample, normalise_text
 from mecap_jax.rewards.emotion import EmotionReward, emotion_coordinates
+from mecap_jax.train_state import abstract_model
+from mecap_jax.training.logging import RunLogger
+
+
+def evaluate_checkpoint(checkpoint: Path, data: Path | None, split: str, logger: RunLogger) -> dict[str, Any]:
+    """All metrics of a stage's newest checkpoint, `RUN/checkpoints/STAGE`, on a split of its own or other data.
+
+    Returns a JSON tree: "eval" and "confidence" by metric as in `report.json`, "unavailable" with reasons, "captions"
+    by clip id, and what was evaluated.
+
+    Raises:
+      ConfigError: `checkpoint` is not a stage of a run, or the split has no clips.
+      CheckpointError: the stage has no checkpoint, or one of another model.
+    """
+    if checkpoint.parent.name != "checkpoints":
+        raise ConfigError(f"--checkpoint: expected RUN/checkpoints/STAGE, got {checkpoint}")
+    bench = reopen(checkpoint.parent.parent, data, logger)
+    if checkpoint.name == "text_only":
+        bench = bench.with_data(bench.dataset.with_modalities(()))
+    rows = bench.dataset.rows(split)
+    if not rows:
+        raise ConfigError(f"--split: {bench.reader.directory} has no usable clip in split {split!r}")
+    graphdef, _ = abstract_model(bench.config.model, bench.mesh)
+    params = stage_params(bench, checkpoint.name)
+    with open_meteor() as meteor:
+        result = evaluate_stage(bench, checkpoint.name, graphdef, params, rows, meteor)
+    options = bench.config.evaluation
+    return {
+        "checkpoint": str(checkpoint),
+        "data": str(bench.reader.directory),
+        "split": split,
+        "clips": len(result.clips),
+        "speakers": len({clip.cluster for clip in result.clips}),
+        "quarantined": [dataclasses.asdict(clip) for clip in bench.dataset.quarantined],
+        "eval": result.metrics,
+        "confidence": result.confidence(options.bootstrap, options.confidence, bench.config.seed),
+        "unavailable": dict(result.unavailable),
+        "captions": {clip.id: caption for clip, caption in zip(result.clips, result.captions)},
+    }
+
+
+@contextlib.contextmanager
+def open_meteor():
+    """A running METEOR, or None on a machine without Java, where the metric is reported as unavailable."""
+    try:
+        meteor = Meteor()
+    except (FileNotFoundError, RuntimeError):
+        yield None
+        return
+    with meteor:
+        yield meteor
 
 
 def evaluate_stage(
@@ -22,10 +78,10 @@ def evaluate_stage(
     graphdef: nnx.GraphDef,
     params: Any,
     rows: Sequence[int],
-    max_new_tokens: int,
     meteor: Meteor | None,
 ) -> StageResult:
     """Captions `rows` greedily and scores the captions; the same clips in the same order for every stage."""
+    config = bench.config
     with bench.logger.progress(f"captions {name}", len(rows)) as progress:
         captions = caption_rows(
             graphdef,
@@ -34,8 +90,8 @@ def evaluate_stage(
             rows,
             bench.tokenizer,
             bench.mesh,
-            batch_clips=bench.config.evaluation.batch_clips,
-            max_new_tokens=max_new_tokens,
+            batch_clips=config.evaluation.batch_clips,
+            max_new_tokens=config.grpo.max_new_tokens if config.grpo else config.sft.max_target_tokens,
             progress=lambda done: progress(done, {}),
         )
     kept = [row for row in rows if row in captions]

@@ -12,7 +12,7 @@ import jax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from mecap_jax.config import Config, ConfigError, differences, validate_devices
+from mecap_jax.config import Config, ConfigError, differences, from_json, validate, validate_devices
 from mecap_jax.data.importers import ImporterError, prepare
 from mecap_jax.data.pipeline import CaptionDataset, DataError
 from mecap_jax.data.shards import ShardError, ShardReader
@@ -25,6 +25,7 @@ from mecap_jax.training.logging import RunLogger
 from mecap_jax.training.loop import NonFiniteError
 
 CACHE = Path("cache")
+TOKENIZER, ANCHORS = "tokenizer.json", "anchors.safetensors"
 
 # What a user can mend: shown as one message, without a traceback.
 USER_ERRORS = (
@@ -70,25 +71,48 @@ def set_up(config: Config, workdir: Path, logger: RunLogger) -> Workbench:
     jax.config.update("jax_compilation_cache_dir", str(Path(config.compilation_cache).resolve()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     _first_process(lambda: claim(workdir, config))
-    mesh = make_mesh(config.mesh)
     directory = shards_directory(config)
     _first_process(lambda: build_shards(config, directory, logger))
     reader = ShardReader(directory)
-    tokenizer_path = workdir / "tokenizer.json"
-    _first_process(lambda: tokenizer_path.exists() or make_tokenizer(config, reader).save(tokenizer_path))
-    tokenizer = Tokenizer.from_file(tokenizer_path)
+    _first_process(lambda: (workdir / TOKENIZER).exists() or make_tokenizer(config, reader).save(workdir / TOKENIZER))
+    encoder = load_sentence_encoder(config.encoder.path)
+    if not config.encoder.anchors:
+        _first_process(
+            lambda: (workdir / ANCHORS).exists() or make_anchors(config, reader, encoder).save(workdir / ANCHORS)
+        )
+    return _assemble(config, workdir, reader, encoder, logger)
+
+
+def reopen(workdir: Path, data: Path | None, logger: RunLogger) -> Workbench:
+    """The bench of a run that is already in `workdir`, over its own data or over the shards in `data`.
+
+    Raises:
+      ConfigError: there is no run.
+      ShardError, DataError, AnchorsError: as in `set_up`.
+    """
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise ConfigError(f"{workdir} holds no run: there is no config.json")
+    config = from_json(path.read_text(encoding="utf-8"))
+    validate(config)
+    validate_devices(config, jax.device_count())
+    reader = ShardReader(data or shards_directory(config))
+    return _assemble(config, workdir, reader, load_sentence_encoder(config.encoder.path), logger)
+
+
+def _assemble(
+    config: Config, workdir: Path, reader: ShardReader, encoder: SentenceEncoder, logger: RunLogger
+) -> Workbench:
+    tokenizer = Tokenizer.from_file(workdir / TOKENIZER)
     if tokenizer.vocab_size > config.model.decoder.vocab_size:
         raise ConfigError(
             f"config key 'model.decoder.vocab_size': {config.model.decoder.vocab_size} is smaller than the "
-            f"tokenizer's vocabulary of {tokenizer.vocab_size} ({tokenizer_path})"
+            f"tokenizer's vocabulary of {tokenizer.vocab_size} ({workdir / TOKENIZER})"
         )
     dataset = CaptionDataset(reader, config.data, config.model, tokenizer)
-    encoder = load_sentence_encoder(config.encoder.path)
-    anchors_path = Path(config.encoder.anchors) if config.encoder.anchors else workdir / "anchors.safetensors"
-    if not config.encoder.anchors:
-        _first_process(lambda: anchors_path.exists() or make_anchors(config, reader, encoder).save(anchors_path))
-    anchors = Anchors.load(anchors_path)
+    anchors = Anchors.load(config.encoder.anchors or workdir / ANCHORS)
     check_encoder(anchors, encoder)
+    mesh = make_mesh(config.mesh)
     return Workbench(config, workdir, mesh, reader, dataset, tokenizer, encoder, anchors, logger)
 
 

@@ -17,10 +17,9 @@ from flax import nnx
 
 from mecap_jax.config import Config
 from mecap_jax.data.pipeline import CaptionDataset
-from mecap_jax.evaluation.java_tools import Meteor
 from mecap_jax.evaluation.report import write_report
 from mecap_jax.evaluation.stage import StageResult
-from mecap_jax.experiment.scoring import evaluate_stage
+from mecap_jax.experiment.scoring import evaluate_stage, open_meteor
 from mecap_jax.experiment.setup import Workbench, set_up
 from mecap_jax.experiment.stages import new_params, stage_params, train_grpo, train_sft
 from mecap_jax.training.logging import RunLogger, read_jsonl
@@ -120,32 +119,19 @@ def evaluate(
     bench = next(iter(stages.values()))
     config = bench.config
     rows = bench.dataset.rows("test")
-    max_new_tokens = config.grpo.max_new_tokens if config.grpo else config.sft.max_target_tokens
     results, ablation = {}, defaultdict(dict)
     with open_meteor() as meteor:
         for name, stage_bench in stages.items():
             params = stage_params(bench, name)
-            results[name] = evaluate_stage(stage_bench, name, graphdef, params, rows, max_new_tokens, meteor)
+            results[name] = evaluate_stage(stage_bench, name, graphdef, params, rows, meteor)
             if not (config.evaluation.ablation and name in ("sft", "grpo") and len(config.data.modalities) > 1):
                 continue
             for modality in config.data.modalities:
                 alone = stage_bench.with_data(stage_bench.dataset.with_modalities((modality,)))
                 ablation[name][modality] = evaluate_stage(
-                    alone, f"{name} from {modality} only", graphdef, params, rows, max_new_tokens, meteor
+                    alone, f"{name} from {modality} only", graphdef, params, rows, meteor
                 )
     return results, dict(ablation)
-
-
-@contextlib.contextmanager
-def open_meteor():
-    """A running METEOR, or None on a machine without Java, where the metric is reported as unavailable."""
-    try:
-        meteor = Meteor()
-    except (FileNotFoundError, RuntimeError):
-        yield None
-        return
-    with meteor:
-        yield meteor
 
 
 class Clock:

@@ -37,11 +37,11 @@ _SECONDS_BETWEEN_LINES = 20.0
 class RunLogger(contextlib.AbstractContextManager):
     """Writes the logs of a run into its working directory."""
 
-    def __init__(self, workdir: Path, enabled: bool = True, console: Console | None = None):
-        """`enabled` is False for all but the first process."""
+    def __init__(self, workdir: Path | None, enabled: bool = True, console: Console | None = None):
+        """`enabled` is False for all but the first process; without `workdir` there is only the display."""
         self._workdir, self._enabled = workdir, enabled
         self._console = console or Console(file=sys.stderr, highlight=False)
-        self._tensorboard = SummaryWriter(str(workdir / "tensorboard")) if enabled else None
+        self._tensorboard = SummaryWriter(str(workdir / "tensorboard")) if enabled and workdir else None
         self._files: dict[str, Any] = {}
 
     def __exit__(self, *exception):
