@@ -1,0 +1,49 @@
+"""The results table: every row, three seeds, intervals; written into `docs/reproduction.md` and `README.md`.
+
+  python scripts/reproduce.py [--seeds=0,1,2] [--root=runs/reproduce]
+
+Each seed is a run of its own, `ROOT/seed-N`; what is finished is not done again.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from absl import app, flags
+
+from mecap_jax.config import EXTRA_ROWS
+from mecap_jax.evaluation.reproduction import claims_table, replace_section, seed_tables, summary_table
+from mecap_jax.evaluation.tables import results_table
+
+_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of the training runs.")
+_ROOT = flags.DEFINE_string("root", "runs/reproduce", "Directory of the runs.")
+_CONFIG = flags.DEFINE_string("config", "configs/grpo.py", "Recipe.")
+_PROJECT = Path(__file__).parents[1]
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    reports = []
+    for seed in _SEEDS.value:
+        workdir = Path(_ROOT.value) / f"seed-{int(seed)}"
+        if not (workdir / "report.json").exists():
+            command = [sys.executable, str(_PROJECT / "scripts" / "train.py"), f"--config={_CONFIG.value}"]
+            rows = ",".join(EXTRA_ROWS)
+            options = [f"--workdir={workdir}", f"--config.seed={int(seed)}", f"--config.evaluation.rows={rows}"]
+            code = subprocess.run([*command, *options]).returncode
+            if code or not (workdir / "report.json").exists():
+                sys.exit(f"seed {seed} did not finish; the same command goes on where it stopped")
+        reports.append(json.loads((workdir / "report.json").read_text(encoding="utf-8")))
+    for name, text in (
+        ("docs/reproduction.md", f"{claims_table(reports)}\n{results_table(reports)}\n{seed_tables(reports)}"),
+        ("README.md", f"{summary_table(reports)}\n{claims_table(reports)}"),
+    ):
+        path = _PROJECT / name
+        path.write_text(replace_section(path.read_text(encoding="utf-8"), "results", text), encoding="utf-8")
+        print(f"written: {path}")
+
+
+if __name__ == "__main__":
+    app.run(main)
