@@ -130,8 +130,14 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up, then cosine or linear decay to `end_factor`, or a constant rate."""
+    """Linear warm-up, then cosine or linear decay to `end_factor`, or a constant rate.
 
+    Attributes:
+      name: "adamw", or "muon": Muon for the matrices of all layers, AdamW for embeddings, norms and biases.
+      beta1, beta2: of AdamW; Muon has a momentum of 0.95.
+    """
+
+    name: str = "adamw"
     learning_rate: float = 1e-5
     warmup_steps: int = 0
     schedule: str = "cosine"
@@ -455,6 +461,8 @@ _CHOICES = {
     "data.synthetic.caption_language": ("en", "zh"),
     "sft.clips": ("sft", "all"),
     "sft.normalization": ("token", "sequence", "sum"),
+    "sft.optimizer.name": ("adamw", "muon"),
+    "grpo.optimizer.name": ("adamw", "muon"),
     "sft.optimizer.schedule": ("cosine", "linear", "constant"),
     "grpo.optimizer.schedule": ("cosine", "linear", "constant"),
     "grpo.advantage": ("group", "mean", "leave_one_out", "per_reward"),

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -70,7 +71,10 @@ def _model(config: ModelConfig, seed: int, mesh: Mesh) -> MultimodalLM:
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """AdamW (arXiv 1711.05101) behind a clip of the global norm; weight decay on matrices only."""
+    """AdamW (arXiv 1711.05101) or Muon (kellerjordan.github.io/posts/muon) behind a clip of the global norm.
+
+    Weight decay is on matrices only.
+    """
     rate, end = config.learning_rate, config.learning_rate * config.end_factor
     decay_steps = max(1, steps - config.warmup_steps)
     if config.schedule == "cosine":
@@ -82,16 +86,31 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     warmup = optax.linear_schedule(0.0, rate, config.warmup_steps)
     # The first update of a warm-up would have rate 0 and waste a batch: count from one.
     schedule = optax.join_schedules([lambda step: warmup(step + 1), after], [config.warmup_steps])
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(
-            schedule,
-            b1=config.beta1,
-            b2=config.beta2,
-            weight_decay=config.weight_decay,
-            mask=lambda params: jax.tree.map(lambda x: x.ndim > 1, params),
-        ),
+    optimizer = optax.adamw(
+        schedule,
+        b1=config.beta1,
+        b2=config.beta2,
+        weight_decay=config.weight_decay,
+        mask=lambda params: jax.tree.map(lambda x: x.ndim > 1, params),
     )
+    if config.name == "muon":
+        muon = optax.contrib.muon(schedule, weight_decay=config.weight_decay, consistent_rms=_ADAM_RMS)
+        optimizer = optax.partition({"layers": muon, "rest": optimizer}, _muon_labels)
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+
+
+# Muon's updates are scaled to the size that AdamW's have, so that both take the same learning rates (arXiv 2502.16982).
+_ADAM_RMS = 0.2
+
+
+def _muon_labels(params: Any) -> Any:
+    """Muon takes the matrices of layers; an embedding's rows are looked up one by one, it is no linear map."""
+
+    def label(path, x):
+        embedding = any("embed_tokens" in str(key) for key in path)
+        return "layers" if x.ndim == 2 and not embedding else "rest"
+
+    return jax.tree_util.tree_map_with_path(label, params)
 
 
 def init_state(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
@@ -107,12 +126,19 @@ def abstract_state(params: Any, optimizer: optax.GradientTransformation, mesh: M
     """Shapes, dtypes and shardings of a state, from (abstract) parameters; what a checkpoint is restored into."""
     placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params)
     scalar = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
+
+    def place(moment: Any, param: Any) -> Any:
+        if isinstance(moment, optax.MaskedNode):  # a parameter that another part of the optimiser takes care of
+            return moment
+        return jax.ShapeDtypeStruct(moment.shape, moment.dtype, sharding=param.sharding)
+
     opt_state = optax.tree.map_params(
         optimizer,
-        lambda moment, param: jax.ShapeDtypeStruct(moment.shape, moment.dtype, sharding=param.sharding),
+        place,
         jax.eval_shape(optimizer.init, placed),
         placed,
         transform_non_params=lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)),
+        is_leaf=lambda x: isinstance(x, optax.MaskedNode),
     )
     return TrainState(placed, opt_state, scalar, scalar)
 

@@ -1,5 +1,7 @@
 """A miniature training set-up: random prompts, a toy reward, the real learners."""
 
+import dataclasses
+
 import grain
 import jax
 import numpy as np
@@ -23,7 +25,13 @@ COMPLETE, SILENT = 100, 101
 # Plain gradient descent shows a gradient as it is; Adam divides it by its own size and blows up rounding.
 DESCENT = optax.sgd(0.1)
 OPTIMIZER = OptimizerConfig(learning_rate=3e-3, warmup_steps=1, weight_decay=0.1)
-SFT = SftConfig(steps=STEPS, batch_clips=BATCH, references=2, max_target_tokens=LENGTH, optimizer=OPTIMIZER)
+SFT = SftConfig(
+    steps=STEPS,
+    batch_clips=BATCH,
+    references=2,
+    max_target_tokens=LENGTH,
+    optimizer=dataclasses.replace(OPTIMIZER, name="muon"),  # GRPO below has AdamW
+)
 GRPO = GrpoConfig(
     steps=STEPS,
     prompts=BATCH,
@@ -83,7 +91,7 @@ def rows(step: int, part: slice = slice(None)):
 
 def sft_step(on: Mesh, micro: int = BATCH, part: slice = slice(None), optimizer=None):
     """(graphdef, state, step function over batch numbers) of supervised training."""
-    optimizer = optimizer or make_optimizer(OPTIMIZER, STEPS)
+    optimizer = optimizer or make_optimizer(SFT.optimizer, STEPS)
     graphdef, state = initial_state(on, optimizer)
     learner = SftLearner(graphdef, state, optimizer, SFT)
 
@@ -101,7 +109,7 @@ def sft_step(on: Mesh, micro: int = BATCH, part: slice = slice(None), optimizer=
 
 def grpo_step(on: Mesh, micro: int = BATCH, part: slice = slice(None), optimizer=None, config: GrpoConfig = GRPO):
     """(graphdef, state, step function over batch numbers) of reinforcement learning."""
-    optimizer = optimizer or make_optimizer(OPTIMIZER, STEPS)
+    optimizer = optimizer or make_optimizer(GRPO.optimizer, STEPS)
     first = part.start or 0
     graphdef, state = initial_state(on, optimizer)
     _, reference = initial_state(on, optimizer)
