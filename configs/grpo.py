@@ -28,20 +28,22 @@ def get_config(arg: str = "") -> Config:
             buckets=(Bucket(prompt_tokens=104, audio_chunks=2, frames=4, windows=1),),
             sft_share=0.67,
             augment=AugmentConfig(
-                modality_dropout=0.15,
+                modality_dropout=0.3,
                 gain_db=3.0,
                 time_mask_frames=20,
                 frequency_mask_bins=8,
-                brightness=0.2,
-                shift_pixels=3,
+                brightness=0.1,
+                shift_pixels=1,
             ),
         ),
         sft=SftConfig(
-            steps=900,
+            steps=450,
             batch_clips=24,
             references=2,
             max_target_tokens=40,
-            optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=50, schedule="cosine", weight_decay=0.05),
+            optimizer=OptimizerConfig(
+                name="muon", learning_rate=2e-3, warmup_steps=50, schedule="cosine", weight_decay=0.05
+            ),
             validate_every=150,
         ),
         grpo=GrpoConfig(

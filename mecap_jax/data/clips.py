@@ -36,15 +36,17 @@ class Clip:
         return sum(x.nbytes for x in (self.mel, self.frames, self.features) if x is not None)
 
 
-def decode_clip(utterance: Utterance, data: DataConfig, model: ModelConfig) -> Clip:
+def decode_clip(utterance: Utterance, has_audio: bool, data: DataConfig, model: ModelConfig) -> Clip:
     """Decodes the modalities in `data.modalities` that the utterance has.
+
+    `has_audio` is what the index says: a video may come with a sound track or without.
 
     Raises:
       MediaError: a file cannot be decoded, or features do not have the shape that the model expects.
     """
     mel, frames, seconds_per_frame, features = None, None, 0.0, None
     sound = utterance.audio if utterance.audio is not None else utterance.video
-    if "audio" in data.modalities and sound is not None:
+    if "audio" in data.modalities and has_audio:
         waveform = decode_audio(sound, SAMPLE_RATE, data.max_seconds)
         mel = log_mel(waveform, model.audio.num_mel_bins)
     if "video" in data.modalities and utterance.video is not None:

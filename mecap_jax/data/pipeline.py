@@ -203,7 +203,7 @@ class CaptionDataset:
     # --- one clip -------------------------------------------------------------------------------------------------
 
     def _decode(self, row: int) -> Clip:
-        return decode_clip(self._reader[row], self._config, self._model)
+        return decode_clip(self._reader[row], self.index[row].has_audio, self._config, self._model)
 
     def _hide(self, clip: Clip) -> Clip:
         if not self._hidden:

@@ -1,0 +1,276 @@
+"""Batches: every clip once, the right media at the right tokens, the same on any number of processes, resumable."""
+
+import dataclasses
+import pickle
+
+import jax
+import numpy as np
+import pytest
+
+from mecap_jax.config import AugmentConfig, Bucket, DataConfig
+from mecap_jax.data import shards
+from mecap_jax.data import tokenizer as special
+from mecap_jax.data.clips import Clip, ClipCache, augment
+from mecap_jax.data.collate import Row, collate, needed
+from mecap_jax.data.media import MediaError
+from mecap_jax.data.pipeline import CaptionDataset, DataError
+from mecap_jax.data.prompts import lay_out_prompt
+from mecap_jax.data.shards import ShardReader
+from mecap_jax.data.tokenizer import train_tokenizer
+from mecap_jax.data.utterance import Utterance
+from mecap_jax.model_config import (
+    AudioTowerConfig,
+    DecoderConfig,
+    FeatureProjectorConfig,
+    ModelConfig,
+    VisionTowerConfig,
+)
+from tests.data.clips import audio_file, video_file
+
+MODEL = ModelConfig(
+    name="shapes",
+    decoder=DecoderConfig(400, 8, 8, 1, 2, 1, 4),
+    audio=AudioTowerConfig(
+        num_mel_bins=16, d_model=8, encoder_layers=1, encoder_attention_heads=1, encoder_ffn_dim=8, n_window=20
+    ),
+    vision=VisionTowerConfig(8, 8, 1, 1, (), window_size=56),
+    features=FeatureProjectorConfig(("face",), (3,), 8),
+)
+DATA = DataConfig(
+    modalities=("audio", "video"),
+    max_seconds=3.0,
+    max_bad_fraction=0.5,
+    fps=0,
+    max_frames=4,
+    min_pixels=56 * 56,
+    max_pixels=56 * 56,
+    buckets=(Bucket(120, 2, 2, 2), Bucket(260, 8, 2, 2)),
+    sft_share=0.5,
+)
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory):
+    """18 short and 6 long clips: sound alone, picture alone, both; and one that lasts too long."""
+    short, long, endless = (audio_file(seconds=s) for s in (0.5, 2.0, 4.0))
+    talking, silent = video_file(frames=12, sound="aac"), video_file(frames=12, sound=None)
+    items = []
+    for i in range(24):
+        audio = long if i % 4 == 0 else short
+        video = (None, talking, silent)[i % 3]
+        items.append(
+            Utterance(
+                id=f"clip-{i:02}",
+                dataset="test",
+                split=("train", "train", "train", "validation")[i % 4],
+                speaker=f"speaker-{i % 4}",
+                transcript=f"Words number {i}.",
+                audio=None if video is talking else audio if video is None or i % 2 else None,
+                video=video,
+                labels={"multimodal": "happy"},
+                captions={"overall": tuple(f"caption {i} by {k}" for k in range(3))},
+            )
+        )
+    items.append(dataclasses.replace(items[0], id="endless", audio=endless, video=None))
+    directory = tmp_path_factory.mktemp("pipeline") / "shards"
+    shards.write(items, directory, "a test", {"importer": "test"})
+    return ShardReader(directory)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(reader):
+    texts = [row.transcript for row in reader.index] + [t for row in reader.index for t in row.captions["overall"]]
+    return train_tokenizer([*texts, "user assistant Describe the speaker's emotion."], 400)
+
+
+@pytest.fixture(scope="module")
+def dataset(reader, tokenizer):
+    return CaptionDataset(reader, DATA, MODEL, tokenizer)
+
+
+def test_over_long_clips_are_left_out_with_the_reason(dataset):
+    assert [(bad.id, "4.00 s, over data.max_seconds = 3" in bad.reason) for bad in dataset.quarantined] == [
+        ("endless", True)
+    ]
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        ({"max_seconds": 1.0}, "over data.max_seconds = 1"),
+        ({"target": "style"}, "has no 'style' caption"),
+        ({"modalities": ("video",)}, "has none of the modalities ('video',)"),
+        ({"buckets": (Bucket(30, 8, 2, 2),)}, "more than the largest of data.buckets"),
+    ],
+)
+def test_too_many_bad_clips_stop_the_run(reader, tokenizer, change, reason):
+    with pytest.raises(DataError) as caught:
+        CaptionDataset(reader, dataclasses.replace(DATA, max_bad_fraction=0.05, **change), MODEL, tokenizer)
+    assert reason in str(caught.value) and "data.max_bad_fraction = 5.0%" in str(caught.value)
+
+
+def test_shares_of_the_training_clips(dataset):
+    train = dataset.rows("train")
+    sft, held_out = dataset.rows("train", "sft"), dataset.rows("train", "held_out")
+    assert sorted(sft + held_out) == sorted(train) and sft and held_out
+    assert {dataset.index[row].split for row in train} == {"train"}
+
+
+def test_evaluation_visits_every_clip_once(dataset):
+    rows = dataset.rows("train")
+    seen = [int(row) for batch in dataset.evaluation_batches(rows, 4) for row in batch.rows[batch.valid]]
+    assert sorted(seen) == sorted(rows)
+
+
+def test_media_stand_where_the_tokens_point(dataset, tokenizer):
+    for batch in dataset.evaluation_batches(dataset.rows("train"), 6):
+        prompt = batch.prompt
+        audio_slots = prompt.audio.shape[1] * MODEL.audio.chunk_tokens
+        for b, row in enumerate(batch.rows):
+            entry, n = dataset.index[row], prompt.length[b]
+            tokens, index = prompt.tokens[b, :n], prompt.media_index[b, :n]
+            is_audio, is_video = (tokens == tokenizer.special(t) for t in (special.AUDIO, special.VIDEO))
+            assert is_audio.any() == entry.has_audio == bool(prompt.audio_frames[b].sum())
+            assert is_video.any() == entry.has_video == bool(prompt.patch_mask[b].any())
+            np.testing.assert_array_equal(index >= 0, is_audio | is_video)
+            np.testing.assert_array_equal(index[is_audio], np.arange(is_audio.sum()))
+            assert (index[is_video] >= audio_slots).all() and len(set(index[is_video])) == is_video.sum()
+            # Every video token comes of patches that hold pixels.
+            cells = index[is_video] - audio_slots
+            assert prompt.patch_mask[b].reshape(-1, 4).all(-1)[cells].all()
+            assert (np.diff(prompt.positions[b, 0, :n]) >= -prompt.positions.max()).all()
+            assert prompt.next_position[b] == prompt.positions[b, :, :n].max() + 1
+
+
+def test_a_batch_takes_the_smallest_bucket_that_holds_it(dataset):
+    lengths = {
+        (b.prompt.tokens.shape[1], bool(b.valid.all())) for b in dataset.evaluation_batches(dataset.rows("train"), 3)
+    }
+    assert {length for length, _ in lengths} == {120, 260}
+
+
+def test_a_hidden_modality_leaves_no_trace(dataset, tokenizer):
+    deaf = dataset.with_modalities(("video",))
+    for batch in deaf.evaluation_batches(dataset.rows("validation"), 6):
+        assert not batch.prompt.audio.any() and not batch.prompt.audio_frames.any()
+        assert not (batch.prompt.tokens == tokenizer.special(special.AUDIO)).any()
+    blind = dataset.with_modalities(())
+    for batch in blind.evaluation_batches(dataset.rows("validation"), 6):
+        assert (batch.prompt.media_index == -1).all()
+
+
+def batches(dataset, process=(0, 1), steps=6, seed=3, augmentation=None):
+    if augmentation is not None:
+        dataset = CaptionDataset(
+            dataset._reader, dataclasses.replace(DATA, augment=augmentation), MODEL, dataset._tokenizer
+        )
+    return dataset.training_batches(
+        dataset.rows("train"), batch_size=4, steps=steps, seed=seed, references=2, max_target_tokens=12, process=process
+    )
+
+
+AUGMENT = AugmentConfig(0.5, 3.0, 10, 4, 0.2, 2)
+
+
+def test_processes_divide_a_batch_and_change_nothing(dataset):
+    whole = list(batches(dataset, augmentation=AUGMENT))
+    parts = zip(batches(dataset, (0, 2), augmentation=AUGMENT), batches(dataset, (1, 2), augmentation=AUGMENT))
+    for batch, (first, second) in zip(whole, parts, strict=True):
+        joined = jax.tree.map(lambda a, b: np.concatenate([a, b]), first, second)
+        jax.tree.map(np.testing.assert_array_equal, joined, batch)
+
+
+def test_the_seed_decides_and_an_iterator_resumes(dataset):
+    first = list(batches(dataset))
+    assert any(not np.array_equal(a.rows, b.rows) for a, b in zip(first, batches(dataset, seed=4)))
+    iterator = iter(batches(dataset))
+    for _ in range(2):
+        next(iterator)
+    state = iterator.get_state()
+    again = iter(batches(dataset))
+    again.set_state(state)
+    for expected in first[2:]:
+        jax.tree.map(np.testing.assert_array_equal, next(again), expected)
+
+
+def test_targets_are_references_with_their_end(dataset, tokenizer):
+    for batch in batches(dataset):
+        for b, row in enumerate(batch.rows):
+            texts = set()
+            for tokens, mask in zip(batch.targets.tokens[b], batch.targets.mask[b]):
+                ids = tokens[mask]
+                assert len(ids) == 12 or ids[-1] == tokenizer.end_ids[0]
+                texts.add(tokenizer.decode(ids))
+            assert len(texts) == 2  # drawn without repetition
+            assert all(any(r.startswith(text) for r in dataset.references(int(row))) for text in texts)
+
+
+def test_a_clip_that_cannot_be_decoded_does_not_count(dataset, tokenizer, monkeypatch, caplog):
+    victim = dataset.rows("train")[0]
+    fresh = CaptionDataset(dataset._reader, DATA, MODEL, tokenizer)
+    decode = fresh._decode
+
+    def failing(row):
+        if row == victim:
+            raise MediaError("the disk is on fire")
+        return decode(row)
+
+    monkeypatch.setattr(fresh, "_decode", failing)
+    (batch,) = fresh.evaluation_batches([victim], 1, references=2, max_target_tokens=8)
+    assert not batch.valid.any() and not batch.targets.mask.any()
+    assert "the disk is on fire" in caplog.text and fresh.index[victim].id in caplog.text
+    assert batch.prompt.length[0] > 0  # the row keeps the text of its prompt: no empty softmax anywhere
+
+
+def test_reader_processes_get_a_dataset_without_its_cache(dataset):
+    list(dataset.evaluation_batches(dataset.rows("train"), 4))
+    assert len(pickle.dumps(dataset._cache)) < 1000
+    assert dataset._cache._clips
+
+
+def test_the_cache_keeps_to_its_budget():
+    clip, calls = Clip(mel=np.zeros((1024, 256), np.float32)), []  # one mebibyte
+
+    def decode(row):
+        calls.append(row)
+        return clip
+
+    cache = ClipCache(budget_mb=2)
+    for row in (0, 1, 2, 0, 1, 2):
+        cache.get(row, decode)
+    assert calls == [0, 1, 2, 2]
+
+
+def test_augmentation_stays_within_its_limits():
+    rng = np.random.default_rng(0)
+    clip = Clip(mel=rng.normal(size=(50, 16)).astype(np.float32), frames=rng.integers(0, 256, (4, 8, 8, 3), np.uint8))
+    off = augment(clip, AugmentConfig(), rng)
+    np.testing.assert_array_equal(off.mel, clip.mel)
+    np.testing.assert_array_equal(off.frames, clip.frames)
+    dropped = {"mel": 0, "frames": 0}
+    for _ in range(300):
+        changed = augment(clip, AugmentConfig(modality_dropout=0.5, gain_db=4.0), rng)
+        assert changed.mel is not None or changed.frames is not None
+        dropped["mel"] += changed.mel is None
+        dropped["frames"] += changed.frames is None
+        if changed.mel is not None:
+            np.testing.assert_allclose(changed.mel - clip.mel, (changed.mel - clip.mel)[0, 0], atol=1e-5)
+            assert abs((changed.mel - clip.mel)[0, 0]) <= 0.1 + 1e-6  # 4 dB on Whisper's log10 / 4 scale
+    assert 50 < dropped["mel"] < 100 and 50 < dropped["frames"] < 100
+    masked = augment(clip, AugmentConfig(time_mask_frames=5, frequency_mask_bins=3), rng).mel
+    assert ((masked != clip.mel).all(1).sum() <= 5) and ((masked != clip.mel).all(0).sum() <= 3)
+
+
+def test_features_become_tokens(tokenizer):
+    clip = Clip(features=np.arange(12, dtype=np.float32).reshape(4, 3))
+    layout = lay_out_prompt(tokenizer, MODEL, instruction="Describe.", feature_frames=4)
+    row = Row(clip, layout)
+    need = needed(row, MODEL)
+    assert need.feature_frames == 4 and need.audio_chunks == need.frames == 0
+    batch = collate([row], Bucket(len(layout.tokens) + 3, 1, 1, 1, 6), MODEL, pad_id=0)
+    places = np.flatnonzero(batch.media_index[0] >= 0)
+    start = MODEL.audio.chunk_tokens + MODEL.vision.window_tokens
+    np.testing.assert_array_equal(batch.media_index[0, places], start + np.arange(4))
+    np.testing.assert_array_equal(batch.features[0, :4], clip.features)
+    with pytest.raises(ValueError, match="does not fit"):
+        collate([row], Bucket(4, 0, 0, 0, 6), MODEL, pad_id=0)
