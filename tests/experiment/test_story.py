@@ -1,9 +1,9 @@
 """The whole story in small: synthetic media files, SFT, Emo-GRPO, comparison rows, report; stopped and resumed."""
 
+import dataclasses
 import json
 import shutil
 
-import jax
 import pytest
 
 from mecap_jax.config import ConfigError, load
@@ -111,7 +111,7 @@ def test_logs_name_metrics_as_trl_does(finished):
     assert len(groups) == 2 * 16 and len(groups[0]["completions"]) == 2
     sample = groups[0]["completions"][0]
     assert {"text", "reward", "rewards", "advantage"} <= set(sample)
-    assert set(sample["rewards"]) == set(small().grpo.reward and sample["rewards"])
+    assert {"emotion", "semantic"} <= set(sample["rewards"])
 
 
 @pytest.mark.slow
@@ -133,8 +133,6 @@ def test_another_configuration_is_refused(finished):
 def test_anchors_of_another_encoder_are_refused(finished, tmp_path):
     config, workdir, _ = finished
     anchors = Anchors.load(workdir / "anchors.safetensors")
-    import dataclasses
-
     path = tmp_path / "anchors.safetensors"
     dataclasses.replace(anchors, encoder="another", encoder_sha256="0" * 64).save(path)
     other = small(
@@ -156,4 +154,3 @@ def test_a_checkpoint_of_another_model_is_refused(finished, tmp_path):
     )
     with pytest.raises(ValueError, match="(?s)larger.*tiny|tiny.*larger"):
         story.run(other, tmp_path / "run")
-    assert jax.device_count() == 8

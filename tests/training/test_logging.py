@@ -1,0 +1,68 @@
+"""What a run writes while it goes: files a program reads, a display a person reads."""
+
+import io
+import json
+
+from rich.console import Console
+
+from mecap_jax.training import logging
+from mecap_jax.training.logging import RunLogger, read_jsonl
+
+
+def quiet(workdir, **options):
+    return RunLogger(workdir, console=Console(file=io.StringIO(), force_terminal=False), **options)
+
+
+def test_metrics_are_strict_json(tmp_path):
+    with quiet(tmp_path) as logger:
+        logger.metrics("sft", 1, {"loss": 1.5, "bad": float("nan")})
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    row = json.loads(line, parse_constant=lambda name: (_ for _ in ()).throw(ValueError(name)))
+    assert (row["stage"], row["step"], row["loss"], row["bad"]) == ("sft", 1, 1.5, None)
+    assert any((tmp_path / "tensorboard").iterdir())
+
+
+def test_only_the_first_process_writes(tmp_path):
+    with quiet(tmp_path, enabled=False) as logger:
+        logger.metrics("sft", 1, {"loss": 1.0})
+        logger.completions("sft", 1, [{"text": "a"}])
+        logger.rewind("sft", 0)
+        logger.say("nothing")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rewinding_drops_one_stage_behind_its_checkpoint(tmp_path):
+    with quiet(tmp_path) as logger:
+        for stage, step in (("sft", 1), ("sft", 2), ("grpo", 1), ("sft", 3)):
+            logger.metrics(stage, step, {"loss": 0.0})
+        logger.rewind("sft", 1)
+        logger.metrics("sft", 2, {"loss": 9.0})
+    rows = [(row["stage"], row["step"], row["loss"]) for row in read_jsonl(tmp_path / "metrics.jsonl")]
+    assert rows == [("sft", 1, 0.0), ("grpo", 1, 0.0), ("sft", 2, 9.0)]
+
+
+def test_without_a_terminal_there_is_a_line_now_and_then(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(logging.time, "monotonic", lambda: now[0])
+    with quiet(tmp_path) as logger:
+        with logger.progress("sft", 100) as progress:
+            for step in range(1, 101):
+                now[0] += 1.0
+                progress(step, {"loss": 0.5, "timing_s/step": 1.0, "unseen": 3.0})
+        lines = logger._console.file.getvalue().splitlines()
+    assert len(lines) == 5  # every twenty seconds, and the end
+    assert lines[0].startswith("sft 20/100  loss 0.500") and "1:20 left" in lines[0] and "unseen" not in lines[0]
+    assert "\x1b" not in "".join(lines)
+
+
+def test_on_a_terminal_there_is_a_bar_with_the_time_left(tmp_path):
+    console = Console(file=io.StringIO(), force_terminal=True, width=160)
+    with RunLogger(tmp_path, console=console) as logger, logger.progress("grpo", 4) as progress:
+        progress(2, {"reward": 0.75, "kl": 0.01})
+    shown = console.file.getvalue()
+    assert "grpo" in shown and "2/4" in shown and "reward 0.750" in shown and "left" in shown
+
+
+def test_a_display_without_files(tmp_path):
+    with RunLogger(None, console=Console(file=io.StringIO())) as logger, logger.progress("captions", 1) as progress:
+        progress(1, {})
