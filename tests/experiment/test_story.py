@@ -3,14 +3,16 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
 from mecap_jax.config import ConfigError, load
 from mecap_jax.experiment import story
+from mecap_jax.experiment.scoring import evaluate_checkpoint
 from mecap_jax.rewards.anchors import Anchors, AnchorsError
 from mecap_jax.training.checkpointing import latest_step
-from mecap_jax.training.logging import read_jsonl
+from mecap_jax.training.logging import RunLogger, read_jsonl
 from mecap_jax.training.loop import Interrupted
 
 SMALL = (
@@ -119,6 +121,24 @@ def test_a_finished_run_is_only_reported_again(finished):
     config, workdir, first = finished
     again = story.run(config, workdir, lambda step: pytest.fail("a step was taken"))
     assert again["eval"] == first["eval"]
+
+
+@pytest.mark.slow
+def test_a_checkpoint_can_be_evaluated_by_itself(finished):
+    config, workdir, report = finished
+    with RunLogger(None) as logger:
+        found = evaluate_checkpoint(workdir / "checkpoints" / "grpo", Path(config.data.path), "test", logger)
+        assert found["eval"] == report["eval"]["grpo"] and found["split"] == "test"
+        assert found["confidence"] == json.loads(json.dumps(report["confidence"]["grpo"]), object_hook=_tuples)
+        assert len(found["captions"]) == found["clips"]
+        with pytest.raises(ConfigError, match="RUN/checkpoints/STAGE"):
+            evaluate_checkpoint(workdir, None, "test", logger)
+        with pytest.raises(ConfigError, match="holds no run"):
+            evaluate_checkpoint(workdir / "checkpoints" / "checkpoints" / "grpo", None, "test", logger)
+
+
+def _tuples(mapping):
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in mapping.items()}
 
 
 @pytest.mark.slow
