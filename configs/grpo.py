@@ -19,14 +19,14 @@ from mecap_jax.model_config import ModelConfig
 def get_config(arg: str = "") -> Config:
     del arg
     sft = SftConfig(
-        steps=450,
+        steps=300,
         batch_clips=24,
         references=2,
         max_target_tokens=40,
         optimizer=OptimizerConfig(
             name="muon", learning_rate=2e-3, warmup_steps=50, schedule="cosine", weight_decay=0.05
         ),
-        validate_every=150,
+        validate_every=100,
     )
     again = dataclasses.replace(sft.optimizer, learning_rate=1e-3, warmup_steps=10)
     return Config(
@@ -51,16 +51,26 @@ def get_config(arg: str = "") -> Config:
         ),
         sft=sft,
         grpo=GrpoConfig(
-            steps=100,
-            prompts=8,
-            micro_prompts=4,
-            group_size=8,
+            steps=120,
+            prompts=12,
+            micro_prompts=6,
+            group_size=6,
             max_new_tokens=40,
             clips="held_out",
-            loss=LossConfig(name="grpo", beta=0.05, clip_low=1.0, clip_high=1.0, reference_likelihood=0.2),
-            reward=RewardConfig(emotion=1.0, semantic=0.5, rouge_l=0.5),
-            optimizer=OptimizerConfig(learning_rate=2e-4, warmup_steps=10, schedule="linear", end_factor=0.2),
-            validate_every=25,
+            # The likelihood of references keeps the language that a reward alone would wear down.
+            loss=LossConfig(
+                name="grpo", beta=0.05, clip_low=1.0, clip_high=1.0, reference_likelihood=1.0, references=4
+            ),
+            reward=RewardConfig(emotion=2.0, semantic=0.5, rouge_l=0.5),
+            optimizer=OptimizerConfig(
+                name="muon",
+                learning_rate=1e-3,
+                warmup_steps=10,
+                schedule="linear",
+                end_factor=0.2,
+                weight_decay=0.05,
+            ),
+            validate_every=40,
         ),
         # What SFT makes of the time that Emo-GRPO takes, on all that both have seen; for the results table.
         control=dataclasses.replace(sft, clips="all", optimizer=again, validate_every=0),

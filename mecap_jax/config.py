@@ -238,6 +238,8 @@ class GrpoConfig:
         in its group before the weighted sum).
       mask_truncated: leave completions without an end out of the loss.
       clips: train on "all" clips or on the ones "held_out" from SFT.
+      augment: sample from augmented media (`data.augment`); a reward that judges a caption of a clip whose sound was
+        masked out is mostly noise.
     """
 
     steps: int = 100
@@ -251,6 +253,7 @@ class GrpoConfig:
     advantage: str = "group"
     mask_truncated: bool = False
     clips: str = "all"
+    augment: bool = False
     loss: LossConfig = LossConfig()
     reward: RewardConfig = RewardConfig()
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-6)

@@ -16,7 +16,7 @@ import grain
 import numpy as np
 
 from mecap_jax.batch import Completions, PromptBatch
-from mecap_jax.config import Bucket, DataConfig
+from mecap_jax.config import AugmentConfig, Bucket, DataConfig
 from mecap_jax.data.batch_plan import BatchPlan, assign_bucket, evaluation_batches
 from mecap_jax.data.clips import Clip, ClipCache, augment, decode_clip, frame_size
 from mecap_jax.data.collate import Row, collate, collate_targets, needed
@@ -111,16 +111,19 @@ class CaptionDataset:
         seed: int,
         references: int = 0,
         max_target_tokens: int = 0,
+        augmented: bool = True,
         process: tuple[int, int] = (0, 1),
     ) -> grain.IterDataset:
-        """A Grain dataset of `steps` augmented training batches, this process's part of each.
+        """A Grain dataset of `steps` training batches, this process's part of each.
 
         Args:
+          augmented: whether media are changed at random, as `data.augment` says.
           references: how many references of each clip are tokenised as targets, drawn anew each time.
           process: (index, count) of this process; rows of a batch are divided evenly.
         """
         plan = BatchPlan(rows, self._needs, self._buckets(), batch_size, seed)
-        load = _TrainingBatches(self, plan, seed, references, max_target_tokens, process)
+        augmentation = self._config.augment if augmented else AugmentConfig()
+        load = _TrainingBatches(self, plan, seed, references, max_target_tokens, augmentation, process)
         dataset = grain.MapDataset.range(steps).map(load)
         workers = self._config.workers
         iterator = dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
@@ -295,8 +298,8 @@ class CaptionDataset:
 class _TrainingBatches:
     """Step -> batch; picklable, so that reader processes can have it."""
 
-    def __init__(self, dataset, plan, seed, references, max_target_tokens, process):
-        self._dataset, self._plan, self._seed = dataset, plan, seed
+    def __init__(self, dataset, plan, seed, references, max_target_tokens, augmentation, process):
+        self._dataset, self._plan, self._seed, self._augmentation = dataset, plan, seed, augmentation
         self._references, self._max_target_tokens, self._process = references, max_target_tokens, process
 
     def __setstate__(self, state):
@@ -310,7 +313,6 @@ class _TrainingBatches:
         first = index * size
         # One generator a row, by its place in the whole batch: the same draws on any number of processes.
         generators = [np.random.default_rng((self._seed, step, first + i)) for i in range(size)]
-        augmentation = self._dataset._config.augment
 
         def targets(position: int, row: int) -> list[list[int]]:
             order = generators[position].permutation(max(self._references, len(self._dataset.references(row))))
@@ -319,7 +321,7 @@ class _TrainingBatches:
         return self._dataset.assemble(
             rows[first : first + size],
             bucket,
-            change=lambda position, clip: augment(clip, augmentation, generators[position]),
+            change=lambda position, clip: augment(clip, self._augmentation, generators[position]),
             targets=targets if self._references else None,
             target_length=self._max_target_tokens,
         )

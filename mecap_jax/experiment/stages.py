@@ -112,6 +112,7 @@ def train_grpo(
         steps=config.steps,
         seed=seed,
         references=references,
+        augmented=config.augment,
         max_target_tokens=config.max_new_tokens,
         process=(jax.process_index(), jax.process_count()),
     )
