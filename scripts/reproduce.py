@@ -2,10 +2,12 @@
 
   python scripts/reproduce.py [--seeds=0,1,2] [--root=runs/reproduce]
 
-Each seed is a run of its own, `ROOT/seed-N`; what is finished is not done again.
+Each seed is a run of its own, `ROOT/seed-N`; what is finished is not done again. How many steps of SFT fit into the time
+of Emo-GRPO is measured in the first seed and holds for all.
 """
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +17,7 @@ from absl import app, flags
 from mecap_jax.config import EXTRA_ROWS
 from mecap_jax.evaluation.reproduction import claims_table, replace_section, seed_tables, summary_table
 from mecap_jax.evaluation.tables import results_table
+from mecap_jax.experiment.story import CONTROL
 
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of the training runs.")
 _ROOT = flags.DEFINE_string("root", "runs/reproduce", "Directory of the runs.")
@@ -26,9 +29,13 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     reports = []
-    for seed in _SEEDS.value:
-        workdir = Path(_ROOT.value) / f"seed-{int(seed)}"
+    workdirs = [Path(_ROOT.value) / f"seed-{int(seed)}" for seed in _SEEDS.value]
+    for seed, workdir in zip(_SEEDS.value, workdirs):
         if not (workdir / "report.json").exists():
+            control = workdirs[0] / CONTROL
+            if control.exists() and not (workdir / CONTROL).exists():
+                workdir.mkdir(parents=True, exist_ok=True)
+                shutil.copy(control, workdir / CONTROL)
             command = [sys.executable, str(_PROJECT / "scripts" / "train.py"), f"--config={_CONFIG.value}"]
             rows = ",".join(EXTRA_ROWS)
             options = [f"--workdir={workdir}", f"--config.seed={int(seed)}", f"--config.evaluation.rows={rows}"]

@@ -52,7 +52,7 @@ def test_overrides_reach_nested_fields_with_the_right_type():
         ("data.buckets=({'tokens':3},)", ("data.buckets[0]", "tokens")),
         ("data.buckets=({'frames':3},)", ("data.buckets[0]", "prompt_tokens")),
         ("grpo.group_size=1", ("grpo.group_size", "at least 2")),
-        ("grpo.micro_prompts=3", ("grpo.micro_prompts", "grpo.prompts")),
+        ("grpo.micro_prompts=5", ("grpo.micro_prompts", "grpo.prompts")),
         ("sft.micro_clips=7", ("sft.micro_clips", "sft.batch_clips")),
         ("grpo.loss.name=ppo", ("grpo.loss.name", "must be one of")),
         ("grpo.temperature=0", ("grpo.temperature", "positive")),

@@ -24,6 +24,9 @@ from mecap_jax.experiment.setup import Workbench, set_up
 from mecap_jax.experiment.stages import new_params, stage_params, train_grpo, train_sft
 from mecap_jax.training.logging import RunLogger, read_jsonl
 
+# How many steps the "sft_control" row takes, and why.
+CONTROL = "control.json"
+
 Stop = Callable[[int], bool]
 
 
@@ -92,7 +95,7 @@ _EXTRA_ROWS = {"text_only": _text_only, "sft_control": _sft_control, "grpo_seman
 
 def _control_steps(bench: Workbench) -> int:
     """SFT steps that take as long as all GRPO steps did, by the median time of a step; decided once a run."""
-    path = bench.workdir / "control.json"
+    path = bench.workdir / CONTROL
     if not path.exists():
         seconds = _step_seconds(bench.workdir)
         steps = round(bench.config.grpo.steps * seconds["grpo"] / seconds["sft"])
