@@ -2,8 +2,8 @@
 
   python scripts/reproduce.py [--seeds=0,1,2] [--root=runs/reproduce]
 
-Each seed is a run of its own, `ROOT/seed-N`; what is finished is not done again. How many steps of SFT fit into the time
-of Emo-GRPO is measured in the first seed and holds for all.
+Each seed is a run of its own, `ROOT/seed-N`; what is finished is not done again. How many steps of SFT fit into the
+time of Emo-GRPO is measured in the first seed and holds for all.
 """
 
 import json
