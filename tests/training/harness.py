@@ -1,6 +1,7 @@
 """A miniature training set-up: random prompts, a toy reward, the real learners."""
 
 import dataclasses
+import functools
 
 import grain
 import jax
@@ -89,11 +90,29 @@ def rows(step: int, part: slice = slice(None)):
     return jax.tree.map(lambda x: x[part], (prompt, _targets(step, 2), _targets(step, 1)))
 
 
+# Learners hold no state: tests share them, and their compiled programs.
+_SFT_OPTIMIZER, _GRPO_OPTIMIZER = make_optimizer(SFT.optimizer, STEPS), make_optimizer(GRPO.optimizer, STEPS)
+
+
+@functools.cache
+def _sft_learner(on: Mesh, optimizer: optax.GradientTransformation) -> SftLearner:
+    return SftLearner(*initial_state(on, optimizer), optimizer, SFT)
+
+
+@functools.cache
+def _grpo_learner(on: Mesh, optimizer: optax.GradientTransformation, config: GrpoConfig) -> GrpoLearner:
+    graphdef, state = initial_state(on, optimizer)
+    _, reference = initial_state(on, optimizer)
+    reward = RewardFunction([(Alphabetical(), 1.0)], timeout_s=60)
+    engine = RolloutEngine(graphdef, reference.params, config, Letters(), reward, on, seed=5)
+    return GrpoLearner(graphdef, state, engine, optimizer, config, reward.weights, on)
+
+
 def sft_step(on: Mesh, micro: int = BATCH, part: slice = slice(None), optimizer=None):
     """(graphdef, state, step function over batch numbers) of supervised training."""
-    optimizer = optimizer or make_optimizer(SFT.optimizer, STEPS)
+    optimizer = optimizer or _SFT_OPTIMIZER
     graphdef, state = initial_state(on, optimizer)
-    learner = SftLearner(graphdef, state, optimizer, SFT)
+    learner = _sft_learner(on, optimizer)
 
     def step(state, number):
         batches = []
@@ -109,13 +128,10 @@ def sft_step(on: Mesh, micro: int = BATCH, part: slice = slice(None), optimizer=
 
 def grpo_step(on: Mesh, micro: int = BATCH, part: slice = slice(None), optimizer=None, config: GrpoConfig = GRPO):
     """(graphdef, state, step function over batch numbers) of reinforcement learning."""
-    optimizer = optimizer or make_optimizer(GRPO.optimizer, STEPS)
+    optimizer = optimizer or _GRPO_OPTIMIZER
     first = part.start or 0
     graphdef, state = initial_state(on, optimizer)
-    _, reference = initial_state(on, optimizer)
-    reward = RewardFunction([(Alphabetical(), 1.0)], timeout_s=60)
-    engine = RolloutEngine(graphdef, reference.params, config, Letters(), reward, on, seed=5)
-    learner = GrpoLearner(graphdef, state, engine, optimizer, config, reward.weights, on)
+    learner = _grpo_learner(on, optimizer, config)
 
     def step(state, number):
         prompt, _, references = rows(int(number), part)
