@@ -4,10 +4,10 @@ OUTPUT`. The first one writes parameters and metrics."""
 import os
 import sys
 
+from tests.xla_flags import xla_flags
+
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-)
+os.environ["XLA_FLAGS"] = xla_flags(devices=2)
 
 import jax
 

@@ -1,0 +1,12 @@
+"""XLA's flags for tests, to be set before anything imports jax."""
+
+import importlib.metadata
+
+
+def xla_flags(devices: int) -> str:
+    """Flags for simulated devices and quick compilation: the tests compile far more than they compute."""
+    flags = [f"--xla_force_host_platform_device_count={devices}", "--xla_backend_optimization_level=0"]
+    version = tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2]))
+    if version < (0, 11):  # later ones have no such flag, and XLA ends the process over a flag that it does not know
+        flags.append("--xla_cpu_use_fusion_emitters=false")
+    return " ".join(flags)
