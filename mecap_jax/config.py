@@ -317,6 +317,10 @@ class Config:
 
     Attributes:
       control: settings of the "sft_control" row; its `steps` are ignored, they follow from the time that GRPO took.
+      backbone: directory in the Hugging Face layout that weights, tokenizer and processor come from; "" trains a
+        tokenizer on the data and starts from random weights.
+      trainable: regular expressions; a parameter trains where one of them matches its whole dotted path, such as
+        "visual.blocks.0.attn.q.kernel". What does not match is frozen. Adapters (`model.lora`) always train.
       max_nonfinite_steps: so many steps in a row without a finite gradient stop the run.
       compilation_cache: directory of the persistent compilation cache.
     """
@@ -324,6 +328,8 @@ class Config:
     name: str
     model: ModelConfig
     seed: int = 0
+    backbone: str = ""
+    trainable: tuple[str, ...] = (".*",)
     data: DataConfig = DataConfig()
     sft: SftConfig | None = None
     grpo: GrpoConfig | None = None

@@ -12,9 +12,11 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """Qwen2.5 decoder: grouped-query attention, RMSNorm, SwiGLU, biases on q, k and v.
+    """Qwen2.5 or Qwen3 decoder: grouped-query attention, RMSNorm, SwiGLU.
 
     Attributes:
+      attention_bias: biases on q, k and v (Qwen2 and 2.5).
+      qk_norm: RMSNorm over each head of q and k (Qwen3).
       mrope_section: how many rotary frequency pairs follow the temporal, height and width position (they sum to
         head_dim / 2); None gives plain one-dimensional rotary positions.
     """
@@ -30,6 +32,8 @@ class DecoderConfig:
     mrope_section: tuple[int, int, int] | None = None
     rms_norm_eps: float = 1e-6
     tie_word_embeddings: bool = False
+    attention_bias: bool = True
+    qk_norm: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,12 +106,33 @@ class FeatureProjectorConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters (arXiv 2106.09685): a projection W becomes W + alpha / rank * A B.
+
+    Attributes:
+      targets: regular expressions; a projection is adapted where one of them matches its whole dotted path, such as
+        "language_model.layers.0.self_attn.q_proj".
+      dropout: share of an adapter's inputs that is zeroed in training.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    targets: tuple[str, ...] = (r"language_model\.layers\.\d+\.(self_attn|mlp)\..*_proj",)
+    dropout: float = 0.0
+
+
+FAMILIES = ("qwen2_5_omni", "qwen2_5_vl", "qwen2", "qwen3")
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """The whole network.
 
     Attributes:
       name: the preset's name.
-      position_id_per_seconds: temporal positions per second of media (TMRoPE).
+      family: whose chat format, placeholder tokens, positions and checkpoint layout it has (`FAMILIES`).
+      position_id_per_seconds: temporal positions per second of video (`position_id_per_seconds` of Qwen2.5-Omni,
+        `tokens_per_second` of Qwen2.5-VL).
       seconds_per_chunk: audio and video of one clip interleave in chunks of this length.
       param_dtype: dtype that parameters are stored in ("float32", "bfloat16").
       dtype: dtype of matrix products; softmax, norms, log-probabilities and losses are float32 always.
@@ -115,9 +140,11 @@ class ModelConfig:
 
     name: str
     decoder: DecoderConfig
+    family: str = "qwen2_5_omni"
     audio: AudioTowerConfig | None = None
     vision: VisionTowerConfig | None = None
     features: FeatureProjectorConfig | None = None
+    lora: LoraConfig | None = None
     position_id_per_seconds: int = 25
     seconds_per_chunk: float = 2.0
     param_dtype: str = "float32"
