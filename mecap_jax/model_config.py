@@ -151,6 +151,65 @@ class ModelConfig:
     dtype: str = "float32"
 
     @classmethod
+    def qwen2_5_omni_3b(cls) -> ModelConfig:
+        """The thinker of Qwen/Qwen2.5-Omni-3B (arXiv 2503.20215)."""
+        return cls._omni("qwen2_5_omni_3b", _QWEN2_5_3B)
+
+    @classmethod
+    def qwen2_5_omni_7b(cls) -> ModelConfig:
+        """The thinker of Qwen/Qwen2.5-Omni-7B (arXiv 2503.20215)."""
+        return cls._omni("qwen2_5_omni_7b", _QWEN2_5_7B)
+
+    @classmethod
+    def qwen2_5_vl_3b(cls) -> ModelConfig:
+        """Qwen/Qwen2.5-VL-3B-Instruct (arXiv 2502.13923)."""
+        return cls._vl("qwen2_5_vl_3b", dataclasses.replace(_QWEN2_5_3B, tie_word_embeddings=True))
+
+    @classmethod
+    def qwen2_5_vl_7b(cls) -> ModelConfig:
+        """Qwen/Qwen2.5-VL-7B-Instruct (arXiv 2502.13923)."""
+        return cls._vl("qwen2_5_vl_7b", _QWEN2_5_7B)
+
+    @classmethod
+    def features_qwen2_5_0_5b(cls, features: FeatureProjectorConfig) -> ModelConfig:
+        """Qwen/Qwen2.5-0.5B-Instruct (arXiv 2412.15115) behind precomputed features."""
+        decoder = DecoderConfig(
+            vocab_size=151936,
+            hidden_size=896,
+            intermediate_size=4864,
+            num_hidden_layers=24,
+            num_attention_heads=14,
+            num_key_value_heads=2,
+            head_dim=64,
+            tie_word_embeddings=True,
+        )
+        return cls(name="features_qwen2_5_0_5b", family="qwen2", decoder=decoder, features=features, **_BFLOAT16)
+
+    @classmethod
+    def features_qwen2_5_7b(cls, features: FeatureProjectorConfig) -> ModelConfig:
+        """Qwen/Qwen2.5-7B-Instruct (arXiv 2412.15115) behind precomputed features."""
+        decoder = dataclasses.replace(_QWEN2_5_7B, mrope_section=None)
+        return cls(name="features_qwen2_5_7b", family="qwen2", decoder=decoder, features=features, **_BFLOAT16)
+
+    @classmethod
+    def _omni(cls, name: str, decoder: DecoderConfig) -> ModelConfig:
+        audio = AudioTowerConfig(
+            num_mel_bins=128, d_model=1280, encoder_layers=32, encoder_attention_heads=20, encoder_ffn_dim=5120
+        )
+        return cls(name=name, decoder=decoder, audio=audio, vision=_QWEN2_5_VISION, **_BFLOAT16)
+
+    @classmethod
+    def _vl(cls, name: str, decoder: DecoderConfig) -> ModelConfig:
+        return cls(
+            name=name,
+            family="qwen2_5_vl",
+            decoder=decoder,
+            vision=_QWEN2_5_VISION,
+            position_id_per_seconds=2,
+            **_BFLOAT16,
+        )
+
+    @classmethod
     def tiny(cls) -> ModelConfig:
         """Trains from scratch on two CPU cores in minutes; same architecture as the thinker of Qwen2.5-Omni."""
         return cls(
@@ -183,3 +242,33 @@ class ModelConfig:
                 window_size=56,
             ),
         )
+
+
+_BFLOAT16 = {"param_dtype": "bfloat16", "dtype": "bfloat16"}
+_QWEN2_5_3B = DecoderConfig(
+    vocab_size=151936,
+    hidden_size=2048,
+    intermediate_size=11008,
+    num_hidden_layers=36,
+    num_attention_heads=16,
+    num_key_value_heads=2,
+    head_dim=128,
+    mrope_section=(16, 24, 24),
+)
+_QWEN2_5_7B = DecoderConfig(
+    vocab_size=152064,
+    hidden_size=3584,
+    intermediate_size=18944,
+    num_hidden_layers=28,
+    num_attention_heads=28,
+    num_key_value_heads=4,
+    head_dim=128,
+    mrope_section=(16, 24, 24),
+)
+_QWEN2_5_VISION = VisionTowerConfig(
+    hidden_size=1280,
+    intermediate_size=3420,
+    depth=32,
+    num_heads=16,
+    fullatt_block_indexes=(7, 15, 23, 31),
+)

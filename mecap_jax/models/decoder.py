@@ -41,22 +41,25 @@ class Prefix(NamedTuple):
 
 
 class Attention(nnx.Module):
-    """Projections of grouped-query attention; biases on q, k and v."""
+    """Projections of grouped-query attention: biases on q, k and v (Qwen2.5) or a norm of q and k (Qwen3)."""
 
     def __init__(self, config: DecoderConfig, dtypes: Dtypes, rngs: nnx.Rngs):
         query_dim = config.num_attention_heads * config.head_dim
         key_dim = config.num_key_value_heads * config.head_dim
-        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self.q_proj = Linear(config.hidden_size, query_dim, ("embed", "heads"), dtypes, rngs, bias=True)
-        self.k_proj = Linear(config.hidden_size, key_dim, ("embed", "kv_heads"), dtypes, rngs, bias=True)
-        self.v_proj = Linear(config.hidden_size, key_dim, ("embed", "kv_heads"), dtypes, rngs, bias=True)
+        self.heads, self.kv_heads, bias = config.num_attention_heads, config.num_key_value_heads, config.attention_bias
+        self.q_proj = Linear(config.hidden_size, query_dim, ("embed", "heads"), dtypes, rngs, bias=bias)
+        self.k_proj = Linear(config.hidden_size, key_dim, ("embed", "kv_heads"), dtypes, rngs, bias=bias)
+        self.v_proj = Linear(config.hidden_size, key_dim, ("embed", "kv_heads"), dtypes, rngs, bias=bias)
         self.o_proj = Linear(query_dim, config.hidden_size, ("heads", "embed"), dtypes, rngs, bias=False)
+        self.q_norm = RMSNorm(config.head_dim, dtypes, config.rms_norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.head_dim, dtypes, config.rms_norm_eps) if config.qk_norm else None
 
     def project(self, x: Float[Array, "*batch dim"], cos, sin):
         """Returns rotated queries [..., N, H], rotated keys and values [..., K, H]."""
-        q = rotate(split_heads(self.q_proj(x), self.heads), cos, sin)
-        k = rotate(split_heads(self.k_proj(x), self.kv_heads), cos, sin)
-        return q, k, split_heads(self.v_proj(x), self.kv_heads)
+        q, k = split_heads(self.q_proj(x), self.heads), split_heads(self.k_proj(x), self.kv_heads)
+        if self.q_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        return rotate(q, cos, sin), rotate(k, cos, sin), split_heads(self.v_proj(x), self.kv_heads)
 
     def output(self, x: Float[Array, "*batch heads head"]) -> Float[Array, "*batch dim"]:
         return self.o_proj(x.reshape(*x.shape[:-2], -1))

@@ -14,11 +14,12 @@ from transformers.models.qwen2_5_omni.configuration_qwen2_5_omni import Qwen2_5O
 from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniThinkerForConditionalGeneration
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
-from mecap_jax.models.checkpoints import qwen2_5_omni
+from mecap_jax.models.checkpoints.families import TABLES
 from mecap_jax.models.checkpoints.table import CheckpointError, flatten, load_tensors
 from tests import miniature
 
 CONFIG = miniature.CONFIG
+TABLE = TABLES["qwen2_5_omni"]
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def reference():
 
 @pytest.fixture(scope="module")
 def tensors(reference):
-    return {key: x.numpy() for key, x in reference.state_dict().items() if key != "lm_head.weight"}
+    return {TABLE.key(key): x.numpy() for key, x in reference.state_dict().items() if key != "lm_head.weight"}
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +81,7 @@ def abstract():
 @pytest.fixture(scope="module")
 def ours(tensors, abstract):
     graphdef, params = miniature.model()
-    loaded = load_tensors(tensors, qwen2_5_omni.ROWS, qwen2_5_omni.IGNORED, abstract[1])
+    loaded = load_tensors(tensors, TABLE.rows, TABLE.ignored, abstract[1])
     params = {**params, **loaded}
 
     class Jitted:
@@ -171,20 +172,20 @@ def test_decoder_scores_a_group_as_separate_sequences_do(reference, ours):
 
 
 def test_loading_names_every_problem_at_once(tensors, abstract):
-    broken = {k: v for k, v in tensors.items() if k != "model.visual.blocks.0.attn.q.bias"}
-    broken["model.language_model.layers.7.mlp.up_proj.weight"] = np.zeros((2, 2), np.float32)
-    broken["talker.weight"] = np.zeros(1, np.float32)
-    broken["model.audio_tower.proj.bias"] = np.zeros(3, np.float32)
+    broken = {k: v for k, v in tensors.items() if k != "visual.blocks.0.attn.q.bias"}
+    broken["model.layers.7.mlp.up_proj.weight"] = np.zeros((2, 2), np.float32)
+    broken["speaker.weight"] = np.zeros(1, np.float32)
+    broken["audio_tower.proj.bias"] = np.zeros(3, np.float32)
     with pytest.raises(CheckpointError) as error:
-        load_tensors(broken, qwen2_5_omni.ROWS, qwen2_5_omni.IGNORED, abstract[1])
-    for name in ("visual.blocks.0.attn.q.bias", "layers.7.mlp.up_proj", "talker.weight", "audio_tower.proj.bias"):
+        load_tensors(broken, TABLE.rows, TABLE.ignored, abstract[1])
+    for name in ("visual.blocks.0.attn.q.bias", "layers.7.mlp.up_proj", "speaker.weight", "audio_tower.proj.bias"):
         assert name in str(error.value)
 
 
 def test_every_parameter_is_filled_from_the_table(tensors, abstract):
-    loaded = flatten(load_tensors(tensors, qwen2_5_omni.ROWS, qwen2_5_omni.IGNORED, abstract[1]))
+    loaded = flatten(load_tensors(tensors, TABLE.rows, TABLE.ignored, abstract[1]))
     assert set(loaded) == set(flatten(abstract[1]))
     np.testing.assert_array_equal(
         loaded["language_model.layers.1.mlp.up_proj.kernel"],
-        tensors["model.language_model.layers.1.mlp.up_proj.weight"].T,
+        tensors["model.layers.1.mlp.up_proj.weight"].T,
     )

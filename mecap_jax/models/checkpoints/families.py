@@ -1,0 +1,105 @@
+"""Which published tensor is which parameter, for every family.
+
+Left, a key of the published checkpoints (without Qwen2.5-Omni's `thinker.`); right, the path in our parameter tree and
+the transform that leads from the published tensor to ours. A family has the rows of the parts it is made of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mecap_jax.model_config import ModelConfig
+from mecap_jax.models.checkpoints.table import Row, Table, linear
+
+_DECODER_LAYER = ("model.layers.{i}.", "language_model.layers.{i}.")
+_AUDIO_LAYER = ("audio_tower.layers.{i}.", "audio_tower.layers.{i}.")
+_VISION_BLOCK = ("visual.blocks.{i}.", "visual.blocks.{i}.")
+
+
+def _norm(prefix: tuple[str, str], name: str, *, bias: bool = False) -> list[Row]:
+    rows = [Row(f"{prefix[0]}{name}.weight", f"{prefix[1]}{name}.scale")]
+    return rows + ([Row(f"{prefix[0]}{name}.bias", f"{prefix[1]}{name}.bias")] if bias else [])
+
+
+_DECODER = (
+    Row("model.embed_tokens.weight", "language_model.embed_tokens.embedding"),
+    Row("model.norm.weight", "language_model.norm.scale"),
+    Row("lm_head.weight", "language_model.lm_head.kernel", "transpose"),
+    *linear(_DECODER_LAYER, "self_attn.q_proj", bias=True),
+    *linear(_DECODER_LAYER, "self_attn.k_proj", bias=True),
+    *linear(_DECODER_LAYER, "self_attn.v_proj", bias=True),
+    *linear(_DECODER_LAYER, "self_attn.o_proj"),
+    *_norm(_DECODER_LAYER, "self_attn.q_norm"),
+    *_norm(_DECODER_LAYER, "self_attn.k_norm"),
+    *linear(_DECODER_LAYER, "mlp.gate_proj"),
+    *linear(_DECODER_LAYER, "mlp.up_proj"),
+    *linear(_DECODER_LAYER, "mlp.down_proj"),
+    *_norm(_DECODER_LAYER, "input_layernorm"),
+    *_norm(_DECODER_LAYER, "post_attention_layernorm"),
+)
+_AUDIO = (
+    Row("audio_tower.conv1.weight", "audio_tower.conv1.kernel", "convolution_1d"),
+    Row("audio_tower.conv1.bias", "audio_tower.conv1.bias"),
+    Row("audio_tower.conv2.weight", "audio_tower.conv2.kernel", "convolution_1d"),
+    Row("audio_tower.conv2.bias", "audio_tower.conv2.bias"),
+    *_norm(("audio_tower.", "audio_tower."), "ln_post", bias=True),
+    *linear(("audio_tower.", "audio_tower."), "proj", bias=True),
+    *linear(_AUDIO_LAYER, "self_attn.q_proj", bias=True),
+    *linear(_AUDIO_LAYER, "self_attn.k_proj"),
+    *linear(_AUDIO_LAYER, "self_attn.v_proj", bias=True),
+    *linear(_AUDIO_LAYER, "self_attn.out_proj", bias=True),
+    *linear(_AUDIO_LAYER, "fc1", bias=True),
+    *linear(_AUDIO_LAYER, "fc2", bias=True),
+    *_norm(_AUDIO_LAYER, "self_attn_layer_norm", bias=True),
+    *_norm(_AUDIO_LAYER, "final_layer_norm", bias=True),
+)
+_VISION = (
+    Row("visual.patch_embed.proj.weight", "visual.patch_embed.kernel", "patch_convolution"),
+    *linear(_VISION_BLOCK, "attn.proj", bias=True),
+    *linear(_VISION_BLOCK, "mlp.gate_proj", bias=True),
+    *linear(_VISION_BLOCK, "mlp.up_proj", bias=True),
+    *linear(_VISION_BLOCK, "mlp.down_proj", bias=True),
+    *_norm(_VISION_BLOCK, "norm1"),
+    *_norm(_VISION_BLOCK, "norm2"),
+    *_norm(("visual.merger.", "visual.merger."), "ln_q"),
+    Row("visual.merger.mlp.0.weight", "visual.merger.fc1.kernel", "transpose"),
+    Row("visual.merger.mlp.0.bias", "visual.merger.fc1.bias"),
+    Row("visual.merger.mlp.2.weight", "visual.merger.fc2.kernel", "transpose"),
+    Row("visual.merger.mlp.2.bias", "visual.merger.fc2.bias"),
+)
+_SEPARATE_QKV = tuple(row for name in "qkv" for row in linear(_VISION_BLOCK, f"attn.{name}", bias=True))
+_FUSED_QKV = tuple(
+    Row(
+        f"{_VISION_BLOCK[0]}attn.qkv.{published}",
+        tuple(f"{_VISION_BLOCK[1]}attn.{name}.{ours}" for name in "qkv"),
+        transform,
+    )
+    for published, ours, transform in (("weight", "kernel", "transpose"), ("bias", "bias", "none"))
+)
+
+# `transformers` names modules by these in memory, and drops them again in the files that it writes.
+_IN_MEMORY = (
+    (r"^model\.language_model\.", "model."),
+    (r"^model\.visual\.", "visual."),
+    (r"^model\.audio_tower\.", "audio_tower."),
+)
+
+# Embeddings of audio start and end: part of the published files, but no code reads them.
+AUDIO_ENDS = "audio_tower.audio_bos_eos_token.weight"
+
+TABLES: dict[str, Table] = {
+    "qwen2_5_omni": Table(
+        rows=_DECODER + _AUDIO + _VISION + _SEPARATE_QKV,
+        # What a whole Qwen2.5-Omni speaks with; captions are text.
+        ignored=(r"talker\..*", r"token2wav\..*", AUDIO_ENDS.replace(".", r"\.")),
+        aliases=((r"^thinker\.", ""), *_IN_MEMORY),
+    ),
+    "qwen2_5_vl": Table(rows=_DECODER + _VISION + _FUSED_QKV, aliases=_IN_MEMORY),
+    "qwen2": Table(rows=_DECODER),
+    "qwen3": Table(rows=_DECODER),
+}
+
+# Tensors that a file of the family must have although the network has no use for them: key -> shape.
+CARRIED: dict[str, Callable[[ModelConfig], dict[str, tuple[int, ...]]]] = {
+    "qwen2_5_omni": lambda model: {AUDIO_ENDS: (2, model.decoder.hidden_size)},
+}

@@ -1,0 +1,121 @@
+"""Weights from and to a directory in the Hugging Face layout.
+
+Import maps the files and gives every device its part of every tensor, one tensor at a time: the host never holds more
+than one of them beside the destination. Export is the way back; what was imported comes out byte for byte.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mecap_jax.config import differences
+from mecap_jax.model_config import ModelConfig
+from mecap_jax.models.checkpoints.families import CARRIED, TABLES
+from mecap_jax.models.checkpoints.safetensors_files import TensorFiles, write_tensors
+from mecap_jax.models.checkpoints.table import CheckpointError, by_path, flatten, load_tensors
+
+_PROJECTOR = "feature_projector"
+
+
+def load_weights(directory: Path, model: ModelConfig, abstract_params: Any) -> Any:
+    """Reads a family's published weights into the dtypes and shardings of `abstract_params`.
+
+    Parts that the published model does not have (the feature projector, adapters) are not among them.
+
+    Args:
+      abstract_params: nested dict of ShapeDtypeStructs; with shardings, values go straight to their devices.
+
+    Raises:
+      CheckpointError: unknown or missing tensors, wrong shapes or dtypes, truncated files: one error lists them all.
+    """
+    table = TABLES[model.family]
+    tensors = TensorFiles(directory, table.key)
+    try:
+        return load_tensors(tensors, table.rows, table.ignored, abstract_params, _place)
+    except CheckpointError as error:
+        raise CheckpointError(f"{directory}: {error}") from None
+
+
+def _place(value: np.ndarray, target: jax.ShapeDtypeStruct) -> jax.Array:
+    """Puts a view onto the devices; strides are resolved on the way, without a copy of our own."""
+    value = value if value.dtype == target.dtype else value.astype(target.dtype)
+    sharding = target.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    if len(sharding.device_set) == 1 and sharding.is_fully_addressable:
+        # Not aliased: an array that is a mapped file would change with the file.
+        return jax.device_put(value, sharding, may_alias=False)
+    return jax.make_array_from_callback(value.shape, sharding, lambda part: np.ascontiguousarray(value[part]))
+
+
+def save_weights(
+    directory: Path,
+    model: ModelConfig,
+    params: Any,
+    source: Path | None = None,
+    max_shard_bytes: int = 5 * 10**9,
+) -> None:
+    """Writes parameters as the family's published tensors, in the dtype that they have.
+
+    Args:
+      params: nested dict of arrays, the feature projector and adapters left out.
+      source: directory that the weights came from: tensors that the network has no use for are copied from there
+        (zeros without it).
+
+    Raises:
+      CheckpointError: a parameter has no place in the family's layout, or `source` cannot be read.
+    """
+    flat, table = flatten(params), TABLES[model.family]
+    matches = {}
+    for path in flat:
+        match = by_path(path, table.rows)
+        if match is not None:
+            matches[match.key] = match
+    written = {path for match in matches.values() for path in match.paths}
+    if homeless := sorted(set(flat) ^ written):
+        raise CheckpointError(f"{model.family} has no tensor for the parameters " + ", ".join(homeless))
+    carried = CARRIED.get(model.family, lambda model: {})(model)
+    original = TensorFiles(source, table.key) if source is not None and carried else {}
+
+    def carry(key: str) -> np.ndarray:
+        return original[key] if key in original else np.zeros(carried[key], model.param_dtype)
+
+    def tensor(key: str) -> np.ndarray:
+        if key in carried:
+            return carry(key)
+        match = matches[key]
+        values = [np.asarray(jax.device_get(flat[path])) for path in match.paths]
+        return match.to_tensor(values, _kernel_shape(model) if match.transform == "patch_convolution" else ())
+
+    shapes: dict[str, tuple[tuple[int, ...], Any]] = {}
+    for key, match in matches.items():
+        leaf = flat[match.paths[0]]
+        shapes[key] = ((sum(flat[path].size for path in match.paths),), leaf.dtype)
+    shapes |= {key: (shape, carry(key).dtype) for key, shape in carried.items()}
+    write_tensors(directory, dict(sorted(shapes.items())), tensor, max_shard_bytes)
+
+
+def _kernel_shape(model: ModelConfig) -> tuple[int, ...]:
+    vision = model.vision
+    return vision.in_channels, vision.temporal_patch_size, vision.patch_size, vision.patch_size
+
+
+def published_part(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters that a family's files hold: all but the feature projector."""
+    return {name: value for name, value in params.items() if name != _PROJECTOR}
+
+
+def describe_mismatch(asked: ModelConfig, found: ModelConfig) -> list[str]:
+    """The fields in which a configured network differs from the one that a directory describes."""
+    asked, found = (json.loads(json.dumps(dataclasses.asdict(_comparable(model)))) for model in (asked, found))
+    return [f"model.{key}: {ours!r} asked, {theirs!r} there" for key, theirs, ours in differences(found, asked)]
+
+
+def _comparable(model: ModelConfig) -> ModelConfig:
+    """What of a configuration is the checkpoint's business: not its name, its dtypes, or what we add to it."""
+    return dataclasses.replace(model, name="", features=None, lora=None, param_dtype="", dtype="")

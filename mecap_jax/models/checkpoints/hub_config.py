@@ -1,0 +1,419 @@
+"""`config.json` of the Hugging Face families, read into a `ModelConfig` and written from one.
+
+Reading is strict: every field is implemented, has the one value that the code implements, or is known to leave the
+network as it is; any other field is refused by name. The published layout (`thinker_config` inside Qwen2.5-Omni's,
+flat fields of Qwen2.5-VL, `rope_scaling`) and the one that transformers 5 writes (`text_config`, `rope_parameters`)
+are both read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mecap_jax.model_config import AudioTowerConfig, DecoderConfig, ModelConfig, VisionTowerConfig
+from mecap_jax.models.checkpoints.table import CheckpointError
+
+CONFIG_FILE = "config.json"
+ARCHITECTURES = {
+    "qwen2_5_omni": "Qwen2_5OmniThinkerForConditionalGeneration",
+    "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+_DTYPES = ("float32", "bfloat16", "float16")
+
+
+def read_config(directory: Path) -> ModelConfig:
+    """The network that `config.json` in a directory describes; `param_dtype` is the dtype it names.
+
+    Raises:
+      CheckpointError: no such file, an unknown family, or fields that are not implemented; all are named.
+    """
+    path = directory / CONFIG_FILE
+    return parse_config(read_json(path), str(path))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object in a file.
+
+    Raises:
+      CheckpointError: no such file, or it holds something else.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise CheckpointError(f"no such file: {path}") from None
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} must hold a JSON object, got {type(value).__name__}")
+    return value
+
+
+def parse_config(config: Mapping[str, Any], name: str) -> ModelConfig:
+    """See `read_config`; `name` is what errors call the configuration."""
+    model_type = config.get("model_type")
+    problems: list[str] = []
+    if model_type == "qwen2_5_omni":
+        outer = _Fields(config, "", problems)
+        thinker = outer.inner("thinker_config")
+        outer.allow("talker_config", "token2wav_config", "enable_audio_output", "enable_talker")
+        outer.finish()
+        parsed = _omni(thinker, config)
+    elif model_type in _READERS:
+        parsed = _READERS[model_type](_Fields(config, "", problems), config)
+    else:
+        raise CheckpointError(f"{name}: model_type {model_type!r} is not one of {sorted([*_READERS, 'qwen2_5_omni'])}")
+    if problems:
+        raise CheckpointError(f"{name} describes a network that is not implemented:\n  " + "\n  ".join(problems))
+    return parsed
+
+
+def omni_thinker(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The thinker's part of a whole Qwen2.5-Omni's configuration; any other configuration as it is."""
+    return config["thinker_config"] if config.get("model_type") == "qwen2_5_omni" else config
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+
+# Fields that say how a model is initialised, trained, sampled from or named, and leave the network as it is.
+_HARMLESS = frozenset(
+    """
+    _attn_implementation _attn_implementation_autoset _commit_hash _name_or_path architectures attn_implementation
+    audio_end_token_id audio_start_token_id audio_token_id audio_token_index begin_suppress_tokens bos_token_id dtype
+    eos_token_id finetuning_task forced_bos_token_id forced_eos_token_id id2label ignore_index image_token_id
+    image_token_index init_std initializer_range label2id max_position_embeddings max_window_layers model_type
+    pad_token_id prefix problem_type sep_token_id sliding_window suppress_tokens task_specific_params tokenizer_class
+    torch_dtype transformers_version use_bfloat16 use_cache user_token_id video_token_id video_token_index
+    vision_end_token_id vision_start_token_id vision_token_id decoder_start_token_id encoder_no_repeat_ngram_size
+    bad_words_ids chunk_size_feed_forward diversity_penalty do_sample early_stopping exponential_decay_length_penalty
+    length_penalty max_length min_length no_repeat_ngram_size num_beam_groups num_beams num_return_sequences
+    output_attentions output_hidden_states output_scores remove_invalid_values repetition_penalty return_dict
+    return_dict_in_generate temperature tf_legacy_loss top_k top_p typical_p torchscript gradient_checkpointing
+    """.split()
+)
+# Switches of the base class that would change the network if they were on.
+_OFF = ("add_cross_attention", "is_decoder", "is_encoder_decoder", "pruned_heads", "tie_encoder_decoder",
+        "cross_attention_hidden_size", "use_sliding_window")  # fmt: skip
+
+
+class _Fields:
+    """Takes fields of one JSON object and notes what is wrong or left over."""
+
+    def __init__(self, fields: Any, name: str, problems: list[str]):
+        self._prefix, self._problems = f"{name}." if name else "", problems
+        if not isinstance(fields, Mapping):
+            problems.append(f"{name}: expected an object, got {fields!r:.60}")
+            fields = {}
+        self._left = dict(fields)
+
+    def inner(self, name: str) -> _Fields:
+        """The fields of an object inside."""
+        return _Fields(self.part(name), f"{self._prefix}{name}", self._problems)
+
+    def number(self, name: str, default: int | float | None = None, kind: type = int) -> Any:
+        value = self._left.pop(name, None)
+        value = default if value is None else value
+        if isinstance(value, bool) or not isinstance(value, int | float) or (kind is int and value != int(value)):
+            self._problems.append(f"{self._prefix}{name}: expected a number, got {value!r:.60}")
+            return kind(1)
+        if value <= 0:
+            self._problems.append(f"{self._prefix}{name}: must be positive, got {value!r}")
+            return kind(1)
+        return kind(value)
+
+    def flag(self, name: str, default: bool) -> bool:
+        value = self._left.pop(name, default)
+        if not isinstance(value, bool):
+            self._problems.append(f"{self._prefix}{name}: expected true or false, got {value!r:.60}")
+        return bool(value)
+
+    def part(self, name: str) -> Any:
+        return self._left.pop(name, None)
+
+    def expect(self, name: str, *allowed: Any) -> None:
+        """The field may be missing, or have one of these values."""
+        value = self._left.pop(name, allowed[0])
+        if value not in allowed:
+            self._problems.append(f"{self._prefix}{name} = {value!r:.60} is not implemented, only {allowed[0]!r}")
+
+    def problem(self, name: str, text: str) -> None:
+        self._problems.append(f"{self._prefix}{name}{text}")
+
+    def allow(self, *names: str) -> None:
+        for name in names:
+            self._left.pop(name, None)
+
+    def finish(self) -> None:
+        """Refuses whatever is left."""
+        for name in _OFF:
+            if self._left.pop(name, None):
+                self.problem(name, " is not implemented")
+        self.allow(*_HARMLESS)
+        for name, value in sorted(self._left.items()):
+            self.problem(name, f" = {value!r:.60} is not implemented")
+
+
+def _decoder(fields: _Fields, *, tied: bool, multimodal: bool, qwen3: bool = False) -> DecoderConfig:
+    hidden, heads = fields.number("hidden_size"), fields.number("num_attention_heads")
+    layers = fields.number("num_hidden_layers")
+    theta, section = _rope(fields, multimodal)
+    fields.expect("hidden_act", "silu")
+    fields.expect("attention_dropout", 0, 0.0)
+    kinds = fields.part("layer_types")
+    if kinds is not None and set(kinds) != {"full_attention"}:
+        fields.problem("layer_types", f" = {sorted(set(map(str, kinds)))} is not implemented, only 'full_attention'")
+    fields.allow("tie_word_embeddings")
+    if qwen3:
+        fields.expect("attention_bias", False)
+    else:
+        fields.expect("attention_bias", True)
+    decoder = DecoderConfig(
+        vocab_size=fields.number("vocab_size"),
+        hidden_size=hidden,
+        intermediate_size=fields.number("intermediate_size"),
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=fields.number("num_key_value_heads", heads),
+        head_dim=fields.number("head_dim", 128 if qwen3 else hidden // heads),
+        rope_theta=theta,
+        mrope_section=section,
+        rms_norm_eps=fields.number("rms_norm_eps", 1e-6, float),
+        tie_word_embeddings=tied,
+        attention_bias=not qwen3,
+        qk_norm=qwen3,
+    )
+    if section is not None and sum(section) * 2 != decoder.head_dim:
+        fields.problem(
+            "rope_scaling.mrope_section", f" = {section} does not sum to head_dim / 2 = {decoder.head_dim // 2}"
+        )
+    fields.finish()
+    return decoder
+
+
+def _rope(fields: _Fields, multimodal: bool) -> tuple[float, tuple[int, int, int] | None]:
+    """The base of the rotary frequencies and how they are divided between time, height and width."""
+    rope = {}
+    for name in ("rope_scaling", "rope_parameters"):
+        value = fields.part(name)
+        if isinstance(value, Mapping):
+            rope |= value
+        elif value is not None:
+            fields.problem(name, f": expected an object, got {value!r:.60}")
+    theta = fields.part("rope_theta")
+    theta = rope.pop("rope_theta", theta)
+    theta = 1e6 if theta is None and multimodal else 1e4 if theta is None else theta
+    section = rope.pop("mrope_section", None)
+    for name in ("type", "rope_type"):
+        if rope.pop(name, "default") not in ("default", "mrope"):
+            fields.problem("rope_scaling", ": only the types 'default' and 'mrope' are implemented")
+    for name, value in rope.items():
+        fields.problem(f"rope_scaling.{name}", f" = {value!r:.60} is not implemented")
+    if not isinstance(theta, int | float) or theta <= 0:
+        fields.problem("rope_theta", f": expected a positive number, got {theta!r:.60}")
+        theta = 1.0
+    if not multimodal:
+        if section is not None:
+            fields.problem("rope_scaling.mrope_section", " is not implemented for a text decoder")
+        return float(theta), None
+    if not (isinstance(section, list | tuple) and len(section) == 3 and all(isinstance(n, int) for n in section)):
+        fields.problem("rope_scaling.mrope_section", f": expected three numbers, got {section!r:.60}")
+        return float(theta), None
+    return float(theta), tuple(section)
+
+
+def _vision(fields: _Fields, output_dim: int) -> VisionTowerConfig:
+    for name in ("embed_dim", "in_chans", "spatial_patch_size", "num_hidden_layers"):
+        fields.allow(name)  # names of earlier versions; the published configurations repeat the values under both
+    fields.expect("hidden_act", "silu")
+    if (width := fields.number("out_hidden_size", output_dim)) != output_dim:
+        fields.problem("out_hidden_size", f" = {width} differs from the decoder's hidden_size = {output_dim}")
+    _rope_of_tower(fields)
+    indexes = fields.part("fullatt_block_indexes")
+    if not (isinstance(indexes, list | tuple) and all(isinstance(i, int) for i in indexes)):
+        fields.problem("fullatt_block_indexes", f": expected a list of numbers, got {indexes!r:.60}")
+        indexes = ()
+    config = VisionTowerConfig(
+        hidden_size=fields.number("hidden_size"),
+        intermediate_size=fields.number("intermediate_size"),
+        depth=fields.number("depth"),
+        num_heads=fields.number("num_heads"),
+        fullatt_block_indexes=tuple(indexes),
+        patch_size=fields.number("patch_size", 14),
+        temporal_patch_size=fields.number("temporal_patch_size", 2),
+        spatial_merge_size=fields.number("spatial_merge_size", 2),
+        window_size=fields.number("window_size", 112),
+        in_channels=fields.number("in_channels", 3),
+    )
+    fields.finish()
+    return config
+
+
+def _rope_of_tower(fields: _Fields) -> None:
+    rope = fields.part("rope_parameters") or {}
+    if rope.get("rope_theta", 10000.0) != 10000.0 or rope.get("rope_type", "axial") not in ("axial", "default"):
+        fields.problem("rope_parameters", f" = {rope!r:.80} is not implemented")
+
+
+def _audio(fields: _Fields, output_dim: int) -> AudioTowerConfig:
+    fields.expect("activation_function", "gelu")
+    fields.expect("scale_embedding", False)
+    for name in ("dropout", "attention_dropout", "activation_dropout"):
+        fields.expect(name, 0, 0.0)
+    fields.allow("num_hidden_layers", "encoder_layerdrop")
+    if (width := fields.number("output_dim", output_dim)) != output_dim:
+        fields.problem("output_dim", f" = {width} differs from the decoder's hidden_size = {output_dim}")
+    config = AudioTowerConfig(
+        num_mel_bins=fields.number("num_mel_bins", 128),
+        d_model=fields.number("d_model"),
+        encoder_layers=fields.number("encoder_layers"),
+        encoder_attention_heads=fields.number("encoder_attention_heads"),
+        encoder_ffn_dim=fields.number("encoder_ffn_dim"),
+        n_window=fields.number("n_window", 100),
+        max_source_positions=fields.number("max_source_positions", 1500),
+    )
+    fields.finish()
+    return config
+
+
+def _omni(fields: _Fields, config: Mapping[str, Any]) -> ModelConfig:
+    inner = omni_thinker(config)
+    inner = inner if isinstance(inner, Mapping) else {}
+    tied = fields.flag("tie_word_embeddings", False)
+    problems, prefix = fields._problems, fields._prefix
+    decoder = _decoder(
+        _Fields(fields.part("text_config"), f"{prefix}text_config", problems), tied=tied, multimodal=True
+    )
+    vision = _Fields(fields.part("vision_config"), f"{prefix}vision_config", problems)
+    vision.allow("tokens_per_second")  # Omni's positions follow `position_id_per_seconds`
+    parsed = ModelConfig(
+        name="qwen2_5_omni",
+        family="qwen2_5_omni",
+        decoder=decoder,
+        audio=_audio(fields.inner("audio_config"), decoder.hidden_size),
+        vision=_vision(vision, decoder.hidden_size),
+        position_id_per_seconds=fields.number("position_id_per_seconds", 25),
+        seconds_per_chunk=fields.number("seconds_per_chunk", 2.0, float),
+        param_dtype=_dtype(fields, inner, config),
+    )
+    fields.finish()
+    return parsed
+
+
+def _vl(fields: _Fields, config: Mapping[str, Any]) -> ModelConfig:
+    tied = fields.flag("tie_word_embeddings", False)
+    vision, dtype = fields.inner("vision_config"), _dtype(fields, config)
+    text = config.get("text_config")
+    if text is None:  # the published files hold the decoder's fields beside the tower
+        decoder = _decoder(fields, tied=tied, multimodal=True)
+    else:
+        decoder = _decoder(fields.inner("text_config"), tied=tied, multimodal=True)
+        fields.allow(*text)  # versions 4.5x repeat the decoder's fields outside, and read the inner ones
+        fields.finish()
+    per_second = vision.number("tokens_per_second", 4)
+    return ModelConfig(
+        name="qwen2_5_vl",
+        family="qwen2_5_vl",
+        decoder=decoder,
+        vision=_vision(vision, decoder.hidden_size),
+        position_id_per_seconds=per_second,
+        param_dtype=dtype,
+    )
+
+
+def _text(fields: _Fields, config: Mapping[str, Any]) -> ModelConfig:
+    tied = fields.flag("tie_word_embeddings", False)
+    family, dtype = config["model_type"], _dtype(fields, config)
+    decoder = _decoder(fields, tied=tied, multimodal=False, qwen3=family == "qwen3")
+    return ModelConfig(name=family, family=family, decoder=decoder, param_dtype=dtype)
+
+
+def _dtype(fields: _Fields, *configs: Mapping[str, Any]) -> str:
+    """The dtype that a configuration names, or its enclosing one."""
+    for config in configs:
+        dtype = config.get("dtype", config.get("torch_dtype"))
+        if dtype is not None:
+            if dtype not in _DTYPES:
+                fields.problem("dtype", f" = {dtype!r:.60} is not implemented")
+                return "float32"
+            return dtype
+    return "float32"
+
+
+_READERS = {"qwen2_5_omni_thinker": _omni, "qwen2_5_vl": _vl, "qwen2": _text, "qwen3": _text}
+
+
+# --- writing --------------------------------------------------------------------------------------------------------
+
+
+def format_config(model: ModelConfig, special_ids: Mapping[str, int]) -> dict[str, Any]:
+    """`config.json` of a model that was not read from one.
+
+    Args:
+      special_ids: ids of special tokens by the family's names for them (`audio_token_index`, `eos_token_id`, ...).
+    """
+    decoder, vision, audio = model.decoder, model.vision, model.audio
+    text = {
+        "vocab_size": decoder.vocab_size,
+        "hidden_size": decoder.hidden_size,
+        "intermediate_size": decoder.intermediate_size,
+        "num_hidden_layers": decoder.num_hidden_layers,
+        "num_attention_heads": decoder.num_attention_heads,
+        "num_key_value_heads": decoder.num_key_value_heads,
+        "rms_norm_eps": decoder.rms_norm_eps,
+        "hidden_act": "silu",
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": decoder.rope_theta,
+            **({"mrope_section": list(decoder.mrope_section)} if decoder.mrope_section else {}),
+        },
+    }
+    if decoder.qk_norm:
+        text["head_dim"] = decoder.head_dim
+    whole: dict[str, Any] = {
+        "architectures": [ARCHITECTURES[model.family]],
+        "model_type": "qwen2_5_omni_thinker" if model.family == "qwen2_5_omni" else model.family,
+        "dtype": model.param_dtype,
+        "tie_word_embeddings": decoder.tie_word_embeddings,
+        **special_ids,
+    }
+    if vision is None:
+        return whole | text
+    whole["text_config"] = text | {
+        name: special_ids.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")
+    }
+    whole["vision_config"] = {
+        "depth": vision.depth,
+        "hidden_size": vision.hidden_size,
+        "intermediate_size": vision.intermediate_size,
+        "num_heads": vision.num_heads,
+        "patch_size": vision.patch_size,
+        "temporal_patch_size": vision.temporal_patch_size,
+        "spatial_merge_size": vision.spatial_merge_size,
+        "window_size": vision.window_size,
+        "in_channels": vision.in_channels,
+        "fullatt_block_indexes": list(vision.fullatt_block_indexes),
+        "out_hidden_size": decoder.hidden_size,
+    }
+    if model.family == "qwen2_5_vl":
+        whole["vision_config"]["tokens_per_second"] = model.position_id_per_seconds
+    if audio is not None:
+        seconds = model.seconds_per_chunk
+        whole |= {
+            "position_id_per_seconds": model.position_id_per_seconds,
+            "seconds_per_chunk": int(seconds) if seconds == int(seconds) else seconds,
+            "audio_config": {
+                "num_mel_bins": audio.num_mel_bins,
+                "d_model": audio.d_model,
+                "encoder_layers": audio.encoder_layers,
+                "encoder_attention_heads": audio.encoder_attention_heads,
+                "encoder_ffn_dim": audio.encoder_ffn_dim,
+                "n_window": audio.n_window,
+                "max_source_positions": audio.max_source_positions,
+                "output_dim": decoder.hidden_size,
+            },
+        }
+    return whole

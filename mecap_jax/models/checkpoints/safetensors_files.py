@@ -1,0 +1,147 @@
+"""Directories of `*.safetensors`: tensors as views of the files, and shards written one at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from mecap_jax.models.checkpoints.table import CheckpointError
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+_DTYPES = {
+    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I64": np.int64,
+    "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_,
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Location:
+    """Where a tensor's bytes are."""
+
+    file: Path
+    offset: int
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def view(self) -> np.ndarray:
+        """The tensor, mapped: bytes are read when they are looked at, and let go with the array."""
+        if 0 in self.shape:
+            return np.zeros(self.shape, self.dtype)
+        shape = self.shape or (1,)
+        return np.memmap(self.file, self.dtype, "r", self.offset, shape).view(np.ndarray).reshape(self.shape)
+
+
+class TensorFiles(Mapping[str, np.ndarray]):
+    """The tensors of a directory by key, as views.
+
+    Raises:
+      CheckpointError: no safetensors in the directory, or files that are missing, truncated, ill-formed or at odds
+        with the index. All problems are listed.
+    """
+
+    def __init__(self, directory: Path, rename: Callable[[str], str] = lambda key: key):
+        self._locations: dict[str, Location] = {}
+        problems = []
+        for file, expected in _files(directory).items():
+            try:
+                locations = _read_header(directory / file)
+            except (OSError, SafetensorError, CheckpointError, ValueError) as error:
+                problems.append(f"{file}: {error}")
+                continue
+            if expected is not None and expected != set(locations):
+                problems += [f"{file}: lacks the tensor {key}" for key in sorted(expected - set(locations))]
+                problems += [f"{file}: the index does not name {key}" for key in sorted(set(locations) - expected)]
+            for key, location in locations.items():
+                if rename(key) in self._locations:
+                    problems.append(f"{file}: a second tensor {rename(key)}")
+                self._locations[rename(key)] = location
+        if problems:
+            raise CheckpointError(f"{directory} cannot be read:\n  " + "\n  ".join(problems))
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        return self._locations[key].view()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._locations)
+
+    def __len__(self) -> int:
+        return len(self._locations)
+
+
+def _files(directory: Path) -> dict[str, set[str] | None]:
+    """File names, and the keys that the index says they hold (None without an index)."""
+    if (directory / SINGLE).is_file():
+        return {SINGLE: None}
+    if not (directory / INDEX).is_file():
+        raise CheckpointError(
+            f"{directory} holds neither {SINGLE} nor {INDEX} (pickled weights such as *.bin are not read)"
+        )
+    try:
+        weight_map = json.loads((directory / INDEX).read_bytes())["weight_map"]
+        files: dict[str, set[str] | None] = {file: set() for file in sorted(set(weight_map.values()))}
+        for key, file in weight_map.items():
+            files[file].add(key)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{directory / INDEX} is not an index of safetensors: {error!r}") from error
+    for file in files:
+        if Path(file).name != file:
+            raise CheckpointError(f"{directory / INDEX}: the file name {file!r} leaves the directory")
+    return files
+
+
+def _read_header(path: Path) -> dict[str, Location]:
+    with safe_open(path, "numpy"):  # checks the header against itself and against the length of the file
+        pass
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+    locations = {}
+    for key, entry in header.items():
+        if key == "__metadata__":
+            continue
+        if entry["dtype"] not in _DTYPES:
+            raise CheckpointError(f"tensor {key} has the dtype {entry['dtype']}, which is not read")
+        dtype = np.dtype(_DTYPES[entry["dtype"]])
+        locations[key] = Location(path, 8 + size + entry["data_offsets"][0], tuple(entry["shape"]), dtype)
+    return locations
+
+
+def write_tensors(
+    directory: Path,
+    shapes: Mapping[str, tuple[tuple[int, ...], np.dtype]],
+    tensor: Callable[[str], np.ndarray],
+    max_shard_bytes: int = 5 * 10**9,
+) -> None:
+    """Writes tensors in the Hugging Face layout: one file, or shards and an index.
+
+    Args:
+      shapes: shape and dtype by key, in the order of the files.
+      tensor: gives the tensor of a key; called once for each, one shard's worth at a time.
+      max_shard_bytes: a file is no larger, unless a single tensor is.
+    """
+    shards: list[list[str]] = [[]]
+    size = total = 0
+    for key, (shape, dtype) in shapes.items():
+        nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        total += nbytes
+        if shards[-1] and size + nbytes > max_shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(key)
+        size += nbytes
+    weight_map = {}
+    for n, keys in enumerate(shards, 1):
+        name = SINGLE if len(shards) == 1 else f"model-{n:05d}-of-{len(shards):05d}.safetensors"
+        weight_map |= dict.fromkeys(keys, name)
+        # "pt" is what readers look for; the bytes are the same in every framework.
+        save_file({key: np.ascontiguousarray(tensor(key)) for key in keys}, directory / name, {"format": "pt"})
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,299 @@
+"""Weights of every family come in and go out exactly, and what does not fit is named."""
+
+import tests.torch_reference  # noqa: F401, I001 - declares torchvision operators before transformers is imported
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from mecap_jax.config import MeshConfig
+from mecap_jax.model_config import FeatureProjectorConfig, ModelConfig
+from mecap_jax.models.checkpoints.hub import describe_mismatch, load_weights, published_part, save_weights
+from mecap_jax.models.checkpoints.hub_config import format_config, parse_config, read_config
+from mecap_jax.models.checkpoints.safetensors_files import TensorFiles
+from mecap_jax.models.checkpoints.table import CheckpointError, flatten
+from mecap_jax.models.multimodal_lm import MultimodalLM
+from mecap_jax.sharding import make_mesh
+from mecap_jax.train_state import abstract_model
+from tests import hub_models
+
+
+@pytest.fixture(scope="module", params=[(f, t) for f in hub_models.FAMILIES for t in (False, True)], ids=str)
+def saved(request, tmp_path_factory):
+    family, tied = request.param
+    directory = tmp_path_factory.mktemp(family)
+    model = hub_models.make(family, tied)
+    model.save_pretrained(directory)
+    return model, directory
+
+
+@pytest.fixture(scope="module")
+def omni(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("omni")
+    hub_models.make("qwen2_5_omni").save_pretrained(directory)
+    return directory
+
+
+def abstract(config: ModelConfig):
+    _, state = nnx.split(nnx.eval_shape(lambda: MultimodalLM(config, nnx.Rngs(0))))
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), nnx.to_pure_dict(state))
+    return published_part(shapes)
+
+
+def tensors_of(directory):
+    return {key: value for path in directory.glob("*.safetensors") for key, value in load_file(path).items()}
+
+
+def test_import_and_export_give_the_same_bytes(saved, tmp_path):
+    _, directory = saved
+    config = read_config(directory)
+    params = load_weights(directory, config, abstract(config))
+    save_weights(tmp_path, config, params, source=directory, max_shard_bytes=20_000)
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    before, after = tensors_of(directory), tensors_of(tmp_path)
+    assert before.keys() == after.keys()
+    for key, value in before.items():
+        assert value.dtype == after[key].dtype and value.tobytes() == after[key].tobytes(), key
+
+
+def test_a_written_configuration_describes_the_same_network(saved):
+    model, directory = saved
+    config = read_config(directory)
+    written = json.loads(json.dumps(format_config(config, {})))
+    assert parse_config(written, "written") == config
+    again = type(model.config).from_dict(written)
+    for part in ("", "text_config", "vision_config", "audio_config"):
+        ours, theirs = (getattr(c, part, None) if part else c for c in (again, model.config))
+        for name in ("hidden_size", "num_hidden_layers", "rope_parameters", "vocab_size", "depth", "d_model"):
+            assert getattr(ours, name, None) == getattr(theirs, name, None), (part, name)
+
+
+@pytest.mark.parametrize("shard", ["5GB", "20KB"])
+def test_the_published_layout_of_a_whole_omni(omni, tmp_path, shard):
+    model = hub_models.make("qwen2_5_omni")
+    hub_models.save_as_published(model, tmp_path, shard)
+    config = read_config(tmp_path)
+    assert not describe_mismatch(config, read_config(omni))
+    ours, theirs = (load_weights(path, config, abstract(config)) for path in (tmp_path, omni))
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_values_go_straight_to_their_mesh_sharding(omni):
+    config = read_config(omni)
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    _, shapes = abstract_model(config, mesh)
+    params = load_weights(omni, config, shapes)
+    assert jax.tree.all(jax.tree.map(lambda x, s: x.sharding == s.sharding, params, shapes))
+    single = load_weights(omni, config, abstract(config))
+    jax.tree.map(np.testing.assert_array_equal, params, single)
+    assert any(not x.is_fully_replicated for x in jax.tree.leaves(params))
+
+
+def test_bfloat16_stays_bfloat16_and_float16_is_converted(omni, tmp_path):
+    for dtype, stored in (("bfloat16", ml_dtypes.bfloat16), ("float16", np.float16)):
+        directory = tmp_path / dtype
+        shutil.copytree(omni, directory)
+        path = directory / "model.safetensors"
+        save_file({key: value.astype(stored) for key, value in load_file(path).items()}, path)
+        config = dataclasses.replace(read_config(omni), param_dtype="bfloat16")
+        params = load_weights(directory, config, abstract(config))
+        assert {x.dtype for x in jax.tree.leaves(params)} == {np.dtype(ml_dtypes.bfloat16)}
+        if dtype == "bfloat16":
+            (tmp_path / "out").mkdir()
+            save_weights(tmp_path / "out", config, params, directory)
+            before, after = tensors_of(directory), tensors_of(tmp_path / "out")
+            assert all(before[key].tobytes() == after[key].tobytes() for key in before)
+
+
+def test_transformers_loads_an_export_without_a_word(saved, tmp_path, caplog):
+    model, directory = saved
+    config = read_config(directory)
+    params = load_weights(directory, config, abstract(config))
+    save_weights(tmp_path, config, params)
+    (tmp_path / "config.json").write_text(json.dumps(format_config(config, {"pad_token_id": 0})))
+    again, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
+    ids = torch.arange(12)[None] + 5
+    with torch.no_grad():
+        torch.testing.assert_close(again(input_ids=ids).logits, model(input_ids=ids).logits, atol=0, rtol=0)
+
+
+# --- what does not fit ---------------------------------------------------------------------------------------------
+
+
+def test_every_problem_of_the_tensors_is_listed_at_once(omni, tmp_path):
+    shutil.copytree(omni, tmp_path / "broken")
+    path = tmp_path / "broken" / "model.safetensors"
+    tensors = load_file(path)
+    del tensors["visual.merger.ln_q.weight"]
+    tensors["speaker.weight"] = np.zeros(2, np.float32)
+    tensors["model.layers.9.mlp.up_proj.weight"] = np.zeros((48, 32), np.float32)
+    tensors["model.norm.weight"] = np.zeros(7, np.float32)
+    tensors["lm_head.weight"] = tensors["lm_head.weight"].astype(np.int32)
+    save_file(tensors, path)
+    config = read_config(omni)
+    with pytest.raises(CheckpointError) as error:
+        load_weights(tmp_path / "broken", config, abstract(config))
+    for text in (
+        "no tensor for parameter visual.merger.ln_q.scale",
+        "unknown tensor speaker.weight",
+        "layers.9.mlp.up_proj.weight has no parameter",
+        "model.norm.weight has shape (7,)",
+        "lm_head.weight has dtype int32",
+    ):
+        assert text in str(error.value)
+
+
+def test_files_that_are_missing_truncated_or_at_odds_with_the_index(omni, tmp_path):
+    config = read_config(omni)
+    with pytest.raises(CheckpointError, match="holds neither model.safetensors"):
+        load_weights(tmp_path, config, abstract(config))
+    save_weights(tmp_path, config, load_weights(omni, config, abstract(config)), max_shard_bytes=20_000)
+    files = sorted(tmp_path.glob("model-*.safetensors"))
+    files[0].write_bytes(files[0].read_bytes()[:-100])
+    files[1].unlink()
+    files[2].write_bytes(b"\xff" * 64)
+    tensors = load_file(files[3])
+    gone = next(iter(tensors))
+    tensors["odd.weight"] = tensors.pop(gone)
+    save_file(tensors, files[3])
+    with pytest.raises(CheckpointError) as error:
+        TensorFiles(tmp_path)
+    for text in (*(f.name for f in files[:4]), f"lacks the tensor {gone}", "does not name odd.weight"):
+        assert text in str(error.value)
+
+
+@pytest.mark.parametrize("index", [b"{", b"[]", b'{"weight_map": {"a": "../x.safetensors"}}', b'{"weight_map": 3}'])
+def test_a_hostile_index(tmp_path, index):
+    (tmp_path / "model.safetensors.index.json").write_bytes(index)
+    with pytest.raises(CheckpointError, match="index"):
+        TensorFiles(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        (lambda c: c["text_config"].update(hidden_act="gelu"), "text_config.hidden_act"),
+        (lambda c: c["text_config"].update(use_sliding_window=True), "text_config.use_sliding_window"),
+        (lambda c: c["text_config"].update(layer_types=["sliding_attention"] * 2), "text_config.layer_types"),
+        (lambda c: c["text_config"]["rope_parameters"].update(rope_type="yarn", factor=4.0), "factor"),
+        (lambda c: c["text_config"].update(num_experts=8), "text_config.num_experts = 8"),
+        (lambda c: c["vision_config"].update(out_hidden_size=64), "vision_config.out_hidden_size"),
+        (lambda c: c["vision_config"].update(hidden_size="many"), "vision_config.hidden_size"),
+        (lambda c: c["audio_config"].update(scale_embedding=True), "audio_config.scale_embedding"),
+        (lambda c: c.update(text_config=None), "text_config: expected an object"),
+        (lambda c: c.update(quantization_config={"bits": 4}), "quantization_config"),
+        (lambda c: c.update(model_type="llama"), "llama"),
+    ],
+)
+def test_configuration_fields_that_are_not_implemented_are_refused_by_name(omni, tmp_path, change, named):
+    config = json.loads((omni / "config.json").read_text())
+    change(config)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError) as error:
+        read_config(tmp_path)
+    assert named in str(error.value)
+
+
+def test_a_configuration_that_is_no_json_object(tmp_path):
+    for text, match in ((None, "no such file"), ("{", "not valid JSON"), ("[]", "JSON object")):
+        if text is not None:
+            (tmp_path / "config.json").write_text(text)
+        with pytest.raises(CheckpointError, match=match):
+            read_config(tmp_path)
+
+
+# --- presets -----------------------------------------------------------------------------------------------------
+
+# What the published files say (Qwen/Qwen2.5-VL-3B-Instruct, Qwen/Qwen2.5-VL-7B-Instruct, Qwen/Qwen2.5-Omni-7B), in the
+# layout of the version that wrote them.
+_PUBLISHED_VISION = dict(
+    depth=32, hidden_act="silu", hidden_size=1280, intermediate_size=3420, num_heads=16, in_chans=3, patch_size=14,
+    spatial_merge_size=2, spatial_patch_size=14, window_size=112, fullatt_block_indexes=[7, 15, 23, 31],
+    tokens_per_second=2, temporal_patch_size=2,
+)  # fmt: skip
+_PUBLISHED_TEXT = dict(
+    attention_dropout=0.0, bos_token_id=151643, eos_token_id=151645, hidden_act="silu", initializer_range=0.02,
+    max_position_embeddings=128000, rms_norm_eps=1e-06, rope_theta=1000000.0, sliding_window=32768,
+    use_cache=True, use_sliding_window=False, torch_dtype="bfloat16",
+    rope_scaling={"type": "mrope", "mrope_section": [16, 24, 24]},
+)  # fmt: skip
+_3B = dict(hidden_size=2048, intermediate_size=11008, max_window_layers=70, num_attention_heads=16,
+           num_hidden_layers=36, num_key_value_heads=2, vocab_size=151936)  # fmt: skip
+_7B = dict(hidden_size=3584, intermediate_size=18944, max_window_layers=28, num_attention_heads=28,
+           num_hidden_layers=28, num_key_value_heads=4, vocab_size=152064)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "preset, sizes, tied", [(ModelConfig.qwen2_5_vl_3b, _3B, True), (ModelConfig.qwen2_5_vl_7b, _7B, False)]
+)
+def test_presets_of_vl_are_the_published_configurations(preset, sizes, tied):
+    published = dict(
+        architectures=["Qwen2_5_VLForConditionalGeneration"], model_type="qwen2_5_vl", vision_start_token_id=151652,
+        vision_end_token_id=151653, vision_token_id=151654, image_token_id=151655, video_token_id=151656,
+        transformers_version="4.41.2", tie_word_embeddings=tied,
+        vision_config=_PUBLISHED_VISION | dict(out_hidden_size=sizes["hidden_size"]), **_PUBLISHED_TEXT, **sizes,
+    )  # fmt: skip
+    assert not describe_mismatch(preset(), parse_config(published, "published"))
+    assert parse_config(published, "published").param_dtype == "bfloat16"
+
+
+@pytest.mark.parametrize("preset, sizes", [(ModelConfig.qwen2_5_omni_3b, _3B), (ModelConfig.qwen2_5_omni_7b, _7B)])
+def test_presets_of_omni_are_the_published_configurations(preset, sizes):
+    width = sizes["hidden_size"]
+    text = {key: value for key, value in _PUBLISHED_TEXT.items() if key != "torch_dtype"}
+    audio = dict(
+        num_mel_bins=128, d_model=1280, encoder_layers=32, encoder_attention_heads=20, encoder_ffn_dim=5120,
+        n_window=100, max_source_positions=1500, output_dim=width, scale_embedding=False, dropout=0, init_std=0.02,
+        activation_function="gelu", encoder_layerdrop=0,
+    )  # fmt: skip
+    vision = _PUBLISHED_VISION | dict(embed_dim=1280, out_hidden_size=width, tokens_per_second=25)
+    thinker = dict(
+        model_type="qwen2_5_omni_thinker", audio_token_index=151646, audio_start_token_id=151647,
+        audio_end_token_id=151648, image_token_index=151655, video_token_index=151656, user_token_id=872,
+        vision_start_token_id=151652, position_id_per_seconds=25, seconds_per_chunk=2, ignore_index=-100,
+        text_config=text | sizes | dict(model_type="qwen2_5_omni_text", tie_word_embeddings=False),
+        audio_config=audio, vision_config=vision,
+    )  # fmt: skip
+    whole = dict(model_type="qwen2_5_omni", architectures=["Qwen2_5OmniModel"], torch_dtype="bfloat16",
+                 thinker_config=thinker, talker_config={}, token2wav_config={}, enable_audio_output=True)  # fmt: skip
+    assert not describe_mismatch(preset(), parse_config(whole, "published"))
+
+
+def test_text_presets_are_the_published_configurations():
+    features = FeatureProjectorConfig(("clip",), (8,), 16)
+    text = {key: value for key, value in _PUBLISHED_TEXT.items() if key != "rope_scaling"}
+    half = dict(hidden_size=896, intermediate_size=4864, num_attention_heads=14, num_hidden_layers=24,
+                num_key_value_heads=2, vocab_size=151936, max_window_layers=21)  # fmt: skip
+    for preset, sizes, tied in (
+        (ModelConfig.features_qwen2_5_0_5b, half, True),
+        (ModelConfig.features_qwen2_5_7b, _7B, False),
+    ):
+        published = dict(model_type="qwen2", tie_word_embeddings=tied, **text, **sizes)
+        assert not describe_mismatch(preset(features), parse_config(published, "published"))
+
+
+def test_a_mismatch_names_every_field_with_both_values():
+    asked, found = ModelConfig.qwen2_5_omni_3b(), ModelConfig.qwen2_5_omni_7b()
+    lines = describe_mismatch(asked, found)
+    assert "model.decoder.hidden_size: 2048 asked, 3584 there" in lines and len(lines) > 4
+
+
+def test_parameters_of_the_presets_in_billions():
+    """Counts as published: 3.75 and 8.29 for Qwen2.5-VL; the thinkers add an audio tower and untied output weights."""
+    counts = {}
+    for preset in ("qwen2_5_vl_3b", "qwen2_5_vl_7b", "qwen2_5_omni_3b", "qwen2_5_omni_7b"):
+        shapes = flatten(abstract(getattr(ModelConfig, preset)()))
+        counts[preset] = sum(int(np.prod(x.shape)) for x in shapes.values()) / 1e9
+    assert counts["qwen2_5_vl_3b"] == pytest.approx(3.755, abs=5e-3)
+    assert counts["qwen2_5_vl_7b"] == pytest.approx(8.292, abs=5e-3)
+    assert counts["qwen2_5_omni_3b"] == pytest.approx(4.703, abs=5e-2)
+    assert counts["qwen2_5_omni_7b"] == pytest.approx(8.931, abs=5e-2)
