@@ -36,6 +36,8 @@ class SyntheticConfig:
       caption_language: "en" or "zh" (Chinese captions want a multilingual sentence encoder).
       speech_languages: languages that the voices speak.
       conflict_share: share of clips with a non-neutral emotion in which one modality is neutral or contradicts it.
+      features: precomputed features that clips carry besides their media: "log_mel-UTT" (mean and deviation of 40 mel
+        bands), "log_mel-FRA" (the bands, ten times a second); to try recipes that read features.
     """
 
     clips: int = 2000
@@ -43,6 +45,7 @@ class SyntheticConfig:
     caption_language: str = "en"
     speech_languages: tuple[str, ...] = ("en", "zh")
     conflict_share: float = 0.4
+    features: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -590,6 +593,11 @@ def validate(config: Config) -> None:
         require(grpo.clips == "all" or data.sft_share < 1, "grpo.clips", "held_out clips need data.sft_share below 1")
         weights = [getattr(grpo.reward, name) for name in REWARD_TERMS]
         require(any(weights) or bool(grpo.reward.custom), "grpo.reward", "every weight is 0, nothing would be learnt")
+    require(
+        set(data.synthetic.features) <= {"log_mel-UTT", "log_mel-FRA"},
+        "data.synthetic.features",
+        'must be among "log_mel-UTT", "log_mel-FRA"',
+    )
     rows = config.evaluation.rows
     require(set(rows) <= set(EXTRA_ROWS), "evaluation.rows", f"must be among {EXTRA_ROWS}")
     require("text_only" not in rows or sft is not None, "evaluation.rows", "text_only needs an SFT stage")

@@ -150,6 +150,31 @@ class ModelConfig:
     param_dtype: str = "float32"
     dtype: str = "float32"
 
+    def miniature(self) -> ModelConfig:
+        """The same architecture so small that a step takes seconds on a CPU: for trying a recipe, not for training."""
+        replace = dataclasses.replace
+        decoder = replace(
+            self.decoder,
+            vocab_size=1024,
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=16,
+            mrope_section=self.decoder.mrope_section and (2, 3, 3),
+        )
+        audio = self.audio and replace(
+            self.audio, d_model=32, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=64
+        )
+        vision = self.vision and replace(
+            self.vision, hidden_size=32, intermediate_size=64, depth=2, num_heads=2, fullatt_block_indexes=(1,)
+        )
+        features = self.features and replace(self.features, hidden_size=64)
+        lora = self.lora and replace(self.lora, rank=4)
+        parts = dict(decoder=decoder, audio=audio, vision=vision, features=features, lora=lora)
+        return replace(self, name=f"{self.name} miniature", param_dtype="float32", dtype="float32", **parts)
+
     @classmethod
     def qwen2_5_omni_3b(cls) -> ModelConfig:
         """The thinker of Qwen/Qwen2.5-Omni-3B (arXiv 2503.20215)."""

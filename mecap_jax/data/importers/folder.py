@@ -7,7 +7,7 @@ The input directory holds `manifest.jsonl`, UTF-8, one JSON object a line. All p
 | `id` | unique string | stem of the audio, else of the video file |
 | `audio` | wav, flac, ogg or mp3 file | |
 | `video` | mp4, mov, mkv or webm file; its sound track is the audio where `audio` is absent | |
-| `features` | object: name -> `.npy` file, floats `[frames, dim]` or `[dim]` | |
+| `features` | object: name -> `.npy` file, floats `[frames, dim]` or `[dim]` | `features/NAME/<id>.npy`, see below |
 | `split` | "train", "validation" ("val", "dev") or "test" | assigned by speaker, see below |
 | `speaker` | string | the id: every clip counts as a speaker of its own |
 | `dialogue` | string | |
@@ -25,23 +25,24 @@ The input directory holds `manifest.jsonl`, UTF-8, one JSON object a line. All p
 A row needs audio, video, features or a transcript. A row with an unknown key, a bad value, a missing file or a path out
 of the directory is reported as a bad clip with its line number. When no row has a split, speakers are ordered by a hash
 of their names and divided 80 / 10 / 10 (at least one each for validation and test where there are three or more).
+
+Precomputed features in EmotionTalk's layout need not be named: `features/<model>-UTT/<id>.npy` (one vector a clip) and
+`features/<model>-FRA/<id>.npy` (one a frame) are taken under the name of their directory.
 """  # noqa: E501 - a table
 
 from __future__ import annotations
 
 import difflib
 import hashlib
-import io
 import json
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mecap_jax.config import SyntheticConfig
 from mecap_jax.data.importers import BadClip, ImporterError, read_clip
+from mecap_jax.data.importers.feature_files import find_features, read_features
 from mecap_jax.data.utterance import CAPTION_KINDS, MODALITIES, SPLITS, Utterance
 from mecap_jax.emotions import canonical_label
 
@@ -115,7 +116,8 @@ def _utterance(directory: Path, row: Any, splits: Mapping[str, str] | None) -> U
         if not isinstance(row.get(key, ""), str):
             raise ValueError(f"{key!r} must be a string, got {row[key]!r:.80}")
     media = {key: read_clip(directory, row[key]) for key in ("audio", "video") if key in row}
-    features = {name: _read_features(directory, path) for name, path in _object(row, "features").items()}
+    features = find_features(directory, _id(row))
+    features |= {name: read_features(directory, path) for name, path in _object(row, "features").items()}
     if not media and not features and not row.get("transcript"):
         raise ValueError("neither audio, video, features nor a transcript")
     return Utterance(
@@ -200,17 +202,3 @@ def _captions(row: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
             raise ValueError(f"captions must be non-empty strings, got {references!r:.80}")
         captions[kind] = tuple(references)
     return captions
-
-
-def _read_features(directory: Path, path: str) -> np.ndarray:
-    try:
-        array = np.lib.format.read_array(io.BytesIO(read_clip(directory, path)), allow_pickle=False)
-    except (ValueError, EOFError, MemoryError) as error:  # a hostile header can ask for any amount of memory
-        raise ValueError(f"features {path!r}: {error}") from error
-    if array.dtype.kind != "f" or array.ndim not in (1, 2) or not array.size:
-        raise ValueError(f"features {path!r} must be floats [frames, dim] or [dim], got {array.dtype} {array.shape}")
-    with np.errstate(over="ignore"):
-        array = np.atleast_2d(array).astype(np.float32)
-    if not np.isfinite(array).all():
-        raise ValueError(f"features {path!r} hold values that are not finite")
-    return array

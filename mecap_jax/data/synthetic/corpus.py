@@ -13,8 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 import soundfile
+import soxr
 
 from mecap_jax.config import ConfigError, SyntheticConfig
+from mecap_jax.data.features import SAMPLE_RATE, log_mel
 from mecap_jax.data.synthetic import chinese, english, expression, face, mp4, prosody
 from mecap_jax.data.synthetic.facts import Facts, facts_of, level_word
 from mecap_jax.data.synthetic.speakers import SPEAKERS, Speaker
@@ -47,6 +49,7 @@ class ClipSpec:
       other_emotion, other_intensity: what the departing modality shows.
       has_video: whether there is a face.
       caption_language: of the captions.
+      features: names of precomputed features that the clip carries (see `SyntheticConfig.features`).
     """
 
     id: str
@@ -61,6 +64,7 @@ class ClipSpec:
     other_intensity: str
     has_video: bool
     caption_language: str
+    features: tuple[str, ...] = ()
 
     def shown(self, modality: str) -> tuple[str, str]:
         """Returns emotion and intensity in "audio" or "video"."""
@@ -121,9 +125,25 @@ def render(spec: ClipSpec) -> Utterance:
         language=spec.language,
         labels=labels,
         captions=captions_of(spec),
+        features=_features(waveform, spec.features),
         attributes=_attributes(spec, drawn.facts),
         licence="CC0-1.0",
     )
+
+
+_FEATURE_BANDS, _FEATURE_STRIDE = 40, 10
+
+
+def _features(waveform: np.ndarray, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """What an extractor of features would have left: of a whole utterance, or ten frames a second."""
+    if not names:
+        return {}
+    bands = log_mel(soxr.resample(waveform, prosody.SAMPLE_RATE, SAMPLE_RATE), _FEATURE_BANDS)
+    known = {
+        "log_mel-UTT": np.concatenate([bands.mean(axis=0), bands.std(axis=0)])[None],
+        "log_mel-FRA": bands[::_FEATURE_STRIDE],
+    }
+    return {name: known[name] for name in names}
 
 
 class _Drawn(NamedTuple):
@@ -207,6 +227,7 @@ def _plan_split(split: str, size: int, first: int, config: SyntheticConfig, rng:
                 other_intensity=INTENSITIES[rng.integers(level)] if contradicts else "none",
                 has_video=i not in audio_only,
                 caption_language=config.caption_language,
+                features=config.features,
             )
         )
     return specs

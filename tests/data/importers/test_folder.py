@@ -62,6 +62,23 @@ def test_every_key_arrives_where_it_belongs(directory):
     np.testing.assert_array_equal(utterance.features["voice"], [[0, 1, 2, 3]])
 
 
+def test_features_in_emotiontalks_layout_are_found_by_clip(directory):
+    for folder_name, array in (
+        ("hubert-FRA", np.ones((5, 3), np.float32)),
+        ("clip-UTT", np.zeros(4)),
+        ("notes", np.zeros(2)),
+    ):
+        (directory / "features" / folder_name).mkdir(parents=True)
+        np.save(directory / "features" / folder_name / "a.npy", array)
+    first, second = read(
+        directory, {"audio": "wav/a.wav", "split": "test"}, {"id": "b", "transcript": "x", "split": "test"}
+    )
+    assert {name: x.shape for name, x in first.features.items()} == {"clip-UTT": (1, 4), "hubert-FRA": (5, 3)}
+    assert not second.features
+    (outside,) = read(directory, {"id": "../a", "transcript": "x", "split": "test"})
+    assert not outside.features
+
+
 def test_defaults(directory):
     (utterance,) = read(directory, {"audio": "wav/a.wav", "split": "test", "caption": "Calm.", "label": "calm"})
     assert (utterance.id, utterance.speaker, utterance.dataset, utterance.language) == ("a", "a", "folder", "en")

@@ -168,6 +168,16 @@ def test_utterances_say_what_they_are(clips):
         assert deserialize(serialize(utterance)).captions == utterance.captions
 
 
+def test_clips_carry_the_features_that_are_asked_for():
+    names = ("log_mel-UTT", "log_mel-FRA")
+    (spec, *_), (plain, *_) = (plan(SyntheticConfig(clips=60, features=asked)) for asked in (names, ()))
+    clip, bare = render(spec), render(plain)
+    assert bare.features == {} and clip.audio == bare.audio and clip.video == bare.video
+    assert clip.features["log_mel-UTT"].shape == (1, 80) and clip.features["log_mel-FRA"].shape[1] == 40
+    seconds = len(clip.features["log_mel-FRA"]) / 10
+    assert 0.5 < seconds < 4
+
+
 def test_importer_yields_the_plan_in_order():
     config = SyntheticConfig(clips=20, caption_language="zh", speech_languages=("zh",), seed=5)
     read = list(synthetic.read(None, config))
