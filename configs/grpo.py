@@ -1,23 +1,64 @@
-"""MECap-R1's two stages on the embedded synthetic corpus: supervised fine-tuning, then Emo-GRPO."""
+"""MECap-R1's two stages: supervised fine-tuning, then Emo-GRPO.
+
+`configs/grpo.py` trains the tiny model on the embedded synthetic corpus. `configs/grpo.py:FAMILY[,lora][,smoke]` trains
+a published backbone: `lora` trains adapters only, `smoke` takes two steps with a random miniature of the family.
+"""
 
 import dataclasses
 
 from mecap_jax.config import (
     AugmentConfig,
     Bucket,
+    CheckpointConfig,
     Config,
+    ConfigError,
     DataConfig,
+    EvaluationConfig,
     GrpoConfig,
     LossConfig,
     OptimizerConfig,
     RewardConfig,
     SftConfig,
+    SyntheticConfig,
 )
-from mecap_jax.model_config import ModelConfig
+from mecap_jax.model_config import FeatureProjectorConfig, LoraConfig, ModelConfig
+
+# EmotionTalk's features: HuBERT for the voice, CLIP for the face (arXiv 2505.23018).
+_FEATURES = FeatureProjectorConfig(
+    names=("chinese-hubert-large-UTT", "clip-vit-large-patch14-UTT"), dims=(1024, 768), hidden_size=1024
+)
+# Family: the model, where its published files are expected, what it gets to see.
+_BACKBONES = {
+    "qwen2_5_omni_3b": (ModelConfig.qwen2_5_omni_3b(), "checkpoints/Qwen2.5-Omni-3B", ("audio", "video")),
+    "qwen2_5_omni_7b": (ModelConfig.qwen2_5_omni_7b(), "checkpoints/Qwen2.5-Omni-7B", ("audio", "video")),
+    "qwen2_5_vl_3b": (ModelConfig.qwen2_5_vl_3b(), "checkpoints/Qwen2.5-VL-3B-Instruct", ("video",)),
+    "qwen2_5_vl_7b": (ModelConfig.qwen2_5_vl_7b(), "checkpoints/Qwen2.5-VL-7B-Instruct", ("video",)),
+    "features_qwen2_5_0_5b": (
+        ModelConfig.features_qwen2_5_0_5b(_FEATURES),
+        "checkpoints/Qwen2.5-0.5B-Instruct",
+        ("features",),
+    ),
+    "features_qwen2_5_7b": (
+        ModelConfig.features_qwen2_5_7b(_FEATURES),
+        "checkpoints/Qwen2.5-7B-Instruct",
+        ("features",),
+    ),
+}
 
 
 def get_config(arg: str = "") -> Config:
-    del arg
+    family, *options = (arg or "tiny").split(",")
+    if family == "tiny" and not options:
+        return _tiny()
+    if family not in _BACKBONES or not set(options) <= {"lora", "smoke"}:
+        raise ConfigError(
+            f"--config: unknown argument {arg!r}; expected FAMILY[,lora][,smoke] with one of {', '.join(_BACKBONES)}"
+        )
+    config = _backbone(family, "lora" in options)
+    return _smoke(config) if "smoke" in options else config
+
+
+def _tiny() -> Config:
     sft = SftConfig(
         steps=300,
         batch_clips=24,
@@ -74,4 +115,121 @@ def get_config(arg: str = "") -> Config:
         ),
         # What SFT makes of the time that Emo-GRPO takes, on all that both have seen; for the results table.
         control=dataclasses.replace(sft, clips="all", optimizer=again, validate_every=0),
+    )
+
+
+def _backbone(family: str, lora: bool) -> Config:
+    """Full fine-tuning of the decoder, towers frozen as in R1-Omni (arXiv 2503.05379); or adapters in the decoder.
+
+    MECap-R1's own settings are not public: learning rates, group size and KL weight are those usual for this size.
+    """
+    model, directory, modalities = _BACKBONES[family]
+    # Steps of 1e-6 are lost in bfloat16's eight bits: what is trained is stored in float32.
+    model = dataclasses.replace(model, remat=True, param_dtype="bfloat16" if lora else "float32")
+    model = dataclasses.replace(model, lora=LoraConfig() if lora else None)
+    trainable = () if lora else (r"language_model\..*",)
+    if model.features:
+        trainable += (r"feature_projector\..*",)  # it begins at random
+    # 128 decoder tokens a pair of frames, the least that the family's video processor gives; 25 audio tokens a second.
+    audio, video, features = (int(name in modalities) for name in ("audio", "video", "features"))
+    pairs = 128 * video
+    return Config(
+        name=f"grpo_{family}{'_lora' if lora else ''}",
+        model=model,
+        backbone=directory,
+        trainable=trainable,
+        data=DataConfig(
+            modalities=modalities,
+            min_pixels=128 * 28 * 28,
+            max_pixels=128 * 28 * 28,
+            buckets=tuple(
+                Bucket(
+                    prompt_tokens=128 + 50 * chunks * audio + frames * pairs,
+                    audio_chunks=chunks * audio,
+                    frames=frames * video,
+                    windows=14 * video,
+                    feature_frames=64 * features,
+                )
+                for chunks, frames in ((3, 4), (5, 8), (15, 8))
+            )[: 1 if features else 3],
+            sft_share=0.5,
+            workers=4,
+        ),
+        sft=SftConfig(
+            steps=1000,
+            batch_clips=32,
+            micro_clips=8,
+            references=2,
+            max_target_tokens=96,
+            optimizer=OptimizerConfig(learning_rate=1e-4 if lora else 1e-5, warmup_steps=30, clip_norm=1.0),
+            validate_every=200,
+        ),
+        grpo=GrpoConfig(
+            steps=500,
+            prompts=16,
+            micro_prompts=4,
+            group_size=8,
+            max_new_tokens=96,
+            clips="held_out",
+            loss=LossConfig(name="grpo", beta=0.04),
+            reward=RewardConfig(emotion=1.0, semantic=0.5),
+            optimizer=OptimizerConfig(learning_rate=1e-5 if lora else 1e-6, warmup_steps=10, schedule="constant"),
+            validate_every=100,
+        ),
+        evaluation=EvaluationConfig(batch_clips=8),
+        checkpoint=CheckpointConfig(every=100),
+    )
+
+
+def _smoke(config: Config) -> Config:
+    """Two real steps of every stage on a CPU, on a few synthetic clips; nothing is read from disk."""
+    replace = dataclasses.replace
+    model, used = config.model.miniature(), config.data.modalities
+    features = ()
+    if model.features:
+        features = ("log_mel-UTT", "log_mel-FRA")
+        model = replace(model, features=FeatureProjectorConfig(names=features, dims=(80, 40), hidden_size=64))
+    bucket = Bucket(
+        prompt_tokens=160,
+        audio_chunks=2 if "audio" in used else 0,
+        frames=2 if "video" in used else 0,
+        windows=1 if "video" in used else 0,
+        feature_frames=32 if "features" in used else 0,
+    )
+    quick = dict(warmup_steps=0)
+    return replace(
+        config,
+        name=f"{config.name}_smoke",
+        model=model,
+        backbone="",
+        data=replace(
+            config.data,
+            synthetic=SyntheticConfig(clips=60, features=features),
+            fps=0,
+            max_frames=4,
+            min_pixels=56 * 56,
+            max_pixels=56 * 56,
+            buckets=(bucket,),
+            workers=0,
+        ),
+        sft=replace(
+            config.sft,
+            steps=2,
+            batch_clips=8,
+            micro_clips=4,
+            max_target_tokens=32,
+            optimizer=replace(config.sft.optimizer, **quick),
+            validate_every=0,
+        ),
+        grpo=replace(
+            config.grpo,
+            steps=2,
+            prompts=4,
+            micro_prompts=2,
+            group_size=3,
+            max_new_tokens=16,
+            optimizer=replace(config.grpo.optimizer, **quick),
+            validate_every=0,
+        ),
+        evaluation=EvaluationConfig(batch_clips=8, bootstrap=100, ablation=False, samples=4),
     )

@@ -136,6 +136,8 @@ class ModelConfig:
       seconds_per_chunk: audio and video of one clip interleave in chunks of this length.
       param_dtype: dtype that parameters are stored in ("float32", "bfloat16").
       dtype: dtype of matrix products; softmax, norms, log-probabilities and losses are float32 always.
+      remat: keep only what passes between layers for the backward pass and compute the rest again: a third more work
+        for a fraction of the memory.
     """
 
     name: str
@@ -149,6 +151,7 @@ class ModelConfig:
     seconds_per_chunk: float = 2.0
     param_dtype: str = "float32"
     dtype: str = "float32"
+    remat: bool = False
 
     def miniature(self) -> ModelConfig:
         """The same architecture so small that a step takes seconds on a CPU: for trying a recipe, not for training."""

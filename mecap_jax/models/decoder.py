@@ -81,8 +81,9 @@ class DecoderLayer(nnx.Module):
 class Decoder(nnx.Module):
     """The stack of layers with token embeddings, final norm and output weights."""
 
-    def __init__(self, config: DecoderConfig, dtypes: Dtypes, rngs: nnx.Rngs):
-        self.config = config
+    def __init__(self, config: DecoderConfig, dtypes: Dtypes, rngs: nnx.Rngs, *, remat: bool = False):
+        """`remat`: the backward pass computes a layer's inside again instead of keeping it."""
+        self.config, self.remat = config, remat
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, dtypes, rngs)
         self.layers = nnx.List([DecoderLayer(config, dtypes, rngs) for _ in range(config.num_hidden_layers)])
         self.norm = RMSNorm(config.hidden_size, dtypes, config.rms_norm_eps)
@@ -105,9 +106,14 @@ class Decoder(nnx.Module):
         visible = jnp.tril(jnp.ones((length, length), bool)) & mask[:, None, :]
         cached = []
         for layer in self.layers:
-            q, k, v = layer.self_attn.project(layer.input_layernorm(x), cos, sin)
-            cached.append(KeyValue(k, v))
-            x = layer.feed_forward(x + layer.self_attn.output(_attend_causal(q, k, v, visible)))
+
+            def run(x, layer=layer):
+                q, k, v = layer.self_attn.project(layer.input_layernorm(x), cos, sin)
+                x = layer.feed_forward(x + layer.self_attn.output(_attend_causal(q, k, v, visible)))
+                return x, KeyValue(k, v)
+
+            x, own = jax.checkpoint(run)(x) if self.remat else run(x)
+            cached.append(own)
         return self.norm(x), Prefix(cached, mask, next_position)
 
     def extend(
@@ -134,13 +140,18 @@ class Decoder(nnx.Module):
         visible = jnp.arange(keys_length)[None, :] <= index[:, None]
         updated = []
         for i, layer in enumerate(self.layers):
-            q, k, v = layer.self_attn.project(layer.input_layernorm(x), cos, sin)
-            own = KeyValue(k, v)
-            if cache is not None:
-                own = KeyValue(*(_write(old, new, step) for old, new in zip(cache[i], own)))
-                updated.append(own)
-            attended = _attend_group(q, prefix.layers[i], prefix.mask, own, visible)
-            x = layer.feed_forward(x + layer.self_attn.output(attended))
+
+            def run(x, prompt, i=i, layer=layer):
+                q, k, v = layer.self_attn.project(layer.input_layernorm(x), cos, sin)
+                own = KeyValue(k, v)
+                if cache is not None:
+                    own = KeyValue(*(_write(old, new, step) for old, new in zip(cache[i], own)))
+                attended = _attend_group(q, prompt, prefix.mask, own, visible)
+                return layer.feed_forward(x + layer.self_attn.output(attended)), own
+
+            # Decoding has no backward pass.
+            x, own = (jax.checkpoint(run) if self.remat and cache is None else run)(x, prefix.layers[i])
+            updated.append(own)
         return self.norm(x), updated if cache is not None else None
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
