@@ -4,14 +4,10 @@ import tests.torch_reference  # noqa: F401, I001 - declares torchvision operator
 
 import dataclasses
 import itertools
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import tokenizers
 import torch
-from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniPreTrainedModelForConditionalGeneration
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
 
 from mecap_jax.data.features import audio_tokens
 from mecap_jax.data.prompts import (
@@ -29,6 +25,7 @@ from mecap_jax.data.prompts import (
 )
 from mecap_jax.data.tokenizer import Tokenizer, special_tokens, train_tokenizer
 from mecap_jax.model_config import ModelConfig
+from tests.data.published import positions
 
 OMNI = ModelConfig.tiny()
 VL = dataclasses.replace(OMNI, family="qwen2_5_vl", audio=None, position_id_per_seconds=2)
@@ -54,68 +51,19 @@ def turn(media, text="Describe the emotion."):
     return user_turn([NAMES[type(medium)] for medium in media], text)
 
 
-def grids(media):
-    """Image and video grids as the published code takes them, and the seconds between temporal patches."""
-    images = [[1, 2 * m.rows, 2 * m.columns] for m in media if isinstance(m, ImageGrid)]
-    videos = [[m.frames, 2 * m.rows, 2 * m.columns] for m in media if isinstance(m, VideoGrid)]
-    seconds = [m.seconds_per_frame for m in media if isinstance(m, VideoGrid)]
-    return tuple(torch.tensor(x) if x else None for x in (images, videos, seconds))
-
-
-def omni_positions(tokens, tokenizer, media, mel_frames=(), use_audio_in_video=False):
-    """Positions [3, n] by the published code, which walks over the token ids."""
-    names = tokenizer.media
-    host = SimpleNamespace(
-        spatial_merge_size=2,
-        config=SimpleNamespace(
-            image_token_id=tokenizer.special(names.image),
-            video_token_id=tokenizer.special(names.video),
-            audio_token_id=tokenizer.special(names.audio),
-            vision_start_token_id=tokenizer.special(names.vision_start),
-            audio_start_token_id=tokenizer.special(names.audio_start),
-            position_id_per_seconds=OMNI.position_id_per_seconds,
-            seconds_per_chunk=OMNI.seconds_per_chunk,
-        ),
-    )
-    base = Qwen2_5OmniPreTrainedModelForConditionalGeneration
-    host.get_llm_pos_ids_for_vision = base.get_llm_pos_ids_for_vision.__get__(host)
-    host.get_chunked_index = base.get_chunked_index.__get__(host)
-    images, videos, seconds = grids(media)
-    ids = torch.tensor(tokens)[None].long()
-    positions, delta = base.get_rope_index(
-        host,
-        ids,
-        image_grid_thw=images,
-        # Without any grid the published code numbers the tokens one by one; the path below does the same for sound.
-        video_grid_thw=videos if videos is not None else torch.tensor([[1, 2, 2]]),
-        attention_mask=torch.ones_like(ids),
+def check_positions(layout, tokenizer, model, media, mel_frames=(), use_audio_in_video=False):
+    expected, following = positions(
+        layout.tokens,
+        tokenizer,
+        model,
+        images=[[1, 2 * m.rows, 2 * m.columns] for m in media if isinstance(m, ImageGrid)],
+        videos=[[m.frames, 2 * m.rows, 2 * m.columns] for m in media if isinstance(m, VideoGrid)],
+        seconds=[m.seconds_per_frame for m in media if isinstance(m, VideoGrid)],
+        mel_frames=list(mel_frames),
         use_audio_in_video=use_audio_in_video,
-        audio_seqlens=torch.tensor(mel_frames) if mel_frames else None,
-        second_per_grids=seconds,
     )
-    return positions[:, 0].numpy(), int(delta) + len(tokens)
-
-
-def vl_positions(tokens, tokenizer, media):
-    host = SimpleNamespace(
-        config=SimpleNamespace(
-            vision_config=SimpleNamespace(spatial_merge_size=2, tokens_per_second=VL.position_id_per_seconds)
-        )
-    )
-    host.get_vision_position_ids = Qwen2_5_VLModel.get_vision_position_ids.__get__(host)
-    images, videos, seconds = grids(media)
-    ids = torch.tensor(tokens)[None].long()
-    image, video = (tokenizer.special(token) for token in (tokenizer.media.image, tokenizer.media.video))
-    positions, delta = Qwen2_5_VLModel.get_rope_index(
-        host,
-        ids,
-        mm_token_type_ids=(ids == image).int() + 2 * (ids == video).int(),
-        image_grid_thw=images,
-        video_grid_thw=videos,
-        second_per_grid_ts=seconds,
-        attention_mask=torch.ones_like(ids),
-    )
-    return positions[:, 0].numpy(), int(delta) + len(tokens)
+    np.testing.assert_array_equal(layout.positions, expected)
+    assert layout.next_position == following
 
 
 VIDEOS = [VideoGrid(4, 2, 2, 0.8), VideoGrid(3, 2, 3, 0.5666), VideoGrid(1, 1, 1, 1.0), VideoGrid(12, 1, 2, 2 / 3)]
@@ -143,9 +91,7 @@ def test_prompts_of_the_recipe_are_laid_out_as_ever(tokenizer, transcript, mel_f
     layout = lay_out(tokenizer, OMNI, turn(media, request), media)
 
     np.testing.assert_array_equal(layout.tokens, expected)
-    positions, following = omni_positions(layout.tokens, tokenizer, media, [mel_frames] if mel_frames else ())
-    np.testing.assert_array_equal(layout.positions, positions)
-    assert layout.next_position == following
+    check_positions(layout, tokenizer, OMNI, media, [mel_frames] if mel_frames else ())
 
 
 @pytest.mark.parametrize(
@@ -161,9 +107,7 @@ def test_prompts_of_the_recipe_are_laid_out_as_ever(tokenizer, transcript, mel_f
 def test_several_media_of_each_kind(tokenizer, media):
     layout = lay_out(tokenizer, OMNI, turn(media), media)
     lengths = [f for m in media if isinstance(m, AudioSpan) for f in (77, 1200, 9) if sound(f) == m]
-    positions, following = omni_positions(layout.tokens, tokenizer, media, lengths)
-    np.testing.assert_array_equal(layout.positions, positions)
-    assert layout.next_position == following
+    check_positions(layout, tokenizer, OMNI, media, lengths)
 
 
 @pytest.mark.parametrize("mel_frames", [5, 199, 200, 450, 1333])
@@ -175,9 +119,7 @@ def test_sound_in_video_takes_turns_with_the_pictures(tokenizer, grid, mel_frame
     video = dataclasses.replace(grid, audio_tokens=sound(mel_frames).tokens)
     media = [IMAGES[0], video, sound(77)]
     layout = lay_out(tokenizer, OMNI, turn(media), media)
-    positions, following = omni_positions(layout.tokens, tokenizer, media, [mel_frames, 77], use_audio_in_video=True)
-    np.testing.assert_array_equal(layout.positions, positions)
-    assert layout.next_position == following
+    check_positions(layout, tokenizer, OMNI, media, [mel_frames, 77], use_audio_in_video=True)
     for kind, count in (
         (AUDIO, video.audio_tokens + sound(77).tokens),
         (VISION, 10 + grid.frames * grid.rows * grid.columns),
@@ -188,9 +130,7 @@ def test_sound_in_video_takes_turns_with_the_pictures(tokenizer, grid, mel_frame
 @pytest.mark.parametrize("media", [*itertools.permutations([IMAGES[0], VIDEOS[0], VIDEOS[3]], 2), [*VIDEOS, *IMAGES]])
 def test_positions_of_the_vision_family(vl_tokenizer, media):
     layout = lay_out(vl_tokenizer, VL, turn(media), media)
-    positions, following = vl_positions(layout.tokens, vl_tokenizer, media)
-    np.testing.assert_array_equal(layout.positions, positions)
-    assert layout.next_position == following
+    check_positions(layout, vl_tokenizer, VL, media)
 
 
 def test_times_truncate_as_in_the_vision_family(vl_tokenizer):
