@@ -1,4 +1,4 @@
-"""Rows into batches: laid-out prompts and clips are padded to one bucket's static shape."""
+"""Rows into batches: laid-out prompts and their media are padded to one bucket's static shape."""
 
 from __future__ import annotations
 
@@ -9,41 +9,57 @@ import numpy as np
 
 from mecap_jax.batch import Completions, PromptBatch
 from mecap_jax.config import Bucket
-from mecap_jax.data.clips import Clip
-from mecap_jax.data.features import vision_patches
-from mecap_jax.data.prompts import AUDIO, FEATURES, VIDEO, PromptLayout
+from mecap_jax.data.features import audio_tokens, vision_patches
+from mecap_jax.data.prompts import AUDIO, FEATURES, VISION, PromptLayout, VideoGrid
 from mecap_jax.model_config import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A clip and its prompt."""
+    """A laid-out prompt and the media that it points at, each kind in order of appearance.
 
-    clip: Clip
+    Attributes:
+      mels: float32 [frames, bins] of each stretch of sound.
+      frames: uint8 [F, H, W, 3] of each video, resized to multiples of a merge cell; an image is a video of one frame.
+      features: float32 [N, E], precomputed features.
+    """
+
     layout: PromptLayout
+    mels: tuple[np.ndarray, ...] = ()
+    frames: tuple[np.ndarray, ...] = ()
+    features: np.ndarray | None = None
 
 
 def needed(row: Row, model: ModelConfig) -> Bucket:
     """The smallest bucket that holds a row."""
-    clip = row.clip
-    chunks = 0 if clip.mel is None else -(-len(clip.mel) // model.audio.chunk_frames)
-    frames = windows = 0
-    if clip.frames is not None:
-        vision = model.vision
-        frames = -(-len(clip.frames) // vision.temporal_patch_size)
-        windows = window_count(*clip.frames.shape[1:3], model)
     return Bucket(
         prompt_tokens=len(row.layout.tokens),
-        audio_chunks=chunks,
-        frames=frames,
-        windows=windows,
-        feature_frames=0 if clip.features is None else len(clip.features),
+        audio_chunks=sum(_chunk_count(mel, model) for mel in row.mels),
+        frames=sum(-(-len(frames) // model.vision.temporal_patch_size) for frames in row.frames),
+        windows=max((window_count(*frames.shape[1:3], model) for frames in row.frames), default=0),
+        feature_frames=0 if row.features is None else len(row.features),
     )
+
+
+def _chunk_count(mel: np.ndarray, model: ModelConfig) -> int:
+    return -(-len(mel) // model.audio.chunk_frames)
 
 
 def window_count(height: int, width: int, model: ModelConfig) -> int:
     """Attention windows in a frame of that many pixels."""
     return -(-height // model.vision.window_size) * -(-width // model.vision.window_size)
+
+
+def video_grid(frames: np.ndarray, seconds_per_frame: float, model: ModelConfig) -> VideoGrid:
+    """The grid of decoder tokens that resized frames [F, H, W, 3] give."""
+    vision = model.vision
+    cell = vision.patch_size * vision.spatial_merge_size
+    return VideoGrid(
+        frames=-(-len(frames) // vision.temporal_patch_size),
+        rows=frames.shape[1] // cell,
+        columns=frames.shape[2] // cell,
+        seconds_per_frame=seconds_per_frame * vision.temporal_patch_size,
+    )
 
 
 def fits(need: Bucket, bucket: Bucket) -> bool:
@@ -55,7 +71,7 @@ def collate(rows: Sequence[Row], bucket: Bucket, model: ModelConfig, pad_id: int
     """Pads rows to a bucket.
 
     Raises:
-      ValueError: a row does not fit.
+      ValueError: a row does not fit; the message names row, size and limit.
     """
     size = len(rows)
     mel_bins = model.audio.num_mel_bins if model.audio else 1
@@ -81,38 +97,66 @@ def collate(rows: Sequence[Row], bucket: Bucket, model: ModelConfig, pad_id: int
         patch_mask=np.zeros(windows, bool),
         features=np.zeros((size, bucket.feature_frames, feature_dim), np.float32),
     )
-    video_start = bucket.audio_chunks * chunk_tokens
-    feature_start = video_start + bucket.frames * bucket.windows * window_tokens
+    vision_start = bucket.audio_chunks * chunk_tokens
+    feature_start = vision_start + bucket.frames * bucket.windows * window_tokens
     for b, row in enumerate(rows):
-        need = needed(row, model)
-        if not fits(need, bucket):
-            raise ValueError(f"a row needs {need}, which does not fit {bucket}")
-        layout, clip, n = row.layout, row.clip, len(row.layout.tokens)
+        _check_fit(b, needed(row, model), bucket)
+        layout, n = row.layout, len(row.layout.tokens)
         batch.tokens[b, :n] = layout.tokens
         batch.length[b] = n
         batch.positions[b, :, :n] = layout.positions
         batch.next_position[b] = layout.next_position
-        index = batch.media_index[b, :n]
-        if clip.mel is not None:
-            mel = batch.audio[b].reshape(-1, mel_bins)
-            mel[: len(clip.mel)] = clip.mel
-            starts = np.arange(bucket.audio_chunks) * chunk_frames
-            batch.audio_frames[b] = np.clip(len(clip.mel) - starts, 0, chunk_frames)
-            index[layout.kind == AUDIO] = layout.index[layout.kind == AUDIO]
-        if clip.frames is not None:
-            patches = vision_patches(clip.frames, model.vision)
-            t, w = patches.mask.shape[:2]
-            batch.patches[b, :t, :w] = patches.patches
-            batch.patch_positions[b, :t, :w] = patches.positions
-            batch.patch_mask[b, :t, :w] = patches.mask
-            # From a place among the row's own windows to one among the bucket's.
-            frame, rest = np.divmod(patches.order, w * window_tokens)
-            place = video_start + frame * bucket.windows * window_tokens + rest
-            index[layout.kind == VIDEO] = place[layout.index[layout.kind == VIDEO]]
-        if clip.features is not None:
-            batch.features[b, : len(clip.features)] = clip.features
-            index[layout.kind == FEATURES] = feature_start + layout.index[layout.kind == FEATURES]
+        places = {
+            AUDIO: _put_audio(batch.audio[b], batch.audio_frames[b], row.mels, model),
+            VISION: vision_start + _put_vision(batch, b, row.frames, model),
+        }
+        if row.features is not None:
+            batch.features[b, : len(row.features)] = row.features
+            places[FEATURES] = feature_start + np.arange(len(row.features))
+        for kind, table in places.items():
+            chosen = layout.kind == kind
+            batch.media_index[b, :n][chosen] = table[layout.index[chosen]]
     return batch
+
+
+def _check_fit(row: int, need: Bucket, bucket: Bucket) -> None:
+    for field in dataclasses.fields(Bucket):
+        wanted, held = getattr(need, field.name), getattr(bucket, field.name)
+        if wanted > held:
+            raise ValueError(
+                f"row {row} does not fit: it needs {field.name} = {wanted}, its bucket holds {held} "
+                f"(config key 'data.buckets')"
+            )
+
+
+def _put_audio(audio: np.ndarray, valid: np.ndarray, mels: Sequence[np.ndarray], model: ModelConfig) -> np.ndarray:
+    """Fills a row's chunks [C, F, M] and their valid frames [C]; returns where each audio token stands."""
+    places, chunk = [np.zeros(0, int)], 0
+    for mel in mels:
+        # A stretch of sound begins in a chunk of its own: chunks do not see each other in the tower.
+        length, count = model.audio.chunk_frames, _chunk_count(mel, model)
+        audio[chunk : chunk + count].reshape(-1, mel.shape[1])[: len(mel)] = mel
+        valid[chunk : chunk + count] = np.clip(len(mel) - length * np.arange(count), 0, length)
+        tokens = audio_tokens(len(mel), model.audio.n_window)
+        places.append(chunk * model.audio.chunk_tokens + np.arange(tokens))
+        chunk += count
+    return np.concatenate(places)
+
+
+def _put_vision(batch: PromptBatch, b: int, videos: Sequence[np.ndarray], model: ModelConfig) -> np.ndarray:
+    """Fills row `b`'s patches; returns where each token, in raster order, stands among the row's windows."""
+    places, time, windows = [np.zeros(0, int)], 0, batch.patches.shape[2]
+    for frames in videos:
+        cut = vision_patches(frames, model.vision)
+        t, w = cut.mask.shape[:2]
+        batch.patches[b, time : time + t, :w] = cut.patches
+        batch.patch_positions[b, time : time + t, :w] = cut.positions
+        batch.patch_mask[b, time : time + t, :w] = cut.mask
+        # From a place among the video's own windows to one among the bucket's.
+        frame, rest = np.divmod(cut.order, w * model.vision.window_tokens)
+        places.append((time + frame) * windows * model.vision.window_tokens + rest)
+        time += t
+    return np.concatenate(places)
 
 
 def collate_targets(targets: Sequence[Sequence[Sequence[int]]], length: int, pad_id: int) -> Completions:

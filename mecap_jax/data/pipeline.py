@@ -19,11 +19,11 @@ from mecap_jax.batch import Completions, PromptBatch
 from mecap_jax.config import AugmentConfig, Bucket, DataConfig
 from mecap_jax.data.batch_plan import BatchPlan, assign_bucket, evaluation_batches
 from mecap_jax.data.clips import Clip, ClipCache, augment, decode_clip, frame_size
-from mecap_jax.data.collate import Row, collate, collate_targets, needed
+from mecap_jax.data.collate import Row, collate, collate_targets, needed, video_grid
 from mecap_jax.data.features import audio_tokens
 from mecap_jax.data.manifest import BadClip, IndexRow
 from mecap_jax.data.media import TEMPORAL_PATCH_SIZE, MediaError
-from mecap_jax.data.prompts import PromptLayout, VideoGrid, encode_target, lay_out_prompt
+from mecap_jax.data.prompts import AudioSpan, FeatureSpan, Media, encode_target, lay_out, user_turn
 from mecap_jax.data.shards import ShardReader
 from mecap_jax.data.tokenizer import Tokenizer
 from mecap_jax.model_config import ModelConfig
@@ -97,8 +97,8 @@ class CaptionDataset:
 
     def prompt_text(self, row: int) -> str:
         """The text part of a row's prompt, as rewards and logs show it."""
-        transcript = self.index[row].transcript
-        return f'"{transcript}" {self._config.instruction}' if self._transcript(row) else self._config.instruction
+        transcript = self._transcript(row)
+        return self._config.instruction if transcript is None else f'"{transcript}" {self._config.instruction}'
 
     # --- batches --------------------------------------------------------------------------------------------------
 
@@ -189,7 +189,7 @@ class CaptionDataset:
             except MediaError as error:
                 _log.warning("clip %s cannot be decoded, its row does not count: %s", self.index[row].id, error)
                 clip, valid[position] = Clip(), False
-            prepared.append(Row(clip, self._lay_out(int(row), clip)))
+            prepared.append(self._prompt(int(row), clip))
         prompt = collate(prepared, bucket, self._model, self._tokenizer.pad_id)
         encoded = None
         if targets is not None:
@@ -221,26 +221,20 @@ class CaptionDataset:
     def _transcript(self, row: int) -> str | None:
         return self.index[row].transcript if self._config.include_transcript else None
 
-    def _lay_out(self, row: int, clip: Clip) -> PromptLayout:
-        video = None
+    def _prompt(self, row: int, clip: Clip) -> Row:
+        """A row's prompt. A modality with no tokens leaves no trace: the prompt is that of a clip without it."""
+        media: dict[str, Media] = {}
+        mels, frames = (), ()
+        if clip.mel is not None and (count := audio_tokens(len(clip.mel), self._model.audio.n_window)):
+            media["audio"], mels = AudioSpan(count), (clip.mel,)
         if clip.frames is not None:
-            count, height, width = clip.frames.shape[:3]
-            video = self._grid(count, height, width, clip.seconds_per_frame)
-        return lay_out_prompt(
-            self._tokenizer,
-            self._model,
-            instruction=self._config.instruction,
-            transcript=self._transcript(row),
-            audio_tokens=0 if clip.mel is None else audio_tokens(len(clip.mel), self._model.audio.n_window),
-            video=video,
-            feature_frames=0 if clip.features is None else len(clip.features),
-        )
-
-    def _grid(self, frames: int, height: int, width: int, seconds_per_frame: float) -> VideoGrid:
-        vision = self._model.vision
-        cell = vision.patch_size * vision.spatial_merge_size
-        pairs = -(-frames // vision.temporal_patch_size)
-        return VideoGrid(pairs, height // cell, width // cell, seconds_per_frame * vision.temporal_patch_size)
+            media["video"] = video_grid(clip.frames, clip.seconds_per_frame, self._model)
+            frames = (clip.frames,)
+        if clip.features is not None:
+            media["features"] = FeatureSpan(len(clip.features))
+        messages = user_turn(media, self.prompt_text(row))
+        layout = lay_out(self._tokenizer, self._model, messages, tuple(media.values()))
+        return Row(layout, mels, frames, clip.features)
 
     # --- sizes ----------------------------------------------------------------------------------------------------
 
@@ -268,7 +262,7 @@ class CaptionDataset:
         stand_in = self._sized_like(row)
         if self._config.modalities and not stand_in.nbytes:
             return f"has none of the modalities {self._config.modalities}"
-        need = needed(Row(stand_in, self._lay_out(i, stand_in)), self._model)
+        need = needed(self._prompt(i, stand_in), self._model)
         try:
             assign_bucket(need, self._buckets())
         except ValueError as error:

@@ -1,47 +1,146 @@
-"""The text side of the model: a `tokenizers` file with the special tokens of Qwen2.5-Omni, and how one is trained."""
+"""The text side of the model: a `tokenizers` file with the family's special tokens, and how one is trained."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-END_OF_TEXT = "<|endoftext|>"
-IM_START, IM_END = "<|im_start|>", "<|im_end|>"
-AUDIO, AUDIO_START, AUDIO_END = "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>"
-VIDEO, IMAGE, VISION_START, VISION_END = "<|VIDEO|>", "<|IMAGE|>", "<|vision_bos|>", "<|vision_eos|>"
-FEATURES = "<|FEATURES|>"  # precomputed features; the published vocabulary has no token for them
-SPECIAL_TOKENS = (
-    END_OF_TEXT, IM_START, IM_END, AUDIO, AUDIO_START, AUDIO_END, IMAGE, VIDEO, VISION_START, VISION_END, FEATURES,
-)  # fmt: skip
+from mecap_jax.data.chat_template import (
+    END_OF_TEXT,
+    FEATURES,
+    IM_END,
+    IM_START,
+    MEDIA_TOKENS,
+    default_template,
+    defuse,
+    read_template,
+    render,
+)
+
+# What a published directory keeps of its tokenizer.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+
+
+def special_tokens(family: str) -> tuple[str, ...]:
+    """The special tokens that a tokenizer of the family must have."""
+    tokens = MEDIA_TOKENS[family]
+    audio = (tokens.audio, tokens.audio_start, tokens.audio_end)
+    vision = (tokens.image, tokens.video, tokens.vision_start, tokens.vision_end)
+    return (END_OF_TEXT, IM_START, IM_END, *(token for token in (*audio, *vision) if token is not None))
 
 
 class Tokenizer:
-    """Encodes and decodes text; knows the ids of the special tokens."""
+    """Encodes and decodes text and conversations; knows the ids of the special tokens.
 
-    def __init__(self, backend: tokenizers.Tokenizer):
-        missing = [token for token in SPECIAL_TOKENS if backend.token_to_id(token) is None]
+    Attributes:
+      family: whose special tokens and placeholders it has (`model_config.FAMILIES`).
+      media: the family's placeholder tokens.
+      template: the chat template's Jinja source.
+      vocab_size: how many ids the file has.
+      pad_id, end_ids: the id that fills up rows, and those that end an answer.
+      features_id: marks a place of precomputed features in an encoded conversation.
+      features_input_id: what the model gets there: `features_id` where the file has that token, `pad_id` otherwise.
+    """
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        family: str = "qwen2_5_omni",
+        template: str | None = None,
+        source: Path | None = None,
+    ):
+        """Wraps `backend`; `source` is the directory that it was read from.
+
+        Raises:
+          ValueError: the backend lacks special tokens of the family.
+        """
+        missing = [token for token in special_tokens(family) if backend.token_to_id(token) is None]
         if missing:
-            raise ValueError(f"tokenizer lacks the special tokens {missing}")
+            raise ValueError(f"tokenizer lacks the special tokens {missing} of the family {family!r}")
         self._backend = backend
+        self._source = source
+        self.family = family
+        self.media = MEDIA_TOKENS[family]
+        self.template = default_template(family) if template is None else template
+        self.vocab_size = backend.get_vocab_size()
         self.pad_id = backend.token_to_id(END_OF_TEXT)
         self.end_ids = (backend.token_to_id(IM_END), backend.token_to_id(END_OF_TEXT))
+        in_file = backend.token_to_id(FEATURES) is not None
+        if not in_file:
+            backend.add_special_tokens([FEATURES])
+        self.features_id = backend.token_to_id(FEATURES)
+        self.features_input_id = self.features_id if in_file else self.pad_id
 
     @classmethod
-    def from_file(cls, path: str | Path) -> Tokenizer:
-        """Loads a `tokenizer.json`."""
+    def from_file(cls, path: str | Path, family: str = "qwen2_5_omni") -> Tokenizer:
+        """Loads a `tokenizer.json` with the default chat template."""
         if not Path(path).is_file():
             raise FileNotFoundError(f"no tokenizer at {path}")
-        return cls(tokenizers.Tokenizer.from_file(str(path)))
+        return cls(tokenizers.Tokenizer.from_file(str(path)), family)
+
+    @classmethod
+    def from_directory(cls, path: str | Path, family: str) -> Tokenizer:
+        """Loads `tokenizer.json` and the chat template of a directory in the Hugging Face layout.
+
+        Raises:
+          FileNotFoundError: there is no `tokenizer.json`.
+          ValueError: special tokens of the family are missing, or the template is ambiguous.
+        """
+        directory = Path(path)
+        file = directory / "tokenizer.json"
+        if not file.is_file():
+            raise FileNotFoundError(f"no tokenizer at {file}")
+        try:
+            return cls(tokenizers.Tokenizer.from_file(str(file)), family, read_template(directory), directory)
+        except ValueError as error:
+            raise ValueError(f"{directory}: {error}") from error
 
     def save(self, path: str | Path) -> None:
-        self._backend.save(str(path))
+        """Writes a `tokenizer.json`."""
+        if self.features_input_id == self.features_id:
+            self._backend.save(str(path))
+            return
+        content = json.loads(self._backend.to_str())
+        content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] != FEATURES]
+        Path(path).write_text(json.dumps(content, ensure_ascii=False, indent=2), encoding="utf-8")
 
-    @property
-    def vocab_size(self) -> int:
-        return self._backend.get_vocab_size()
+    def save_directory(self, directory: Path) -> None:
+        """Writes what transformers needs to load the tokenizer; files that were read are copied as they are."""
+        if self._source is not None:
+            for name in TOKENIZER_FILES:
+                target = directory / name
+                if (self._source / name).is_file() and not (target.exists() and target.samefile(self._source / name)):
+                    shutil.copyfile(self._source / name, target)
+            return
+        self.save(directory / "tokenizer.json")
+        (directory / "chat_template.jinja").write_text(self.template, encoding="utf-8")
+        names = {"vision_start": "vision_bos", "vision_end": "vision_eos", "audio_start": "audio_bos"}
+        names["audio_end"] = "audio_eos"
+        media = {f"{names.get(k, k)}_token": token for k, token in vars(self.media).items() if token is not None}
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",  # takes tokenizer.json as it is, splitting rules included
+            "eos_token": IM_END,
+            "pad_token": END_OF_TEXT,
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": 32768,
+            "extra_special_tokens": media,
+        }
+        (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     def special(self, token: str) -> int:
         """The id of a special token."""
@@ -49,29 +148,34 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text. Special tokens written out in `text` are data, not control: they are split like words."""
-        return self._backend.encode(_defuse(text), add_special_tokens=False).ids
+        return self._backend.encode(defuse(text), add_special_tokens=False).ids
+
+    def encode_conversation(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Ids of messages as `chat_template.render` takes them: one placeholder id an item of media.
+
+        Raises:
+          ValueError: as `chat_template.render` does.
+        """
+        return self._backend.encode(render(self.template, messages, self.family), add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens dropped."""
         return self._backend.decode(list(map(int, ids)), skip_special_tokens=True).strip()
 
 
-def _defuse(text: str) -> str:
-    """Breaks up the delimiters of special tokens, so that a transcript cannot speak for the chat template."""
-    return text.replace("<|", "< |").replace("|>", "| >")
-
-
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+def train_tokenizer(texts: Iterable[str], vocab_size: int, family: str = "qwen2_5_omni") -> Tokenizer:
     """Trains a byte-level BPE tokenizer (the kind Qwen2.5 has) on texts; any text can be encoded with it."""
     backend = tokenizers.Tokenizer(models.BPE())
     backend.normalizer = normalizers.NFC()
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
+    # A text model's vocabulary knows nothing of features, whoever trained it.
+    features = [FEATURES] if MEDIA_TOKENS[family].present() else []
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=list(SPECIAL_TOKENS),
+        special_tokens=[*special_tokens(family), *features],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    backend.train_from_iterator(map(_defuse, texts), trainer)
-    return Tokenizer(backend)
+    backend.train_from_iterator(map(defuse, texts), trainer)
+    return Tokenizer(backend, family)

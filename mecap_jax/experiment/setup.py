@@ -103,7 +103,7 @@ def reopen(workdir: Path, data: Path | None, logger: RunLogger) -> Workbench:
 def _assemble(
     config: Config, workdir: Path, reader: ShardReader, encoder: SentenceEncoder, logger: RunLogger
 ) -> Workbench:
-    tokenizer = Tokenizer.from_file(workdir / TOKENIZER)
+    tokenizer = Tokenizer.from_file(workdir / TOKENIZER, config.model.family)
     if tokenizer.vocab_size > config.model.decoder.vocab_size:
         raise ConfigError(
             f"config key 'model.decoder.vocab_size': {config.model.decoder.vocab_size} is smaller than the "
@@ -178,7 +178,7 @@ def make_tokenizer(config: Config, reader: ShardReader) -> Tokenizer:
     train = [row for row in reader.index if row.split == "train"]
     texts = [text for row in train for texts in row.captions.values() for text in texts]
     texts += [text for row in train for text in (row.transcript, config.data.instruction, "user", "assistant")]
-    return train_tokenizer(texts, config.model.decoder.vocab_size)
+    return train_tokenizer(texts, config.model.decoder.vocab_size, config.model.family)
 
 
 def make_anchors(config: Config, reader: ShardReader, encoder: SentenceEncoder) -> Anchors:

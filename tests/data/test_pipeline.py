@@ -9,12 +9,11 @@ import pytest
 
 from mecap_jax.config import AugmentConfig, Bucket, DataConfig
 from mecap_jax.data import shards
-from mecap_jax.data import tokenizer as special
 from mecap_jax.data.clips import Clip, ClipCache, augment
 from mecap_jax.data.collate import Row, collate, needed
 from mecap_jax.data.media import MediaError
 from mecap_jax.data.pipeline import CaptionDataset, DataError
-from mecap_jax.data.prompts import lay_out_prompt
+from mecap_jax.data.prompts import FeatureSpan, lay_out, user_turn
 from mecap_jax.data.shards import ShardReader
 from mecap_jax.data.tokenizer import train_tokenizer
 from mecap_jax.data.utterance import Utterance
@@ -129,7 +128,9 @@ def test_media_stand_where_the_tokens_point(dataset, tokenizer):
         for b, row in enumerate(batch.rows):
             entry, n = dataset.index[row], prompt.length[b]
             tokens, index = prompt.tokens[b, :n], prompt.media_index[b, :n]
-            is_audio, is_video = (tokens == tokenizer.special(t) for t in (special.AUDIO, special.VIDEO))
+            is_audio, is_video = (
+                tokens == tokenizer.special(t) for t in (tokenizer.media.audio, tokenizer.media.video)
+            )
             assert is_audio.any() == entry.has_audio == bool(prompt.audio_frames[b].sum())
             assert is_video.any() == entry.has_video == bool(prompt.patch_mask[b].any())
             np.testing.assert_array_equal(index >= 0, is_audio | is_video)
@@ -153,7 +154,7 @@ def test_a_hidden_modality_leaves_no_trace(dataset, tokenizer):
     deaf = dataset.with_modalities(("video",))
     for batch in deaf.evaluation_batches(dataset.rows("validation"), 6):
         assert not batch.prompt.audio.any() and not batch.prompt.audio_frames.any()
-        assert not (batch.prompt.tokens == tokenizer.special(special.AUDIO)).any()
+        assert not (batch.prompt.tokens == tokenizer.special(tokenizer.media.audio)).any()
     blind = dataset.with_modalities(())
     for batch in blind.evaluation_batches(dataset.rows("validation"), 6):
         assert (batch.prompt.media_index == -1).all()
@@ -262,15 +263,15 @@ def test_augmentation_stays_within_its_limits():
 
 
 def test_features_become_tokens(tokenizer):
-    clip = Clip(features=np.arange(12, dtype=np.float32).reshape(4, 3))
-    layout = lay_out_prompt(tokenizer, MODEL, instruction="Describe.", feature_frames=4)
-    row = Row(clip, layout)
+    features = np.arange(12, dtype=np.float32).reshape(4, 3)
+    layout = lay_out(tokenizer, MODEL, user_turn(["features"], "Describe."), [FeatureSpan(4)])
+    row = Row(layout, features=features)
     need = needed(row, MODEL)
     assert need.feature_frames == 4 and need.audio_chunks == need.frames == 0
     batch = collate([row], Bucket(len(layout.tokens) + 3, 1, 1, 1, 6), MODEL, pad_id=0)
     places = np.flatnonzero(batch.media_index[0] >= 0)
     start = MODEL.audio.chunk_tokens + MODEL.vision.window_tokens
     np.testing.assert_array_equal(batch.media_index[0, places], start + np.arange(4))
-    np.testing.assert_array_equal(batch.features[0, :4], clip.features)
-    with pytest.raises(ValueError, match="does not fit"):
+    np.testing.assert_array_equal(batch.features[0, :4], features)
+    with pytest.raises(ValueError, match="row 0 does not fit: it needs prompt_tokens"):
         collate([row], Bucket(4, 0, 0, 0, 6), MODEL, pad_id=0)

@@ -1,0 +1,185 @@
+"""Chat templates: from a list of messages to the text that the tokenizer reads.
+
+A published directory brings its own Jinja template; a tokenizer that was trained here gets `default_template`. Both
+run in Jinja's sandbox and see plain strings only. What people wrote is data: special tokens in it are broken up before
+the template puts its own around it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+END_OF_TEXT = "<|endoftext|>"
+IM_START, IM_END = "<|im_start|>", "<|im_end|>"
+FEATURES = "<|FEATURES|>"  # precomputed features; no published vocabulary has a token for them
+ROLES = ("system", "user", "assistant")
+
+
+@dataclasses.dataclass(frozen=True)
+class MediaTokens:
+    """Placeholder and delimiter tokens of a family; None where it does not read that kind of media."""
+
+    audio: str | None = None
+    audio_start: str | None = None
+    audio_end: str | None = None
+    image: str | None = None
+    video: str | None = None
+    vision_start: str | None = None
+    vision_end: str | None = None
+
+    def present(self) -> tuple[str, ...]:
+        """The tokens that the vocabulary must have."""
+        return tuple(token for token in dataclasses.astuple(self) if token is not None)
+
+
+MEDIA_TOKENS = {
+    "qwen2_5_omni": MediaTokens(
+        audio="<|AUDIO|>",
+        audio_start="<|audio_bos|>",
+        audio_end="<|audio_eos|>",
+        image="<|IMAGE|>",
+        video="<|VIDEO|>",
+        vision_start="<|vision_bos|>",
+        vision_end="<|vision_eos|>",
+    ),
+    "qwen2_5_vl": MediaTokens(
+        image="<|image_pad|>",
+        video="<|video_pad|>",
+        vision_start="<|vision_start|>",
+        vision_end="<|vision_end|>",
+    ),
+    "qwen2": MediaTokens(),
+    "qwen3": MediaTokens(),
+}
+
+
+def default_template(family: str) -> str:
+    """Qwen's chat format (ChatML) with the family's placeholders and without a system prompt of its own."""
+    tokens = MEDIA_TOKENS[family]
+    blocks = [("audio", tokens.audio_start, tokens.audio, tokens.audio_end)]
+    blocks += [(name, tokens.vision_start, getattr(tokens, name), tokens.vision_end) for name in ("image", "video")]
+    media = "".join(
+        "{% elif item.type == '" + name + "' %}" + start + placeholder + end
+        for name, start, placeholder, end in blocks
+        if placeholder is not None
+    )
+    return (
+        "{% for message in messages %}{{ '<|im_start|>' + message.role + '\\n' }}"
+        "{% if message.content is string %}{{ message.content }}{% else %}"
+        "{% for item in message.content %}{% if item.type == 'text' %}{{ item.text }}" + media + "{% endif %}"
+        "{% endfor %}{% endif %}{{ '<|im_end|>\\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    )
+
+
+def read_template(directory: Path) -> str | None:
+    """The chat template of a directory in the Hugging Face layout, in the order in which its processors look.
+
+    Raises:
+      ValueError: a file holds several templates and none is called "default".
+    """
+    if (path := directory / "chat_template.jinja").is_file():
+        return path.read_text(encoding="utf-8")
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        if not (path := directory / name).is_file():
+            continue
+        template = json.loads(path.read_text(encoding="utf-8")).get("chat_template")
+        if isinstance(template, list):
+            template = {entry["name"]: entry["template"] for entry in template}
+        if isinstance(template, dict):
+            if "default" not in template:
+                raise ValueError(f"{path}: 'chat_template' has {sorted(template)} but no 'default'")
+            template = template["default"]
+        if template is not None:
+            return template
+    return None
+
+
+def render(template: str, messages: Sequence[Mapping[str, Any]], family: str) -> str:
+    """Renders messages, ready for the assistant's turn.
+
+    Args:
+      messages: each has a "role" and a "content": a string, or items {"type": "text", "text": ...}, {"type": "audio"},
+        {"type": "image"}, {"type": "video"} and {"type": "features"}. Other keys are not shown to the template, which
+        in some families takes any item with a key "audio" for audio.
+
+    Raises:
+      ValueError: an unknown role or item, media that the family does not read, or a template that fails.
+    """
+    plain = [_plain_message(message, MEDIA_TOKENS[family], family) for message in messages]
+    try:
+        return _compile(template).render(messages=plain, add_generation_prompt=True, tools=None, documents=None)
+    except jinja2.TemplateError as error:
+        raise ValueError(f"the chat template fails: {error}") from error
+
+
+def defuse(text: str) -> str:
+    """Breaks up the delimiters of special tokens, so that a transcript cannot speak for the chat template."""
+    return text.replace("<|", "< |").replace("|>", "| >")
+
+
+def _plain_message(message: Mapping[str, Any], tokens: MediaTokens, family: str) -> dict[str, Any]:
+    role, content = message.get("role"), message.get("content")
+    if role not in ROLES:
+        raise ValueError(f"unknown role {role!r}; roles are {', '.join(ROLES)}")
+    if isinstance(content, str):
+        return {"role": role, "content": defuse(content)}
+    if not isinstance(content, list | tuple):
+        raise ValueError(f"the content of a {role!r} message is a {type(content).__name__}, not a string or a list")
+    items: list[dict[str, str]] = []
+    texts: list[str] = []  # neighbours are joined before they are defused: "<" and "|im_end|>" make a token together
+
+    def flush() -> None:
+        if texts:
+            items.append({"type": "text", "text": defuse("".join(texts))})
+            texts.clear()
+
+    for item in content:
+        kind = item.get("type") if isinstance(item, Mapping) else item
+        if kind == "text":
+            if not isinstance(item.get("text"), str):
+                raise ValueError(f"a text item holds {item.get('text')!r}, not a string")
+            texts.append(item["text"])
+            continue
+        flush()
+        if kind == "features":
+            items.append({"type": "text", "text": FEATURES})
+        elif kind in ("audio", "image", "video"):
+            if getattr(tokens, kind) is None:
+                raise ValueError(f"models of the family {family!r} read no {kind}")
+            items.append({"type": kind})
+        else:
+            raise ValueError(f"unknown content item {kind!r}; items are text, audio, image, video and features")
+    flush()
+    if not tokens.present():  # templates of text models add `content` to a string
+        return {"role": role, "content": "".join(item["text"] for item in items)}
+    return {"role": role, "content": items}
+
+
+@functools.lru_cache(maxsize=16)
+def _compile(template: str) -> jinja2.Template:
+    """Compiles a template as transformers does: the same sandbox, white-space rules and helper functions."""
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise
+    try:
+        return environment.from_string(template)
+    except jinja2.TemplateSyntaxError as error:
+        raise ValueError(f"the chat template cannot be read, line {error.lineno}: {error}") from error
+
+
+def _to_json(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)  # Jinja's own filter escapes for HTML
+
+
+def _raise(message: str) -> None:
+    raise jinja2.TemplateError(message)

@@ -1,0 +1,193 @@
+"""What a directory in the Hugging Face layout says about media, read and written.
+
+Older directories hold one flat `preprocessor_config.json` for pictures and sound; newer ones add
+`video_preprocessor_config.json` or nest all three in `processor_config.json`. A value that the code here does not
+implement is an error, not a surprise in the results.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mecap_jax.data.features import HOP, MAX_SAMPLES, N_FFT, PIXEL_MEAN, PIXEL_STD, SAMPLE_RATE
+from mecap_jax.data.media import MIN_FRAMES
+from mecap_jax.model_config import ModelConfig
+
+_CELL = 28 * 28  # pixels behind one decoder token
+_BICUBIC = 3  # PIL's number
+# Classes and type names by which transformers finds its own processors.
+_PROCESSOR_CLASSES = {"qwen2_5_omni": "Qwen2_5OmniProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor"}
+
+
+@dataclasses.dataclass(frozen=True)
+class ProcessorSettings:
+    """How media become model inputs; the defaults are those of transformers' Qwen2-VL processors.
+
+    Attributes:
+      image_min_pixels, image_max_pixels: area that pictures are resized into.
+      video_min_pixels, video_max_pixels: the same for each frame of a video.
+      fps: frames a second to take from a video file.
+      max_frames: most frames to take from one.
+    """
+
+    image_min_pixels: int = 4 * _CELL
+    image_max_pixels: int = 1280 * _CELL
+    video_min_pixels: int = 128 * _CELL
+    video_max_pixels: int = 768 * _CELL
+    fps: float = 2.0
+    max_frames: int = 768
+
+    def __post_init__(self):
+        for kind in ("image", "video"):
+            low, high = getattr(self, f"{kind}_min_pixels"), getattr(self, f"{kind}_max_pixels")
+            if not 0 < low <= high:
+                raise ValueError(f"{kind}_min_pixels = {low} and {kind}_max_pixels = {high} leave no size")
+        if self.fps <= 0 or self.max_frames < 1:
+            raise ValueError(f"fps = {self.fps} and max_frames = {self.max_frames} must be positive")
+
+
+def read_settings(directory: Path, model: ModelConfig) -> ProcessorSettings:
+    """Reads what the model's towers need.
+
+    Raises:
+      FileNotFoundError: the model has a tower and no file says what it is fed.
+      ValueError: a file cannot be read or holds a value that is not implemented; the message names file and field.
+    """
+    settings: dict[str, Any] = {}
+    if model.audio is not None:
+        _refuse_others(*_section(directory, "feature_extractor", "preprocessor_config.json"), _sound(model))
+    if model.vision is not None:
+        pictures = _pictures(model)
+        file, image = _section(directory, "image_processor", "preprocessor_config.json")
+        _refuse_others(file, image, pictures)
+        settings |= _area("image", image)
+        names = ("video_preprocessor_config.json", "preprocessor_config.json")
+        file, video = _section(directory, "video_processor", *names)
+        _refuse_others(file, video, pictures | {"cap_pixels_per_frame": (False,) * 2, "min_frames": (MIN_FRAMES,) * 2})
+        if model.family == "qwen2_5_omni":
+            # transformers' processor of this family passes its own limits over those of the video processor's file.
+            whole = directory / "processor_config.json"
+            video = {**video, "min_pixels": None, "max_pixels": None, "size": None}
+            video |= _load(whole).get("videos_kwargs", {}) if whole.is_file() else {}
+        settings |= _area("video", video)
+        settings |= {key: video[key] for key in ("fps", "max_frames") if video.get(key) is not None}
+    return ProcessorSettings(**settings)
+
+
+def write_settings(settings: ProcessorSettings, directory: Path, model: ModelConfig) -> None:
+    """Writes the files that transformers' processor of the family reads; nothing for text families."""
+    name = _PROCESSOR_CLASSES.get(model.family)
+    if name is None:
+        return
+    vision = {} if model.vision is None else {key: value for key, (value, _) in _pictures(model).items()}
+    image = vision | _size(settings.image_min_pixels, settings.image_max_pixels)
+    image |= {"processor_class": name, "image_processor_type": "Qwen2VLImageProcessor"}
+    if model.family == "qwen2_5_omni":
+        sound = {} if model.audio is None else {key: value for key, (value, _) in _sound(model).items()}
+        image |= sound | {"feature_extractor_type": "WhisperFeatureExtractor", "return_attention_mask": True}
+    _dump(image, directory / "preprocessor_config.json")
+    size = _size(settings.video_min_pixels, settings.video_max_pixels)
+    rates = {"fps": settings.fps, "max_frames": settings.max_frames}
+    video = vision | size | rates | {"min_frames": MIN_FRAMES, "video_processor_type": "Qwen2VLVideoProcessor"}
+    _dump(video | {"processor_class": name}, directory / "video_preprocessor_config.json")
+    whole: dict[str, Any] = {"processor_class": name}
+    if model.family == "qwen2_5_omni":  # see `read_settings`; with transformers, pass it as `videos_kwargs`
+        whole["videos_kwargs"] = {"size": size["size"]} | rates
+    _dump(whole, directory / "processor_config.json")
+
+
+def _sound(model: ModelConfig) -> dict[str, tuple[Any, Any]]:
+    """Fields of WhisperFeatureExtractor: what is implemented, and what a missing field means."""
+    return {
+        "feature_size": (model.audio.num_mel_bins, 80),
+        "sampling_rate": (SAMPLE_RATE, 16_000),
+        "hop_length": (HOP, 160),
+        "n_fft": (N_FFT, 400),
+        "chunk_length": (MAX_SAMPLES // SAMPLE_RATE, 30),
+        "padding_value": (0.0, 0.0),
+        "padding_side": ("right", "right"),
+        "dither": (0.0, 0.0),
+    }
+
+
+def _pictures(model: ModelConfig) -> dict[str, tuple[Any, Any]]:
+    """The same for the Qwen2-VL image and video processors."""
+    vision = model.vision
+    return {
+        "image_mean": (list(PIXEL_MEAN), PIXEL_MEAN),
+        "image_std": (list(PIXEL_STD), PIXEL_STD),
+        "patch_size": (vision.patch_size, 14),
+        "temporal_patch_size": (vision.temporal_patch_size, 2),
+        "merge_size": (vision.spatial_merge_size, 2),
+        "do_resize": (True, True),
+        "do_rescale": (True, True),
+        "do_normalize": (True, True),
+        "rescale_factor": (1 / 255, 1 / 255),
+        "resample": (_BICUBIC, _BICUBIC),
+    }
+
+
+def _refuse_others(file: str, content: Mapping[str, Any], implemented: Mapping[str, tuple[Any, Any]]) -> None:
+    for field, (expected, default) in implemented.items():
+        value = default if content.get(field) is None else content[field]
+        if not _same(value, expected):
+            raise ValueError(f"{file}: {field} = {value!r} is not implemented for this model, which takes {expected!r}")
+
+
+def _same(value: Any, expected: Any) -> bool:
+    if isinstance(expected, str) or isinstance(value, str):
+        return value == expected
+    # -1 for what is no number at all.
+    numbers = np.asarray(value if isinstance(value, int | float | list | tuple) else -1, float)
+    return numbers.shape == np.shape(expected) and bool(np.allclose(numbers, expected, rtol=1e-6, atol=0))
+
+
+def _area(kind: str, content: Mapping[str, Any]) -> dict[str, int]:
+    size, found = content.get("size") or {}, {}
+    for key, edge in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
+        candidates = (content.get(key), size.get(edge), size.get(key))
+        value = next((candidate for candidate in candidates if candidate is not None), None)
+        if value is not None:
+            found[f"{kind}_{key}"] = int(value)
+    return found
+
+
+def _size(low: int, high: int) -> dict[str, Any]:
+    """Limits under their old and their new names."""
+    return {"min_pixels": low, "max_pixels": high, "size": {"shortest_edge": low, "longest_edge": high}}
+
+
+def _section(directory: Path, part: str, *names: str) -> tuple[str, dict[str, Any]]:
+    """A processor's fields and where they stand: nested in `processor_config.json`, or in the first file there is."""
+    for where, content in _candidates(directory, part, names):
+        return where, content
+    raise FileNotFoundError(f"{directory} has no {names[-1]}, which says what the model's {part} does")
+
+
+def _candidates(directory: Path, part: str, names: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
+    whole = directory / "processor_config.json"
+    if whole.is_file() and part in (content := _load(whole)):
+        yield f"{whole}: {part}", content[part]
+    for path in (directory / name for name in names):
+        if path.is_file():
+            yield str(path), _load(path)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} does not hold an object")
+    return content
+
+
+def _dump(content: Mapping[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
