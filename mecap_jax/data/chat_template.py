@@ -36,9 +36,10 @@ class MediaTokens:
     vision_start: str | None = None
     vision_end: str | None = None
 
-    def present(self) -> tuple[str, ...]:
-        """The tokens that the vocabulary must have."""
-        return tuple(token for token in dataclasses.astuple(self) if token is not None)
+    @property
+    def any(self) -> bool:
+        """Whether the family reads media at all."""
+        return self.image is not None or self.audio is not None
 
 
 MEDIA_TOKENS = {
@@ -144,7 +145,9 @@ def _plain_message(message: Mapping[str, Any], tokens: MediaTokens, family: str)
             texts.clear()
 
     for item in content:
-        kind = item.get("type") if isinstance(item, Mapping) else item
+        if not isinstance(item, Mapping):
+            raise ValueError(f"a content item is a {type(item).__name__}, not a mapping with 'type'")
+        kind = item.get("type")
         if kind == "text":
             if not isinstance(item.get("text"), str):
                 raise ValueError(f"a text item holds {item.get('text')!r}, not a string")
@@ -160,7 +163,7 @@ def _plain_message(message: Mapping[str, Any], tokens: MediaTokens, family: str)
         else:
             raise ValueError(f"unknown content item {kind!r}; items are text, audio, image, video and features")
     flush()
-    if not tokens.present():  # templates of text models add `content` to a string
+    if not tokens.any:  # templates of text models add `content` to a string
         return {"role": role, "content": "".join(item["text"] for item in items)}
     return {"role": role, "content": items}
 

@@ -110,18 +110,16 @@ class Processor:
 
     def _items(self, content: Sequence[Any], collected: _Collected, use_audio_in_video: bool) -> Iterator[Any]:
         """Yields the items that the template sees; their media are added to `collected`."""
-        items = iter([*content, None])
-        following = next(items)
-        while (item := following) is not None:
-            following = next(items)
-            kind = item.get("type") if isinstance(item, Mapping) else None
+        rest = list(content)
+        while rest:
+            item = rest.pop(0)
+            kind = _kind(item)
             if kind == "video":
                 sound = item.get("audio")
                 if sound is not None and not use_audio_in_video:
                     raise ValueError("a video carries 'audio', which is read only with use_audio_in_video=True")
-                behind = isinstance(following, Mapping) and following.get("type") == "audio"
-                if use_audio_in_video and sound is None and behind:
-                    sound, following = _payload(following), next(items)
+                if use_audio_in_video and sound is None and rest and _kind(rest[0]) == "audio":
+                    sound = _payload(rest.pop(0))
                 self._add_video(item, sound, collected)
             elif kind == "audio":
                 collected.add(AudioSpan(self._add_sound(_payload(item), collected)))
@@ -209,6 +207,10 @@ class _Collected:
 
     def add(self, medium: Media) -> None:
         self.media.append(medium)
+
+
+def _kind(item: Any) -> Any:
+    return item.get("type") if isinstance(item, Mapping) else None
 
 
 def _payload(item: Mapping[str, Any]) -> Any:

@@ -95,20 +95,16 @@ def lay_out(
     Raises:
       ValueError: the template fails, or its placeholders are not those of `media`.
     """
-    ids = np.array(tokenizer.encode_conversation(messages), np.int32)
-    tokens = tokenizer.media
-    by_name = {"audio": tokens.audio, "image": tokens.image, "video": tokens.video}
-    names = {tokenizer.special(token): name for name, token in by_name.items() if token is not None}
-    names[tokenizer.features_id] = "features"
-    places = np.flatnonzero(np.isin(ids, list(names)))
-    found = [names[int(ids[place])] for place in places]
+    encoded = tokenizer.encode_conversation(messages)
+    places = [place for place, token in enumerate(encoded) if token in tokenizer.placeholders]
+    found = [tokenizer.placeholders[encoded[place]] for place in places]
     wanted = [_NAMES[type(medium)] for medium in media]
     if found != wanted:
         raise ValueError(
             f"the rendered prompt has placeholders for [{', '.join(found)}], the media are [{', '.join(wanted)}]"
         )
     builder = _Builder(tokenizer, model)
-    start = 0
+    ids, start = np.array(encoded, np.int32), 0
     for place, medium in zip(places, media, strict=True):
         builder.text(ids[start:place])
         builder.medium(medium)
@@ -163,7 +159,8 @@ class _Builder:
         if not len(tokens):
             return
         positions = np.asarray(offsets, np.int32) + self._next
-        kinds = np.broadcast_to(np.asarray(kind, np.int8), len(tokens))
+        kinds = np.empty(len(tokens), np.int8)
+        kinds[:] = kind
         self._parts.append((np.asarray(tokens, np.int32), kinds, np.asarray(index, np.int32), positions))
         self._next = int(positions.max()) + 1
 
@@ -224,7 +221,8 @@ class _Builder:
 
 
 def _line(count: int) -> np.ndarray:
-    return np.tile(np.arange(count), (3, 1))
+    line = np.arange(count)
+    return np.stack([line, line, line])
 
 
 def _grid(time: np.ndarray, rows: int, columns: int) -> np.ndarray:

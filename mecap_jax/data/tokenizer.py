@@ -54,6 +54,7 @@ class Tokenizer:
       vocab_size: how many ids the file has.
       pad_id, end_ids: the id that fills up rows, and those that end an answer.
       features_id: marks a place of precomputed features in an encoded conversation.
+      placeholders: the kind of media that each placeholder id stands for.
       features_input_id: what the model gets there: `features_id` where the file has that token, `pad_id` otherwise.
     """
 
@@ -85,6 +86,8 @@ class Tokenizer:
             backend.add_special_tokens([FEATURES])
         self.features_id = backend.token_to_id(FEATURES)
         self.features_input_id = self.features_id if in_file else self.pad_id
+        kinds = {"audio": self.media.audio, "image": self.media.image, "video": self.media.video, "features": FEATURES}
+        self.placeholders = {self.special(token): kind for kind, token in kinds.items() if token is not None}
 
     @classmethod
     def from_file(cls, path: str | Path, family: str = "qwen2_5_omni") -> Tokenizer:
@@ -170,7 +173,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, family: str = "qwen2_
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     # A text model's vocabulary knows nothing of features, whoever trained it.
-    features = [FEATURES] if MEDIA_TOKENS[family].present() else []
+    features = [FEATURES] if MEDIA_TOKENS[family].any else []
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[*special_tokens(family), *features],

@@ -11,8 +11,10 @@ from mecap_jax.config import AugmentConfig, Bucket, DataConfig
 from mecap_jax.data import shards
 from mecap_jax.data.clips import Clip, ClipCache, augment
 from mecap_jax.data.collate import Row, collate, needed
-from mecap_jax.data.media import MediaError
+from mecap_jax.data.media import MediaError, decode_audio, decode_video
 from mecap_jax.data.pipeline import CaptionDataset, DataError
+from mecap_jax.data.processor import Processor
+from mecap_jax.data.processor_settings import ProcessorSettings
 from mecap_jax.data.prompts import FeatureSpan, lay_out, user_turn
 from mecap_jax.data.shards import ShardReader
 from mecap_jax.data.tokenizer import train_tokenizer
@@ -141,6 +143,26 @@ def test_media_stand_where_the_tokens_point(dataset, tokenizer):
             assert prompt.patch_mask[b].reshape(-1, 4).all(-1)[cells].all()
             assert (np.diff(prompt.positions[b, 0, :n]) >= -prompt.positions.max()).all()
             assert prompt.next_position[b] == prompt.positions[b, :, :n].max() + 1
+
+
+def test_training_and_the_processor_see_the_same(dataset, tokenizer, reader):
+    """One path from media to inputs: what is learnt from is what captions are asked for with."""
+    settings = ProcessorSettings(video_min_pixels=DATA.min_pixels, video_max_pixels=DATA.max_pixels)
+    processor = Processor(tokenizer, MODEL, settings)
+    for batch in dataset.evaluation_batches(dataset.rows("train"), 6):
+        conversations = []
+        for row in batch.rows:
+            utterance, content = reader[row], []
+            if dataset.index[row].has_audio:
+                sound = utterance.video if utterance.audio is None else utterance.audio
+                content.append({"type": "audio", "audio": decode_audio(sound)})
+            if utterance.video is not None:
+                clip = decode_video(utterance.video, DATA.max_frames, DATA.fps)
+                content.append({"type": "video", "video": clip.pixels, "fps": 1 / clip.seconds_per_frame})
+            content.append({"type": "text", "text": dataset.prompt_text(row)})
+            conversations.append([{"role": "user", "content": content}])
+        bucket = Bucket(batch.prompt.tokens.shape[1], batch.prompt.audio.shape[1], *batch.prompt.patches.shape[1:3])
+        jax.tree.map(np.testing.assert_array_equal, processor(conversations, bucket=bucket), batch.prompt)
 
 
 def test_a_batch_takes_the_smallest_bucket_that_holds_it(dataset):

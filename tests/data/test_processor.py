@@ -10,9 +10,11 @@ from transformers import AutoProcessor, AutoTokenizer
 from transformers.video_utils import VideoMetadata
 
 from mecap_jax.config import Bucket
+from mecap_jax.data.media import decode_video
 from mecap_jax.data.processor import Processor
 from mecap_jax.data.processor_settings import ProcessorSettings
 from mecap_jax.model_config import AudioTowerConfig, DecoderConfig, FeatureProjectorConfig, ModelConfig
+from tests.data.clips import SHARED, needs_shared_data
 from tests.data.published import positions
 from tests.data.test_features import smooth_frames, voice_like
 from tests.hub_layout import write_processor
@@ -214,6 +216,15 @@ def test_pixels_are_exact_where_nothing_is_resized(family, pairs):
     check_row(ours([conversation]), 0, ours, published(theirs, conversation), 1e-6)
 
 
+@needs_shared_data
+def test_real_pictures(family, pairs):
+    ours, theirs = pairs[family]
+    for path in sorted((SHARED / "video").glob("*.mp4")):
+        frames = decode_video(path.read_bytes(), max_frames=5, fps=0).pixels
+        conversation = user(*({"type": "image", "image": frame} for frame in frames), text())
+        check_row(ours([conversation]), 0, ours, published(theirs, conversation), LEVELS)
+
+
 @pytest.mark.parametrize("fps", [0.7, 1.0, 2.0, 3.0, 23.976])
 def test_the_rate_of_frames_sets_the_times(family, pairs, fps):
     ours, theirs = pairs[family]
@@ -315,7 +326,8 @@ ONE = np.zeros((28, 28, 3), np.uint8)
         (["x"], "a message is a str"),
         ([{"role": "user", "content": 3}], "content of a 'user' message is a int"),
         (user({"type": "smell"}), "unknown content item 'smell'"),
-        (user("bare"), "unknown content item 'bare'"),
+        (user("text"), "a content item is a str"),
+        (user(None, text()), "a content item is a NoneType"),
         (user({"type": "text", "text": None}), "a text item holds None"),
         (user({"type": "audio"}), "an item of type 'audio' has no 'audio'"),
         (user({"type": "audio", "audio": np.zeros(100, np.int16)}), "audio is int16"),
@@ -357,6 +369,17 @@ def test_media_of_another_family_are_refused(pairs, directories):
             words([user({"type": "features", "features": arrays})])
     with pytest.raises(ValueError, match="of the family 'qwen2' for a model of 'qwen2_5_vl'"):
         Processor(words.tokenizer, VL, ProcessorSettings())
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_a_silent_video_beside_one_with_sound(pairs):
+    """The published positions count every video as one with sound, so only tokens are compared."""
+    ours, theirs = pairs["qwen2_5_omni"]
+    sound = audio(1.0)["audio"]
+    options = dict(audio=[sound], audio_from_video_indices=[1], load_audio_from_video=True)
+    expected = published(theirs, user(video(4, 28, 28), video(4, 28, 56)), **options)
+    batch = ours([user(video(4, 28, 28), video(4, 28, 56, audio=sound))], use_audio_in_video=True)
+    np.testing.assert_array_equal(batch.tokens[0, : batch.length[0]], expected["input_ids"][0])
 
 
 def test_text_is_data(pairs):
