@@ -9,8 +9,9 @@ from collections.abc import Callable
 import numpy as np
 
 from mecap_jax.config import AugmentConfig, DataConfig
-from mecap_jax.data.features import SAMPLE_RATE, log_mel, resize_frames, smart_resize
+from mecap_jax.data.features import SAMPLE_RATE, log_mel, smart_resize
 from mecap_jax.data.media import MediaError, decode_audio, decode_video
+from mecap_jax.data.resize import resize_bicubic
 from mecap_jax.data.utterance import Utterance
 from mecap_jax.model_config import ModelConfig
 
@@ -52,7 +53,7 @@ def decode_clip(utterance: Utterance, has_audio: bool, data: DataConfig, model: 
     if "video" in data.modalities and utterance.video is not None:
         video = decode_video(utterance.video, data.max_frames, data.fps, data.max_seconds)
         height, width = frame_size(video.pixels.shape[1], video.pixels.shape[2], data, model)
-        frames, seconds_per_frame = resize_frames(video.pixels, height, width), video.seconds_per_frame
+        frames, seconds_per_frame = resize_bicubic(video.pixels, height, width), video.seconds_per_frame
     if "features" in data.modalities and utterance.features:
         features = _gather_features(utterance, model)
     return Clip(mel, frames, seconds_per_frame, features)

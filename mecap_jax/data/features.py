@@ -12,7 +12,6 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from mecap_jax.model_config import VisionTowerConfig
 
@@ -85,14 +84,6 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixe
         grow = math.sqrt(min_pixels / (height * width))
         return tuple(math.ceil(side * grow / factor) * factor for side in (height, width))
     return rounded
-
-
-def resize_frames(frames: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resizes frames uint8 `[F, H, W, 3]` to uint8 `[F, height, width, 3]` (bicubic, antialiased)."""
-    if frames.shape[1:3] == (height, width):
-        return frames
-    resized = [Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC) for frame in frames]
-    return np.stack([np.asarray(frame) for frame in resized])
 
 
 class VisionPatches(NamedTuple):

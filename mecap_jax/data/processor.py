@@ -12,9 +12,10 @@ import numpy as np
 from mecap_jax.batch import PromptBatch
 from mecap_jax.config import Bucket
 from mecap_jax.data.collate import Row, collate, needed, video_grid
-from mecap_jax.data.features import audio_tokens, log_mel, resize_frames, smart_resize
+from mecap_jax.data.features import audio_tokens, log_mel, smart_resize
 from mecap_jax.data.processor_settings import ProcessorSettings, read_settings, write_settings
 from mecap_jax.data.prompts import AudioSpan, FeatureSpan, ImageGrid, Media, lay_out
+from mecap_jax.data.resize import resize_bicubic
 from mecap_jax.data.tokenizer import Tokenizer
 from mecap_jax.model_config import ModelConfig
 
@@ -178,7 +179,7 @@ class Processor:
 
     def _resized(self, frames: np.ndarray, min_pixels: int, max_pixels: int) -> np.ndarray:
         cell = self.model.vision.patch_size * self.model.vision.spatial_merge_size
-        return resize_frames(frames, *smart_resize(*frames.shape[1:3], cell, min_pixels, max_pixels))
+        return resize_bicubic(frames, *smart_resize(*frames.shape[1:3], cell, min_pixels, max_pixels))
 
     def _features(self, arrays: Any) -> np.ndarray:
         config = self.model.features
