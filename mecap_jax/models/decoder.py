@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from mecap_jax.model_config import DecoderConfig
-from mecap_jax.models.layers import MASKED, Dtypes, Embedding, GatedMlp, Linear, RMSNorm, rotate, split_heads
+from mecap_jax.models.layers import MASKED, Dtypes, Embedding, GatedMlp, Linear, RMSNorm, rotate, split_heads, weigh
 
 
 class KeyValue(NamedTuple):
@@ -199,8 +199,8 @@ def _attend_causal(q, k, v, visible: Bool[Array, "B P P"]):
     bias = jnp.tile(jnp.where(visible, 0.0, MASKED), (1, heads // key_heads, 1))[:, None]
     logits = _products(_fold_queries(q, key_heads), k) + bias
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
-    values = weights.astype(v.dtype) @ v / weights.sum(axis=-1, keepdims=True).astype(v.dtype)
-    return values.reshape(batch, key_heads, -1, length, head).transpose(0, 3, 1, 2, 4).reshape(q.shape)
+    values = weigh(weights, v) / weights.sum(axis=-1, keepdims=True)
+    return values.astype(v.dtype).reshape(batch, key_heads, -1, length, head).transpose(0, 3, 1, 2, 4).reshape(q.shape)
 
 
 def _attend_group(q, prompt: KeyValue, prompt_mask: Bool[Array, "B P"], own: KeyValue, visible: Bool[Array, "T S"]):
@@ -225,9 +225,9 @@ def _attend_group(q, prompt: KeyValue, prompt_mask: Bool[Array, "B P"], own: Key
     highest = jax.lax.stop_gradient(highest)
     on_prompt, on_own = jnp.exp(to_prompt - highest), jnp.exp(to_own - highest)
     total = on_prompt.sum(axis=-1, keepdims=True) + on_own.sum(axis=-1, keepdims=True)
-    values = on_prompt.astype(prompt_values.dtype) @ prompt_values
-    values += (on_own.reshape(*folded, on_own.shape[-1]).astype(own_values.dtype) @ own_values).reshape(values.shape)
-    values /= total.astype(values.dtype)
+    values = weigh(on_prompt, prompt_values)
+    values += weigh(on_own.reshape(*folded, on_own.shape[-1]), own_values).reshape(values.shape)
+    values = (values / total).astype(own_values.dtype)
     return (
         values.reshape(batch, key_heads, group, shared, length, head)
         .transpose(0, 2, 4, 1, 3, 5)

@@ -118,8 +118,15 @@ def attend_within(
     logits = jnp.einsum("...qh,...kh->...qk", q, k, preferred_element_type=jnp.float32)
     logits += jnp.where(key_mask, 0.0, MASKED)[..., None, None, :]
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
-    values = weights.astype(v.dtype) @ v / weights.sum(axis=-1, keepdims=True).astype(v.dtype)
-    return values.swapaxes(-3, -2)
+    values = weigh(weights, v) / weights.sum(axis=-1, keepdims=True)
+    return values.astype(v.dtype).swapaxes(-3, -2)
+
+
+def weigh(
+    weights: Float[Array, "*batch queries keys"], values: Float[Array, "*batch keys head"]
+) -> Float[Array, "*batch queries head"]:
+    """Sums of values in float32, from products in the values' dtype: what divides them is float32, too."""
+    return jnp.matmul(weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
 
 
 def rotate(
