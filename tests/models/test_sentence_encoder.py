@@ -24,9 +24,9 @@ from mecap_jax.models.sentence_encoder import (
     HostSentenceEncoder,
     SentenceEncoderError,
     load_sentence_encoder,
-    pack_rows,
     packaged_directory,
 )
+from mecap_jax.models.text_packing import pack_rows
 from tests.rewards.captions import CAPTIONS
 
 WORDS = "a low halting voice close to tears he shouts and laughs in anger".split()
@@ -260,7 +260,7 @@ def test_host_encoder_without_sentence_transformers_says_what_to_install(tmp_pat
 def test_parameters_live_on_the_given_device(bert_directory):
     device = jax.devices()[-1]
     encoder = load_sentence_encoder(str(bert_directory), device=device)
-    assert {d for leaf in jax.tree.leaves(encoder._state) for d in leaf.devices()} == {device}
+    assert {d for leaf in jax.tree.leaves(encoder._texts.state) for d in leaf.devices()} == {device}
     expected = load_sentence_encoder(str(bert_directory)).encode(WORDS)
     np.testing.assert_allclose(encoder.encode(WORDS), expected, atol=1e-6, rtol=0)
 
