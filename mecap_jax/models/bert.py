@@ -250,10 +250,10 @@ def linear_rows(key: str, path: str) -> list[Row]:
 
 
 def ignored_tensors(key_prefix: str) -> list[str]:
-    """Patterns of published tensors beside the encoder that inference needs no more than training did.
+    """Patterns of published tensors that are no part of the encoder.
 
-    Positions count from 0 by themselves. The pooler serves next-sentence prediction and BERT's classifier; RoBERTa was
-    published with one that nothing reads.
+    Older files hold the numbers of the positions. The pooler serves BERT's next-sentence prediction and its classifier;
+    RoBERTa is often published with one that nothing reads.
     """
     prefix = re.escape(key_prefix)
     return [rf"{prefix}embeddings\.position_ids", rf"{prefix}pooler\.dense\.(weight|bias)"]

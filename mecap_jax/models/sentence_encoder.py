@@ -23,7 +23,6 @@ from mecap_jax.models.bert import Bert, BertConfig, first_tokens, load_bert, tok
 from mecap_jax.models.text_directory import (
     TextModelError,
     load_tokenizer,
-    read_bert_config,
     read_json,
     sha256,
     weights_file,
@@ -114,7 +113,11 @@ def _load(directory: Path, is_given: bool, device: jax.Device | None) -> Sentenc
         )
     if not _runs_in_flax(layout):
         return HostSentenceEncoder(name, checksum, directory)
-    return FlaxSentenceEncoder(name, checksum, layout, read_bert_config(layout.directory / "config.json"), device)
+    try:
+        config = BertConfig.from_hugging_face(layout.config)
+    except ValueError as error:
+        raise TextModelError(f"{layout.directory / 'config.json'}: {error}") from error
+    return FlaxSentenceEncoder(name, checksum, layout, config, device)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What the Hugging Face directory of a text model holds: JSON files, the shape of the encoder, a tokenizer, weights."""
+"""What the Hugging Face directory of a text model holds: JSON files, a tokenizer, weights."""
 
 from __future__ import annotations
 
@@ -51,20 +51,6 @@ def sha256(path: Path) -> str:
     """Returns the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_bert_config(path: Path) -> BertConfig:
-    """Reads the encoder's shape from a `config.json`.
-
-    Raises:
-      TextModelError: it is missing or ill-formed, or asks for what is not implemented.
-    """
-    try:
-        return BertConfig.from_hugging_face(read_json(path, dict))
-    except TextModelError:
-        raise
-    except ValueError as error:
-        raise TextModelError(f"{path}: {error}") from error
 
 
 def load_tokenizer(directory: Path, config: BertConfig, max_tokens: int | None = None) -> tokenizers.Tokenizer:
