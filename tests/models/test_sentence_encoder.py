@@ -10,12 +10,10 @@ import threading
 import jax
 import numpy as np
 import pytest
-import torch
 import transformers
 from safetensors.numpy import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from mecap_jax.models import sentence_encoder
 from mecap_jax.models.checkpoints.table import CheckpointError
@@ -24,12 +22,12 @@ from mecap_jax.models.sentence_encoder import (
     HostSentenceEncoder,
     SentenceEncoderError,
     load_sentence_encoder,
-    pack_rows,
     packaged_directory,
 )
+from mecap_jax.models.text_packing import pack_rows
+from tests.models.text_models import WORDS, random_model, random_texts, save_tokenizer
 from tests.rewards.captions import CAPTIONS
 
-WORDS = "a low halting voice close to tears he shouts and laughs in anger".split()
 ODD_TEXTS = [
     "",
     " ",
@@ -163,42 +161,18 @@ def test_packaged_encoder_loads_without_torch():
 # --- small random models ------------------------------------------------------------------------------------------
 
 
-def save_model(directory, family="bert", pooling="mean", tail=(), max_tokens=24):
+def save_model(directory, family="bert", pooling="mean", tail=(), max_tokens=24, max_position_embeddings=70):
     """Saves a random encoder in the sentence-transformers layout and returns its directory."""
-    special = ["<s>", "<pad>", "</s>", "<unk>"]
-    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(special + WORDS)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
-    )
-    shape = dict(
-        vocab_size=40,
-        hidden_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=3,
-        intermediate_size=40,
-        max_position_embeddings=40,
-        type_vocab_size=2,
-        pad_token_id=1,
-        initializer_range=0.5,
-        layer_norm_eps=1e-6,
-    )
-    config, model = {
-        "bert": (transformers.BertConfig, transformers.BertModel),
-        "roberta": (transformers.RobertaConfig, transformers.RobertaModel),
-        "xlm-roberta": (transformers.XLMRobertaConfig, transformers.XLMRobertaModel),
-        "mpnet": (transformers.MPNetConfig, transformers.MPNetModel),
+    model_class = {
+        "bert": transformers.BertModel,
+        "roberta": transformers.RobertaModel,
+        "xlm-roberta": transformers.XLMRobertaModel,
+        "mpnet": transformers.MPNetModel,
     }[family]
-    torch.manual_seed(0)
-    model(config(**shape)).save_pretrained(directory / "transformer")
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<s>",
-        pad_token="<pad>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        model_max_length=max_tokens,
-    ).save_pretrained(directory / "transformer")
+    random_model(model_class, max_position_embeddings=max_position_embeddings).save_pretrained(
+        directory / "transformer"
+    )
+    save_tokenizer(directory / "transformer", family, max_tokens)
     modules = [Transformer(str(directory / "transformer")), Pooling(24, pooling_mode=pooling), *tail]
     SentenceTransformer(modules=modules, device="cpu").save(str(directory / "model"), create_model_card=False)
     return directory / "model"
@@ -209,28 +183,47 @@ def bert_directory(tmp_path_factory):
     return save_model(tmp_path_factory.mktemp("bert"))
 
 
-def random_texts():
-    rng = np.random.default_rng(1)
-    return ["", *(" ".join(rng.choice(WORDS, n)) for n in range(1, 40))]
-
-
 @pytest.mark.parametrize(
     "family, pooling, normalised, max_tokens",
     [
         ("bert", "mean", True, 24),
-        ("bert", "cls", False, 40),
-        ("roberta", "mean", False, 30),
-        ("xlm-roberta", "mean", True, 38),
+        ("bert", "cls", False, 70),
+        ("roberta", "mean", False, 68),
+        ("roberta", "cls", True, 24),
+        ("xlm-roberta", "mean", True, 68),
         ("xlm-roberta", "cls", False, 24),
     ],
 )
 def test_flax_shapes_equal_sentence_transformers(tmp_path, family, pooling, normalised, max_tokens):
     directory = save_model(tmp_path, family, pooling, [Normalize()] if normalised else [], max_tokens)
+    assert_equals_sentence_transformers(directory, random_texts(60))
+
+
+@pytest.mark.parametrize("family", ["roberta", "xlm-roberta"])
+def test_texts_of_every_row_length_equal_sentence_transformers(tmp_path, family):
+    directory = save_model(tmp_path, family, max_tokens=270, max_position_embeddings=300)
+    rng = np.random.default_rng(2)
+    texts = [" ".join(rng.choice(WORDS, n)) for n in (1, 5, 20, 40, 55, 80, 90, 100, 150, 400)]
+    assert_equals_sentence_transformers(directory, texts)
+
+
+@pytest.mark.parametrize("model_class", [transformers.BertForPreTraining, transformers.XLMRobertaForMaskedLM])
+def test_encoder_within_its_pretraining_network_is_read(tmp_path, model_class):
+    """Such files prefix the encoder's tensors, and hold the heads of pre-training beside them."""
+    whole = random_model(model_class)
+    directory = save_model(tmp_path / "alone", whole.config.model_type)
+    whole.save_pretrained(tmp_path / "whole")
+    (directory / "model.safetensors").write_bytes((tmp_path / "whole" / "model.safetensors").read_bytes())
+    assert any(key.startswith(whole.base_model_prefix) for key in load_file(directory / "model.safetensors"))
+    assert_equals_sentence_transformers(directory, random_texts(60)[:12])
+
+
+def assert_equals_sentence_transformers(directory, texts):
     encoder = load_sentence_encoder(str(directory))
     assert isinstance(encoder, FlaxSentenceEncoder)
     reference = SentenceTransformer(str(directory), device="cpu", local_files_only=True)
-    expected = reference.encode(random_texts(), normalize_embeddings=True, show_progress_bar=False)
-    np.testing.assert_allclose(encoder.encode(random_texts()), expected, atol=1e-5, rtol=0)
+    expected = reference.encode(texts, normalize_embeddings=True, show_progress_bar=False)
+    np.testing.assert_allclose(encoder.encode(texts), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("family, pooling", [("mpnet", "mean"), ("bert", "max"), ("bert", ("cls", "mean"))])
@@ -239,8 +232,8 @@ def test_other_shapes_run_on_the_host(tmp_path, family, pooling):
     encoder = load_sentence_encoder(str(directory))
     assert isinstance(encoder, HostSentenceEncoder)
     reference = SentenceTransformer(str(directory), device="cpu", local_files_only=True)
-    expected = reference.encode(random_texts(), normalize_embeddings=True, show_progress_bar=False)
-    np.testing.assert_allclose(encoder.encode(random_texts()), expected, atol=1e-6, rtol=0)
+    expected = reference.encode(random_texts(60), normalize_embeddings=True, show_progress_bar=False)
+    np.testing.assert_allclose(encoder.encode(random_texts(60)), expected, atol=1e-6, rtol=0)
     assert encoder.dim == expected.shape[1]
 
 
@@ -260,7 +253,7 @@ def test_host_encoder_without_sentence_transformers_says_what_to_install(tmp_pat
 def test_parameters_live_on_the_given_device(bert_directory):
     device = jax.devices()[-1]
     encoder = load_sentence_encoder(str(bert_directory), device=device)
-    assert {d for leaf in jax.tree.leaves(encoder._state) for d in leaf.devices()} == {device}
+    assert {d for leaf in jax.tree.leaves(encoder._texts.state) for d in leaf.devices()} == {device}
     expected = load_sentence_encoder(str(bert_directory)).encode(WORDS)
     np.testing.assert_allclose(encoder.encode(WORDS), expected, atol=1e-6, rtol=0)
 
@@ -298,9 +291,9 @@ def test_missing_and_unknown_weights_are_all_listed(broken):
 
 def test_wrong_shape_is_named(broken):
     tensors = load_file(broken / "model.safetensors")
-    tensors["embeddings.position_embeddings.weight"] = np.zeros((41, 24), np.float32)
+    tensors["embeddings.position_embeddings.weight"] = np.zeros((71, 24), np.float32)
     save_file(tensors, broken / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"\(41, 24\).*\(40, 24\)"):
+    with pytest.raises(CheckpointError, match=r"\(71, 24\).*\(70, 24\)"):
         load_sentence_encoder(str(broken))
 
 
