@@ -96,7 +96,7 @@ _SFT_OPTIMIZER, _GRPO_OPTIMIZER = make_optimizer(SFT.optimizer, STEPS), make_opt
 
 @functools.cache
 def _sft_learner(on: Mesh, optimizer: optax.GradientTransformation) -> SftLearner:
-    return SftLearner(*initial_state(on, optimizer), optimizer, SFT)
+    return SftLearner(*initial_state(on, optimizer), {}, optimizer, SFT, seed=5)
 
 
 @functools.cache
@@ -105,7 +105,7 @@ def _grpo_learner(on: Mesh, optimizer: optax.GradientTransformation, config: Grp
     _, reference = initial_state(on, optimizer)
     reward = RewardFunction([(Alphabetical(), 1.0)], timeout_s=60)
     engine = RolloutEngine(graphdef, reference.params, config, Letters(), reward, on, seed=5)
-    return GrpoLearner(graphdef, state, engine, optimizer, config, reward.weights, on)
+    return GrpoLearner(graphdef, state, {}, engine, optimizer, config, reward.weights, on, seed=5)
 
 
 def sft_step(on: Mesh, micro: int = BATCH, part: slice = slice(None), optimizer=None):
