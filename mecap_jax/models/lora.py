@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
@@ -21,6 +22,8 @@ from mecap_jax.model_config import LoraConfig
 from mecap_jax.models.layers import Linear
 
 ADAPTER_LEAVES = ("lora_a", "lora_b")
+# Sampling draws from the same seed by step and row: no step has this number, so masks never repeat its noise.
+_DROPOUT = np.uint32(0xD80D80D8)
 
 
 class Draw(NamedTuple):
@@ -98,7 +101,7 @@ def use_dropout(model: nnx.Module, draw: Draw) -> None:
     """
     adapted = [module for _, module in nnx.iter_modules(model) if isinstance(module, LoraLinear) and module.dropout]
     if adapted:
-        key = functools.reduce(jax.random.fold_in, (draw.step, draw.part), jax.random.key(draw.seed))
+        key = functools.reduce(jax.random.fold_in, (_DROPOUT, draw.step, draw.part), jax.random.key(draw.seed))
         for module, module_key in zip(adapted, jax.random.split(key, len(adapted))):
             module.dropout_key = module_key
 
