@@ -13,6 +13,7 @@ import dataclasses
 import difflib
 import importlib.util
 import json
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -323,7 +324,8 @@ class Config:
       backbone: directory in the Hugging Face layout that weights, tokenizer and processor come from; "" trains a
         tokenizer on the data and starts from random weights.
       trainable: regular expressions; a parameter trains where one of them matches its whole dotted path, such as
-        "visual.blocks.0.attn.q.kernel". What does not match is frozen. Adapters (`model.lora`) always train.
+        "visual.blocks.0.attn.q.kernel". What does not match is frozen. Adapters (`model.lora`) always train; () trains
+        nothing else.
       max_nonfinite_steps: so many steps in a row without a finite gradient stop the run.
       compilation_cache: directory of the persistent compilation cache.
     """
@@ -492,10 +494,11 @@ _POSITIVE = (
     "grpo.steps", "grpo.prompts", "grpo.updates", "grpo.max_new_tokens", "grpo.temperature",
     "grpo.optimizer.learning_rate", "grpo.reward.timeout_s", "grpo.loss.references",
     "evaluation.batch_clips", "evaluation.bootstrap", "checkpoint.keep", "mesh.fsdp", "mesh.tensor",
+    "model.lora.rank", "model.lora.alpha",
 )  # fmt: skip
 _SHARES = (
     "data.max_bad_fraction", "data.sft_share", "data.synthetic.conflict_share", "data.augment.modality_dropout",
-    "evaluation.confidence", "grpo.top_p",
+    "evaluation.confidence", "grpo.top_p", "model.lora.dropout",
 )  # fmt: skip
 _NON_NEGATIVE = (
     "data.fps", "data.workers", "data.cache_mb", "sft.micro_clips", "sft.validate_every", "sft.optimizer.warmup_steps",
@@ -542,7 +545,16 @@ def validate(config: Config) -> None:
             value = lookup(config, key)
             require(value is None or holds(value), key, problem)
 
+    for key in ("trainable", "model.lora.targets"):
+        for pattern in lookup(config, key) or ():
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ConfigError(f"config key {key!r}: {pattern!r} is no regular expression ({error})") from error
+
     data, model, sft, grpo = config.data, config.model, config.sft, config.grpo
+    require(bool(config.trainable) or model.lora is not None, "trainable", "nothing would train without 'model.lora'")
+    require(model.lora is None or model.lora.dropout < 1, "model.lora.dropout", "must be below 1")
     require(sft is not None or grpo is not None, "sft", "a run needs an SFT stage, a GRPO stage or both")
     require(set(data.modalities) <= set(MODALITIES), "data.modalities", f"must be among {MODALITIES}")
     require(len(set(data.modalities)) == len(data.modalities), "data.modalities", "names a modality twice")

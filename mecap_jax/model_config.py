@@ -109,6 +109,8 @@ class FeatureProjectorConfig:
 class LoraConfig:
     """Low-rank adapters (arXiv 2106.09685): a projection W becomes W + alpha / rank * A B.
 
+    Adapters train beside whatever else does: a run that trains nothing else has `Config.trainable = ()`.
+
     Attributes:
       targets: regular expressions; a projection is adapted where one of them matches its whole dotted path, such as
         "language_model.layers.0.self_attn.q_proj".

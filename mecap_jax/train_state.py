@@ -27,7 +27,7 @@ class TrainState(NamedTuple):
     """The state of a training stage.
 
     Attributes:
-      params: nested dict of parameters.
+      params: nested dict of the parameters that train (see `models.parameters`); the frozen ones are not part of it.
       opt_state: optax state.
       step: int32 [], steps taken.
       skipped: int32 [], consecutive steps that were skipped because their gradient was not finite.

@@ -1,5 +1,6 @@
 """A miniature of the network and random inputs for it, shared by the tests so that programs compile once."""
 
+import dataclasses
 import functools
 
 import jax
@@ -11,6 +12,7 @@ from mecap_jax.model_config import (
     AudioTowerConfig,
     DecoderConfig,
     FeatureProjectorConfig,
+    LoraConfig,
     ModelConfig,
     VisionTowerConfig,
 )
@@ -40,11 +42,36 @@ CONFIG = ModelConfig(
 )
 
 
+# Adapters in the decoder and in both towers.
+LORA = dataclasses.replace(
+    CONFIG,
+    lora=LoraConfig(
+        rank=2,
+        alpha=8.0,
+        targets=(
+            r"language_model\.layers\.\d+\.(self_attn\.[qv]|mlp\.down)_proj",
+            r"audio_tower\..*\.fc1",
+            r"visual\..*\.q",
+        ),
+    ),
+)
+
+
 @functools.cache
-def model(seed: int = 0):
+def model(seed: int = 0, config: ModelConfig = CONFIG):
     """The miniature as (graphdef, params)."""
-    graphdef, state = nnx.split(MultimodalLM(CONFIG, nnx.Rngs(seed)))
+    graphdef, state = nnx.split(MultimodalLM(config, nnx.Rngs(seed)))
     return graphdef, nnx.to_pure_dict(state)
+
+
+def trained_adapters(params):
+    """Parameters of an adapted miniature with B drawn at random, as if it had been trained."""
+
+    def draw(path, x):
+        b = path[-1].key == "lora_b"
+        return jax.random.normal(jax.random.key(sum(map(ord, str(path)))), x.shape) / 2 if b else x
+
+    return jax.tree_util.tree_map_with_path(draw, params)
 
 
 def prompts(batch: int = 3, seed: int = 0, length: int = 24, missing: bool = True) -> PromptBatch:

@@ -18,9 +18,11 @@ from mecap_jax.data.pipeline import CaptionDataset, DataError
 from mecap_jax.data.shards import ShardError, ShardReader
 from mecap_jax.data.tokenizer import Tokenizer, train_tokenizer
 from mecap_jax.models.checkpoints.table import CheckpointError
+from mecap_jax.models.parameters import split_params
 from mecap_jax.models.sentence_encoder import SentenceEncoder, SentenceEncoderError, load_sentence_encoder
 from mecap_jax.rewards.anchors import Anchors, AnchorsError, build_anchors, captions_by_label, check_encoder
 from mecap_jax.sharding import make_mesh
+from mecap_jax.train_state import abstract_model
 from mecap_jax.training.logging import RunLogger
 from mecap_jax.training.loop import NonFiniteError
 
@@ -63,11 +65,13 @@ def set_up(config: Config, workdir: Path, logger: RunLogger) -> Workbench:
     """Prepares a run; what an earlier run left in `workdir` and `cache/` is used again.
 
     Raises:
-      ConfigError: the mesh does not fit, or `workdir` belongs to a run with another configuration.
+      ConfigError: the mesh does not fit, a pattern matches no parameter, or `workdir` belongs to a run with another
+        configuration.
       ShardError, DataError: the data cannot be used.
       AnchorsError: the anchors belong to another encoder.
     """
     validate_devices(config, jax.device_count())
+    check_trainable(config)
     jax.config.update("jax_compilation_cache_dir", str(Path(config.compilation_cache).resolve()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     _first_process(lambda: claim(workdir, config))
@@ -81,6 +85,16 @@ def set_up(config: Config, workdir: Path, logger: RunLogger) -> Workbench:
             lambda: (workdir / ANCHORS).exists() or make_anchors(config, reader, encoder).save(workdir / ANCHORS)
         )
     return _assemble(config, workdir, reader, encoder, logger)
+
+
+def check_trainable(config: Config) -> None:
+    """Tries the patterns of `trainable` and `model.lora.targets` on the model's shapes, before any data is made.
+
+    Raises:
+      ConfigError: one of them matches nothing, or nothing trains.
+    """
+    _, abstract = abstract_model(config.model, make_mesh(config.mesh))
+    split_params(abstract, config.trainable)
 
 
 def reopen(workdir: Path, data: Path | None, logger: RunLogger) -> Workbench:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 
-from mecap_jax.config import GrpoConfig, SftConfig
+from mecap_jax.config import Config, GrpoConfig, SftConfig
 from mecap_jax.data.pipeline import CaptionDataset, ClipBatch
 from mecap_jax.evaluation.decoding import caption_rows
 from mecap_jax.experiment.setup import Workbench
-from mecap_jax.model_config import ModelConfig
+from mecap_jax.models.parameters import merge_params, split_params
 from mecap_jax.rewards.base import Sample
 from mecap_jax.rewards.combine import RewardFunction, build_reward
 from mecap_jax.rl.learner import GrpoLearner
@@ -32,11 +32,15 @@ Stop = Callable[[int], bool]
 def train_sft(
     bench: Workbench, name: str, config: SftConfig, graphdef: nnx.GraphDef, params: Any, should_stop: Stop
 ) -> Any:
-    """Runs a supervised stage from `params` (consumed) and returns the parameters it ends with."""
-    dataset, mesh = bench.dataset, bench.mesh
+    """Runs a supervised stage from `params` and returns the parameters it ends with.
+
+    What trains of `params` is consumed, what is frozen is part of the result.
+    """
+    dataset, mesh, seed = bench.dataset, bench.mesh, _stage_seed(bench.config.seed, name)
     optimizer = make_optimizer(config.optimizer, config.steps)
-    state = init_state(params, optimizer, mesh)
-    learner = SftLearner(graphdef, state, optimizer, config)
+    trainable, frozen = split_params(params, bench.config.trainable)
+    state = init_state(trainable, optimizer, mesh)
+    learner = SftLearner(graphdef, state, frozen, optimizer, config, seed)
     micro = config.micro_clips or config.batch_clips
 
     def step(state: TrainState, batch: ClipBatch):
@@ -51,8 +55,9 @@ def train_sft(
 
     def validate(state: TrainState, step: int) -> dict[str, float]:
         total = tokens = 0.0
+        params = merge_params(state.params, frozen)
         for batch in _reference_batches(dataset, validation, micro, config):
-            nll, count = jax.device_get(token_nll(graphdef, state.params, put_batch(batch, mesh)))
+            nll, count = jax.device_get(token_nll(graphdef, params, put_batch(batch, mesh)))
             total, tokens = total + float(nll), tokens + float(count)
         return {"validation/token_nll": total / max(tokens, 1.0)}
 
@@ -60,25 +65,30 @@ def train_sft(
         dataset.rows("train", config.clips),
         batch_size=config.batch_clips,
         steps=config.steps,
-        seed=_stage_seed(bench.config.seed, name),
+        seed=seed,
         references=config.references,
         max_target_tokens=config.max_target_tokens,
         process=(jax.process_index(), jax.process_count()),
     )
-    return _run(bench, name, state, step, batches, config, validate if validation else None, should_stop)
+    trained = _run(bench, name, state, step, batches, config, validate if validation else None, should_stop)
+    return merge_params(trained, frozen)
 
 
 def train_grpo(
     bench: Workbench, name: str, config: GrpoConfig, graphdef: nnx.GraphDef, params: Any, should_stop: Stop
 ) -> Any:
-    """Runs a reinforcement stage from `params`, which stay as the reference policy; returns the trained ones."""
+    """Runs a reinforcement stage from `params`, which stay as the reference policy; returns the trained ones.
+
+    Frozen parameters are the same arrays in both.
+    """
     dataset, mesh, seed = bench.dataset, bench.mesh, _stage_seed(bench.config.seed, "grpo")
     reward = make_reward(bench, config)
     engine = RolloutEngine(graphdef, params if config.loss.beta else None, config, bench.tokenizer, reward, mesh, seed)
     optimizer = make_optimizer(config.optimizer, config.steps * config.updates)
     # The reference policy keeps `params`; the state that the steps consume starts as a copy.
-    state = init_state(jax.tree.map(lambda x: x.copy(), params), optimizer, mesh)
-    learner = GrpoLearner(graphdef, state, engine, optimizer, config, reward.weights, mesh)
+    trainable, frozen = split_params(copy_trainable(params, bench.config.trainable), bench.config.trainable)
+    state = init_state(trainable, optimizer, mesh)
+    learner = GrpoLearner(graphdef, state, frozen, engine, optimizer, config, reward.weights, mesh, seed)
     micro = config.micro_prompts or config.prompts
     references = config.loss.references if config.loss.reference_likelihood else 0
 
@@ -104,7 +114,8 @@ def train_grpo(
     validation = dataset.rows("validation")
 
     def validate(state: TrainState, step: int) -> dict[str, float]:
-        return validation_rewards(bench, graphdef, state.params, reward, validation, config.max_new_tokens)
+        params = merge_params(state.params, frozen)
+        return validation_rewards(bench, graphdef, params, reward, validation, config.max_new_tokens)
 
     batches = dataset.training_batches(
         dataset.rows("train", config.clips),
@@ -116,7 +127,8 @@ def train_grpo(
         max_target_tokens=config.max_new_tokens,
         process=(jax.process_index(), jax.process_count()),
     )
-    return _run(bench, name, state, step, batches, config, validate if validation else None, should_stop)
+    trained = _run(bench, name, state, step, batches, config, validate if validation else None, should_stop)
+    return merge_params(trained, frozen)
 
 
 def make_reward(bench: Workbench, config: GrpoConfig) -> RewardFunction:
@@ -150,7 +162,7 @@ def validation_rewards(
 
 def _run(bench: Workbench, name, state, step, batches, config, validate, should_stop) -> Any:
     directory = bench.workdir / "checkpoints" / name
-    with StageCheckpoints(directory, bench.config.checkpoint, describe(bench.config.model)) as checkpoints:
+    with StageCheckpoints(directory, bench.config.checkpoint, describe(bench.config)) as checkpoints:
         state = run_stage(
             name,
             state,
@@ -167,20 +179,33 @@ def _run(bench: Workbench, name, state, step, batches, config, validate, should_
     return state.params
 
 
-def describe(model: ModelConfig) -> dict[str, Any]:
-    """What a checkpoint says about itself: the model that its parameters belong to."""
-    return {"model": dataclasses.asdict(model)}
+def describe(config: Config) -> dict[str, Any]:
+    """What a checkpoint says about itself: the model, and which part of its parameters it holds."""
+    return {"model": dataclasses.asdict(config.model), "trainable": config.trainable}
 
 
-def stage_params(bench: Workbench, name: str) -> Any:
-    """The parameters that a finished stage ended with, from its checkpoint."""
-    _, abstract = abstract_model(bench.config.model, bench.mesh)
-    return load_params(bench.workdir / "checkpoints" / name, abstract, describe(bench.config.model))
+def stage_params(bench: Workbench, name: str, frozen: Any = None) -> Any:
+    """All parameters that a finished stage ended with: the trained ones from its checkpoint.
+
+    `frozen` is the run's frozen part where that is at hand; otherwise it comes from where the run started.
+    """
+    config = bench.config
+    trainable, absent = split_params(abstract_model(config.model, bench.mesh)[1], config.trainable)
+    trained = load_params(bench.workdir / "checkpoints" / name, trainable, describe(config))
+    if frozen is None and absent:
+        _, frozen = split_params(starting_params(bench)[1], config.trainable)
+    return merge_params(trained, frozen or {})
 
 
-def new_params(bench: Workbench) -> tuple[nnx.GraphDef, Any]:
-    """A freshly initialised model of the run."""
+def starting_params(bench: Workbench) -> tuple[nnx.GraphDef, Any]:
+    """The model as the run starts: fresh arrays each time, the same numbers each time."""
     return init_params(bench.config.model, bench.config.seed, bench.mesh)
+
+
+def copy_trainable(params: Any, trainable: Sequence[str]) -> Any:
+    """The same parameters with a copy of what trains, for a stage that starts where another still looks."""
+    part, frozen = split_params(params, trainable)
+    return merge_params(jax.tree.map(lambda x: x.copy(), part), frozen)
 
 
 def _stage_seed(seed: int, name: str) -> int:

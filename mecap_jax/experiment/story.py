@@ -21,7 +21,8 @@ from mecap_jax.evaluation.report import write_report
 from mecap_jax.evaluation.stage import StageResult
 from mecap_jax.experiment.scoring import evaluate_stage, open_meteor
 from mecap_jax.experiment.setup import Workbench, set_up
-from mecap_jax.experiment.stages import new_params, stage_params, train_grpo, train_sft
+from mecap_jax.experiment.stages import copy_trainable, stage_params, starting_params, train_grpo, train_sft
+from mecap_jax.models.parameters import merge_params, split_params
 from mecap_jax.training.logging import RunLogger, read_jsonl
 
 # How many steps the "sft_control" row takes, and why.
@@ -44,7 +45,8 @@ def run(config: Config, workdir: Path, should_stop: Stop = lambda step: False) -
         with clock.measure("set_up"):
             bench = set_up(config, workdir, logger)
         logger.say(_describe(bench))
-        graphdef, params = new_params(bench)
+        graphdef, params = starting_params(bench)
+        _, frozen = split_params(params, config.trainable)
         stages: dict[str, Workbench] = {}
         if config.sft is not None:
             with clock.measure("sft"):
@@ -58,7 +60,7 @@ def run(config: Config, workdir: Path, should_stop: Stop = lambda step: False) -
             with clock.measure(row):
                 stages[row] = _EXTRA_ROWS[row](bench, graphdef, params, should_stop)
         with clock.measure("evaluation"):
-            results, ablation = evaluate(stages, graphdef)
+            results, ablation = evaluate(stages, graphdef, frozen)
         return _report(bench, results, ablation, clock)
 
 
@@ -69,15 +71,17 @@ def _text_only(bench: Workbench, graphdef: nnx.GraphDef, params: Any, should_sto
     """SFT of a model that sees the transcript only: what can be had without listening and looking."""
     data = dataclasses.replace(bench.config.data, modalities=())
     blind = bench.with_data(CaptionDataset(bench.reader, data, bench.config.model, bench.tokenizer))
-    _, fresh = new_params(bench)
-    train_sft(blind, "text_only", bench.config.sft, graphdef, fresh, should_stop)
+    trainable = bench.config.trainable
+    fresh, _ = split_params(starting_params(bench)[1], trainable)
+    _, frozen = split_params(params, trainable)
+    train_sft(blind, "text_only", bench.config.sft, graphdef, merge_params(fresh, frozen), should_stop)
     return blind
 
 
 def _sft_control(bench: Workbench, graphdef: nnx.GraphDef, params: Any, should_stop: Stop) -> Workbench:
     """SFT that goes on for as long as GRPO took, on all that GRPO saw."""
     config = dataclasses.replace(bench.config.control, steps=_control_steps(bench))
-    copy = jax.tree.map(lambda x: x.copy(), params)
+    copy = copy_trainable(params, bench.config.trainable)
     train_sft(bench, "sft_control", config, graphdef, copy, should_stop)
     return bench
 
@@ -116,16 +120,19 @@ def _step_seconds(workdir: Path) -> dict[str, float]:
 
 
 def evaluate(
-    stages: dict[str, Workbench], graphdef: nnx.GraphDef
+    stages: dict[str, Workbench], graphdef: nnx.GraphDef, frozen: Any
 ) -> tuple[dict[str, StageResult], dict[str, dict[str, StageResult]]]:
-    """Captions the test speakers with every stage's final parameters, and the ablation of modalities."""
+    """Captions the test speakers with every stage's final parameters, and the ablation of modalities.
+
+    `frozen` is the part of the parameters that no stage trained.
+    """
     bench = next(iter(stages.values()))
     config = bench.config
     rows = bench.dataset.rows("test")
     results, ablation = {}, defaultdict(dict)
     with open_meteor() as meteor:
         for name, stage_bench in stages.items():
-            params = stage_params(bench, name)
+            params = stage_params(bench, name, frozen)
             results[name] = evaluate_stage(stage_bench, name, graphdef, params, rows, meteor)
             if not (config.evaluation.ablation and name in ("sft", "grpo") and len(config.data.modalities) > 1):
                 continue

@@ -13,6 +13,7 @@ from mecap_jax.models.audio_tower import AudioTower
 from mecap_jax.models.decoder import Decoder, Prefix
 from mecap_jax.models.feature_projector import FeatureProjector
 from mecap_jax.models.layers import Dtypes
+from mecap_jax.models.lora import add_adapters
 from mecap_jax.models.vision_tower import VisionTower
 
 
@@ -20,7 +21,11 @@ class MultimodalLM(nnx.Module):
     """Qwen2.5-Omni's thinker, or the part of it that the configuration names."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, row_sharding: jax.sharding.NamedSharding | None = None):
-        """`row_sharding` divides the rows of activations over a mesh; None on a single device."""
+        """`row_sharding` divides the rows of activations over a mesh; None on a single device.
+
+        Raises:
+          ConfigError: a target of `config.lora` matches no projection.
+        """
         dtypes = Dtypes(jnp.dtype(config.param_dtype), jnp.dtype(config.dtype))
         width = config.decoder.hidden_size
         self.config, self.row_sharding = config, row_sharding
@@ -28,6 +33,8 @@ class MultimodalLM(nnx.Module):
         self.visual = VisionTower(config.vision, width, dtypes, rngs) if config.vision else None
         self.feature_projector = FeatureProjector(config.features, width, dtypes, rngs) if config.features else None
         self.language_model = Decoder(config.decoder, dtypes, rngs)
+        if config.lora:
+            add_adapters(self, config.lora, rngs)
 
     def encode_media(self, prompt: PromptBatch) -> Float[Array, "B M D"]:
         """Encodes all media of a batch into one table a row (see `PromptBatch`); parts of size zero cost nothing."""

@@ -15,6 +15,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from mecap_jax.config import GrpoConfig
+from mecap_jax.models.lora import Draw
+from mecap_jax.models.parameters import merge_params
 from mecap_jax.rl.advantages import group_advantages
 from mecap_jax.rl.objective import Denominators, Sums, TrainExample, denominators, make_gradient
 from mecap_jax.rl.rollout import JudgedGroups, MicroBatch, Rollout, RolloutEngine, collect_rewards
@@ -42,13 +44,16 @@ class GrpoLearner:
         self,
         graphdef: nnx.GraphDef,
         state: TrainState,
+        frozen: Any,
         engine: RolloutEngine,
         optimizer: optax.GradientTransformation,
         config: GrpoConfig,
         reward_weights: Mapping[str, float],
         mesh: Mesh,
+        seed: int,
     ):
-        """`state` shows shapes and shardings; it is not consumed."""
+        """`state` shows shapes and shardings; it is not consumed. `frozen` holds the parameters that do not train."""
+        self._frozen, self._seed = frozen, np.uint32(seed)
         self._engine, self._config, self._weights, self._mesh = engine, config, dict(reward_weights), mesh
         self._gradient = make_gradient(graphdef, state.params, config)
         self._apply = make_update(optimizer, state)
@@ -58,7 +63,7 @@ class GrpoLearner:
         """Samples, judges and learns from `micro_batches`; the given state is consumed."""
         started = time.perf_counter()
         step = int(state.step)
-        rollouts, timing = self._engine.run(state.params, micro_batches, step)
+        rollouts, timing = self._engine.run(merge_params(state.params, self._frozen), micro_batches, step)
         waiting = time.perf_counter()
         judged = [collect_rewards(rollout) for rollout in rollouts]
         timing["reward_wait"] = time.perf_counter() - waiting
@@ -105,8 +110,9 @@ class GrpoLearner:
             # With one micro-batch there is nothing to accumulate, and no second copy of the gradient.
             gradients = self._zeros() if len(examples) > 1 else None
             shares = []
-            for example in examples:
-                gradients, sums = self._gradient(state.params, gradients, example, totals)
+            for number, example in enumerate(examples):
+                draw = Draw(self._seed, state.step, np.int32(number))
+                gradients, sums = self._gradient(state.params, gradients, self._frozen, example, totals, draw)
                 shares.append(sums)
             state, norm = self._apply(state, gradients)
         # Updates on one rollout count as one step: the next rollout must not repeat this one's random numbers.

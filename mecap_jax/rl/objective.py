@@ -11,7 +11,9 @@ from flax import nnx
 from mecap_jax.batch import Array, Completions, PromptBatch
 from mecap_jax.config import GrpoConfig, LossConfig
 from mecap_jax.generation.scoring import score_completions
+from mecap_jax.models.lora import Draw, use_dropout
 from mecap_jax.models.multimodal_lm import MultimodalLM
+from mecap_jax.models.parameters import merge_params
 from mecap_jax.rl.losses import denominator, kl_divergence, policy_loss, token_weights
 from mecap_jax.train_state import shardings_of
 
@@ -116,14 +118,18 @@ def objective(
 
 
 def make_gradient(graphdef: nnx.GraphDef[MultimodalLM], params: Any, config: GrpoConfig):
-    """Returns the compiled (params, accumulated, example, totals) -> (accumulated + gradient, sums for the log).
+    """Returns the compiled (params, accumulated, frozen, example, totals, draw) -> (accumulated + gradient, sums).
 
-    `accumulated` is consumed; None starts from the first gradient. Gradients are sharded as `params` are.
+    The gradient is of `params`, which train, and sharded as they are. `accumulated` is consumed; None starts from the
+    first gradient.
     """
 
-    def gradient(params: Any, accumulated: Any, example: TrainExample, totals: Denominators) -> tuple[Any, Sums]:
+    def gradient(
+        params: Any, accumulated: Any, frozen: Any, example: TrainExample, totals: Denominators, draw: Draw
+    ) -> tuple[Any, Sums]:
         def value(params):
-            model = nnx.merge(graphdef, params)
+            model = nnx.merge(graphdef, merge_params(params, frozen))
+            use_dropout(model, draw)
             return objective(model, example, totals, config.loss, config.temperature, config.max_new_tokens)
 
         gradients, sums = jax.grad(value, has_aux=True)(params)

@@ -8,12 +8,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 
 from mecap_jax.batch import Array, Completions, PromptBatch
 from mecap_jax.config import SftConfig
 from mecap_jax.generation.scoring import score_completions
+from mecap_jax.models.lora import Draw, use_dropout
+from mecap_jax.models.parameters import merge_params
 from mecap_jax.train_state import TrainState, make_update, make_zeros, shardings_of
 
 
@@ -50,14 +53,17 @@ def negative_log_likelihood(model, batch: SftBatch, normalization: str) -> tuple
 
 
 def make_gradient(graphdef: nnx.GraphDef, params: Any, normalization: str):
-    """Returns the compiled (params, accumulated, batch, divisor) -> (accumulated + gradient, loss, summed NLL).
+    """Returns the compiled (params, accumulated, frozen, batch, divisor, draw) -> (accumulated + gradient, loss, NLL).
 
-    `accumulated` is consumed; None starts from the first gradient. Gradients are sharded as `params` are.
+    The gradient is of `params`, which train, and sharded as they are. `accumulated` is consumed; None starts from the
+    first gradient.
     """
 
-    def gradient(params: Any, accumulated: Any, batch: SftBatch, divisor: Array):
+    def gradient(params: Any, accumulated: Any, frozen: Any, batch: SftBatch, divisor: Array, draw: Draw):
         def value(params):
-            loss, total = negative_log_likelihood(nnx.merge(graphdef, params), batch, normalization)
+            model = nnx.merge(graphdef, merge_params(params, frozen))
+            use_dropout(model, draw)
+            loss, total = negative_log_likelihood(model, batch, normalization)
             return loss / jnp.maximum(divisor, 1.0), total
 
         (loss, total), gradients = jax.value_and_grad(value, has_aux=True)(params)
@@ -79,10 +85,16 @@ class SftLearner:
     """Runs steps; holds no state that a checkpoint would miss."""
 
     def __init__(
-        self, graphdef: nnx.GraphDef, state: TrainState, optimizer: optax.GradientTransformation, config: SftConfig
+        self,
+        graphdef: nnx.GraphDef,
+        state: TrainState,
+        frozen: Any,
+        optimizer: optax.GradientTransformation,
+        config: SftConfig,
+        seed: int,
     ):
-        """`state` shows shapes and shardings; it is not consumed."""
-        self._normalization = config.normalization
+        """`state` shows shapes and shardings; it is not consumed. `frozen` holds the parameters that do not train."""
+        self._frozen, self._seed, self._normalization = frozen, np.uint32(seed), config.normalization
         self._gradient = make_gradient(graphdef, state.params, config.normalization)
         self._apply = make_update(optimizer, state)
         self._zeros = make_zeros(state.params)
@@ -93,8 +105,9 @@ class SftLearner:
         divisor = sum(normaliser(batch.targets, self._normalization) for batch in micro_batches)
         gradients = self._zeros() if len(micro_batches) > 1 else None
         losses, totals, tokens = [], [], []
-        for batch in micro_batches:
-            gradients, loss, total = self._gradient(state.params, gradients, batch, divisor)
+        for number, batch in enumerate(micro_batches):
+            draw = Draw(self._seed, state.step, np.int32(number))
+            gradients, loss, total = self._gradient(state.params, gradients, self._frozen, batch, divisor, draw)
             losses.append(loss)
             totals.append(total)
             tokens.append(jnp.sum(batch.targets.mask))

@@ -61,11 +61,10 @@ def small(*overrides):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, shared):
     """A run that was stopped in the middle of each main stage."""
-    root = tmp_path_factory.mktemp("story")
-    config = small(f"data.path={root / 'shards'}", f"compilation_cache={root / 'jax'}")
-    workdir = root / "run"
+    config = small(*shared)
+    workdir = tmp_path_factory.mktemp("story") / "run"
     with pytest.raises(Interrupted, match="sft: stopped after step 2 of 3"):
         story.run(config, workdir, lambda step: step == 2)
     with pytest.raises(Interrupted, match="grpo: stopped after step 1 of 2"):

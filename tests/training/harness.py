@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import grain
 import jax
@@ -12,6 +13,8 @@ from jax.sharding import AxisType, Mesh
 from mecap_jax.batch import Completions
 from mecap_jax.config import GrpoConfig, LossConfig, OptimizerConfig, SftConfig
 from mecap_jax.data.tokenizer import Tokenizer
+from mecap_jax.model_config import ModelConfig
+from mecap_jax.models.parameters import merge_params, split_params
 from mecap_jax.rewards.combine import RewardFunction
 from mecap_jax.rl.learner import GrpoLearner
 from mecap_jax.rl.rollout import MicroBatch, PromptInfo, RolloutEngine
@@ -68,11 +71,37 @@ def mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     return Mesh(devices, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
 
 
-def initial_state(on: Mesh, optimizer: optax.GradientTransformation) -> tuple[object, TrainState]:
-    """The miniature's weights on a mesh."""
-    graphdef, abstract = abstract_model(miniature.CONFIG, on)
-    params = jax.tree.map(lambda x, a: jax.device_put(np.asarray(x), a.sharding), miniature.model()[1], abstract)
-    return graphdef, init_state(params, optimizer, on)
+class Parts(NamedTuple):
+    """A model, and which of its parameters train."""
+
+    model: ModelConfig
+    trainable: tuple[str, ...]
+
+
+EVERYTHING = Parts(miniature.CONFIG, (".*",))
+# With dropout: its draws must be the same on any mesh and after a restart, too.
+ADAPTERS = Parts(dataclasses.replace(miniature.LORA, lora=dataclasses.replace(miniature.LORA.lora, dropout=0.1)), ())
+
+
+@functools.cache
+def frozen_params(on: Mesh, parts: Parts):
+    """What does not train of the miniature's weights, on a mesh."""
+    return split_params(_params(on, parts.model), parts.trainable)[1]
+
+
+def _params(on: Mesh, model: ModelConfig):
+    _, abstract = abstract_model(model, on)
+    params = miniature.model(config=model)[1]
+    return jax.tree.map(lambda x, a: jax.device_put(np.asarray(x), a.sharding), params, abstract)
+
+
+def initial_state(
+    on: Mesh, optimizer: optax.GradientTransformation, parts: Parts = EVERYTHING
+) -> tuple[object, TrainState]:
+    """The miniature's weights on a mesh, the part that trains."""
+    graphdef, _ = abstract_model(parts.model, on)
+    trainable, _ = split_params(_params(on, parts.model), parts.trainable)
+    return graphdef, init_state(trainable, optimizer, on)
 
 
 def _targets(step: int, count: int) -> Completions:
@@ -95,24 +124,25 @@ _SFT_OPTIMIZER, _GRPO_OPTIMIZER = make_optimizer(SFT.optimizer, STEPS), make_opt
 
 
 @functools.cache
-def _sft_learner(on: Mesh, optimizer: optax.GradientTransformation) -> SftLearner:
-    return SftLearner(*initial_state(on, optimizer), optimizer, SFT)
+def _sft_learner(on: Mesh, optimizer: optax.GradientTransformation, parts: Parts) -> SftLearner:
+    return SftLearner(*initial_state(on, optimizer, parts), frozen_params(on, parts), optimizer, SFT, seed=5)
 
 
 @functools.cache
-def _grpo_learner(on: Mesh, optimizer: optax.GradientTransformation, config: GrpoConfig) -> GrpoLearner:
-    graphdef, state = initial_state(on, optimizer)
-    _, reference = initial_state(on, optimizer)
+def _grpo_learner(on: Mesh, optimizer: optax.GradientTransformation, config: GrpoConfig, parts: Parts) -> GrpoLearner:
+    graphdef, state = initial_state(on, optimizer, parts)
+    frozen = frozen_params(on, parts)
+    reference = merge_params(initial_state(on, optimizer, parts)[1].params, frozen)
     reward = RewardFunction([(Alphabetical(), 1.0)], timeout_s=60)
-    engine = RolloutEngine(graphdef, reference.params, config, Letters(), reward, on, seed=5)
-    return GrpoLearner(graphdef, state, engine, optimizer, config, reward.weights, on)
+    engine = RolloutEngine(graphdef, reference, config, Letters(), reward, on, seed=5)
+    return GrpoLearner(graphdef, state, frozen, engine, optimizer, config, reward.weights, on, seed=5)
 
 
-def sft_step(on: Mesh, micro: int = BATCH, part: slice = slice(None), optimizer=None):
+def sft_step(on: Mesh, micro: int = BATCH, part: slice = slice(None), optimizer=None, parts: Parts = EVERYTHING):
     """(graphdef, state, step function over batch numbers) of supervised training."""
     optimizer = optimizer or _SFT_OPTIMIZER
-    graphdef, state = initial_state(on, optimizer)
-    learner = _sft_learner(on, optimizer)
+    graphdef, state = initial_state(on, optimizer, parts)
+    learner = _sft_learner(on, optimizer, parts)
 
     def step(state, number):
         batches = []
@@ -126,12 +156,19 @@ def sft_step(on: Mesh, micro: int = BATCH, part: slice = slice(None), optimizer=
     return graphdef, state, step
 
 
-def grpo_step(on: Mesh, micro: int = BATCH, part: slice = slice(None), optimizer=None, config: GrpoConfig = GRPO):
+def grpo_step(
+    on: Mesh,
+    micro: int = BATCH,
+    part: slice = slice(None),
+    optimizer=None,
+    config: GrpoConfig = GRPO,
+    parts: Parts = EVERYTHING,
+):
     """(graphdef, state, step function over batch numbers) of reinforcement learning."""
     optimizer = optimizer or _GRPO_OPTIMIZER
     first = part.start or 0
-    graphdef, state = initial_state(on, optimizer)
-    learner = _grpo_learner(on, optimizer, config)
+    graphdef, state = initial_state(on, optimizer, parts)
+    learner = _grpo_learner(on, optimizer, config, parts)
 
     def step(state, number):
         prompt, _, references = rows(int(number), part)

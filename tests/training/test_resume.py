@@ -1,13 +1,16 @@
 """A run that is stopped and resumed ends with bitwise the same state, and the same logs, as an unbroken one."""
 
+import functools
 import json
 
 import jax
 import numpy as np
 import pytest
+from orbax.checkpoint import v1 as ocp
 
 from mecap_jax.config import CheckpointConfig
-from mecap_jax.models.checkpoints.table import CheckpointError
+from mecap_jax.models.checkpoints.table import CheckpointError, flatten
+from mecap_jax.models.parameters import split_params
 from mecap_jax.train_state import abstract_model
 from mecap_jax.training.checkpointing import StageCheckpoints, load_params
 from mecap_jax.training.logging import RunLogger, read_jsonl
@@ -17,7 +20,12 @@ from tests.training import harness
 
 STEPS = harness.STEPS
 DESCRIPTION = {"model": {"width": 32}}
-MAKERS = {"sft": harness.sft_step, "grpo": harness.grpo_step}
+MAKERS = {
+    "sft": harness.sft_step,
+    "grpo": harness.grpo_step,
+    "sft with adapters": functools.partial(harness.sft_step, parts=harness.ADAPTERS),
+    "grpo with adapters": functools.partial(harness.grpo_step, parts=harness.ADAPTERS),
+}
 
 
 def _run(directory, kind, stop_after=None, every=0, max_nonfinite=2, step=None):
@@ -59,6 +67,23 @@ def test_stopped_after_any_step(unbroken, tmp_path, stop_after):
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
     for name in ("metrics.jsonl", "completions.jsonl") if kind == "grpo" else ("metrics.jsonl",):
         assert _log(tmp_path, name) == _log(directory, name)
+
+
+@pytest.mark.parametrize("kind", ["sft with adapters", "grpo with adapters"])
+def test_a_run_with_adapters_is_resumed_from_them_alone(kind, tmp_path):
+    expected = jax.device_get(_run(tmp_path / "unbroken", kind))
+    with pytest.raises(Interrupted):
+        _run(tmp_path / "broken", kind, stop_after=2)
+    actual = jax.device_get(_run(tmp_path / "broken", kind))
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+    assert _log(tmp_path / "broken", "metrics.jsonl") == _log(tmp_path / "unbroken", "metrics.jsonl")
+    directory = tmp_path / "broken" / "checkpoints"
+    abstract, _ = split_params(abstract_model(harness.ADAPTERS.model, harness.mesh())[1], ())
+    loaded = load_params(directory, abstract, DESCRIPTION)
+    jax.tree.map(np.testing.assert_array_equal, loaded, expected.params)
+    with ocp.training.Checkpointer(directory) as checkpointer:
+        stored = checkpointer.checkpointables_metadata(STEPS).metadata["params"]
+    assert set(flatten(stored)) == set(flatten(abstract))
 
 
 def test_killed_between_checkpoints(unbroken, tmp_path):

@@ -1,0 +1,170 @@
+"""Adapters in PEFT's layout: `adapter_config.json` beside `adapter_model.safetensors`.
+
+Which module of the published model an adapted projection is, the family's table says: a row `X.weight -> Y.kernel` by
+transposition means that our Y is its X. The adapter is `lora_A` [rank, in] and `lora_B` [out, rank] there.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.flax import load_file
+from safetensors.numpy import save_file
+
+from mecap_jax.model_config import LoraConfig, ModelConfig
+from mecap_jax.models.checkpoints.families import TABLES
+from mecap_jax.models.checkpoints.table import CheckpointError, by_path, flatten
+from mecap_jax.models.lora import ADAPTER_LEAVES
+from mecap_jax.models.parameters import split_params
+
+SETTINGS, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+_SUFFIXES = dict(zip(ADAPTER_LEAVES, (".lora_A.weight", ".lora_B.weight")))
+
+# Fields of `peft.LoraConfig` that change neither what an adapter computes nor which adapters there are beyond what the
+# tensors say. Any other field that is set asks for a variant of LoRA that this is not, known today or not.
+_NEUTRAL = frozenset(
+    "peft_type task_type auto_mapping peft_version base_model_name_or_path revision inference_mode r lora_alpha "
+    "lora_dropout target_modules exclude_modules bias init_lora_weights layers_to_transform layers_pattern "
+    "megatron_core runtime_config qalora_group_size".split()
+)
+# Initialisations that leave the base model's weights alone (None: the field is missing).
+_PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal")
+
+
+def save_peft(directory: Path, params: Any, config: ModelConfig, base_model_name_or_path: str) -> None:
+    """Writes the adapters of a model into `directory`.
+
+    Args:
+      params: nested dict that holds the adapters; other leaves are ignored.
+      config: the adapted model's.
+      base_model_name_or_path: what the adapters are for, as `transformers` would load it.
+
+    Raises:
+      CheckpointError: the published model has no module for some of the adapters; names every such projection.
+    """
+    adapters, _ = split_params(params, ())
+    keys = _keys(adapters, config)
+    modules = {key.removeprefix(_PREFIX).rsplit(".", 2)[0] for key in keys.values()}
+    settings = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_model_name_or_path,
+        "inference_mode": True,
+        "r": config.lora.rank,
+        "lora_alpha": config.lora.alpha,
+        "lora_dropout": config.lora.dropout,
+        "target_modules": sorted(modules),
+        "bias": "none",
+    }
+    tensors = {keys[path]: _transposed(leaf) for path, leaf in flatten(adapters).items()}
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    save_file(tensors, directory / TENSORS, {"format": "pt"})
+
+
+def load_peft(directory: Path, abstract_params: Any, config: ModelConfig) -> Any:
+    """Reads adapters that `save_peft` or PEFT wrote: a nested dict of their leaves only, float32 on the host.
+
+    Args:
+      abstract_params: nested dict of shapes, of the adapted model or of its adapters.
+      config: the adapted model's.
+
+    Raises:
+      CheckpointError: lists every problem at once: settings that differ or are not supported, unknown and missing
+        tensors, adapters for other shapes. Projections without a published module are refused as in `save_peft`.
+    """
+    if config.lora is None:
+        raise CheckpointError(f"{directory} holds adapters, the model has none (config key 'model.lora')")
+    settings, stored = _read(directory)
+    tensors = {_PREFIX + _in_memory(key.removeprefix(_PREFIX), config): tensor for key, tensor in stored.items()}
+    adapters, _ = split_params(abstract_params, ())
+    keys, targets = _keys(adapters, config), flatten(adapters)
+    problems = _setting_problems(settings, config.lora)
+    problems += [f"unknown tensor {key}" for key in tensors if key not in keys.values()]
+    for path, key in keys.items():
+        shape = tuple(targets[path].shape)
+        if key not in tensors:
+            problems.append(f"no tensor {key} for parameter {path}")
+        elif tensors[key].shape[::-1] != shape:
+            problems.append(f"an adapter for other shapes: {key} is {tensors[key].shape}, wanted is {shape[::-1]}")
+    if problems:
+        raise CheckpointError(f"the adapter in {directory} does not fit the model:\n  " + "\n  ".join(sorted(problems)))
+    return jax.tree.unflatten(jax.tree.structure(adapters), [_transposed(tensors[keys[path]]) for path in targets])
+
+
+def _transposed(tensor: Any) -> np.ndarray:
+    return np.ascontiguousarray(np.asarray(tensor, np.float32).T)
+
+
+def _keys(adapters: Any, config: ModelConfig) -> dict[str, str]:
+    """The key of every adapter leaf in PEFT's layout, by our path."""
+    keys, strangers = {}, set()
+    for path in flatten(adapters):
+        projection, _, leaf = path.rpartition(".")
+        match = by_path(f"{projection}.kernel", TABLES[config.family].rows)
+        if match is None or len(match.paths) > 1 or match.transform != "transpose":
+            strangers.add(projection)
+        else:
+            keys[path] = _PREFIX + _in_memory(match.key.removesuffix(".weight"), config) + _SUFFIXES[leaf]
+    if strangers:
+        raise CheckpointError(
+            f"{config.family} has no linear module that is one of these projections and nothing else, so PEFT's layout "
+            "cannot express their adapters (config key 'model.lora.targets'):\n  " + "\n  ".join(sorted(strangers))
+        )
+    return keys
+
+
+# Modules of multimodal models have other names in memory than their tensors have in published files. Adapters that were
+# trained on a whole Qwen2.5-Omni, or with an earlier `transformers`, have the published ones.
+_RENAMES = (
+    (r"^thinker\.", ""),
+    (r"^model\.(?=layers\.)", "model.language_model."),
+    (r"^(?=visual\.|audio_tower\.)", "model."),
+)
+
+
+def _in_memory(module: str, config: ModelConfig) -> str:
+    """A module's name in the `transformers` model, given that or its published one."""
+    if config.audio is None and config.vision is None:
+        return module
+    for pattern, replacement in _RENAMES:
+        module = re.sub(pattern, replacement, module)
+    return module
+
+
+def _read(directory: Path) -> tuple[Mapping[str, Any], Mapping[str, jax.Array]]:
+    missing = [name for name in (SETTINGS, TENSORS) if not (directory / name).is_file()]
+    if missing:
+        raise CheckpointError(f"no adapter in {directory}: {' and '.join(missing)} missing")
+    try:
+        settings = json.loads((directory / SETTINGS).read_text(encoding="utf-8"))
+        return settings, load_file(directory / TENSORS)  # through JAX, because NumPy has no bfloat16
+    except (ValueError, SafetensorError) as error:
+        raise CheckpointError(f"the adapter in {directory} cannot be read: {error}") from error
+
+
+def _setting_problems(settings: Mapping[str, Any], lora: LoraConfig) -> list[str]:
+    """What the adapter's settings ask for and the model does not do."""
+    expected = {"peft_type": "LORA", "r": lora.rank, "lora_alpha": lora.alpha, "bias": "none"}
+    problems = [
+        f"{SETTINGS}: {name} is {settings.get(name)!r}, here it is {value!r}"
+        for name, value in expected.items()
+        if settings.get(name) != value
+    ]
+    problems += [
+        f"{SETTINGS}: {name} = {value!r} is not supported"
+        for name, value in settings.items()
+        if value and name not in _NEUTRAL
+    ]
+    start = settings.get("init_lora_weights")
+    if start not in _PLAIN_STARTS:
+        problems.append(f"{SETTINGS}: init_lora_weights = {start!r} is not supported, it may change the base model")
+    return problems
