@@ -92,9 +92,7 @@ class Tokenizer:
     @classmethod
     def from_file(cls, path: str | Path, family: str = "qwen2_5_omni") -> Tokenizer:
         """Loads a `tokenizer.json` with the default chat template."""
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"no tokenizer at {path}")
-        return cls(tokenizers.Tokenizer.from_file(str(path)), family)
+        return cls(_read(Path(path)), family)
 
     @classmethod
     def from_directory(cls, path: str | Path, family: str) -> Tokenizer:
@@ -105,11 +103,9 @@ class Tokenizer:
           ValueError: special tokens of the family are missing, or the template is ambiguous.
         """
         directory = Path(path)
-        file = directory / "tokenizer.json"
-        if not file.is_file():
-            raise FileNotFoundError(f"no tokenizer at {file}")
+        backend = _read(directory / "tokenizer.json")
         try:
-            return cls(tokenizers.Tokenizer.from_file(str(file)), family, read_template(directory), directory)
+            return cls(backend, family, read_template(directory), directory)
         except ValueError as error:
             raise ValueError(f"{directory}: {error}") from error
 
@@ -164,6 +160,15 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens dropped."""
         return self._backend.decode(list(map(int, ids)), skip_special_tokens=True).strip()
+
+
+def _read(path: Path) -> tokenizers.Tokenizer:
+    if not path.is_file():
+        raise FileNotFoundError(f"no tokenizer at {path}")
+    try:
+        return tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library has no narrower one
+        raise ValueError(f"{path} is not a tokenizer: {error}") from error
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, family: str = "qwen2_5_omni") -> Tokenizer:

@@ -324,6 +324,7 @@ ONE = np.zeros((28, 28, 3), np.uint8)
         ([{"role": "narrator", "content": "x"}], "unknown role 'narrator'"),
         ([{"content": "x"}], "unknown role None"),
         (["x"], "a message is a str"),
+        ([], "a conversation has no messages"),
         ([{"role": "user", "content": 3}], "content of a 'user' message is a int"),
         (user({"type": "smell"}), "unknown content item 'smell'"),
         (user("text"), "a content item is a str"),

@@ -4,6 +4,7 @@ import tests.torch_reference  # noqa: F401, I001 - declares torchvision operator
 
 import dataclasses
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -156,6 +157,19 @@ def test_missing_files_are_named(tmp_path):
         Processor.from_directory(tmp_path, OMNI)
     with pytest.raises(ValueError, match="image_pad.*of the family 'qwen2_5_vl'"):
         Tokenizer.from_directory(tmp_path, "qwen2_5_vl")
+    (tmp_path / "tokenizer.json").write_text("[]")
+    with pytest.raises(ValueError, match="tokenizer.json is not a tokenizer"):
+        Tokenizer.from_directory(tmp_path, "qwen2_5_omni")
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_omni", "qwen2"])
+def test_a_processor_travels_to_reader_processes(tmp_path, family):
+    write_processor(tmp_path, family)
+    model = dataclasses.replace(OMNI, family=family, audio=None, vision=None)
+    processor = Processor.from_directory(tmp_path, model)
+    again = pickle.loads(pickle.dumps(processor))
+    np.testing.assert_array_equal(again([user(text("Hello"))]).tokens, processor([user(text("Hello"))]).tokens)
+    assert again.tokenizer.special("<|FEATURES|>") == processor.tokenizer.features_id
 
 
 def test_where_templates_come_from(tmp_path):
