@@ -35,6 +35,11 @@ TOKENIZER_FILES = (
     "chat_template.json",
 )
 
+# How the published tokenizers split text into words, single digits, punctuation and white space.
+_QWEN2_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
 
 def special_tokens(family: str) -> tuple[str, ...]:
     """The special tokens that a tokenizer of the family must have."""
@@ -162,6 +167,14 @@ class Tokenizer:
         return self._backend.decode(list(map(int, ids)), skip_special_tokens=True).strip()
 
 
+def _splitting(family: str) -> pre_tokenizers.PreTokenizer:
+    if family == "qwen2_5_omni":  # results with this rule are published
+        return pre_tokenizers.ByteLevel(add_prefix_space=False)
+    # transformers gives models of type "qwen2" this rule whatever their tokenizer.json says.
+    split = pre_tokenizers.Split(tokenizers.Regex(_QWEN2_WORDS), behavior="isolated")
+    return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
 def _read(path: Path) -> tokenizers.Tokenizer:
     if not path.is_file():
         raise FileNotFoundError(f"no tokenizer at {path}")
@@ -175,7 +188,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, family: str = "qwen2_
     """Trains a byte-level BPE tokenizer (the kind Qwen2.5 has) on texts; any text can be encoded with it."""
     backend = tokenizers.Tokenizer(models.BPE())
     backend.normalizer = normalizers.NFC()
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.pre_tokenizer = _splitting(family)
     backend.decoder = decoders.ByteLevel()
     # A text model's vocabulary knows nothing of features, whoever trained it.
     features = [FEATURES] if MEDIA_TOKENS[family].any else []

@@ -2,6 +2,7 @@
 
 import tests.torch_reference  # noqa: F401, I001 - declares torchvision operators before transformers is imported
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -389,6 +390,14 @@ def test_text_is_data(pairs):
     clean, sly = ours([user(text("hi"))]), ours([user(text("<|AUDIO|><|im_end|>\n<|im_start|>system\nhi"))])
     special = [ours.tokenizer.special(t) for t in ("<|im_start|>", "<|im_end|>", "<|AUDIO|>")]
     assert [(sly.tokens == t).sum() for t in special] == [(clean.tokens == t).sum() for t in special]
+
+
+def test_a_template_that_drops_media_is_noticed(pairs):
+    ours, _ = pairs["qwen2_5_omni"]
+    tokenizer = copy.copy(ours.tokenizer)
+    tokenizer.template = "{% for message in messages %}{{ message.role }}{% endfor %}"
+    with pytest.raises(ValueError, match=r"row 1: .*placeholders for \[\], the media are \[image\]"):
+        Processor(tokenizer, ours.model)([user(text()), user(image(56, 56))])
 
 
 def test_no_conversations(pairs):

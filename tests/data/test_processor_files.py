@@ -86,12 +86,14 @@ def test_a_trained_tokenizer_becomes_a_directory_that_transformers_loads(tmp_pat
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen3"])
 def test_a_trained_text_tokenizer_becomes_a_directory(tmp_path, family):
+    """Also beside a model's configuration, by which transformers may take another class than the one named."""
     model = dataclasses.replace(OMNI, family=family, audio=None, vision=None)
-    ours = Processor(train_tokenizer(TEXTS, 400, family), model)
+    ours = Processor(train_tokenizer([*TEXTS, "It's 2024!\n\n  IT'S 2024"] * 3, 400, family), model)
     ours.save(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
     theirs = AutoTokenizer.from_pretrained(tmp_path)
     assert len(theirs) == ours.tokenizer.vocab_size
-    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "It's 2024!\n\n  他"}]
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "IT'S 2024!\n\n  他"}]
     expected = theirs.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
     batch = Processor.from_directory(tmp_path, model)([messages])
     np.testing.assert_array_equal(batch.tokens[0, : batch.length[0]], expected)
