@@ -35,6 +35,16 @@ TOKENIZER_FILES = (
     "chat_template.json",
 )
 
+# Under which names transformers' processors ask a tokenizer for `MediaTokens`.
+_ATTRIBUTES = {
+    "audio": "audio_token",
+    "audio_start": "audio_bos_token",
+    "audio_end": "audio_eos_token",
+    "image": "image_token",
+    "video": "video_token",
+    "vision_start": "vision_bos_token",
+    "vision_end": "vision_eos_token",
+}
 # How the published tokenizers split text into words, single digits, punctuation and white space.
 _QWEN2_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -59,8 +69,8 @@ class Tokenizer:
       vocab_size: how many ids the file has.
       pad_id, end_ids: the id that fills up rows, and those that end an answer.
       features_id: marks a place of precomputed features in an encoded conversation.
-      placeholders: the kind of media that each placeholder id stands for.
       features_input_id: what the model gets there: `features_id` where the file has that token, `pad_id` otherwise.
+      placeholders: the kind of media that each placeholder id stands for.
     """
 
     def __init__(
@@ -130,12 +140,13 @@ class Tokenizer:
                 target = directory / name
                 if (self._source / name).is_file() and not (target.exists() and target.samefile(self._source / name)):
                     shutil.copyfile(self._source / name, target)
+        if self._source is None or read_template(directory) is None:
+            (directory / "chat_template.jinja").write_text(self.template, encoding="utf-8")
+        if self._source is not None:
             return
         self.save(directory / "tokenizer.json")
-        (directory / "chat_template.jinja").write_text(self.template, encoding="utf-8")
-        names = {"vision_start": "vision_bos", "vision_end": "vision_eos", "audio_start": "audio_bos"}
-        names["audio_end"] = "audio_eos"
-        media = {f"{names.get(k, k)}_token": token for k, token in vars(self.media).items() if token is not None}
+        tokens = vars(self.media)
+        media = {name: tokens[field] for field, name in _ATTRIBUTES.items() if tokens[field] is not None}
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",  # takes tokenizer.json as it is, splitting rules included
             "eos_token": IM_END,

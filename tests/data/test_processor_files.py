@@ -196,6 +196,9 @@ def test_where_templates_come_from(tmp_path):
         template()
     edit(config, chat_template=None)
     assert template() == default_template("qwen2")
+    (tmp_path / "copy").mkdir()
+    Tokenizer.from_directory(tmp_path, "qwen2").save_directory(tmp_path / "copy")
+    assert AutoTokenizer.from_pretrained(tmp_path / "copy").chat_template == default_template("qwen2")
 
 
 @pytest.mark.parametrize(
