@@ -98,6 +98,8 @@ class Processor:
 
     def _row(self, conversation: Conversation, use_audio_in_video: bool) -> Row:
         messages, collected = [], _Collected()
+        if not conversation:
+            raise ValueError("a conversation has no messages")
         for message in conversation:
             if not isinstance(message, Mapping):
                 raise ValueError(f"a message is a {type(message).__name__}, not a mapping with 'role' and 'content'")

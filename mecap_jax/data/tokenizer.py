@@ -35,6 +35,21 @@ TOKENIZER_FILES = (
     "chat_template.json",
 )
 
+# Under which names transformers' processors ask a tokenizer for `MediaTokens`.
+_ATTRIBUTES = {
+    "audio": "audio_token",
+    "audio_start": "audio_bos_token",
+    "audio_end": "audio_eos_token",
+    "image": "image_token",
+    "video": "video_token",
+    "vision_start": "vision_bos_token",
+    "vision_end": "vision_eos_token",
+}
+# How the published tokenizers split text into words, single digits, punctuation and white space.
+_QWEN2_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
 
 def special_tokens(family: str) -> tuple[str, ...]:
     """The special tokens that a tokenizer of the family must have."""
@@ -54,8 +69,8 @@ class Tokenizer:
       vocab_size: how many ids the file has.
       pad_id, end_ids: the id that fills up rows, and those that end an answer.
       features_id: marks a place of precomputed features in an encoded conversation.
-      placeholders: the kind of media that each placeholder id stands for.
       features_input_id: what the model gets there: `features_id` where the file has that token, `pad_id` otherwise.
+      placeholders: the kind of media that each placeholder id stands for.
     """
 
     def __init__(
@@ -92,9 +107,7 @@ class Tokenizer:
     @classmethod
     def from_file(cls, path: str | Path, family: str = "qwen2_5_omni") -> Tokenizer:
         """Loads a `tokenizer.json` with the default chat template."""
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"no tokenizer at {path}")
-        return cls(tokenizers.Tokenizer.from_file(str(path)), family)
+        return cls(_read(Path(path)), family)
 
     @classmethod
     def from_directory(cls, path: str | Path, family: str) -> Tokenizer:
@@ -105,11 +118,9 @@ class Tokenizer:
           ValueError: special tokens of the family are missing, or the template is ambiguous.
         """
         directory = Path(path)
-        file = directory / "tokenizer.json"
-        if not file.is_file():
-            raise FileNotFoundError(f"no tokenizer at {file}")
+        backend = _read(directory / "tokenizer.json")
         try:
-            return cls(tokenizers.Tokenizer.from_file(str(file)), family, read_template(directory), directory)
+            return cls(backend, family, read_template(directory), directory)
         except ValueError as error:
             raise ValueError(f"{directory}: {error}") from error
 
@@ -129,12 +140,13 @@ class Tokenizer:
                 target = directory / name
                 if (self._source / name).is_file() and not (target.exists() and target.samefile(self._source / name)):
                     shutil.copyfile(self._source / name, target)
+        if self._source is None or read_template(directory) is None:
+            (directory / "chat_template.jinja").write_text(self.template, encoding="utf-8")
+        if self._source is not None:
             return
         self.save(directory / "tokenizer.json")
-        (directory / "chat_template.jinja").write_text(self.template, encoding="utf-8")
-        names = {"vision_start": "vision_bos", "vision_end": "vision_eos", "audio_start": "audio_bos"}
-        names["audio_end"] = "audio_eos"
-        media = {f"{names.get(k, k)}_token": token for k, token in vars(self.media).items() if token is not None}
+        tokens = vars(self.media)
+        media = {name: tokens[field] for field, name in _ATTRIBUTES.items() if tokens[field] is not None}
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",  # takes tokenizer.json as it is, splitting rules included
             "eos_token": IM_END,
@@ -166,11 +178,28 @@ class Tokenizer:
         return self._backend.decode(list(map(int, ids)), skip_special_tokens=True).strip()
 
 
+def _splitting(family: str) -> pre_tokenizers.PreTokenizer:
+    if family == "qwen2_5_omni":  # results with this rule are published
+        return pre_tokenizers.ByteLevel(add_prefix_space=False)
+    # transformers gives models of type "qwen2" this rule whatever their tokenizer.json says.
+    split = pre_tokenizers.Split(tokenizers.Regex(_QWEN2_WORDS), behavior="isolated")
+    return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def _read(path: Path) -> tokenizers.Tokenizer:
+    if not path.is_file():
+        raise FileNotFoundError(f"no tokenizer at {path}")
+    try:
+        return tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library has no narrower one
+        raise ValueError(f"{path} is not a tokenizer: {error}") from error
+
+
 def train_tokenizer(texts: Iterable[str], vocab_size: int, family: str = "qwen2_5_omni") -> Tokenizer:
     """Trains a byte-level BPE tokenizer (the kind Qwen2.5 has) on texts; any text can be encoded with it."""
     backend = tokenizers.Tokenizer(models.BPE())
     backend.normalizer = normalizers.NFC()
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.pre_tokenizer = _splitting(family)
     backend.decoder = decoders.ByteLevel()
     # A text model's vocabulary knows nothing of features, whoever trained it.
     features = [FEATURES] if MEDIA_TOKENS[family].any else []

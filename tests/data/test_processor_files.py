@@ -4,6 +4,7 @@ import tests.torch_reference  # noqa: F401, I001 - declares torchvision operator
 
 import dataclasses
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -85,12 +86,14 @@ def test_a_trained_tokenizer_becomes_a_directory_that_transformers_loads(tmp_pat
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen3"])
 def test_a_trained_text_tokenizer_becomes_a_directory(tmp_path, family):
+    """Also beside a model's configuration, by which transformers may take another class than the one named."""
     model = dataclasses.replace(OMNI, family=family, audio=None, vision=None)
-    ours = Processor(train_tokenizer(TEXTS, 400, family), model)
+    ours = Processor(train_tokenizer([*TEXTS, "It's 2024!\n\n  IT'S 2024"] * 3, 400, family), model)
     ours.save(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
     theirs = AutoTokenizer.from_pretrained(tmp_path)
     assert len(theirs) == ours.tokenizer.vocab_size
-    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "It's 2024!\n\n  他"}]
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "IT'S 2024!\n\n  他"}]
     expected = theirs.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
     batch = Processor.from_directory(tmp_path, model)([messages])
     np.testing.assert_array_equal(batch.tokens[0, : batch.length[0]], expected)
@@ -156,6 +159,19 @@ def test_missing_files_are_named(tmp_path):
         Processor.from_directory(tmp_path, OMNI)
     with pytest.raises(ValueError, match="image_pad.*of the family 'qwen2_5_vl'"):
         Tokenizer.from_directory(tmp_path, "qwen2_5_vl")
+    (tmp_path / "tokenizer.json").write_text("[]")
+    with pytest.raises(ValueError, match="tokenizer.json is not a tokenizer"):
+        Tokenizer.from_directory(tmp_path, "qwen2_5_omni")
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_omni", "qwen2"])
+def test_a_processor_travels_to_reader_processes(tmp_path, family):
+    write_processor(tmp_path, family)
+    model = dataclasses.replace(OMNI, family=family, audio=None, vision=None)
+    processor = Processor.from_directory(tmp_path, model)
+    again = pickle.loads(pickle.dumps(processor))
+    np.testing.assert_array_equal(again([user(text("Hello"))]).tokens, processor([user(text("Hello"))]).tokens)
+    assert again.tokenizer.special("<|FEATURES|>") == processor.tokenizer.features_id
 
 
 def test_where_templates_come_from(tmp_path):
@@ -180,6 +196,9 @@ def test_where_templates_come_from(tmp_path):
         template()
     edit(config, chat_template=None)
     assert template() == default_template("qwen2")
+    (tmp_path / "copy").mkdir()
+    Tokenizer.from_directory(tmp_path, "qwen2").save_directory(tmp_path / "copy")
+    assert AutoTokenizer.from_pretrained(tmp_path / "copy").chat_template == default_template("qwen2")
 
 
 @pytest.mark.parametrize(
