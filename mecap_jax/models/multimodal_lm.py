@@ -32,7 +32,7 @@ class MultimodalLM(nnx.Module):
         self.audio_tower = AudioTower(config.audio, width, dtypes, rngs) if config.audio else None
         self.visual = VisionTower(config.vision, width, dtypes, rngs) if config.vision else None
         self.feature_projector = FeatureProjector(config.features, width, dtypes, rngs) if config.features else None
-        self.language_model = Decoder(config.decoder, dtypes, rngs)
+        self.language_model = Decoder(config.decoder, dtypes, rngs, remat=config.remat)
         if config.lora:
             add_adapters(self, config.lora, rngs)
 

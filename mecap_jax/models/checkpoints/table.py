@@ -171,7 +171,7 @@ def load_tensors(
             if path not in targets:
                 problems.append(f"tensor {key} has no parameter {path} in this configuration")
             elif value.shape != targets[path].shape:
-                problems.append(f"tensor {key} has shape {tensor.shape}, parameter {path} has {targets[path].shape}")
+                problems.append(f"tensor {key} has shape {value.shape}, parameter {path} has {targets[path].shape}")
             elif path in filled:
                 problems.append(f"tensors {filled[path]} and {key} are both parameter {path}")
             else:
