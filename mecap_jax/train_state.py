@@ -54,14 +54,19 @@ def abstract_model(config: ModelConfig, mesh: Mesh, rules: ShardingRules | None 
     return graphdef, nnx.to_pure_dict(placed)
 
 
-def init_params(config: ModelConfig, seed: int, mesh: Mesh) -> tuple[nnx.GraphDef, Any]:
-    """Randomly initialised parameters, created on their devices."""
+def init_params(
+    config: ModelConfig, seed: int, mesh: Mesh, select: Callable[[Any], Any] = lambda params: params
+) -> tuple[nnx.GraphDef, Any]:
+    """Randomly initialised parameters, created on their devices.
+
+    `select` takes a part of the nested dict; the rest is not even drawn.
+    """
     graphdef, abstract = abstract_model(config, mesh)
-    shardings = shardings_of(abstract)
+    shardings = shardings_of(select(abstract))
 
     @functools.partial(jax.jit, out_shardings=shardings)
     def create():
-        return nnx.to_pure_dict(nnx.state(_model(config, seed, mesh), nnx.Param))
+        return select(nnx.to_pure_dict(nnx.state(_model(config, seed, mesh), nnx.Param)))
 
     return graphdef, create()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from mecap_jax.data.features import SAMPLE_RATE, log_mel, smart_resize
 from mecap_jax.data.media import MediaError, decode_audio, decode_video
 from mecap_jax.data.resize import resize_bicubic
 from mecap_jax.data.utterance import Utterance
-from mecap_jax.model_config import ModelConfig
+from mecap_jax.model_config import FeatureProjectorConfig, ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ def decode_clip(utterance: Utterance, has_audio: bool, data: DataConfig, model: 
         height, width = frame_size(video.pixels.shape[1], video.pixels.shape[2], data, model)
         frames, seconds_per_frame = resize_bicubic(video.pixels, height, width), video.seconds_per_frame
     if "features" in data.modalities and utterance.features:
-        features = _gather_features(utterance, model)
+        features = join_features(utterance.features, model.features)
     return Clip(mel, frames, seconds_per_frame, features)
 
 
@@ -65,19 +65,29 @@ def frame_size(height: int, width: int, data: DataConfig, model: ModelConfig) ->
     return smart_resize(height, width, cell, data.min_pixels, data.max_pixels)
 
 
-def _gather_features(utterance: Utterance, model: ModelConfig) -> np.ndarray:
+def join_features(arrays: Mapping[str, np.ndarray], config: FeatureProjectorConfig) -> np.ndarray:
+    """Joins precomputed features side by side: float32 `[N, sum(dims)]`.
+
+    What has one vector for the whole utterance stands beside every frame of what has many.
+
+    Args:
+      arrays: `[N, dim]` or `[dim]` by name; names that the model does not read are left alone.
+
+    Raises:
+      MediaError: a feature is missing, empty or of another width, or two differ in length.
+    """
     parts = []
-    for name, dim in zip(model.features.names, model.features.dims):
-        array = utterance.features.get(name)
-        if array is None:
-            raise MediaError(f"lacks the features {name!r}; it has {sorted(utterance.features)}")
-        if array.shape[1] != dim:
-            raise MediaError(f"features {name!r} have width {array.shape[1]}, the model expects {dim}")
-        parts.append(np.asarray(array, np.float32))
-    lengths = {len(part) for part in parts}
-    if len(lengths) > 1:
-        raise MediaError(f"features {model.features.names} differ in length: {[len(part) for part in parts]}")
-    return np.concatenate(parts, axis=1)
+    for name, dim in zip(config.names, config.dims):
+        if arrays.get(name) is None:
+            raise MediaError(f"lacks the features {name!r}; it has {sorted(arrays)}")
+        array = np.atleast_2d(np.asarray(arrays[name], np.float32))
+        if array.ndim != 2 or array.shape[1] != dim or not len(array):
+            raise MediaError(f"features {name!r} have the shape {list(array.shape)}, the model expects [frames, {dim}]")
+        parts.append(array)
+    length = max(map(len, parts))
+    if any(len(part) not in (1, length) for part in parts):
+        raise MediaError(f"features {list(config.names)} differ in length: {[len(part) for part in parts]}")
+    return np.concatenate([np.broadcast_to(part, (length, part.shape[1])) for part in parts], axis=1)
 
 
 class ClipCache:

@@ -11,6 +11,7 @@ import numpy as np
 
 from mecap_jax.batch import PromptBatch
 from mecap_jax.config import Bucket
+from mecap_jax.data.clips import join_features
 from mecap_jax.data.collate import Row, collate, needed, video_grid
 from mecap_jax.data.features import audio_tokens, log_mel, smart_resize
 from mecap_jax.data.processor_settings import ProcessorSettings, read_settings, write_settings
@@ -184,19 +185,11 @@ class Processor:
         return resize_bicubic(frames, *smart_resize(*frames.shape[1:3], cell, min_pixels, max_pixels))
 
     def _features(self, arrays: Any) -> np.ndarray:
-        config = self.model.features
-        if config is None:
+        if self.model.features is None:
             raise ValueError("the model reads no features")
-        if not isinstance(arrays, Mapping) or set(arrays) != set(config.names):
-            found = sorted(arrays) if isinstance(arrays, Mapping) else type(arrays).__name__
-            raise ValueError(f"features are {found}, the model reads {list(config.names)}")
-        parts = [np.atleast_2d(np.asarray(arrays[name], np.float32)) for name in config.names]
-        shapes = [list(part.shape) for part in parts]
-        if [shape[1:] for shape in shapes] != [[dim] for dim in config.dims] or len({len(part) for part in parts}) > 1:
-            raise ValueError(f"features {list(config.names)} have the shapes {shapes}, the widths are {config.dims}")
-        if not len(parts[0]):
-            raise ValueError("features have no frames")
-        return np.concatenate(parts, axis=1)
+        if not isinstance(arrays, Mapping):
+            raise ValueError(f"features are a {type(arrays).__name__}, not a mapping from name to array")
+        return join_features(arrays, self.model.features)
 
 
 @dataclasses.dataclass

@@ -16,7 +16,7 @@ from mecap_jax.evaluation.decoding import caption_rows
 from mecap_jax.evaluation.java_tools import Meteor
 from mecap_jax.evaluation.stage import Clip, StageResult, score_stage
 from mecap_jax.experiment.setup import Workbench, reopen
-from mecap_jax.experiment.stages import stage_params
+from mecap_jax.experiment.weights import stage_params
 from mecap_jax.rewards.base import Sample, normalise_text
 from mecap_jax.rewards.emotion import EmotionReward, emotion_coordinates
 from mecap_jax.train_state import abstract_model
@@ -42,7 +42,7 @@ def evaluate_checkpoint(checkpoint: Path, data: Path | None, split: str, logger:
     if not rows:
         raise ConfigError(f"--split: {bench.reader.directory} has no usable clip in split {split!r}")
     graphdef, _ = abstract_model(bench.config.model, bench.mesh)
-    params = stage_params(bench, checkpoint.name)
+    params = stage_params(bench.config, bench.workdir, bench.mesh, checkpoint.name)
     with open_meteor() as meteor:
         result = evaluate_stage(bench, checkpoint.name, graphdef, params, rows, meteor)
     options = bench.config.evaluation

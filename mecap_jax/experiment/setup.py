@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,11 +13,14 @@ import jax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from mecap_jax.config import Config, ConfigError, differences, from_json, validate, validate_devices
+from mecap_jax.config import Config, ConfigError, differences, validate_devices
 from mecap_jax.data.importers import ImporterError, prepare
 from mecap_jax.data.pipeline import CaptionDataset, DataError
+from mecap_jax.data.processor import Processor
+from mecap_jax.data.processor_settings import ProcessorSettings
 from mecap_jax.data.shards import ShardError, ShardReader
 from mecap_jax.data.tokenizer import Tokenizer, train_tokenizer
+from mecap_jax.experiment.weights import PROCESSOR, check_backbone, read_run
 from mecap_jax.models.checkpoints.table import CheckpointError
 from mecap_jax.models.parameters import split_params
 from mecap_jax.models.sentence_encoder import SentenceEncoder, SentenceEncoderError, load_sentence_encoder
@@ -27,7 +31,7 @@ from mecap_jax.training.logging import RunLogger
 from mecap_jax.training.loop import NonFiniteError
 
 CACHE = Path("cache")
-TOKENIZER, ANCHORS = "tokenizer.json", "anchors.safetensors"
+ANCHORS = "anchors.safetensors"
 
 # What a user can mend: shown as one message, without a traceback.
 USER_ERRORS = (
@@ -71,6 +75,7 @@ def set_up(config: Config, workdir: Path, logger: RunLogger) -> Workbench:
       AnchorsError: the anchors belong to another encoder.
     """
     validate_devices(config, jax.device_count())
+    check_backbone(config)
     check_trainable(config)
     jax.config.update("jax_compilation_cache_dir", str(Path(config.compilation_cache).resolve()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
@@ -78,7 +83,7 @@ def set_up(config: Config, workdir: Path, logger: RunLogger) -> Workbench:
     directory = shards_directory(config)
     _first_process(lambda: build_shards(config, directory, logger))
     reader = ShardReader(directory)
-    _first_process(lambda: (workdir / TOKENIZER).exists() or make_tokenizer(config, reader).save(workdir / TOKENIZER))
+    _first_process(lambda: (workdir / PROCESSOR).exists() or save_processor(config, reader, workdir / PROCESSOR))
     encoder = load_sentence_encoder(config.encoder.path)
     if not config.encoder.anchors:
         _first_process(
@@ -104,11 +109,7 @@ def reopen(workdir: Path, data: Path | None, logger: RunLogger) -> Workbench:
       ConfigError: there is no run.
       ShardError, DataError, AnchorsError: as in `set_up`.
     """
-    path = workdir / "config.json"
-    if not path.is_file():
-        raise ConfigError(f"{workdir} holds no run: there is no config.json")
-    config = from_json(path.read_text(encoding="utf-8"))
-    validate(config)
+    config = read_run(workdir)
     validate_devices(config, jax.device_count())
     reader = ShardReader(data or shards_directory(config))
     return _assemble(config, workdir, reader, load_sentence_encoder(config.encoder.path), logger)
@@ -117,11 +118,11 @@ def reopen(workdir: Path, data: Path | None, logger: RunLogger) -> Workbench:
 def _assemble(
     config: Config, workdir: Path, reader: ShardReader, encoder: SentenceEncoder, logger: RunLogger
 ) -> Workbench:
-    tokenizer = Tokenizer.from_file(workdir / TOKENIZER, config.model.family)
+    tokenizer = Tokenizer.from_directory(workdir / PROCESSOR, config.model.family)
     if tokenizer.vocab_size > config.model.decoder.vocab_size:
         raise ConfigError(
             f"config key 'model.decoder.vocab_size': {config.model.decoder.vocab_size} is smaller than the "
-            f"tokenizer's vocabulary of {tokenizer.vocab_size} ({workdir / TOKENIZER})"
+            f"tokenizer's vocabulary of {tokenizer.vocab_size} ({workdir / PROCESSOR})"
         )
     dataset = CaptionDataset(reader, config.data, config.model, tokenizer)
     anchors = Anchors.load(config.encoder.anchors or workdir / ANCHORS)
@@ -185,6 +186,34 @@ def build_shards(config: Config, directory: Path, logger: RunLogger) -> None:
         command="scripts/train.py",
         max_bad_fraction=data.max_bad_fraction,
     )
+
+
+def save_processor(config: Config, reader: ShardReader, directory: Path) -> None:
+    """Puts the run's processor into its workdir: the backbone's tokenizer, or one that is trained on the data.
+
+    Raises:
+      ConfigError: the backbone's files are missing or ask for what is not implemented.
+    """
+    data = config.data
+    settings = ProcessorSettings(
+        image_min_pixels=data.min_pixels,
+        image_max_pixels=data.max_pixels,
+        video_min_pixels=data.min_pixels,
+        video_max_pixels=data.max_pixels,
+        fps=data.fps or ProcessorSettings.fps,
+        max_frames=data.max_frames,
+    )
+    try:
+        if config.backbone:
+            tokenizer = Processor.from_directory(config.backbone, config.model).tokenizer
+        else:
+            tokenizer = make_tokenizer(config, reader)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"config key 'backbone': {error}") from error
+    temporary = directory.with_suffix(".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    Processor(tokenizer, config.model, settings).save(temporary)
+    temporary.replace(directory)
 
 
 def make_tokenizer(config: Config, reader: ShardReader) -> Tokenizer:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,18 +10,19 @@ import jax
 import numpy as np
 from flax import nnx
 
-from mecap_jax.config import Config, GrpoConfig, SftConfig
+from mecap_jax.config import GrpoConfig, SftConfig
 from mecap_jax.data.pipeline import CaptionDataset, ClipBatch
 from mecap_jax.evaluation.decoding import caption_rows
 from mecap_jax.experiment.setup import Workbench
+from mecap_jax.experiment.weights import describe
 from mecap_jax.models.parameters import merge_params, split_params
 from mecap_jax.rewards.base import Sample
 from mecap_jax.rewards.combine import RewardFunction, build_reward
 from mecap_jax.rl.learner import GrpoLearner
 from mecap_jax.rl.rollout import MicroBatch, PromptInfo, RolloutEngine
 from mecap_jax.sharding import put_batch
-from mecap_jax.train_state import TrainState, abstract_model, init_params, init_state, make_optimizer
-from mecap_jax.training.checkpointing import StageCheckpoints, load_params
+from mecap_jax.train_state import TrainState, init_state, make_optimizer
+from mecap_jax.training.checkpointing import StageCheckpoints
 from mecap_jax.training.loop import run_stage
 from mecap_jax.training.sft import SftBatch, SftLearner, token_nll
 
@@ -177,29 +177,6 @@ def _run(bench: Workbench, name, state, step, batches, config, validate, should_
             should_stop=should_stop,
         )
     return state.params
-
-
-def describe(config: Config) -> dict[str, Any]:
-    """What a checkpoint says about itself: the model, and which part of its parameters it holds."""
-    return {"model": dataclasses.asdict(config.model), "trainable": config.trainable}
-
-
-def stage_params(bench: Workbench, name: str, frozen: Any = None) -> Any:
-    """All parameters that a finished stage ended with: the trained ones from its checkpoint.
-
-    `frozen` is the run's frozen part where that is at hand; otherwise it comes from where the run started.
-    """
-    config = bench.config
-    trainable, absent = split_params(abstract_model(config.model, bench.mesh)[1], config.trainable)
-    trained = load_params(bench.workdir / "checkpoints" / name, trainable, describe(config))
-    if frozen is None and absent:
-        _, frozen = split_params(starting_params(bench)[1], config.trainable)
-    return merge_params(trained, frozen or {})
-
-
-def starting_params(bench: Workbench) -> tuple[nnx.GraphDef, Any]:
-    """The model as the run starts: fresh arrays each time, the same numbers each time."""
-    return init_params(bench.config.model, bench.config.seed, bench.mesh)
 
 
 def copy_trainable(params: Any, trainable: Sequence[str]) -> Any:

@@ -21,7 +21,8 @@ from mecap_jax.evaluation.report import write_report
 from mecap_jax.evaluation.stage import StageResult
 from mecap_jax.experiment.scoring import evaluate_stage, open_meteor
 from mecap_jax.experiment.setup import Workbench, set_up
-from mecap_jax.experiment.stages import copy_trainable, stage_params, starting_params, train_grpo, train_sft
+from mecap_jax.experiment.stages import copy_trainable, train_grpo, train_sft
+from mecap_jax.experiment.weights import stage_params, starting_params
 from mecap_jax.models.parameters import merge_params, split_params
 from mecap_jax.training.logging import RunLogger, read_jsonl
 
@@ -45,7 +46,7 @@ def run(config: Config, workdir: Path, should_stop: Stop = lambda step: False) -
         with clock.measure("set_up"):
             bench = set_up(config, workdir, logger)
         logger.say(_describe(bench))
-        graphdef, params = starting_params(bench)
+        graphdef, params = starting_params(bench.config, bench.mesh)
         _, frozen = split_params(params, config.trainable)
         stages: dict[str, Workbench] = {}
         if config.sft is not None:
@@ -72,7 +73,7 @@ def _text_only(bench: Workbench, graphdef: nnx.GraphDef, params: Any, should_sto
     data = dataclasses.replace(bench.config.data, modalities=())
     blind = bench.with_data(CaptionDataset(bench.reader, data, bench.config.model, bench.tokenizer))
     trainable = bench.config.trainable
-    fresh, _ = split_params(starting_params(bench)[1], trainable)
+    fresh, _ = split_params(starting_params(bench.config, bench.mesh)[1], trainable)
     _, frozen = split_params(params, trainable)
     train_sft(blind, "text_only", bench.config.sft, graphdef, merge_params(fresh, frozen), should_stop)
     return blind
@@ -132,7 +133,7 @@ def evaluate(
     results, ablation = {}, defaultdict(dict)
     with open_meteor() as meteor:
         for name, stage_bench in stages.items():
-            params = stage_params(bench, name, frozen)
+            params = stage_params(config, bench.workdir, bench.mesh, name, frozen)
             results[name] = evaluate_stage(stage_bench, name, graphdef, params, rows, meteor)
             if not (config.evaluation.ablation and name in ("sft", "grpo") and len(config.data.modalities) > 1):
                 continue

@@ -9,7 +9,7 @@ import pytest
 
 from mecap_jax.config import AugmentConfig, Bucket, DataConfig
 from mecap_jax.data import shards
-from mecap_jax.data.clips import Clip, ClipCache, augment
+from mecap_jax.data.clips import Clip, ClipCache, augment, join_features
 from mecap_jax.data.collate import Row, collate, needed
 from mecap_jax.data.media import MediaError, decode_audio, decode_video
 from mecap_jax.data.pipeline import CaptionDataset, DataError
@@ -297,3 +297,11 @@ def test_features_become_tokens(tokenizer):
     np.testing.assert_array_equal(batch.features[0, :4], features)
     with pytest.raises(ValueError, match="row 0 does not fit: it needs prompt_tokens"):
         collate([row], Bucket(4, 0, 0, 0, 6), MODEL, pad_id=0)
+
+
+def test_one_vector_for_the_utterance_stands_beside_every_frame():
+    config = FeatureProjectorConfig(("face-FRA", "voice-UTT"), (3, 2), 8)
+    arrays = {"face-FRA": np.arange(12).reshape(4, 3), "voice-UTT": np.array([[7, 8]]), "other": np.ones(5)}
+    joined = join_features(arrays, config)
+    assert joined.dtype == np.float32
+    np.testing.assert_array_equal(joined, np.hstack([arrays["face-FRA"], np.tile([7, 8], (4, 1))]))

@@ -363,9 +363,9 @@ def test_media_of_another_family_are_refused(pairs, directories):
     with pytest.raises(ValueError, match="row 0: the model reads no image"):
         words([user(image(56, 56))])
     for arrays, reason in (
-        ({"face": np.zeros((2, 3))}, "features are \\['face'\\]"),
-        ({"face": np.zeros((2, 3)), "voice": np.zeros((3, 2))}, "have the shapes"),
-        ({"face": np.zeros((2, 4)), "voice": np.zeros((2, 2))}, "the widths are"),
+        ({"face": np.zeros((2, 3))}, "lacks the features 'voice'; it has \\['face'\\]"),
+        ({"face": np.zeros((2, 3)), "voice": np.zeros((3, 2))}, "differ in length"),
+        ({"face": np.zeros((2, 4)), "voice": np.zeros((2, 2))}, r"the model expects \[frames, 3\]"),
     ):
         with pytest.raises(ValueError, match=f"row 0: .*{reason}"):
             words([user({"type": "features", "features": arrays})])

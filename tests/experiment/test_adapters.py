@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mecap_jax.config import ConfigError
-from mecap_jax.experiment import stages
+from mecap_jax.experiment import stages, weights
 from mecap_jax.experiment.setup import check_trainable, set_up
 from mecap_jax.models.checkpoints.table import CheckpointError, flatten
 from mecap_jax.models.parameters import split_params
@@ -43,7 +43,7 @@ def run(tmp_path_factory, shared):
     with pytest.MonkeyPatch.context() as patch, RunLogger(workdir) as logger:
         patch.setattr(stages, "RolloutEngine", Recorded)
         bench = set_up(config, workdir, logger)
-        graphdef, start = stages.starting_params(bench)
+        graphdef, start = weights.starting_params(bench.config, bench.mesh)
         after_sft = stages.train_sft(bench, "sft", config.sft, graphdef, start, _never)
         after_grpo = stages.train_grpo(bench, "grpo", config.grpo, graphdef, after_sft, _never)
         yield bench, start, after_sft, after_grpo, references[0]
@@ -62,7 +62,7 @@ def test_frozen_parameters_are_one_set_of_arrays_from_start_to_end(run):
 @pytest.mark.slow
 def test_each_stage_trains_the_adapters_that_the_other_left(run):
     bench, _, after_sft, after_grpo, reference = run
-    fresh = flatten(split_params(stages.starting_params(bench)[1], ())[0])
+    fresh = flatten(split_params(weights.starting_params(bench.config, bench.mesh)[1], ())[0])
     sft, grpo, kept = (flatten(split_params(params, ())[0]) for params in (after_sft, after_grpo, reference))
     for path in fresh:
         assert np.any(sft[path] != fresh[path]), path
@@ -74,10 +74,10 @@ def test_each_stage_trains_the_adapters_that_the_other_left(run):
 @pytest.mark.parametrize("stage, number", [("sft", 2), ("grpo", 3)])
 def test_checkpoints_of_adapters_become_whole_models_again(run, stage, number):
     bench = run[0]
-    loaded = stages.stage_params(bench, stage)
+    loaded = weights.stage_params(bench.config, bench.workdir, bench.mesh, stage)
     jax.tree.map(np.testing.assert_array_equal, loaded, run[number])
     frozen = split_params(run[1], ())[1]
-    assert stages.stage_params(bench, stage, frozen)["visual"] == frozen["visual"]
+    assert weights.stage_params(bench.config, bench.workdir, bench.mesh, stage, frozen)["visual"] == frozen["visual"]
 
 
 @pytest.mark.slow
@@ -85,7 +85,7 @@ def test_a_checkpoint_of_another_part_is_refused(run):
     bench = run[0]
     other = dataclasses.replace(bench.config, trainable=(r"visual\.merger\..*",))
     with pytest.raises(CheckpointError, match=r"trainable: \[\] there, \['visual"):
-        stages.stage_params(dataclasses.replace(bench, config=other), "sft")
+        weights.stage_params(other, bench.workdir, bench.mesh, "sft")
 
 
 @pytest.mark.parametrize(

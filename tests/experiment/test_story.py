@@ -91,7 +91,7 @@ def test_the_report_holds_every_stage_and_metric(finished):
 @pytest.mark.slow
 def test_what_a_workdir_holds(finished):
     _, workdir, _ = finished
-    for name in ("config.json", "report.md", "tokenizer.json", "anchors.safetensors", "tensorboard"):
+    for name in ("config.json", "report.md", "processor", "anchors.safetensors", "tensorboard"):
         assert (workdir / name).exists(), name
     assert len(list((workdir / "plots").glob("*.png"))) >= 4
     text = (workdir / "report.md").read_text()

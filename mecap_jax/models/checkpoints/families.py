@@ -103,3 +103,10 @@ TABLES: dict[str, Table] = {
 CARRIED: dict[str, Callable[[ModelConfig], dict[str, tuple[int, ...]]]] = {
     "qwen2_5_omni": lambda model: {AUDIO_ENDS: (2, model.decoder.hidden_size)},
 }
+
+# Precomputed features are no part of the published models: their projector stands in files of its own beside them.
+PROJECTOR = (
+    *_norm(("", "feature_projector."), "norm", bias=True),
+    *linear(("", "feature_projector."), "fc1", bias=True),
+    *linear(("", "feature_projector."), "fc2", bias=True),
+)

@@ -1,4 +1,4 @@
-"""Weights from and to a directory in the Hugging Face layout.
+"""Models from and to a directory in the Hugging Face layout.
 
 Import maps the files and gives every device its part of every tensor, one tensor at a time: the host never holds more
 than one of them beside the destination. Export is the way back; what was imported comes out byte for byte.
@@ -14,12 +14,65 @@ from typing import Any
 
 import jax
 import numpy as np
+from safetensors.numpy import save_file
 
 from mecap_jax.config import differences
-from mecap_jax.model_config import ModelConfig
-from mecap_jax.models.checkpoints.families import CARRIED, TABLES
+from mecap_jax.model_config import FeatureProjectorConfig, ModelConfig
+from mecap_jax.models.checkpoints.families import CARRIED, PROJECTOR, TABLES
+from mecap_jax.models.checkpoints.hub_config import read_config, read_json
 from mecap_jax.models.checkpoints.safetensors_files import TensorFiles, write_tensors
 from mecap_jax.models.checkpoints.table import CheckpointError, by_path, flatten, load_tensors
+
+# Beside the published files, for models that read precomputed features.
+PROJECTOR_CONFIG, PROJECTOR_FILE = "feature_projector.json", "feature_projector.safetensors"
+
+
+def read_model(directory: Path) -> ModelConfig:
+    """The network in a directory, the projector of an export of ours included.
+
+    Raises:
+      CheckpointError: as `hub_config.read_config`, or the projector's configuration is not one.
+    """
+    model = read_config(directory)
+    path = directory / PROJECTOR_CONFIG
+    if not path.is_file():
+        return model
+    fields = read_json(path)
+    try:
+        features = FeatureProjectorConfig(tuple(fields["names"]), tuple(fields["dims"]), fields["hidden_size"])
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} must hold names, dims and hidden_size ({error!r})") from None
+    return dataclasses.replace(model, features=features)
+
+
+def load_model(directory: Path, model: ModelConfig, abstract_params: Any) -> Any:
+    """All parameters of the network that `read_model` found there. Raises as `load_weights`."""
+    params = load_weights(directory, model, published_part(abstract_params))
+    if model.features is not None:
+        params |= load_projector(directory, abstract_params)
+    return params
+
+
+def save_model(
+    directory: Path, model: ModelConfig, params: Any, source: Path | None = None, max_shard_bytes: int = 5 * 10**9
+) -> None:
+    """Writes all parameters; what `read_model` and `load_model` read. Arguments and errors as of `save_weights`."""
+    save_weights(directory, model, published_part(params), source, max_shard_bytes)
+    if model.features is None:
+        return
+    flat = flatten({_PROJECTOR: params[_PROJECTOR]})
+    matches = {path: by_path(path, PROJECTOR) for path in flat}
+    tensors = {m.key: np.ascontiguousarray(m.to_tensor([np.asarray(flat[path])])) for path, m in matches.items()}
+    save_file(tensors, directory / PROJECTOR_FILE)
+    fields = json.dumps(dataclasses.asdict(model.features), indent=2)
+    (directory / PROJECTOR_CONFIG).write_text(fields + "\n", encoding="utf-8")
+
+
+def load_projector(directory: Path, abstract_params: Any) -> dict[str, Any]:
+    """The projector's parameters, under their name in the tree. Raises as `load_weights`."""
+    tensors = TensorFiles(directory, single=PROJECTOR_FILE)
+    return load_tensors(tensors, PROJECTOR, (), {_PROJECTOR: abstract_params[_PROJECTOR]}, _place)
+
 
 _PROJECTOR = "feature_projector"
 

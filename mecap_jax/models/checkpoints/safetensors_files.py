@@ -46,10 +46,11 @@ class TensorFiles(Mapping[str, np.ndarray]):
         with the index. All problems are listed.
     """
 
-    def __init__(self, directory: Path, rename: Callable[[str], str] = lambda key: key):
+    def __init__(self, directory: Path, rename: Callable[[str], str] = lambda key: key, single: str = SINGLE):
+        """`rename` maps the keys in the files; `single` is the file's name where there is no index."""
         self._locations: dict[str, Location] = {}
         problems = []
-        for file, expected in _files(directory).items():
+        for file, expected in _files(directory, single).items():
             try:
                 locations = _read_header(directory / file)
             except (OSError, SafetensorError, CheckpointError, ValueError) as error:
@@ -75,13 +76,13 @@ class TensorFiles(Mapping[str, np.ndarray]):
         return len(self._locations)
 
 
-def _files(directory: Path) -> dict[str, set[str] | None]:
+def _files(directory: Path, single: str) -> dict[str, set[str] | None]:
     """File names, and the keys that the index says they hold (None without an index)."""
-    if (directory / SINGLE).is_file():
-        return {SINGLE: None}
-    if not (directory / INDEX).is_file():
+    if (directory / single).is_file():
+        return {single: None}
+    if single != SINGLE or not (directory / INDEX).is_file():
         raise CheckpointError(
-            f"{directory} holds neither {SINGLE} nor {INDEX} (pickled weights such as *.bin are not read)"
+            f"{directory} holds neither {single} nor {INDEX} (pickled weights such as *.bin are not read)"
         )
     try:
         weight_map = json.loads((directory / INDEX).read_bytes())["weight_map"]
@@ -142,6 +143,7 @@ def write_tensors(
         weight_map |= dict.fromkeys(keys, name)
         # "pt" is what readers look for; the bytes are the same in every framework.
         save_file({key: np.ascontiguousarray(tensor(key)) for key in keys}, directory / name, {"format": "pt"})
+        (directory / name).chmod(0o644)  # the library leaves them unreadable to others
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

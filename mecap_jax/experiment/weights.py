@@ -1,0 +1,170 @@
+"""The weights of a run: what it starts from, and what its stages left."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from flax import nnx
+from jax.sharding import Mesh
+
+from mecap_jax.config import Config, ConfigError, from_json, validate
+from mecap_jax.data.processor import Processor
+from mecap_jax.models.checkpoints.hub import (
+    PROJECTOR_FILE,
+    describe_mismatch,
+    load_projector,
+    load_weights,
+    published_part,
+    read_model,
+)
+from mecap_jax.models.checkpoints.table import flatten
+from mecap_jax.models.lora import merge_lora
+from mecap_jax.models.parameters import merge_params, split_params
+from mecap_jax.train_state import abstract_model, init_params
+from mecap_jax.training.checkpointing import load_params
+
+PROCESSOR = "processor"  # tokenizer, chat template and settings, in the workdir
+
+
+def read_run(workdir: Path) -> Config:
+    """The configuration of the run in a workdir.
+
+    Raises:
+      ConfigError: there is no run, or its configuration is not valid.
+    """
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise ConfigError(f"{workdir} holds no run: there is no config.json")
+    config = from_json(path.read_text(encoding="utf-8"))
+    validate(config)
+    return config
+
+
+def check_backbone(config: Config) -> None:
+    """Checks that the backbone's files describe the configured model, before anything is read or made.
+
+    Raises:
+      ConfigError: no such directory, or another network; every field that differs is named with both values.
+      CheckpointError: its `config.json` is not one that can be read.
+    """
+    if not config.backbone:
+        return
+    directory = Path(config.backbone)
+    if not directory.is_dir():
+        raise ConfigError(
+            f"config key 'backbone': no such directory: {directory} (put the published files of "
+            f"{config.model.name} there, or name where they are)"
+        )
+    found = read_model(directory)
+    if different := describe_mismatch(config.model, found):
+        raise ConfigError(
+            f"config key 'backbone': {directory} holds another network than configured:\n  " + "\n  ".join(different)
+        )
+
+
+def starting_params(config: Config, mesh: Mesh) -> tuple[nnx.GraphDef, Any]:
+    """The model as the run starts: fresh arrays each time, the same numbers each time.
+
+    What the backbone does not have (adapters, the projector of features) is drawn at random.
+
+    Raises:
+      CheckpointError: the backbone's files do not fit.
+    """
+    if not config.backbone:
+        return init_params(config.model, config.seed, mesh)
+    directory = Path(config.backbone)
+    _, abstract = abstract_model(config.model, mesh)
+    adapters, rest = split_params(abstract, ()) if config.model.lora else ({}, abstract)
+    params = load_weights(directory, config.model, published_part(rest))
+    if (directory / PROJECTOR_FILE).is_file() and config.model.features:
+        params |= load_projector(directory, rest)
+    there = set(flatten(params))
+
+    def missing(tree: Any) -> Any:
+        return _without(tree, there)
+
+    graphdef, drawn = init_params(config.model, config.seed, mesh, missing)
+    return graphdef, merge_params(drawn, params)
+
+
+def _without(tree: Any, paths: set[str], prefix: str = "") -> Any:
+    """The nested dict without the leaves at `paths`, and without branches that are empty then."""
+    kept = {}
+    for name, child in tree.items():
+        path = f"{prefix}{name}"
+        if not isinstance(child, dict):
+            if path not in paths:
+                kept[name] = child
+        elif part := _without(child, paths, f"{path}."):
+            kept[name] = part
+    return kept
+
+
+def describe(config: Config) -> dict[str, Any]:
+    """What a checkpoint says about itself: the model, and which part of its parameters it holds."""
+    return {"model": dataclasses.asdict(config.model), "trainable": config.trainable}
+
+
+def stage_params(config: Config, workdir: Path, mesh: Mesh, stage: str, frozen: Any = None) -> Any:
+    """All parameters that a finished stage ended with: the trained ones from its checkpoint.
+
+    `frozen` is the run's frozen part where that is at hand; otherwise it comes from where the run started.
+
+    Raises:
+      CheckpointError: the stage has no checkpoint, or one of another model.
+    """
+    trainable, absent = split_params(abstract_model(config.model, mesh)[1], config.trainable)
+    trained = load_params(workdir / "checkpoints" / stage, trainable, describe(config))
+    if frozen is None and absent:
+        _, frozen = split_params(starting_params(config, mesh)[1], config.trainable)
+    return merge_params(trained, frozen or {})
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedStage:
+    """What a stage of a run left, without its data.
+
+    Attributes:
+      config: of the run.
+      workdir: of the run.
+      name: of the stage.
+      graphdef, params: the model, adapters merged into the weights.
+      processor: makes its inputs.
+    """
+
+    config: Config
+    workdir: Path
+    name: str
+    graphdef: nnx.GraphDef
+    params: Any
+    processor: Processor
+
+
+def open_stage(checkpoint: Path, mesh: Mesh) -> TrainedStage:
+    """Opens `RUN/checkpoints/STAGE`; the model's adapters are merged.
+
+    Raises:
+      ConfigError: `checkpoint` is not a stage of a run.
+      CheckpointError: the stage has no checkpoint, or one of another model.
+    """
+    if checkpoint.parent.name != "checkpoints":
+        raise ConfigError(f"--checkpoint: expected RUN/checkpoints/STAGE, got {checkpoint}")
+    workdir = checkpoint.parent.parent
+    config = read_run(workdir)
+    params = stage_params(config, workdir, mesh, checkpoint.name)
+    model = config.model
+    if model.lora is not None:
+        params = merge_lora(params, model.lora)
+        model = dataclasses.replace(model, lora=None)
+    graphdef, _ = abstract_model(model, mesh)
+    processor = Processor.from_directory(workdir / PROCESSOR, model)
+    return TrainedStage(dataclasses.replace(config, model=model), workdir, checkpoint.name, graphdef, params, processor)
+
+
+def read_report(workdir: Path) -> dict[str, Any]:
+    """`report.json` of a run, {} where it has none yet."""
+    path = workdir / "report.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
