@@ -189,11 +189,7 @@ def build_shards(config: Config, directory: Path, logger: RunLogger) -> None:
 
 
 def save_processor(config: Config, reader: ShardReader, directory: Path) -> None:
-    """Puts the run's processor into its workdir: the backbone's tokenizer, or one that is trained on the data.
-
-    Raises:
-      ConfigError: the backbone's files are missing or ask for what is not implemented.
-    """
+    """Puts the run's processor into its workdir: the backbone's tokenizer, or one that is trained on the data."""
     data = config.data
     settings = ProcessorSettings(
         image_min_pixels=data.min_pixels,
@@ -203,13 +199,10 @@ def save_processor(config: Config, reader: ShardReader, directory: Path) -> None
         fps=data.fps or ProcessorSettings.fps,
         max_frames=data.max_frames,
     )
-    try:
-        if config.backbone:
-            tokenizer = Processor.from_directory(config.backbone, config.model).tokenizer
-        else:
-            tokenizer = make_tokenizer(config, reader)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"config key 'backbone': {error}") from error
+    if config.backbone:
+        tokenizer = Processor.from_directory(config.backbone, config.model).tokenizer
+    else:
+        tokenizer = make_tokenizer(config, reader)
     temporary = directory.with_suffix(".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     Processor(tokenizer, config.model, settings).save(temporary)

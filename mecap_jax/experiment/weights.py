@@ -47,7 +47,8 @@ def check_backbone(config: Config) -> None:
     """Checks that the backbone's files describe the configured model, before anything is read or made.
 
     Raises:
-      ConfigError: no such directory, or another network; every field that differs is named with both values.
+      ConfigError: no such directory, another network (every field that differs is named with both values), or a
+        tokenizer or processor that is missing or asks for what is not implemented.
       CheckpointError: its `config.json` is not one that can be read.
     """
     if not config.backbone:
@@ -63,6 +64,10 @@ def check_backbone(config: Config) -> None:
         raise ConfigError(
             f"config key 'backbone': {directory} holds another network than configured:\n  " + "\n  ".join(different)
         )
+    try:
+        Processor.from_directory(directory, config.model)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"config key 'backbone': {error}") from error
 
 
 def starting_params(config: Config, mesh: Mesh) -> tuple[nnx.GraphDef, Any]:

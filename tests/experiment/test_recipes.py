@@ -1,0 +1,79 @@
+"""Every recipe loads for every family, and its smoke mode takes two real steps."""
+
+import dataclasses
+import re
+
+import pytest
+
+from mecap_jax.config import ConfigError, load
+from mecap_jax.experiment import story
+from mecap_jax.training.checkpointing import latest_step
+from mecap_jax.training.logging import read_jsonl
+
+FAMILIES = (
+    "qwen2_5_omni_3b",
+    "qwen2_5_omni_7b",
+    "qwen2_5_vl_3b",
+    "qwen2_5_vl_7b",
+    "features_qwen2_5_0_5b",
+    "features_qwen2_5_7b",
+)
+
+
+@pytest.mark.parametrize("recipe", ["grpo", "sft"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_recipes_of_all_families_are_valid(recipe, family):
+    for options in ("", ",lora", ",smoke", ",lora,smoke"):
+        config = load(f"configs/{recipe}.py:{family}{options}")
+        assert (config.grpo is None) == (recipe == "sft") and config.sft is not None
+        assert (config.model.lora is not None) == ("lora" in options)
+        assert bool(config.backbone) == ("smoke" not in options)
+        patterns = " ".join(config.trainable)
+        assert "audio_tower" not in patterns and "visual" not in patterns  # towers are frozen, as in R1-Omni
+        assert ("language_model" in patterns) == ("lora" not in options)
+        # Steps of one in a million are lost in bfloat16.
+        assert config.model.param_dtype == ("bfloat16" if options == ",lora" else "float32")
+
+
+@pytest.mark.parametrize("argument", ["qwen2_5_omni_9b", "qwen2_5_omni_3b,fast", "tiny,smoke", ","])
+def test_an_unknown_argument_names_what_there_is(argument):
+    with pytest.raises(ConfigError, match=re.escape(repr(argument)) + ".*qwen2_5_vl_3b"):
+        load(f"configs/grpo.py:{argument}")
+
+
+def test_the_vision_tower_trains_where_the_pattern_says_so():
+    """EMO-R3 trains it; a pattern is all that takes."""
+    trainable = (r"visual\..*", r"language_model\..*")
+    config = load("configs/grpo.py:qwen2_5_vl_3b", [f"trainable={trainable!r}"])
+    assert config.trainable == trainable
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "grpo.py:qwen2_5_omni_3b,smoke",
+        "grpo.py:qwen2_5_omni_7b,lora,smoke",
+        "grpo.py:qwen2_5_vl_3b,smoke",
+        "grpo.py:features_qwen2_5_0_5b,smoke",
+        "sft.py:qwen2_5_omni_3b,smoke",
+    ],
+)
+def test_smoke(recipe, shared, tmp_path):
+    # The batches divide over the eight simulated devices.
+    sizes = ("sft.batch_clips=8", "sft.micro_clips=8", "grpo.prompts=8", "grpo.micro_prompts=8")
+    overrides = [item for item in (*sizes, shared[1]) if "sft.py" not in recipe or not item.startswith("grpo.")]
+    if "features" not in recipe:
+        overrides.append(shared[0].replace("shards", "smoke-shards"))
+    config = dataclasses.replace(load(f"configs/{recipe}", overrides), checkpoint=load("configs/grpo.py").checkpoint)
+    report = story.run(config, tmp_path / "run")
+    stages = ("sft",) if config.grpo is None else ("sft", "grpo")
+    assert set(report["eval"]) == set(stages)
+    steps = {
+        stage: [row for row in read_jsonl(tmp_path / "run" / "metrics.jsonl") if row["stage"] == stage]
+        for stage in stages
+    }
+    for stage in stages:
+        assert [row["step"] for row in steps[stage]] == [1, 2]
+        assert all(row["grad_norm"] > 0 for row in steps[stage]) or stage == "grpo"
+        assert latest_step(tmp_path / "run" / "checkpoints" / stage) == 2
