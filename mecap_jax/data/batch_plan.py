@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import fields
 
 import numpy as np
 
@@ -72,7 +73,9 @@ def assign_bucket(need: Bucket, buckets: Sequence[Bucket]) -> int:
     for i, bucket in enumerate(buckets):
         if fits(need, bucket):
             return i
-    raise ValueError(f"needs {need}, more than the largest of data.buckets holds: {buckets[-1]}")
+    sizes = {field.name: (getattr(need, field.name), getattr(buckets[-1], field.name)) for field in fields(Bucket)}
+    over = [f"{name} = {size}, where it holds {held}" for name, (size, held) in sizes.items() if size > held]
+    raise ValueError(f"does not fit the largest of data.buckets: needs {'; '.join(over) or need}")
 
 
 def evaluation_batches(

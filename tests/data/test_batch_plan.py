@@ -64,5 +64,5 @@ def test_evaluation_takes_every_row_once(needs):
 def test_too_few_rows_and_too_large_rows_are_refused(needs):
     with pytest.raises(ValueError, match="3 clips are fewer than one batch of 8"):
         BatchPlan(range(3), needs, BUCKETS, 8, seed=0)
-    with pytest.raises(ValueError, match=r"audio_chunks=9.*data\.buckets"):
+    with pytest.raises(ValueError, match=r"data\.buckets: needs .*audio_chunks = 9, where it holds"):
         assign_bucket(Bucket(10, 9), BUCKETS)

@@ -1,0 +1,117 @@
+"""Memory of a device for a published backbone: what a run keeps, and what its programs need on top.
+
+  python benchmarks/memory.py --config=configs/grpo.py:qwen2_5_omni_3b,lora --devices=1 [--output=FILE.json]
+
+Nothing is allocated: parameters and batches are shapes, and the real programs (sampling, reference, gradient, update)
+are compiled for so many simulated devices over which the parameters are divided (`mesh.fsdp`). What is kept is counted
+in the recipe's dtypes. Temporaries are those of programs in float32: XLA's CPU back end would hold bfloat16 weights a
+second time in float32. They are an upper bound for an accelerator that computes in bfloat16, where activations take
+half.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+_DEVICES = next((int(a.split("=")[1]) for a in sys.argv if a.startswith("--devices=")), 1)
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={_DEVICES}"
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+from absl import app, flags  # noqa: E402
+
+from mecap_jax.batch import Completions  # noqa: E402
+from mecap_jax.config import load  # noqa: E402
+from mecap_jax.data.collate import collate  # noqa: E402
+from mecap_jax.generation.sampler import generate  # noqa: E402
+from mecap_jax.generation.scoring import completion_logprobs  # noqa: E402
+from mecap_jax.models.lora import Draw  # noqa: E402
+from mecap_jax.models.parameters import merge_params, split_params  # noqa: E402
+from mecap_jax.rl.objective import Denominators, TrainExample, make_gradient  # noqa: E402
+from mecap_jax.sharding import batch_sharding, make_mesh, replicated  # noqa: E402
+from mecap_jax.train_state import abstract_model, abstract_state, make_optimizer, make_update  # noqa: E402
+
+_CONFIG = flags.DEFINE_string("config", None, "Recipe with a family.", required=True)
+flags.DEFINE_integer("devices", 1, "Devices over which the parameters are divided.")
+_PROMPTS = flags.DEFINE_integer("prompts", 0, "Prompts in a micro-batch; 0 takes one a device.")
+_BUCKET = flags.DEFINE_integer("bucket", 1, "Which of the recipe's buckets.")
+_OUTPUT = flags.DEFINE_string("output", "", "JSON file.")
+
+
+def gigabytes(tree) -> float:
+    """GB a device of a tree of ShapeDtypeStructs with shardings."""
+    total = sum(np.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+    return float(total) / 1e9
+
+
+def main(argv: list[str]) -> None:
+    config = load(_CONFIG.value, [f"mesh.fsdp={_DEVICES}", "grpo.prompts=64", "grpo.micro_prompts=0"])
+    mesh, grpo, model = make_mesh(config.mesh), config.grpo, config.model
+    bucket = config.data.buckets[min(_BUCKET.value, len(config.data.buckets) - 1)]
+    rows = _PROMPTS.value or _DEVICES
+    by_row, whole = batch_sharding(mesh), replicated(mesh)
+
+    def struct(shape, dtype, sharding=by_row):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    empty = collate([], bucket, model, 0)
+    prompt = jax.tree.map(lambda x: struct((rows, *x.shape[1:]), x.dtype), empty)
+    group, length = grpo.group_size, grpo.max_new_tokens
+    completions = Completions(struct((rows, group, length), jnp.int32), struct((rows, group, length), jnp.bool_))
+    optimizer = make_optimizer(grpo.optimizer, grpo.steps)
+    _, params = abstract_model(model, mesh)
+    trainable, _ = split_params(params, config.trainable)
+    scores = struct((rows, group, length), jnp.float32)
+    example = TrainExample(prompt, completions, scores, scores, struct((rows, group), jnp.float32), None)
+    scalar = struct((), jnp.float32, whole)
+    draw = Draw(*(struct((), jnp.uint32, whole) for _ in range(3)))
+    kept = {
+        "parameters": gigabytes(params),
+        "optimiser": gigabytes(abstract_state(trainable, optimizer, mesh).opt_state),
+        "reference": gigabytes(trainable),
+        "gradient": gigabytes(trainable),
+    }
+    graphdef, params = abstract_model(dataclasses.replace(model, param_dtype="float32", dtype="float32"), mesh)
+    trainable, frozen = split_params(params, config.trainable)
+    state = abstract_state(trainable, optimizer, mesh)
+    programs = {
+        "sample": lambda: generate.lower(
+            graphdef, params, prompt, struct((2,), jnp.uint32, whole), struct((rows,), jnp.int32), group_size=group,
+            max_new_tokens=length, temperature=1.0, top_p=1.0, end_ids=(0,),
+        ),
+        "reference": lambda: completion_logprobs.lower(graphdef, params, prompt, completions, temperature=1.0),
+        "gradient": lambda: make_gradient(graphdef, trainable, grpo).lower(
+            trainable, None, frozen, example, Denominators(scalar, scalar, scalar), draw
+        ),
+        "update": lambda: make_update(optimizer, state).lower(state, trainable),
+    }  # fmt: skip
+    temporaries = {}
+    for name, lower in programs.items():
+        began = time.perf_counter()
+        temporaries[name] = lower().compile().memory_analysis().temp_size_in_bytes / 1e9
+        print(f"{name}: {temporaries[name]:.1f} GB of temporaries, {time.perf_counter() - began:.0f} s", flush=True)
+    result = {
+        "config": _CONFIG.value,
+        "devices": _DEVICES,
+        "prompts_per_device": rows / _DEVICES,
+        "bucket": bucket.__dict__,
+        "trainable_parameters": sum(int(np.prod(x.shape)) for x in jax.tree.leaves(trainable)),
+        "parameters": sum(int(np.prod(x.shape)) for x in jax.tree.leaves(merge_params(trainable, frozen))),
+        "kept_gb": kept,
+        "temporaries_gb": temporaries,
+        "total_gb": sum(kept.values()) + max(temporaries.values()),
+    }
+    print(json.dumps(result))
+    if _OUTPUT.value:
+        Path(_OUTPUT.value).write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    app.run(main)
