@@ -101,7 +101,7 @@ def test_over_long_clips_are_left_out_with_the_reason(dataset):
         ({"max_seconds": 1.0}, "over data.max_seconds = 1"),
         ({"target": "style"}, "has no 'style' caption"),
         ({"modalities": ("video",)}, "has none of the modalities ('video',)"),
-        ({"buckets": (Bucket(30, 8, 2, 2),)}, "largest of data.buckets: needs prompt_tokens = .*, where it holds 30"),
+        ({"buckets": (Bucket(30, 8, 2, 2),)}, "largest of data.buckets: needs prompt_tokens = "),
     ],
 )
 def test_too_many_bad_clips_stop_the_run(reader, tokenizer, change, reason):
