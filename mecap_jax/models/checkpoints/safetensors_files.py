@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import mmap
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -32,10 +33,16 @@ class Location:
 
     def view(self) -> np.ndarray:
         """The tensor, mapped: bytes are read when they are looked at, and let go with the array."""
-        if 0 in self.shape:
+        count = int(np.prod(self.shape))
+        if not count:
             return np.zeros(self.shape, self.dtype)
-        shape = self.shape or (1,)
-        return np.memmap(self.file, self.dtype, "r", self.offset, shape).view(np.ndarray).reshape(self.shape)
+        start = self.offset - self.offset % mmap.ALLOCATIONGRANULARITY
+        end = self.offset + count * self.dtype.itemsize
+        with self.file.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), end - start, access=mmap.ACCESS_READ, offset=start)
+        if hasattr(mmap, "MADV_WILLNEED"):
+            mapped.madvise(mmap.MADV_WILLNEED)  # read ahead in one go, not page by page as they are touched
+        return np.frombuffer(mapped, self.dtype, count, self.offset - start).reshape(self.shape)
 
 
 class TensorFiles(Mapping[str, np.ndarray]):
