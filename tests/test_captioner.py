@@ -36,7 +36,7 @@ def family(request, tmp_path_factory):
     family.captioner = Captioner.from_pretrained(family.directory)
     family.captioner.processor.settings = family.ours.settings
     rows = conversations(family.name)
-    family.rows = rows[::-2] if len(rows) > 2 else rows
+    family.rows = rows[::-2][:3] if len(rows) > 2 else rows
     return family
 
 
@@ -57,13 +57,13 @@ def test_next_token_logits_equal_transformers(family):
 
 def test_greedy_text_equals_transformers(family):
     captioner = family.captioner
-    completions = captioner.generate(captioner.processor(family.rows), temperature=0, max_new_tokens=12)
+    completions = captioner.generate(captioner.processor(family.rows), temperature=0, max_new_tokens=8)
     tokenizer = getattr(family.theirs, "tokenizer", family.theirs)
     for row, group, lengths in zip(family.rows, completions.text, completions.lengths):
         inputs = their_inputs(family, row)
         with torch.no_grad():
             ends = list(captioner.processor.tokenizer.end_ids)
-            out = family.reference.generate(**inputs, max_new_tokens=12, do_sample=False, eos_token_id=ends)
+            out = family.reference.generate(**inputs, max_new_tokens=8, do_sample=False, eos_token_id=ends)
         new = out[0, inputs["input_ids"].shape[1] :]
         assert group == [tokenizer.decode(new, skip_special_tokens=True).strip()] and lengths[0] == len(new)
 
@@ -83,7 +83,7 @@ def test_sampled_log_probabilities_are_those_of_scoring(family):
     np.testing.assert_allclose(sampled.logprobs, scored, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_omni"], indirect=True)
+@pytest.mark.parametrize("family", ["qwen2"], indirect=True)
 def test_draws_follow_the_seed_and_the_prompt_alone(family):
     captioner, (first, second, *_) = family.captioner, family.rows
     options = dict(group_size=2, max_new_tokens=6, top_p=0.9, seed=2**40 + 3)
@@ -137,7 +137,7 @@ def test_adapter_equals_peft(tmp_path):
     adapted.save_pretrained(tmp_path / "adapter")
     captioner = Captioner.from_pretrained(family.directory, adapter=tmp_path / "adapter")
     captioner.processor.settings = family.ours.settings
-    row = conversations(family.name)[-1]
+    row = user(audio(0.5), text())
     with torch.no_grad():
         expected = adapted(**their_inputs(family, row)).logits[0, -1].numpy()
         with adapted.disable_adapter():
@@ -155,13 +155,13 @@ def test_adapter_equals_peft(tmp_path):
         Captioner.from_pretrained(family.directory, adapter=tmp_path)
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl"], indirect=True)
+@pytest.mark.parametrize("family", ["qwen3"], indirect=True)
 def test_several_devices_answer_for_the_given_rows_only(family):
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     captioner = Captioner.from_pretrained(family.directory, mesh=mesh)
-    prompts = family.captioner.processor(family.rows[:3])
+    prompts = family.captioner.processor(family.rows)
     logits = captioner.next_token_logits(prompts)
-    assert len(logits) == len(family.rows[:3])
+    assert len(logits) == len(family.rows)
     np.testing.assert_allclose(logits, family.captioner.next_token_logits(prompts), atol=1e-4, rtol=0)
     options = dict(group_size=2, max_new_tokens=4)
     ours, single = captioner.generate(prompts, **options), family.captioner.generate(prompts, **options)
