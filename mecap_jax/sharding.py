@@ -56,6 +56,13 @@ def make_mesh(config: MeshConfig) -> Mesh:
     )
 
 
+def single_device() -> Mesh:
+    """A mesh of this process's first device."""
+    return jax.make_mesh(
+        (1, 1, 1), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3, devices=jax.local_devices()[:1]
+    )
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Every device holds the whole array."""
     return NamedSharding(mesh, PartitionSpec())

@@ -24,7 +24,7 @@ from av.stream import Disposition
 
 from mecap_jax.data.containers import MediaError, check_complete, identify
 
-__all__ = ["Frames", "MediaError", "MediaInfo", "decode_audio", "decode_video", "probe"]
+__all__ = ["Frames", "MediaError", "MediaInfo", "decode_audio", "decode_video", "probe", "streams"]
 
 MAX_SECONDS = 600.0
 MAX_CHANNELS = 8
@@ -161,6 +161,20 @@ def probe(data: bytes, max_seconds: float = MAX_SECONDS) -> MediaInfo:
         height=height,
         fps=frames / timeline.seconds,
     )
+
+
+@_raises_media_error
+def streams(data: bytes) -> tuple[bool, bool]:
+    """Whether a clip has sound and whether it has moving pictures, from its header alone.
+
+    Raises:
+      MediaError: unsupported or corrupt.
+    """
+    kind = identify(data)
+    if kind not in _VIDEO_KINDS:
+        return True, False
+    with _open_video(data, kind) as (container, stream):
+        return container.streams.best("audio") is not None, stream is not None
 
 
 # --- sound ------------------------------------------------------------------------------------------------------

@@ -97,8 +97,8 @@ class CaptionDataset:
 
     def prompt_text(self, row: int) -> str:
         """The text part of a row's prompt, as rewards and logs show it."""
-        transcript = self._transcript(row)
-        return self._config.instruction if transcript is None else f'"{transcript}" {self._config.instruction}'
+        transcript = self.index[row].transcript if self._config.include_transcript else ""
+        return request_text(self._config.instruction, transcript)
 
     # --- batches --------------------------------------------------------------------------------------------------
 
@@ -218,23 +218,8 @@ class CaptionDataset:
             features=None if "features" in self._hidden else clip.features,
         )
 
-    def _transcript(self, row: int) -> str | None:
-        return self.index[row].transcript if self._config.include_transcript else None
-
     def _prompt(self, row: int, clip: Clip) -> Row:
-        """A row's prompt. A modality with no tokens leaves no trace: the prompt is that of a clip without it."""
-        media: dict[str, Media] = {}
-        mels, frames = (), ()
-        if clip.mel is not None and (count := audio_tokens(len(clip.mel), self._model.audio.n_window)):
-            media["audio"], mels = AudioSpan(count), (clip.mel,)
-        if clip.frames is not None:
-            media["video"] = video_grid(clip.frames, clip.seconds_per_frame, self._model)
-            frames = (clip.frames,)
-        if clip.features is not None:
-            media["features"] = FeatureSpan(len(clip.features))
-        messages = user_turn(media, self.prompt_text(row))
-        layout = lay_out(self._tokenizer, self._model, messages, tuple(media.values()))
-        return Row(layout, mels, frames, clip.features)
+        return clip_row(clip, self.prompt_text(row), self._tokenizer, self._model)
 
     # --- sizes ----------------------------------------------------------------------------------------------------
 
@@ -287,6 +272,29 @@ class CaptionDataset:
             length = max(row.features[name][0] for name in self._model.features.names if name in row.features)
             features = np.broadcast_to(np.float32(0), (length, sum(self._model.features.dims)))
         return Clip(mel, frames, 1.0, features)
+
+
+def request_text(instruction: str, transcript: str = "") -> str:
+    """The text part of a clip's prompt; what is said stands before the instruction, where it is known."""
+    return f'"{transcript}" {instruction}' if transcript else instruction
+
+
+def clip_row(clip: Clip, text: str, tokenizer: Tokenizer, model: ModelConfig) -> Row:
+    """The prompt that asks for a clip's caption: its media, then `text`.
+
+    A modality with no tokens leaves no trace: the prompt is that of a clip without it.
+    """
+    media: dict[str, Media] = {}
+    mels, frames = (), ()
+    if clip.mel is not None and (count := audio_tokens(len(clip.mel), model.audio.n_window)):
+        media["audio"], mels = AudioSpan(count), (clip.mel,)
+    if clip.frames is not None:
+        media["video"] = video_grid(clip.frames, clip.seconds_per_frame, model)
+        frames = (clip.frames,)
+    if clip.features is not None:
+        media["features"] = FeatureSpan(len(clip.features))
+    layout = lay_out(tokenizer, model, user_turn(media, text), tuple(media.values()))
+    return Row(layout, mels, frames, clip.features)
 
 
 class _TrainingBatches:

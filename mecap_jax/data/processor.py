@@ -93,6 +93,10 @@ class Processor:
                 raise ValueError(f"row {number}: {error}") from error
         if not rows:
             raise ValueError("there are no conversations")
+        return self.batch(rows, bucket)
+
+    def batch(self, rows: Sequence[Row], bucket: Bucket | None = None) -> PromptBatch:
+        """Pads laid-out prompts to a static shape; `bucket` and errors as in a call."""
         if bucket is None:
             bucket = _roomy([needed(row, self.model) for row in rows])
         return collate(rows, bucket, self.model, self.tokenizer.pad_id)

@@ -13,7 +13,7 @@ from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoP
 from transformers.video_utils import VideoMetadata
 
 from mecap_jax.data import media
-from mecap_jax.data.media import MediaError, decode_audio, decode_video, probe
+from mecap_jax.data.media import MediaError, decode_audio, decode_video, probe, streams
 
 from tests.data.clips import SHARED, audio_file, frame_index, needs_shared_data, tone, video_file
 
@@ -253,6 +253,15 @@ def test_what_is_no_clip_is_refused_with_its_reason(clip, reason):
     for decode in (probe, decode_audio, lambda data: decode_video(data, 4, 0)):
         with pytest.raises(MediaError, match=reason if decode is probe else None):
             decode(clip)
+
+
+def test_streams_are_known_from_the_header():
+    assert streams(audio_file()) == streams(audio_file("MP3")) == (True, False)
+    assert streams(video_file()) == (True, True)
+    assert streams(video_file("matroska", sound=None)) == (False, True)
+    for hostile in (b"", b"<?xml", video_file()[:20]):
+        with pytest.raises(MediaError):
+            streams(hostile)
 
 
 def test_content_decides_not_the_name():

@@ -12,7 +12,7 @@ from mecap_jax.data import shards
 from mecap_jax.data.clips import Clip, ClipCache, augment, join_features
 from mecap_jax.data.collate import Row, collate, needed
 from mecap_jax.data.media import MediaError, decode_audio, decode_video
-from mecap_jax.data.pipeline import CaptionDataset, DataError
+from mecap_jax.data.pipeline import CaptionDataset, DataError, request_text
 from mecap_jax.data.processor import Processor
 from mecap_jax.data.processor_settings import ProcessorSettings
 from mecap_jax.data.prompts import FeatureSpan, lay_out, user_turn
@@ -115,6 +115,11 @@ def test_shares_of_the_training_clips(dataset):
     sft, held_out = dataset.rows("train", "sft"), dataset.rows("train", "held_out")
     assert sorted(sft + held_out) == sorted(train) and sft and held_out
     assert {dataset.index[row].split for row in train} == {"train"}
+
+
+def test_what_is_not_known_is_not_quoted():
+    assert request_text("Describe it.", "He left.") == '"He left." Describe it.'
+    assert request_text("Describe it.", "") == request_text("Describe it.") == "Describe it."
 
 
 def test_evaluation_visits_every_clip_once(dataset):

@@ -100,6 +100,36 @@ def load_peft(directory: Path, abstract_params: Any, config: ModelConfig) -> Any
     return jax.tree.unflatten(jax.tree.structure(adapters), [_transposed(tensors[keys[path]]) for path in targets])
 
 
+def read_peft_config(directory: Path, params: Any, config: ModelConfig) -> LoraConfig:
+    """The adapters that a directory holds, for a model that is still without: what `load_peft` then asks for.
+
+    Args:
+      params: nested dict of the model's (abstract) parameters.
+      config: the model's.
+
+    Raises:
+      CheckpointError: the files cannot be read, rank or scale is no number, or no tensor is of a projection here.
+    """
+    settings, stored = _read(directory)
+    for name in ("r", "lora_alpha"):
+        value = settings.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise CheckpointError(f"{directory / SETTINGS}: {name} must be a positive number, got {value!r}")
+    modules = {_in_memory(key.removeprefix(_PREFIX), config).partition(".lora_")[0] for key in stored}
+    targets = []
+    for path in flatten(params):
+        match = by_path(path, TABLES[config.family].rows)
+        if match is not None and match.transform == "transpose" and path.endswith(".kernel"):
+            if _in_memory(match.key.removesuffix(".weight"), config) in modules:
+                targets.append(re.escape(path.removesuffix(".kernel")))
+    if not targets:
+        raise CheckpointError(
+            f"the adapter in {directory} is of another model: {config.family} has none of its modules, such as "
+            + ", ".join(sorted(modules)[:3])
+        )
+    return LoraConfig(rank=int(settings["r"]), alpha=float(settings["lora_alpha"]), targets=tuple(targets))
+
+
 def _transposed(tensor: Any) -> np.ndarray:
     return np.ascontiguousarray(np.asarray(tensor, np.float32).T)
 

@@ -1,0 +1,251 @@
+"""The public face: a model that captions, from a published directory, an export, or a stage of a run.
+
+model = Captioner.from_pretrained("DIR")
+prompts = model.processor([[{"role": "user", "content": [{"type": "audio", "audio": waveform}, ...]}]])
+model.next_token_logits(prompts)
+model.generate(prompts, group_size=8).text
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from mecap_jax.batch import PromptBatch
+from mecap_jax.config import DataConfig
+from mecap_jax.data.features import MAX_SAMPLES, SAMPLE_RATE
+from mecap_jax.data.media import MAX_SECONDS
+from mecap_jax.data.processor import Processor
+from mecap_jax.experiment.weights import open_stage, read_run
+from mecap_jax.generation.sampler import generate
+from mecap_jax.model_config import ModelConfig
+from mecap_jax.models.checkpoints.hub import load_model, read_model
+from mecap_jax.models.checkpoints.hub_config import CONFIG_FILE, read_json
+from mecap_jax.models.checkpoints.peft import SETTINGS, load_peft, read_peft_config
+from mecap_jax.models.checkpoints.table import CheckpointError
+from mecap_jax.models.lora import merge_lora
+from mecap_jax.models.parameters import merge_params
+from mecap_jax.sharding import BATCH_AXES, put_batch, single_device
+from mecap_jax.train_state import abstract_model
+
+DTYPES = ("float32", "bfloat16")
+
+
+class CompletionGroups(NamedTuple):
+    """G completions for each of B prompts, in NumPy.
+
+    Attributes:
+      text: B lists of G texts, special tokens dropped.
+      logprobs: float32 [B, G, T], log-probability of each token at the sampling temperature (at 1 for greedy ones);
+        0 behind the end.
+      tokens: int32 [B, G, T], the end token included.
+      lengths: int32 [B, G], tokens up to and including the end token.
+      finished: bool [B, G], False where a completion was cut off at T.
+    """
+
+    text: list[list[str]]
+    logprobs: np.ndarray
+    tokens: np.ndarray
+    lengths: np.ndarray
+    finished: np.ndarray
+
+
+class Captioner:
+    """A model with its processor, ready to answer.
+
+    Attributes:
+      model: shapes of the network.
+      processor: turns conversations into the batches that the methods take.
+      data: how files become prompts: a run's own settings, or those of a published processor.
+      mesh: the devices that the model is on.
+    """
+
+    def __init__(self, graphdef: nnx.GraphDef, params: Any, processor: Processor, data: DataConfig, mesh: Mesh):
+        self.model, self.processor, self.data, self.mesh = processor.model, processor, data, mesh
+        self._graphdef, self._params = graphdef, params
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | os.PathLike,
+        *,
+        dtype: str | None = None,
+        adapter: str | os.PathLike | None = None,
+        mesh: Mesh | None = None,
+    ) -> Captioner:
+        """Loads a model from local files; nothing is downloaded, and no code in the files is run.
+
+        Args:
+          path: a directory in the Hugging Face layout (published, or an export of ours), or RUN/checkpoints/STAGE.
+          dtype: "float32" or "bfloat16", of weights and of matrix products; None: as stored.
+          adapter: a directory in PEFT's layout whose adapter is merged into the weights.
+          mesh: devices to divide the model over (`sharding.make_mesh`); None takes one device.
+
+        Raises:
+          CheckpointError: no model there, or files that do not fit; says what was looked for.
+          ConfigError: the run's configuration is not valid.
+          ValueError: another dtype.
+        """
+        if dtype is not None and dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {DTYPES} or None, got {dtype!r}")
+        path, mesh = Path(path), mesh or single_device()
+        if _is_stage(path):
+            stage = open_stage(path, mesh)
+            model = _with_dtype(stage.config.model, dtype)
+            # At caption time nobody knows what is said, and the text-only row of a report has seen nothing else.
+            modalities = () if stage.name == "text_only" else stage.config.data.modalities
+            data = dataclasses.replace(stage.config.data, include_transcript=False, modalities=modalities)
+            _, abstract = abstract_model(model, mesh)
+            params = jax.tree.map(lambda x, wanted: x.astype(wanted.dtype), stage.params, abstract)
+            processor = Processor(stage.processor.tokenizer, model, stage.processor.settings)
+        else:
+            _check_published(path)
+            model = read_model(path)
+            # The range of float16 is too small for what passes between layers of these families.
+            model = _with_dtype(model, dtype or ("float32" if model.param_dtype == "float16" else model.param_dtype))
+            try:
+                processor = Processor.from_directory(path, model)
+            except (OSError, ValueError) as error:
+                raise CheckpointError(str(error)) from error
+            data = _published_settings(processor)
+            params = load_model(path, model, abstract_model(model, mesh)[1])
+        if adapter is not None:
+            params = _merge_adapter(Path(adapter), params, model, mesh)
+        return cls(abstract_model(model, mesh)[0], params, processor, data, mesh)
+
+    def next_token_logits(self, prompts: PromptBatch) -> np.ndarray:
+        """Logits of the token that follows each prompt: float32 [B, V]."""
+        logits = _next_token_logits(self._graphdef, self._params, self._placed(prompts))
+        return np.asarray(logits)[: len(prompts.tokens)]
+
+    def generate(
+        self,
+        prompts: PromptBatch,
+        *,
+        group_size: int = 1,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        max_new_tokens: int = 64,
+        seed: int = 0,
+        rows: Sequence[int] | None = None,
+    ) -> CompletionGroups:
+        """Samples `group_size` completions of each of B prompts; the media of a prompt are encoded once.
+
+        Args:
+          prompts: what `processor` makes.
+          temperature: 0 takes the most likely token each time.
+          top_p: draw from the smallest set of tokens with this much probability (arXiv 1904.09751).
+          seed: with it, a prompt's completions depend on its number only, not on the other prompts of the batch.
+          rows: number of each prompt; None counts from 0.
+
+        Raises:
+          ValueError: a setting is out of range.
+        """
+        count = len(prompts.tokens)
+        numbers = np.arange(count) if rows is None else np.asarray(rows)
+        for name, value, holds, range_ in (
+            ("group_size", group_size, group_size >= 1, "at least 1"),
+            ("max_new_tokens", max_new_tokens, max_new_tokens >= 1, "at least 1"),
+            ("temperature", temperature, 0 <= temperature < np.inf, "a number of at least 0"),
+            ("top_p", top_p, 0 < top_p <= 1, "in (0, 1]"),
+            ("rows", rows, numbers.shape == (count,), f"one number for each of {count} prompts"),
+        ):
+            if not holds:
+                raise ValueError(f"{name} must be {range_}, got {value!r}")
+        generation = generate(
+            self._graphdef,
+            self._params,
+            self._placed(prompts),
+            np.array([seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF], np.uint32),
+            self._placed(numbers.astype(np.int32)),
+            group_size=group_size,
+            max_new_tokens=max_new_tokens,
+            temperature=float(temperature),
+            top_p=float(top_p),
+            end_ids=self.processor.tokenizer.end_ids,
+        )
+        tokens, lengths, finished, logprobs = (np.asarray(x)[:count] for x in generation)
+        decode = self.processor.tokenizer.decode
+        text = [[decode(ids[:n]) for ids, n in zip(*group)] for group in zip(tokens, lengths)]
+        return CompletionGroups(text, logprobs, tokens, lengths, finished)
+
+    def _placed(self, batch: Any) -> Any:
+        """A batch on the devices; its last row is repeated until the rows divide evenly."""
+        share = int(np.prod([self.mesh.shape[axis] for axis in BATCH_AXES]))
+
+        def fill(x):
+            return np.concatenate([x, np.repeat(x[-1:], -len(x) % share, axis=0)])
+
+        return put_batch(jax.tree.map(fill, batch), self.mesh)
+
+
+@functools.partial(jax.jit, static_argnames="graphdef")
+def _next_token_logits(graphdef, params, prompts: PromptBatch):
+    model = nnx.merge(graphdef, params)
+    last, _ = model.prefill(prompts)
+    return model.language_model.logits(last).astype(jnp.float32)
+
+
+def _with_dtype(model: ModelConfig, dtype: str | None) -> ModelConfig:
+    return model if dtype is None else dataclasses.replace(model, param_dtype=dtype, dtype=dtype)
+
+
+def _is_stage(path: Path) -> bool:
+    """Whether a path has the form of a run's stage; a published model may stand in a directory of that name, too."""
+    in_run = path.parent.name == "checkpoints" and (path.parent.parent / CONFIG_FILE).is_file()
+    return in_run and path.is_dir() and not (path / CONFIG_FILE).is_file()
+
+
+def _check_published(path: Path) -> None:
+    """Explains what is wrong where a path is neither kind of model."""
+    expected = (
+        f"expected a directory in the Hugging Face layout ({CONFIG_FILE}, *.safetensors, tokenizer.json) "
+        "or a stage of a run (RUN/checkpoints/STAGE)"
+    )
+    if not path.is_dir():
+        named = re.fullmatch(r"[\w-]+/[\w.-]+", str(path))
+        hint = f"; to use the model {path} of the Hugging Face hub, download its files first" if named else ""
+        raise CheckpointError(f"no such directory: {path}; {expected}{hint}")
+    if not (path / CONFIG_FILE).is_file():
+        adapter = (path / SETTINGS).is_file()
+        hint = "; it holds an adapter: load its base model, with this as the adapter" if adapter else ""
+        raise CheckpointError(f"{path} has no {CONFIG_FILE}; {expected}{hint}")
+    if "model_type" not in (found := read_json(path / CONFIG_FILE)) and "model" in found:
+        read_run(path)  # a run whose configuration is not valid says so itself
+        stages = sorted(stage.name for stage in path.glob("checkpoints/*") if stage.is_dir())
+        raise CheckpointError(
+            f"{path} is a run; name one of its stages, RUN/checkpoints/STAGE (found: {', '.join(stages) or 'none yet'})"
+        )
+
+
+def _published_settings(processor: Processor) -> DataConfig:
+    """How files are read for a model that comes with a processor and without a run."""
+    model, settings = processor.model, processor.settings
+    parts = {"audio": model.audio, "video": model.vision, "features": model.features}
+    return DataConfig(
+        modalities=tuple(name for name, part in parts.items() if part is not None),
+        include_transcript=False,
+        max_seconds=MAX_SAMPLES / SAMPLE_RATE if model.audio else MAX_SECONDS,
+        fps=settings.fps,
+        max_frames=settings.max_frames,
+        min_pixels=settings.video_min_pixels,
+        max_pixels=settings.video_max_pixels,
+    )
+
+
+def _merge_adapter(directory: Path, params: Any, model: ModelConfig, mesh: Mesh) -> Any:
+    lora = read_peft_config(directory, params, model)
+    adapted = dataclasses.replace(model, lora=lora)
+    adapters = load_peft(directory, abstract_model(adapted, mesh)[1], adapted)
+    return merge_lora(merge_params(adapters, params), lora)

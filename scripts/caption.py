@@ -1,0 +1,95 @@
+"""Captions for media files: `python scripts/caption.py --checkpoint=DIR CLIP...`
+
+A CLIP is a wav, flac, ogg, mp3, mp4, mkv or webm file, a directory of such files, or with --features the id of
+precomputed features. Captions go to stdout as they are made; the exit status is 1 where a clip could not be captioned.
+"""
+
+import sys
+from pathlib import Path
+
+import jax
+from absl import app, flags, logging
+
+from mecap_jax.captioner import DTYPES, Captioner
+from mecap_jax.captioning import as_error, as_json, as_lines, caption_clips, find_requests
+from mecap_jax.experiment.setup import USER_ERRORS
+from mecap_jax.training.logging import RunLogger
+
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "A directory in the Hugging Face layout, or RUN/checkpoints/STAGE.", required=True
+)
+_ADAPTER = flags.DEFINE_string("adapter", "", "A directory in PEFT's layout whose adapter is merged into the weights.")
+_DTYPE = flags.DEFINE_enum("dtype", None, DTYPES, "Of weights and matrix products; as stored where not given.")
+_LIST = flags.DEFINE_string("list", "", "File with more clips, one a line (-: stdin); what is said follows a tab.")
+_FEATURES = flags.DEFINE_string("features", "", "Directory that holds features/<model>-UTT|-FRA/<id>.npy.")
+_INSTRUCTION = flags.DEFINE_string("instruction", "", "The request in the prompt; empty: the one that was trained.")
+_BATCH = flags.DEFINE_integer("batch", 8, "Clips at once.", lower_bound=1)
+_SAMPLES = flags.DEFINE_integer("samples", 1, "Captions of each clip.", lower_bound=1)
+_TEMPERATURE = flags.DEFINE_float(
+    "temperature", None, "Randomness; 0 takes the likeliest words. 0, or 1 with several samples.", lower_bound=0
+)
+_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 64, "Longest caption.", lower_bound=1)
+_SEED = flags.DEFINE_integer("seed", 0, "Of the samples.")
+_JSON = flags.DEFINE_bool("json", False, "JSON Lines with log-probabilities, errors included.")
+
+
+def main(argv: list[str]) -> int:
+    if len(argv) == 1 and not _LIST.value:
+        raise app.UsageError("name the clips to caption, or a --list of them")
+    logging.set_verbosity(logging.WARNING)
+    temperature = float(_SAMPLES.value > 1) if _TEMPERATURE.value is None else _TEMPERATURE.value
+    try:
+        lines = _read_list(_LIST.value) if _LIST.value else ()
+        with RunLogger(None) as logger:
+            captioner = Captioner.from_pretrained(_CHECKPOINT.value, dtype=_DTYPE.value, adapter=_ADAPTER.value or None)
+            requests = find_requests(argv[1:], lines, ids=captioner.data.modalities == ("features",))
+            answers = caption_clips(
+                captioner,
+                requests,
+                instruction=_INSTRUCTION.value,
+                features=Path(_FEATURES.value) if _FEATURES.value else None,
+                batch=_BATCH.value,
+                samples=_SAMPLES.value,
+                temperature=temperature,
+                max_new_tokens=_MAX_NEW_TOKENS.value,
+                seed=_SEED.value,
+            )
+            return _print(answers, len(requests), logger)
+    except USER_ERRORS as error:
+        sys.exit(f"error: {error}")
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        sys.exit(f"error: the device's memory is not enough for --batch={_BATCH.value}: {str(error).splitlines()[0]}")
+
+
+def _read_list(name: str) -> list[str]:
+    try:
+        return list(sys.stdin) if name == "-" else Path(name).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: --list={name}: {error}")
+
+
+def _print(answers, total: int, logger: RunLogger) -> int:
+    """Prints answers as they come; the exit status."""
+    stdout, failed = sys.stdout, 0  # a live bar puts something else in its place
+
+    def put(line: str) -> None:
+        if stdout.isatty() and sys.stderr.isatty():
+            logger.say(line)  # above the bar
+        else:
+            print(line, file=stdout, flush=True)
+
+    with logger.progress("captions", total) as progress:
+        for done, answer in enumerate(answers, start=1):
+            for line in (as_json if _JSON.value else as_lines)(answer):
+                put(line)
+            if answer.error:
+                failed = 1
+                logger.say(as_error(answer))
+            progress(done, {})
+    return failed
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,260 @@
+"""Files become the captions that the same clips get inside a run; what cannot be captioned says why."""
+
+import dataclasses
+import shutil
+import threading
+
+import numpy as np
+import pytest
+
+from mecap_jax.captioner import Captioner
+from mecap_jax.captioning import ClipReader, Request, _ahead, as_json, as_lines, caption_clips, find_requests
+from mecap_jax.config import ConfigError
+from mecap_jax.data import shards
+from mecap_jax.data.pipeline import CaptionDataset
+from mecap_jax.data.shards import ShardReader
+from mecap_jax.data.tokenizer import Tokenizer
+from mecap_jax.data.utterance import Utterance
+from mecap_jax.evaluation.decoding import caption_rows
+from mecap_jax.experiment.setup import claim, save_processor
+from mecap_jax.experiment.weights import describe, starting_params
+from mecap_jax.models.checkpoints.hub import save_model
+from mecap_jax.models.checkpoints.table import CheckpointError
+from mecap_jax.sharding import single_device
+from mecap_jax.train_state import init_params, init_state, make_optimizer
+from mecap_jax.training.checkpointing import StageCheckpoints
+from tests.data.clips import SHARED, audio_file, needs_shared_data, video_file
+from tests.experiment.test_story import small
+from tests.published_family import open_family
+from tests.test_captioner import FEATURES
+
+CONTAINERS = {
+    "a.wav": lambda: audio_file(),
+    "b.flac": lambda: audio_file("FLAC", seconds=0.6),
+    "c.mp4": lambda: video_file(),
+    "d.ogg": lambda: audio_file("OGG"),
+    "e.webm": lambda: video_file("webm", "libvpx-vp9", sound="libopus"),
+    "f.MP3": lambda: audio_file("MP3"),
+    "g.mkv": lambda: video_file("matroska"),
+    "h.mp4": lambda: video_file(sound=None),
+}
+BAD = {
+    "aa.wav": (lambda: audio_file()[:999], "truncated or corrupt wav file"),
+    "bb.flac": (lambda: b"", "empty file"),
+    "cc.mp4": (lambda: b"<!DOCTYPE html>", "unsupported container: an HTML page"),
+    "hh.wav": (lambda: audio_file(rate=8000, seconds=300.5), "longer than 300 s"),
+    "ii.wav": (lambda: audio_file(seconds=0.005), "is too short to hear anything"),
+}
+
+
+@pytest.fixture(scope="module")
+def omni(tmp_path_factory):
+    return Captioner.from_pretrained(open_family("qwen2_5_omni", tmp_path_factory.mktemp("omni")).directory)
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """A directory with every container, bad files among them, and something that is no clip."""
+    directory = tmp_path_factory.mktemp("clips")
+    for name, make in (CONTAINERS | {name: make for name, (make, _) in BAD.items()}).items():
+        (directory / name).write_bytes(make())
+    (directory / "notes.txt").write_text("not a clip")
+    return directory
+
+
+def test_every_container_in_order_with_bad_files_between(omni, clips):
+    requests = find_requests([str(clips), str(clips / "absent.wav")])
+    answers = list(caption_clips(omni, requests, batch=3, max_new_tokens=6))
+    names = sorted([*CONTAINERS, *BAD])
+    assert [answer.clip for answer in answers] == [str(clips / name) for name in [*names, "absent.wav"]]
+    for answer, name in zip(answers, names):
+        assert bool(answer.error) == (name in BAD) == (not answer.captions)
+        assert not answer.error or BAD[name][1] in answer.error
+    assert answers[-1].error == "no such file"
+    by_name = dict(zip(names, answers))
+    assert by_name["b.flac"].seconds == pytest.approx(0.6, abs=0.02)
+    assert by_name["h.mp4"].seconds == pytest.approx(1.0, abs=0.02)
+
+
+def test_samples_differ_and_are_the_same_whatever_shares_their_batch(omni, clips):
+    requests = find_requests([str(clips / "a.wav"), str(clips / "g.mkv")])
+    options = dict(samples=4, temperature=1.0, max_new_tokens=6, seed=3)
+    together, single = (list(caption_clips(omni, requests, batch=batch, **options)) for batch in (2, 1))
+    for one, other in zip(together, single):
+        assert len({caption.text for caption in one.captions}) > 1
+        assert [caption.text for caption in one.captions] == [caption.text for caption in other.captions]
+        logprobs = [[caption.logprob for caption in answer.captions] for answer in (one, other)]
+        np.testing.assert_allclose(*logprobs, atol=1e-3)
+    lines = as_json(together[0])
+    assert len(lines) == 4 and '"sample": 3' in lines[3] and '"seconds": 1.0' in lines[3]
+    assert len(as_lines(together[0])) == 4
+
+
+def test_a_model_that_only_sees_says_so_of_a_voice(tmp_path, clips):
+    captioner = Captioner.from_pretrained(open_family("qwen2_5_vl", tmp_path).directory)
+    requests = find_requests([str(clips / "a.wav"), str(clips / "h.mp4")])
+    voice, face = caption_clips(captioner, requests, max_new_tokens=2)
+    assert voice.error == "has no video, and the model reads nothing else"
+    assert face.captions and not face.error
+
+
+def test_features_by_id(tmp_path):
+    family = open_family("qwen2", tmp_path / "model")
+    model = dataclasses.replace(family.config, features=dataclasses.replace(FEATURES, names=("face-UTT", "voice-FRA")))
+    _, drawn = init_params(model, 1, single_device())
+    save_model(family.directory, model, family.params | {"feature_projector": drawn["feature_projector"]})
+    rng = np.random.default_rng(0)
+    for name, shape in (("face-UTT", 3), ("voice-FRA", (4, 2))):
+        (tmp_path / "features" / name).mkdir(parents=True)
+        for clip in ("G1_0.5", "G2"):
+            np.save(tmp_path / "features" / name / f"{clip}.npy", rng.normal(size=shape).astype(np.float32))
+    (tmp_path / "features" / "voice-FRA" / "G2.npy").unlink()
+    captioner = Captioner.from_pretrained(family.directory)
+    requests = find_requests(["G1_0.5", "G2", "G3", "G1_0.5"], ids=True)
+    first, *others = caption_clips(captioner, requests, features=tmp_path, max_new_tokens=4)
+    assert first.captions and first.seconds is None and "seconds" not in as_json(first)[0]
+    assert [answer.error for answer in others] == [
+        "lacks the features 'voice-FRA'; it has ['face-UTT']",
+        "has no features, and the model reads nothing else",
+        "is named twice",
+    ]
+    with pytest.raises(ConfigError, match="face-UTT, voice-FRA.*--features"):
+        next(caption_clips(captioner, requests))
+    with pytest.raises(ConfigError, match="--features: no such directory"):
+        next(caption_clips(captioner, requests, features=tmp_path / "absent"))
+
+
+def test_what_no_clip_can_help_is_said_at_once(tmp_path, omni):
+    words = Captioner.from_pretrained(open_family("qwen3", tmp_path).directory)
+    with pytest.raises(ConfigError, match="reads text only"):
+        next(caption_clips(words, [Request("a.wav")]))
+    with pytest.raises(ConfigError, match="reads no precomputed features"):
+        next(caption_clips(omni, [Request("a.wav")], features=tmp_path))
+
+
+# --- a run ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run with a checkpoint of random weights over clips of three kinds, the clips as files, its data and weights."""
+    root = tmp_path_factory.mktemp("run")
+    media = {"voice": audio_file(seconds=1.3), "film": video_file(), "mute": video_file(sound=None)}
+    said = {"voice": "Dogs sit by the door.", "film": "", "mute": "Kids talk."}
+    suffix = {"voice": "wav", "film": "mp4", "mute": "mp4"}
+    items, files = [], {}
+    for name, data in media.items():
+        files[name] = root / f"{name}.{suffix[name]}"
+        files[name].write_bytes(data)
+        kind = "audio" if suffix[name] == "wav" else "video"
+        captions = {"overall": ("a sad voice",)}
+        items.append(Utterance(name, "t", "train", name, transcript=said[name], captions=captions, **{kind: data}))
+    shards.write(items, root / "shards", "a test", {"importer": "test"})
+    config = small(f"data.path={root / 'shards'}", "data.instruction=How do they feel?")
+    workdir, mesh, reader = root / "run", single_device(), ShardReader(root / "shards")
+    claim(workdir, config)
+    save_processor(config, reader, workdir / "processor")
+    graphdef, params = starting_params(config, mesh)
+    dataset = CaptionDataset(
+        reader, config.data, config.model, Tokenizer.from_directory(workdir / "processor", config.model.family)
+    )
+    batches = dataset.training_batches(dataset.rows("train"), batch_size=1, steps=1, seed=0)
+    state = init_state(params, make_optimizer(config.sft.optimizer, 1), mesh)
+    stages = workdir / "checkpoints"
+    with StageCheckpoints(stages / "sft", config.checkpoint, describe(config)) as checkpoints:
+        checkpoints.save(1, state, iter(batches))
+    shutil.copytree(stages / "sft", stages / "text_only")
+    return config, workdir, files, said, dataset, graphdef, params
+
+
+def test_a_file_becomes_the_prompt_and_the_caption_that_its_clip_has_in_the_run(run):
+    config, workdir, files, said, dataset, graphdef, params = run
+    captioner = Captioner.from_pretrained(workdir / "checkpoints" / "sft")
+    requests = [Request(str(path), said[name]) for name, path in files.items()]
+    rows = dataset.rows("train")
+    names = [dataset.index[row].id for row in rows]
+    assert sorted(names) == sorted(files)
+
+    read = ClipReader(captioner, captioner.data.instruction)
+    (bucket,) = config.data.buckets
+    prompts = captioner.processor.batch([read(requests[list(files).index(name)])[1] for name in names], bucket)
+    for field, mine, theirs in zip(prompts._fields, prompts, dataset.assemble(rows, bucket).prompt):
+        np.testing.assert_array_equal(mine, theirs, err_msg=field)
+
+    options = dict(max_new_tokens=12)
+    theirs = caption_rows(
+        graphdef, params, dataset, rows, captioner.processor.tokenizer, captioner.mesh, batch_clips=3, **options
+    )
+    for answer, name in zip(caption_clips(captioner, requests, **options), files):
+        assert not answer.error and answer.captions[0].text == theirs[rows[names.index(name)]]
+
+
+def test_a_run_keeps_its_own_limits(run, clips, tmp_path):
+    _, workdir, *_ = run
+    captioner = Captioner.from_pretrained(str(workdir / "checkpoints" / "sft"))
+    assert (captioner.data.instruction, captioner.data.max_seconds) == ("How do they feel?", 2.4)
+    (tmp_path / "long.wav").write_bytes(audio_file(seconds=2.5))
+    (answer,) = caption_clips(captioner, [Request(str(tmp_path / "long.wav"))])
+    assert answer.error == "longer than 2.4 s"
+
+
+def test_paths_beside_a_stage_are_explained(run):
+    _, workdir, *_ = run
+    with pytest.raises(CheckpointError, match=r"is a run; name one of its stages.*found: sft, text_only"):
+        Captioner.from_pretrained(workdir)
+    with pytest.raises(CheckpointError, match="no such directory.*RUN/checkpoints/STAGE"):
+        Captioner.from_pretrained(workdir / "checkpoints" / "grpo")
+    with pytest.raises(ConfigError, match="reads text only"):
+        next(caption_clips(Captioner.from_pretrained(workdir / "checkpoints" / "text_only"), [Request("a.wav")]))
+
+
+# --- requests ---------------------------------------------------------------------------------------------------------
+
+
+def test_arguments_become_requests(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("in/b.wav", "in/a.MP4", "in/x.txt", "in/deep/c.wav", "d.wav", "none/y.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    lines = ["d.wav\tHe said so. \n", "\n", "in/b.wav\n"]
+    requests = find_requests(["in", "in/", "none", "absent.wav"], lines)
+    assert [(r.clip, r.transcript, r.problem.partition(" (")[0]) for r in requests] == [
+        ("in/a.MP4", "", ""),
+        ("in/b.wav", "", ""),
+        ("in/", "", "is named twice"),
+        ("none", "", "holds no media files"),
+        ("absent.wav", "", ""),
+        ("d.wav", "He said so.", ""),
+        ("in/b.wav", "", "is named twice"),
+    ]
+
+
+def test_files_that_are_too_large_are_not_read(omni, clips, monkeypatch):
+    monkeypatch.setattr("mecap_jax.captioning.MAX_CLIP_BYTES", 1000)
+    answer, folder = caption_clips(omni, [Request(str(clips / "a.wav")), Request(str(clips))])
+    assert "bytes (at most 1000)" in answer.error and folder.error == "is not a file"
+
+
+def test_one_batch_at_most_is_decoded_ahead():
+    started, lock = [], threading.Lock()
+
+    def decode(item):
+        with lock:
+            started.append(item)
+        return item
+
+    results = _ahead(decode, range(100), 4)
+    for taken in range(1, 20):
+        assert next(results) == taken - 1
+        assert len(started) <= taken + 4
+    results.close()
+    assert len(started) <= 24
+
+
+@needs_shared_data
+def test_real_voices_and_faces(omni):
+    voices = sorted((SHARED / "audio").rglob("*.flac"))[:2]
+    requests = find_requests([*map(str, voices), str(SHARED / "video")])
+    answers = list(caption_clips(omni, requests, batch=2, max_new_tokens=2))
+    assert len(answers) == 4 and not [answer.error for answer in answers if answer.error]
+    assert all(1 < answer.seconds < 6 for answer in answers)
