@@ -23,6 +23,7 @@ from mecap_jax.experiment.scoring import evaluate_stage, open_meteor
 from mecap_jax.experiment.setup import Workbench, set_up
 from mecap_jax.experiment.stages import copy_trainable, train_grpo, train_sft
 from mecap_jax.experiment.weights import stage_params, starting_params
+from mecap_jax.models.checkpoints.table import flatten
 from mecap_jax.models.parameters import merge_params, split_params
 from mecap_jax.training.logging import RunLogger, read_jsonl
 
@@ -72,9 +73,8 @@ def _text_only(bench: Workbench, graphdef: nnx.GraphDef, params: Any, should_sto
     """SFT of a model that sees the transcript only: what can be had without listening and looking."""
     data = dataclasses.replace(bench.config.data, modalities=())
     blind = bench.with_data(CaptionDataset(bench.reader, data, bench.config.model, bench.tokenizer))
-    trainable = bench.config.trainable
-    fresh, _ = split_params(starting_params(bench.config, bench.mesh)[1], trainable)
-    _, frozen = split_params(params, trainable)
+    trained, frozen = split_params(params, bench.config.trainable)
+    _, fresh = starting_params(bench.config, bench.mesh, set(flatten(trained)).__contains__)
     train_sft(blind, "text_only", bench.config.sft, graphdef, merge_params(fresh, frozen), should_stop)
     return blind
 

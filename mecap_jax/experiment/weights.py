@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from mecap_jax.models.checkpoints.hub import (
     published_part,
     read_model,
 )
-from mecap_jax.models.checkpoints.table import flatten
+from mecap_jax.models.checkpoints.table import flatten, select_params
 from mecap_jax.models.lora import merge_lora
 from mecap_jax.models.parameters import merge_params, split_params
 from mecap_jax.train_state import abstract_model, init_params
@@ -70,42 +71,34 @@ def check_backbone(config: Config) -> None:
         raise ConfigError(f"config key 'backbone': {error}") from error
 
 
-def starting_params(config: Config, mesh: Mesh) -> tuple[nnx.GraphDef, Any]:
+def starting_params(
+    config: Config, mesh: Mesh, wanted: Callable[[str], bool] = lambda path: True
+) -> tuple[nnx.GraphDef, Any]:
     """The model as the run starts: fresh arrays each time, the same numbers each time.
 
     What the backbone does not have (adapters, the projector of features) is drawn at random.
+
+    Args:
+      wanted: which parameters are made, by dotted path.
 
     Raises:
       CheckpointError: the backbone's files do not fit.
     """
     if not config.backbone:
-        return init_params(config.model, config.seed, mesh)
+        return init_params(config.model, config.seed, mesh, lambda params: select_params(params, wanted))
     directory = Path(config.backbone)
     _, abstract = abstract_model(config.model, mesh)
-    adapters, rest = split_params(abstract, ()) if config.model.lora else ({}, abstract)
-    params = load_weights(directory, config.model, published_part(rest))
+    _, rest = split_params(abstract, ()) if config.model.lora else ({}, abstract)
+    params = load_weights(directory, config.model, published_part(rest), wanted)
     if (directory / PROJECTOR_FILE).is_file() and config.model.features:
-        params |= load_projector(directory, rest)
+        params |= select_params(load_projector(directory, rest), wanted)
     there = set(flatten(params))
 
     def missing(tree: Any) -> Any:
-        return _without(tree, there)
+        return select_params(tree, lambda path: wanted(path) and path not in there)
 
     graphdef, drawn = init_params(config.model, config.seed, mesh, missing)
     return graphdef, merge_params(drawn, params)
-
-
-def _without(tree: Any, paths: set[str], prefix: str = "") -> Any:
-    """The nested dict without the leaves at `paths`, and without branches that are empty then."""
-    kept = {}
-    for name, child in tree.items():
-        path = f"{prefix}{name}"
-        if not isinstance(child, dict):
-            if path not in paths:
-                kept[name] = child
-        elif part := _without(child, paths, f"{path}."):
-            kept[name] = part
-    return kept
 
 
 def describe(config: Config) -> dict[str, Any]:
@@ -124,7 +117,7 @@ def stage_params(config: Config, workdir: Path, mesh: Mesh, stage: str, frozen: 
     trainable, absent = split_params(abstract_model(config.model, mesh)[1], config.trainable)
     trained = load_params(workdir / "checkpoints" / stage, trainable, describe(config))
     if frozen is None and absent:
-        _, frozen = split_params(starting_params(config, mesh)[1], config.trainable)
+        _, frozen = starting_params(config, mesh, set(flatten(absent)).__contains__)
     return merge_params(trained, frozen or {})
 
 

@@ -7,11 +7,11 @@ donated to steps and goes into checkpoints; the frozen part is the same buffers 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from mecap_jax.config import ConfigError
-from mecap_jax.models.checkpoints.table import flatten
+from mecap_jax.models.checkpoints.table import flatten, select_params
 from mecap_jax.models.lora import ADAPTER_LEAVES
 
 
@@ -34,10 +34,10 @@ def split_params(params: Any, trainable: Sequence[str]) -> tuple[Any, Any]:
         adapter = path.rpartition(".")[2] in ADAPTER_LEAVES
         return adapter or any(re.fullmatch(pattern, path) for pattern in trainable)
 
-    part = _select(params, trains)
+    part = select_params(params, trains)
     if not part:
         raise ConfigError(f"config key 'trainable': nothing trains (got {tuple(trainable)!r} and no 'model.lora')")
-    return part, _select(params, lambda path: not trains(path))
+    return part, select_params(params, lambda path: not trains(path))
 
 
 def merge_params(trainable: Any, frozen: Any) -> Any:
@@ -46,16 +46,3 @@ def merge_params(trainable: Any, frozen: Any) -> Any:
     for name, child in trainable.items():
         merged[name] = merge_params(child, frozen[name]) if name in frozen else child
     return merged
-
-
-def _select(tree: Any, wanted: Callable[[str], bool], prefix: str = "") -> Any:
-    """The sub-tree of leaves with a wanted path, without empty branches."""
-    selected = {}
-    for name, child in tree.items():
-        path = f"{prefix}{name}"
-        if not isinstance(child, dict):
-            if wanted(path):
-                selected[name] = child
-        elif part := _select(child, wanted, f"{path}."):
-            selected[name] = part
-    return selected

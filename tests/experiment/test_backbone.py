@@ -3,6 +3,7 @@
 import tests.torch_reference  # noqa: F401, I001 - declares torchvision operators before transformers is imported
 
 import dataclasses
+import json
 import shutil
 
 import jax
@@ -15,7 +16,7 @@ from mecap_jax.experiment import stages, weights
 from mecap_jax.experiment.setup import set_up
 from mecap_jax.model_config import FeatureProjectorConfig, LoraConfig
 from mecap_jax.models.checkpoints.hub import save_model
-from mecap_jax.models.checkpoints.hub_config import read_config
+from mecap_jax.models.checkpoints.hub_config import format_config, read_config
 from mecap_jax.models.checkpoints.table import CheckpointError, flatten
 from mecap_jax.models.parameters import split_params
 from mecap_jax.sharding import make_mesh
@@ -101,6 +102,17 @@ def test_a_stage_trains_the_backbones_decoder_and_opens_again(omni, tmp_path, sh
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "family", ["qwen2_5_omni_3b", "qwen2_5_omni_7b,lora", "qwen2_5_vl_3b", "features_qwen2_5_0_5b"]
+)
+def test_a_recipe_takes_the_files_that_it_asks_for(family, tmp_path):
+    """The published configuration against the recipe's own model, options of training included."""
+    config = load(f"configs/grpo.py:{family}", [f"backbone={tmp_path}"])
+    write_processor(tmp_path, config.model.family)
+    (tmp_path / "config.json").write_text(json.dumps(format_config(config.model, {})))
+    weights.check_backbone(config)
 
 
 def test_a_backbone_that_is_not_there_names_the_key():

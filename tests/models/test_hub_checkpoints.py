@@ -166,7 +166,7 @@ def test_files_that_are_missing_truncated_or_at_odds_with_the_index(omni, tmp_pa
     tensors["odd.weight"] = tensors.pop(gone)
     save_file(tensors, files[3])
     with pytest.raises(CheckpointError) as error:
-        TensorFiles(tmp_path)
+        load_weights(tmp_path, config, abstract(config))
     for text in (*(f.name for f in files[:4]), f"lacks the tensor {gone}", "does not name odd.weight"):
         assert text in str(error.value)
 
@@ -201,6 +201,117 @@ def test_configuration_fields_that_are_not_implemented_are_refused_by_name(omni,
     with pytest.raises(CheckpointError) as error:
         read_config(tmp_path)
     assert named in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c["text_config"].update(hidden_size=float("inf")),
+        lambda c: c["text_config"].update(rms_norm_eps=float("nan")),
+        lambda c: c["text_config"].update(num_hidden_layers=10**9),
+        lambda c: c["text_config"].update(num_key_value_heads=3),
+        lambda c: c["text_config"].update(layer_types=[[1]]),
+        lambda c: c["text_config"]["rope_parameters"].update(rope_theta=10**400),
+        lambda c: c["text_config"]["rope_parameters"].update(rope_theta=True),
+        lambda c: c["text_config"]["rope_parameters"].update(mrope_section=[-1, 3, 2]),
+        lambda c: c["vision_config"].update(rope_parameters=[1]),
+        lambda c: c["vision_config"].update(num_heads=7),
+        lambda c: c["vision_config"].update(fullatt_block_indexes=[99]),
+        lambda c: c["vision_config"].update(window_size=100),
+        lambda c: c["audio_config"].update(encoder_attention_heads=3),
+        lambda c: c.update(seconds_per_chunk=float("inf")),
+        lambda c: c.update(model_type=[]),
+        lambda c: c.update(model_type="qwen2_5_omni"),
+        lambda c: c.update(model_type="qwen2_5_vl", text_config=5),
+    ],
+)
+def test_hostile_values_are_refused_in_one_message(omni, tmp_path, change):
+    config = json.loads((omni / "config.json").read_text())
+    change(config)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError):
+        read_config(tmp_path)
+
+
+def test_dumps_of_earlier_versions_say_the_same(omni):
+    """transformers 4 writes every default of its base class into every part."""
+    config = json.loads((omni / "config.json").read_text())
+    expected = parse_config(config, "now")
+    defaults = {"tie_word_embeddings": True, "torchscript": False, "tf_legacy_loss": False, "top_k": 50}
+    for part in ("audio_config", "vision_config", "text_config"):
+        config[part] |= defaults
+    whole = {"model_type": "qwen2_5_omni", "thinker_config": config, "talker_config": {}, "token2wav_config": {}}
+    assert parse_config(whole, "then") == expected
+    assert parse_config(whole | {"hidden_size": 32}, "fine-tune") == expected
+    with pytest.raises(CheckpointError, match="hidden_size = 64 differs"):
+        parse_config(whole | {"hidden_size": 64}, "odd")
+    vl = format_config(ModelConfig.qwen2_5_vl_3b(), {})
+    inner = vl | {"tie_word_embeddings": False, "text_config": vl["text_config"] | {"tie_word_embeddings": True}}
+    assert parse_config(inner, "before 5").decoder.tie_word_embeddings
+    assert parse_config(vl | {"dtype": None, "torch_dtype": "bfloat16"}, "null").param_dtype == "bfloat16"
+
+
+def test_tied_output_weights_that_are_stored_a_second_time(tmp_path):
+    hub_models.make("qwen3", tied=True).save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"]}, path)
+    config = read_config(tmp_path)
+    load_weights(tmp_path, config, abstract(config))
+    save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"] + 1}, path)
+    with pytest.raises(CheckpointError, match="lm_head.weight has no parameter"):
+        load_weights(tmp_path, config, abstract(config))
+
+
+def test_shapes_are_those_of_the_published_tensors(tmp_path):
+    """Parts that happen to fit, or values in another order, are not enough."""
+    hub_models.make("qwen2_5_vl").save_pretrained(tmp_path)
+    path, config = tmp_path / "model.safetensors", read_config(tmp_path)
+    tensors = load_file(path)
+    qkv, patch = "visual.blocks.0.attn.qkv.weight", "visual.patch_embed.proj.weight"
+    scrambled = np.ascontiguousarray(tensors[patch].transpose(0, 1, 3, 4, 2))
+    save_file(tensors | {qkv: np.zeros((50, 16), np.float32), patch: scrambled}, path)
+    with pytest.raises(CheckpointError) as error:
+        load_weights(tmp_path, config, abstract(config))
+    assert f"{qkv} has shape (50, 16)" in str(error.value) and "wants (48, 16)" in str(error.value)
+    assert f"{patch} has shape (16, 3, 14, 14, 2)" in str(error.value)
+
+
+def test_loaded_values_do_not_change_with_the_file(omni, tmp_path):
+    shutil.copytree(omni, tmp_path / "copy")
+    path, config = tmp_path / "copy" / "model.safetensors", read_config(omni)
+    _, shapes = abstract_model(config, make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)))
+    loaded = [load_weights(path.parent, config, tree) for tree in (abstract(config), shapes)]
+    before = [jax.tree.map(np.array, params) for params in loaded]
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        file.write(b"\x11" * (path.stat().st_size // 2))
+    for params, values in zip(loaded, before):
+        jax.tree.map(np.testing.assert_array_equal, params, values)
+
+
+def test_a_shard_that_is_cut_off_hides_no_other_problem(omni, tmp_path):
+    config = read_config(omni)
+    save_weights(tmp_path, config, load_weights(omni, config, abstract(config)), max_shard_bytes=20_000)
+    files = sorted(tmp_path.glob("model-*.safetensors"))
+    files[0].write_bytes(files[0].read_bytes()[:-100])
+    tensors = load_file(files[1])
+    key = next(iter(tensors))
+    save_file(tensors | {key: np.zeros(3, np.float32)}, files[1])
+    with pytest.raises(CheckpointError) as error:
+        load_weights(tmp_path, config, abstract(config))
+    assert files[0].name in str(error.value) and f"{key} has shape (3,)" in str(error.value)
+    assert "no tensor for" not in str(error.value)
+    with pytest.raises(CheckpointError, match="holds weights already"):
+        save_weights(tmp_path, config, load_weights(omni, config, abstract(config)))
+
+
+def test_a_part_is_read_alone_and_all_is_checked(omni):
+    config = read_config(omni)
+    part = load_weights(omni, config, abstract(config), lambda path: path.startswith("visual"))
+    assert set(part) == {"visual"}
+    whole = load_weights(omni, config, abstract(config))
+    jax.tree.map(np.testing.assert_array_equal, part["visual"], whole["visual"])
 
 
 def test_a_configuration_that_is_no_json_object(tmp_path):

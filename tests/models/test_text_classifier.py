@@ -182,7 +182,7 @@ def test_unknown_missing_and_misshapen_weights_are_all_listed(broken):
     for problem in (
         "no tensor for parameter encoder.layers.1.key.bias",
         "no tensor for parameter dense.kernel",
-        f"tensor {layer}.self.query.weight has shape (12, 24)",
+        f"tensor {layer}.self.query.weight has shape (24, 12)",
         f"tensor {output}.bias has shape (27,)",
         "unknown tensor lm_head.bias",
         "unknown tensor encoder.layer.0.output.dense.bias",
@@ -251,7 +251,7 @@ def test_defaults_left_out_of_the_configuration_are_those_of_transformers(broken
 
 def test_other_number_of_labels_than_weights_is_named(broken):
     edit_config(broken, id2label={str(i): f"emotion {i}" for i in range(7)})
-    with pytest.raises(CheckpointError, match=r"shape \(24, 28\).* output.kernel has \(24, 7\)"):
+    with pytest.raises(CheckpointError, match=r"shape \(28, 24\).* output.kernel wants \(7, 24\)"):
         load_text_classifier(broken)
 
 

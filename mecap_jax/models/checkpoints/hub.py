@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,40 +71,55 @@ def save_model(
 
 def load_projector(directory: Path, abstract_params: Any) -> dict[str, Any]:
     """The projector's parameters, under their name in the tree. Raises as `load_weights`."""
-    tensors = TensorFiles(directory, single=PROJECTOR_FILE)
-    return load_tensors(tensors, PROJECTOR, (), {_PROJECTOR: abstract_params[_PROJECTOR]}, _place)
+    files = TensorFiles(directory, single=PROJECTOR_FILE)
+    part = {_PROJECTOR: abstract_params[_PROJECTOR]}
+    return load_tensors(files, PROJECTOR, (), part, _place, problems=files.problems)
 
 
 _PROJECTOR = "feature_projector"
 
 
-def load_weights(directory: Path, model: ModelConfig, abstract_params: Any) -> Any:
+def load_weights(
+    directory: Path, model: ModelConfig, abstract_params: Any, wanted: Callable[[str], bool] = lambda path: True
+) -> Any:
     """Reads a family's published weights into the dtypes and shardings of `abstract_params`.
 
     Parts that the published model does not have (the feature projector, adapters) are not among them.
 
     Args:
       abstract_params: nested dict of ShapeDtypeStructs; with shardings, values go straight to their devices.
+      wanted: which parameters are read, by dotted path; all are checked.
 
     Raises:
       CheckpointError: unknown or missing tensors, wrong shapes or dtypes, truncated files: one error lists them all.
     """
     table = TABLES[model.family]
-    tensors = TensorFiles(directory, table.key)
+    files = TensorFiles(directory, table.key)
+    ignored, problems = table.ignored, files.problems
+    if model.decoder.tie_word_embeddings and {_HEAD, _EMBEDDINGS} <= set(files) and not problems:
+        # Some files hold the output weights a second time; where they are not the embeddings, they are not tied.
+        if np.array_equal(files[_HEAD].view(), files[_EMBEDDINGS].view()):
+            ignored += (re.escape(_HEAD),)
+    patch = _patch_shape(model) if model.vision else ()
     try:
-        return load_tensors(tensors, table.rows, table.ignored, abstract_params, _place)
+        return load_tensors(
+            files, table.rows, ignored, abstract_params, _place, wanted=wanted, patch=patch, problems=problems
+        )
     except CheckpointError as error:
         raise CheckpointError(f"{directory}: {error}") from None
+
+
+_HEAD, _EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
 
 
 def _place(value: np.ndarray, target: jax.ShapeDtypeStruct) -> jax.Array:
     """Puts a view onto the devices; strides are resolved on the way, without a copy of our own."""
     value = value if value.dtype == target.dtype else value.astype(target.dtype)
     sharding = target.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    # Never aliased: an array that is a mapped file would change with the file.
     if len(sharding.device_set) == 1 and sharding.is_fully_addressable:
-        # Not aliased: an array that is a mapped file would change with the file.
         return jax.device_put(value, sharding, may_alias=False)
-    return jax.make_array_from_callback(value.shape, sharding, lambda part: np.ascontiguousarray(value[part]))
+    return jax.make_array_from_callback(value.shape, sharding, lambda part: np.array(value[part], order="C"))
 
 
 def save_weights(
@@ -136,24 +152,23 @@ def save_weights(
     original = TensorFiles(source, table.key) if source is not None and carried else {}
 
     def carry(key: str) -> np.ndarray:
-        return original[key] if key in original else np.zeros(carried[key], model.param_dtype)
+        return original[key].view() if key in original else np.zeros(carried[key], model.param_dtype)
 
     def tensor(key: str) -> np.ndarray:
         if key in carried:
             return carry(key)
         match = matches[key]
         values = [np.asarray(jax.device_get(flat[path])) for path in match.paths]
-        return match.to_tensor(values, _kernel_shape(model) if match.transform == "patch_convolution" else ())
+        return match.to_tensor(values, _patch_shape(model) if match.transform == "patch_convolution" else ())
 
-    shapes: dict[str, tuple[tuple[int, ...], Any]] = {}
-    for key, match in matches.items():
-        leaf = flat[match.paths[0]]
-        shapes[key] = ((sum(flat[path].size for path in match.paths),), leaf.dtype)
-    shapes |= {key: (shape, carry(key).dtype) for key, shape in carried.items()}
-    write_tensors(directory, dict(sorted(shapes.items())), tensor, max_shard_bytes)
+    sizes = {
+        key: sum(flat[path].size * flat[path].dtype.itemsize for path in match.paths) for key, match in matches.items()
+    }
+    sizes |= {key: carry(key).nbytes for key in carried}
+    write_tensors(directory, dict(sorted(sizes.items())), tensor, max_shard_bytes)
 
 
-def _kernel_shape(model: ModelConfig) -> tuple[int, ...]:
+def _patch_shape(model: ModelConfig) -> tuple[int, ...]:
     vision = model.vision
     return vision.in_channels, vision.temporal_patch_size, vision.patch_size, vision.patch_size
 
@@ -165,10 +180,13 @@ def published_part(params: Mapping[str, Any]) -> dict[str, Any]:
 
 def describe_mismatch(asked: ModelConfig, found: ModelConfig) -> list[str]:
     """The fields in which a configured network differs from the one that a directory describes."""
-    asked, found = (json.loads(json.dumps(dataclasses.asdict(_comparable(model)))) for model in (asked, found))
-    return [f"model.{key}: {ours!r} asked, {theirs!r} there" for key, theirs, ours in differences(found, asked)]
+    asked, found = (json.loads(json.dumps(dataclasses.asdict(model))) for model in (asked, found))
+    return [
+        f"model.{key}: {ours!r} asked, {theirs!r} there"
+        for key, theirs, ours in differences(found, asked)
+        if key.partition(".")[0] in _NETWORK
+    ]
 
 
-def _comparable(model: ModelConfig) -> ModelConfig:
-    """What of a configuration is the checkpoint's business: not its name, its dtypes, or what we add to it."""
-    return dataclasses.replace(model, name="", features=None, lora=None, param_dtype="", dtype="")
+# What of a configuration is the checkpoint's business: not its name, its dtypes, or what we add to it.
+_NETWORK = ("family", "decoder", "audio", "vision", "position_id_per_seconds", "seconds_per_chunk")

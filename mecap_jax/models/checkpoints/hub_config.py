@@ -46,6 +46,8 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise CheckpointError(f"no such file: {path}") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
@@ -60,10 +62,13 @@ def parse_config(config: Mapping[str, Any], name: str) -> ModelConfig:
     if model_type == "qwen2_5_omni":
         outer = _Fields(config, "", problems)
         thinker = outer.inner("thinker_config")
-        outer.allow("talker_config", "token2wav_config", "enable_audio_output", "enable_talker")
+        outer.allow("talker_config", "token2wav_config", "enable_audio_output", "enable_talker", "tie_word_embeddings")
+        width = outer.part("hidden_size")  # some fine-tunes repeat it outside
         outer.finish()
         parsed = _omni(thinker, config)
-    elif model_type in _READERS:
+        if width not in (None, parsed.decoder.hidden_size):
+            outer.problem("hidden_size", f" = {width!r:.60} differs from the thinker's {parsed.decoder.hidden_size}")
+    elif isinstance(model_type, str) and model_type in _READERS:
         parsed = _READERS[model_type](_Fields(config, "", problems), config)
     else:
         raise CheckpointError(f"{name}: model_type {model_type!r} is not one of {sorted([*_READERS, 'qwen2_5_omni'])}")
@@ -74,7 +79,8 @@ def parse_config(config: Mapping[str, Any], name: str) -> ModelConfig:
 
 def omni_thinker(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The thinker's part of a whole Qwen2.5-Omni's configuration; any other configuration as it is."""
-    return config["thinker_config"] if config.get("model_type") == "qwen2_5_omni" else config
+    inner = config.get("thinker_config") if config.get("model_type") == "qwen2_5_omni" else config
+    return inner if isinstance(inner, Mapping) else {}
 
 
 # --- reading --------------------------------------------------------------------------------------------------------
@@ -100,11 +106,15 @@ _OFF = ("add_cross_attention", "is_decoder", "is_encoder_decoder", "pruned_heads
         "cross_attention_hidden_size", "use_sliding_window")  # fmt: skip
 
 
+# No field of a real configuration is as large; a hostile one must not become a shape.
+_LARGEST = 1e9
+
+
 class _Fields:
     """Takes fields of one JSON object and notes what is wrong or left over."""
 
     def __init__(self, fields: Any, name: str, problems: list[str]):
-        self._prefix, self._problems = f"{name}." if name else "", problems
+        self._prefix, self.problems = f"{name}." if name else "", problems
         if not isinstance(fields, Mapping):
             problems.append(f"{name}: expected an object, got {fields!r:.60}")
             fields = {}
@@ -112,23 +122,36 @@ class _Fields:
 
     def inner(self, name: str) -> _Fields:
         """The fields of an object inside."""
-        return _Fields(self.part(name), f"{self._prefix}{name}", self._problems)
+        return _Fields(self.part(name), f"{self._prefix}{name}", self.problems)
 
     def number(self, name: str, default: int | float | None = None, kind: type = int) -> Any:
+        """A positive, finite number of a size that a network can have."""
         value = self._left.pop(name, None)
         value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int | float) or (kind is int and value != int(value)):
-            self._problems.append(f"{self._prefix}{name}: expected a number, got {value!r:.60}")
-            return kind(1)
-        if value <= 0:
-            self._problems.append(f"{self._prefix}{name}: must be positive, got {value!r}")
-            return kind(1)
-        return kind(value)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            self.problem(name, f": expected a number, got {value!r:.60}")
+        elif not 0 < value < _LARGEST or (kind is int and value != int(value)):
+            self.problem(name, f" = {value!r:.60} is out of range")
+        else:
+            return kind(value)
+        return kind(1)
+
+    def numbers(self, name: str) -> tuple[int, ...]:
+        """A list of whole numbers, none negative."""
+        value = self._left.pop(name, None)
+        if isinstance(value, list | tuple) and all(type(n) is int and 0 <= n < _LARGEST for n in value):
+            return tuple(value)
+        self.problem(name, f": expected a list of numbers, got {value!r:.60}")
+        return ()
+
+    def require(self, ok: bool, name: str, text: str) -> None:
+        if not ok:
+            self.problem(name, text)
 
     def flag(self, name: str, default: bool) -> bool:
         value = self._left.pop(name, default)
         if not isinstance(value, bool):
-            self._problems.append(f"{self._prefix}{name}: expected true or false, got {value!r:.60}")
+            self.problems.append(f"{self._prefix}{name}: expected true or false, got {value!r:.60}")
         return bool(value)
 
     def part(self, name: str) -> Any:
@@ -137,11 +160,11 @@ class _Fields:
     def expect(self, name: str, *allowed: Any) -> None:
         """The field may be missing, or have one of these values."""
         value = self._left.pop(name, allowed[0])
-        if value not in allowed:
-            self._problems.append(f"{self._prefix}{name} = {value!r:.60} is not implemented, only {allowed[0]!r}")
+        if not any(value == other and type(value) in (type(other), int, float) for other in allowed):
+            self.problems.append(f"{self._prefix}{name} = {value!r:.60} is not implemented, only {allowed[0]!r}")
 
     def problem(self, name: str, text: str) -> None:
-        self._problems.append(f"{self._prefix}{name}{text}")
+        self.problems.append(f"{self._prefix}{name}{text}")
 
     def allow(self, *names: str) -> None:
         for name in names:
@@ -164,8 +187,8 @@ def _decoder(fields: _Fields, *, tied: bool, multimodal: bool, qwen3: bool = Fal
     fields.expect("hidden_act", "silu")
     fields.expect("attention_dropout", 0, 0.0)
     kinds = fields.part("layer_types")
-    if kinds is not None and set(kinds) != {"full_attention"}:
-        fields.problem("layer_types", f" = {sorted(set(map(str, kinds)))} is not implemented, only 'full_attention'")
+    full = isinstance(kinds, list) and all(kind == "full_attention" for kind in kinds)
+    fields.require(kinds is None or full, "layer_types", f" = {kinds!r:.80}: only 'full_attention' is implemented")
     fields.allow("tie_word_embeddings")
     if qwen3:
         fields.expect("attention_bias", False)
@@ -186,12 +209,18 @@ def _decoder(fields: _Fields, *, tied: bool, multimodal: bool, qwen3: bool = Fal
         attention_bias=not qwen3,
         qk_norm=qwen3,
     )
-    if section is not None and sum(section) * 2 != decoder.head_dim:
-        fields.problem(
-            "rope_scaling.mrope_section", f" = {section} does not sum to head_dim / 2 = {decoder.head_dim // 2}"
-        )
+    half, kv_heads = decoder.head_dim // 2, decoder.num_key_value_heads
+    fields.require(decoder.head_dim % 2 == 0, "head_dim", f" = {decoder.head_dim} is odd")
+    fields.require(heads % kv_heads == 0, "num_key_value_heads", f" = {kv_heads} does not divide the {heads} heads")
+    if section is not None:
+        text = f" = {section} does not sum to head_dim / 2 = {half}"
+        fields.require(sum(section) == half, "rope_scaling.mrope_section", text)
+    fields.require(layers <= _MOST_LAYERS, "num_hidden_layers", f" = {layers} is out of range")
     fields.finish()
     return decoder
+
+
+_MOST_LAYERS = 1000
 
 
 def _rope(fields: _Fields, multimodal: bool) -> tuple[float, tuple[int, int, int] | None]:
@@ -203,59 +232,52 @@ def _rope(fields: _Fields, multimodal: bool) -> tuple[float, tuple[int, int, int
             rope |= value
         elif value is not None:
             fields.problem(name, f": expected an object, got {value!r:.60}")
-    theta = fields.part("rope_theta")
-    theta = rope.pop("rope_theta", theta)
-    theta = 1e6 if theta is None and multimodal else 1e4 if theta is None else theta
-    section = rope.pop("mrope_section", None)
+    outer = fields.part("rope_theta")
+    inner = _Fields({"rope_theta": outer} | rope, "rope_scaling", fields.problems)
+    theta = inner.number("rope_theta", 1e6 if multimodal else 1e4, float)
     for name in ("type", "rope_type"):
-        if rope.pop(name, "default") not in ("default", "mrope"):
-            fields.problem("rope_scaling", ": only the types 'default' and 'mrope' are implemented")
-    for name, value in rope.items():
-        fields.problem(f"rope_scaling.{name}", f" = {value!r:.60} is not implemented")
-    if not isinstance(theta, int | float) or theta <= 0:
-        fields.problem("rope_theta", f": expected a positive number, got {theta!r:.60}")
-        theta = 1.0
-    if not multimodal:
-        if section is not None:
-            fields.problem("rope_scaling.mrope_section", " is not implemented for a text decoder")
-        return float(theta), None
-    if not (isinstance(section, list | tuple) and len(section) == 3 and all(isinstance(n, int) for n in section)):
-        fields.problem("rope_scaling.mrope_section", f": expected three numbers, got {section!r:.60}")
-        return float(theta), None
-    return float(theta), tuple(section)
+        inner.expect(name, "default", "mrope")
+    section = None
+    if multimodal:
+        section = inner.numbers("mrope_section")
+        inner.require(len(section) == 3, "mrope_section", f" = {section} is not three numbers")
+    inner.finish()
+    return theta, section if section is None or len(section) == 3 else None
 
 
 def _vision(fields: _Fields, output_dim: int) -> VisionTowerConfig:
-    for name in ("embed_dim", "in_chans", "spatial_patch_size", "num_hidden_layers"):
-        fields.allow(name)  # names of earlier versions; the published configurations repeat the values under both
+    # Names of earlier versions, which repeat the values under both; and a default that towers have no use for.
+    fields.allow("embed_dim", "in_chans", "spatial_patch_size", "num_hidden_layers", "tie_word_embeddings")
     fields.expect("hidden_act", "silu")
     if (width := fields.number("out_hidden_size", output_dim)) != output_dim:
         fields.problem("out_hidden_size", f" = {width} differs from the decoder's hidden_size = {output_dim}")
-    _rope_of_tower(fields)
-    indexes = fields.part("fullatt_block_indexes")
-    if not (isinstance(indexes, list | tuple) and all(isinstance(i, int) for i in indexes)):
-        fields.problem("fullatt_block_indexes", f": expected a list of numbers, got {indexes!r:.60}")
-        indexes = ()
+    rope = fields.part("rope_parameters")
+    plain = isinstance(rope, Mapping) and rope.get("rope_theta", 1e4) == 1e4 and rope.get("rope_type") in _TOWER_ROPES
+    fields.require(rope is None or plain, "rope_parameters", f" = {rope!r:.80} is not implemented")
+    indexes = fields.numbers("fullatt_block_indexes")
     config = VisionTowerConfig(
         hidden_size=fields.number("hidden_size"),
         intermediate_size=fields.number("intermediate_size"),
         depth=fields.number("depth"),
         num_heads=fields.number("num_heads"),
-        fullatt_block_indexes=tuple(indexes),
+        fullatt_block_indexes=indexes,
         patch_size=fields.number("patch_size", 14),
         temporal_patch_size=fields.number("temporal_patch_size", 2),
         spatial_merge_size=fields.number("spatial_merge_size", 2),
         window_size=fields.number("window_size", 112),
         in_channels=fields.number("in_channels", 3),
     )
+    heads, cell = config.num_heads, config.patch_size * config.spatial_merge_size
+    fields.require(config.hidden_size % (4 * heads) == 0, "num_heads", f" = {heads}: heads do not divide in four")
+    fields.require(config.window_size % cell == 0, "window_size", f" = {config.window_size} is no multiple of {cell}")
+    fields.require(config.depth <= _MOST_LAYERS, "depth", f" = {config.depth} is out of range")
+    in_range = all(index < config.depth for index in indexes)
+    fields.require(in_range, "fullatt_block_indexes", f" = {indexes} names a block behind the last")
     fields.finish()
     return config
 
 
-def _rope_of_tower(fields: _Fields) -> None:
-    rope = fields.part("rope_parameters") or {}
-    if rope.get("rope_theta", 10000.0) != 10000.0 or rope.get("rope_type", "axial") not in ("axial", "default"):
-        fields.problem("rope_parameters", f" = {rope!r:.80} is not implemented")
+_TOWER_ROPES = (None, "axial", "default")
 
 
 def _audio(fields: _Fields, output_dim: int) -> AudioTowerConfig:
@@ -263,7 +285,7 @@ def _audio(fields: _Fields, output_dim: int) -> AudioTowerConfig:
     fields.expect("scale_embedding", False)
     for name in ("dropout", "attention_dropout", "activation_dropout"):
         fields.expect(name, 0, 0.0)
-    fields.allow("num_hidden_layers", "encoder_layerdrop")
+    fields.allow("num_hidden_layers", "encoder_layerdrop", "tie_word_embeddings")
     if (width := fields.number("output_dim", output_dim)) != output_dim:
         fields.problem("output_dim", f" = {width} differs from the decoder's hidden_size = {output_dim}")
     config = AudioTowerConfig(
@@ -275,19 +297,21 @@ def _audio(fields: _Fields, output_dim: int) -> AudioTowerConfig:
         n_window=fields.number("n_window", 100),
         max_source_positions=fields.number("max_source_positions", 1500),
     )
+    heads = config.encoder_attention_heads
+    even = config.d_model % heads == 0 and config.d_model % 2 == 0
+    fields.require(even, "encoder_attention_heads", f" = {heads} does not divide d_model = {config.d_model}")
+    fields.require(config.n_window % 2 == 0, "n_window", f" = {config.n_window} is odd")
+    fields.require(
+        config.encoder_layers <= _MOST_LAYERS, "encoder_layers", f" = {config.encoder_layers} is out of range"
+    )
     fields.finish()
     return config
 
 
 def _omni(fields: _Fields, config: Mapping[str, Any]) -> ModelConfig:
-    inner = omni_thinker(config)
-    inner = inner if isinstance(inner, Mapping) else {}
     tied = fields.flag("tie_word_embeddings", False)
-    problems, prefix = fields._problems, fields._prefix
-    decoder = _decoder(
-        _Fields(fields.part("text_config"), f"{prefix}text_config", problems), tied=tied, multimodal=True
-    )
-    vision = _Fields(fields.part("vision_config"), f"{prefix}vision_config", problems)
+    decoder = _decoder(fields.inner("text_config"), tied=tied, multimodal=True)
+    vision = fields.inner("vision_config")
     vision.allow("tokens_per_second")  # Omni's positions follow `position_id_per_seconds`
     parsed = ModelConfig(
         name="qwen2_5_omni",
@@ -297,7 +321,7 @@ def _omni(fields: _Fields, config: Mapping[str, Any]) -> ModelConfig:
         vision=_vision(vision, decoder.hidden_size),
         position_id_per_seconds=fields.number("position_id_per_seconds", 25),
         seconds_per_chunk=fields.number("seconds_per_chunk", 2.0, float),
-        param_dtype=_dtype(fields, inner, config),
+        param_dtype=_dtype(fields, omni_thinker(config), config),
     )
     fields.finish()
     return parsed
@@ -307,11 +331,15 @@ def _vl(fields: _Fields, config: Mapping[str, Any]) -> ModelConfig:
     tied = fields.flag("tie_word_embeddings", False)
     vision, dtype = fields.inner("vision_config"), _dtype(fields, config)
     text = config.get("text_config")
+    if isinstance(text, Mapping) and text.get("tie_word_embeddings") is True:
+        tied = True  # where versions before 5 put it
     if text is None:  # the published files hold the decoder's fields beside the tower
         decoder = _decoder(fields, tied=tied, multimodal=True)
     else:
         decoder = _decoder(fields.inner("text_config"), tied=tied, multimodal=True)
-        fields.allow(*text)  # versions 4.5x repeat the decoder's fields outside, and read the inner ones
+        fields.allow(
+            *(text if isinstance(text, Mapping) else ())
+        )  # versions 4.5x repeat the decoder's fields outside, and read the inner ones
         fields.finish()
     per_second = vision.number("tokens_per_second", 4)
     return ModelConfig(
@@ -334,7 +362,8 @@ def _text(fields: _Fields, config: Mapping[str, Any]) -> ModelConfig:
 def _dtype(fields: _Fields, *configs: Mapping[str, Any]) -> str:
     """The dtype that a configuration names, or its enclosing one."""
     for config in configs:
-        dtype = config.get("dtype", config.get("torch_dtype"))
+        dtype = config.get("dtype")
+        dtype = config.get("torch_dtype") if dtype is None else dtype
         if dtype is not None:
             if dtype not in _DTYPES:
                 fields.problem("dtype", f" = {dtype!r:.60} is not implemented")

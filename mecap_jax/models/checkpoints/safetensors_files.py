@@ -45,36 +45,40 @@ class Location:
         return np.frombuffer(mapped, self.dtype, count, self.offset - start).reshape(self.shape)
 
 
-class TensorFiles(Mapping[str, np.ndarray]):
-    """The tensors of a directory by key, as views.
+class TensorFiles(Mapping[str, Location]):
+    """Where the tensors of a directory are, by key; nothing is read but the files' headers.
+
+    Attributes:
+      problems: files that are missing, truncated, ill-formed or at odds with the index.
 
     Raises:
-      CheckpointError: no safetensors in the directory, or files that are missing, truncated, ill-formed or at odds
-        with the index. All problems are listed.
+      CheckpointError: no safetensors in the directory, or an index that is none.
     """
 
     def __init__(self, directory: Path, rename: Callable[[str], str] = lambda key: key, single: str = SINGLE):
         """`rename` maps the keys in the files; `single` is the file's name where there is no index."""
         self._locations: dict[str, Location] = {}
-        problems = []
+        self.problems: list[str] = []
         for file, expected in _files(directory, single).items():
             try:
                 locations = _read_header(directory / file)
-            except (OSError, SafetensorError, CheckpointError, ValueError) as error:
-                problems.append(f"{file}: {error}")
+                with safe_open(directory / file, "numpy"):  # checks the header against the length of the file
+                    pass
+            except (OSError, SafetensorError) as error:
+                self.problems.append(f"{file}: {error}")
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+                self.problems.append(f"{file}: no safetensors header ({error!r:.80})")
                 continue
             if expected is not None and expected != set(locations):
-                problems += [f"{file}: lacks the tensor {key}" for key in sorted(expected - set(locations))]
-                problems += [f"{file}: the index does not name {key}" for key in sorted(set(locations) - expected)]
+                self.problems += [f"{file}: lacks the tensor {key}" for key in sorted(expected - set(locations))]
+                self.problems += [f"{file}: the index does not name {key}" for key in sorted(set(locations) - expected)]
             for key, location in locations.items():
                 if rename(key) in self._locations:
-                    problems.append(f"{file}: a second tensor {rename(key)}")
+                    self.problems.append(f"{file}: a second tensor {rename(key)}")
                 self._locations[rename(key)] = location
-        if problems:
-            raise CheckpointError(f"{directory} cannot be read:\n  " + "\n  ".join(problems))
 
-    def __getitem__(self, key: str) -> np.ndarray:
-        return self._locations[key].view()
+    def __getitem__(self, key: str) -> Location:
+        return self._locations[key]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._locations)
@@ -98,46 +102,54 @@ def _files(directory: Path, single: str) -> dict[str, set[str] | None]:
             files[file].add(key)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{directory / INDEX} is not an index of safetensors: {error!r}") from error
+    if not files:
+        raise CheckpointError(f"{directory / INDEX} names no files")
     for file in files:
-        if Path(file).name != file:
+        if not isinstance(file, str) or Path(file).name != file:
             raise CheckpointError(f"{directory / INDEX}: the file name {file!r} leaves the directory")
     return files
 
 
 def _read_header(path: Path) -> dict[str, Location]:
-    with safe_open(path, "numpy"):  # checks the header against itself and against the length of the file
-        pass
+    """Where the tensors of one file say they are; whether the file is that long is not checked here."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
+        if not 0 < size < _LARGEST_HEADER:
+            raise ValueError(f"a header of {size} bytes")
         header = json.loads(file.read(size))
     locations = {}
     for key, entry in header.items():
-        if key == "__metadata__":
-            continue
-        if entry["dtype"] not in _DTYPES:
-            raise CheckpointError(f"tensor {key} has the dtype {entry['dtype']}, which is not read")
-        dtype = np.dtype(_DTYPES[entry["dtype"]])
-        locations[key] = Location(path, 8 + size + entry["data_offsets"][0], tuple(entry["shape"]), dtype)
+        if key != "__metadata__":
+            dtype = np.dtype(_DTYPES[entry["dtype"]])
+            locations[key] = Location(path, 8 + size + entry["data_offsets"][0], tuple(entry["shape"]), dtype)
     return locations
+
+
+# The limit of the format's own reader.
+_LARGEST_HEADER = 100_000_000
 
 
 def write_tensors(
     directory: Path,
-    shapes: Mapping[str, tuple[tuple[int, ...], np.dtype]],
+    sizes: Mapping[str, int],
     tensor: Callable[[str], np.ndarray],
     max_shard_bytes: int = 5 * 10**9,
 ) -> None:
     """Writes tensors in the Hugging Face layout: one file, or shards and an index.
 
     Args:
-      shapes: shape and dtype by key, in the order of the files.
+      sizes: bytes by key, in the order of the files.
       tensor: gives the tensor of a key; called once for each, one shard's worth at a time.
       max_shard_bytes: a file is no larger, unless a single tensor is.
+
+    Raises:
+      CheckpointError: the directory holds weights already, which a reader could take for these.
     """
+    if stale := sorted(path.name for path in directory.glob("model*.safetensors*")):
+        raise CheckpointError(f"{directory} holds weights already: {', '.join(stale)}")
     shards: list[list[str]] = [[]]
     size = total = 0
-    for key, (shape, dtype) in shapes.items():
-        nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    for key, nbytes in sizes.items():
         total += nbytes
         if shards[-1] and size + nbytes > max_shard_bytes:
             shards.append([])

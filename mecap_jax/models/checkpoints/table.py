@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import ml_dtypes
@@ -101,6 +101,14 @@ class Match:
         for n, path in enumerate(self.paths):
             yield path, to_ours(tensor[n * size : (n + 1) * size])
 
+    def published_shape(self, shape: tuple[int, ...], patch: tuple[int, ...] = ()) -> tuple[int, ...]:
+        """Shape of the published tensor whose parts become parameters of `shape`; `patch` as in `load_tensors`."""
+        if self.transform == "patch_convolution":
+            first, *rest = (shape[1], *patch)
+        else:
+            first, *rest = shape if self.transform == "none" else shape[::-1]
+        return (first * len(self.paths), *rest)
+
     def to_tensor(self, values: Sequence[np.ndarray], shape: tuple[int, ...] = ()) -> np.ndarray:
         """The published tensor; `shape` is its shape behind the first axis, for transforms that lose it."""
         parts = [_TRANSFORMS[self.transform][1](value, shape) for value in values]
@@ -110,12 +118,12 @@ class Match:
 @functools.cache
 def _patterns(rows: tuple[Row, ...], side: str) -> list[tuple[re.Pattern, Row]]:
     texts = [row.key if side == "key" else row.paths[0] for row in rows]
-    return [(re.compile(re.escape(text).replace(r"\{i\}", r"(\d+)") + "$"), row) for text, row in zip(texts, rows)]
+    return [(re.compile(re.escape(text).replace(r"\{i\}", r"([0-9]+)")), row) for text, row in zip(texts, rows)]
 
 
 def _find(text: str, rows: tuple[Row, ...], side: str) -> Match | None:
     for pattern, row in _patterns(rows, side):
-        if match := pattern.match(text):
+        if match := pattern.fullmatch(text):
             number = match.group(1) if match.groups() else ""
             return Match(
                 row.key.replace("{i}", number), tuple(p.replace("{i}", number) for p in row.paths), row.transform
@@ -133,69 +141,98 @@ def by_path(path: str, rows: Sequence[Row]) -> Match | None:
     return _find(path, tuple(rows), "path")
 
 
+@runtime_checkable
+class Tensor(Protocol):
+    """What is loaded: a NumPy array, or something that knows its shape and dtype and maps the values on demand."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def view(self) -> np.ndarray: ...
+
+
 def load_tensors(
-    tensors: Mapping[str, np.ndarray],
+    tensors: Mapping[str, Tensor],
     rows: Sequence[Row],
     ignored: Sequence[str],
     abstract_params: Any,
     place: Callable[[np.ndarray, Any], Any] = lambda value, target: np.asarray(value, target.dtype),
+    *,
+    wanted: Callable[[str], bool] = lambda path: True,
+    patch: tuple[int, ...] = (),
+    problems: Sequence[str] = (),
 ) -> Any:
     """Builds the parameter tree from published tensors, one at a time.
 
     Args:
-      tensors: published tensors by key. Everything is checked by shape and dtype before any value is read, so views of
-        files cost nothing.
+      tensors: published tensors by key. Everything is checked by shape and dtype before any value is read.
       rows, ignored: the family's table.
       abstract_params: nested dict of shapes and dtypes to fill.
       place: makes the final array of a value (a view of a tensor) and its target.
+      wanted: which parameters are read, by path; all are checked.
+      patch: shape of a patch (channels, frames, height, width), for a convolution over patches.
+      problems: what is known to be wrong already.
+
+    Returns:
+      The nested dict of the wanted parameters.
 
     Raises:
       CheckpointError: lists every unknown key, missing parameter, wrong shape and wrong dtype at once.
     """
     targets = flatten(abstract_params)
     ignore = re.compile("|".join(f"(?:{pattern})" for pattern in ignored) or "(?!)")
-    chosen: list[Match] = []
+    chosen: dict[str, Match] = {}
     filled: dict[str, str] = {}
-    problems = []
+    problems = list(problems)
     for key, tensor in tensors.items():
+        if ignore.fullmatch(key):
+            continue
         match = by_key(key, rows)
         if match is None:
-            if not ignore.fullmatch(key):
-                problems.append(f"unknown tensor {key}")
+            problems.append(f"unknown tensor {key}")
             continue
-        if not is_float(tensor.dtype):
-            problems.append(f"tensor {key} has dtype {tensor.dtype}, expected floating point")
-            continue
-        fits = True
-        for path, value in match.to_params(_without_memory(tensor)):
-            if path not in targets:
-                problems.append(f"tensor {key} has no parameter {path} in this configuration")
-            elif value.shape != targets[path].shape:
-                problems.append(f"tensor {key} has shape {value.shape}, parameter {path} has {targets[path].shape}")
-            elif path in filled:
-                problems.append(f"tensors {filled[path]} and {key} are both parameter {path}")
-            else:
-                filled[path] = key
-                continue
-            fits = False
-            filled.setdefault(path, key)  # named once, as misfit, and not again as missing
-        if fits:
-            chosen.append(match)
+        problem = _problem(key, tensor, match, targets, patch)
+        for path in match.paths:
+            if path in filled:
+                problem = f"tensors {filled[path]} and {key} are both parameter {path}"
+            filled.setdefault(path, key)
+        if problem is None:
+            chosen[key] = match
+        else:
+            problems.append(problem)
     problems += [f"no tensor for parameter {path}" for path in targets if path not in filled]
     if problems:
         raise CheckpointError("checkpoint does not fit the model:\n  " + "\n  ".join(sorted(problems)))
     leaves = {}
-    for match in chosen:
-        for path, value in match.to_params(tensors[match.key]):
-            leaves[path] = place(value, targets[path])
-    return jax.tree.unflatten(jax.tree.structure(abstract_params), [leaves[path] for path in targets])
+    for key, match in chosen.items():
+        if any(map(wanted, match.paths)):
+            for path, value in match.to_params(tensors[key].view()):
+                leaves[path] = place(value, targets[path])
+    part = select_params(abstract_params, wanted)
+    return jax.tree.unflatten(jax.tree.structure(part), [leaves[path] for path in flatten(part)])
 
 
-def is_float(dtype: np.dtype) -> bool:
-    """Whether a dtype is a floating-point one that parameters are stored in."""
-    return dtype in (np.float32, np.float16, ml_dtypes.bfloat16)
+def _problem(key: str, tensor: Tensor, match: Match, targets: Mapping[str, Any], patch: tuple[int, ...]) -> str | None:
+    """Why a tensor cannot become its parameters, or None."""
+    if tensor.dtype not in (np.float32, np.float16, ml_dtypes.bfloat16):
+        return f"tensor {key} has dtype {tensor.dtype}, read are float32, bfloat16 and float16"
+    for path in match.paths:
+        if path not in targets:
+            return f"tensor {key} has no parameter {path} in this configuration"
+        expected = match.published_shape(tuple(targets[path].shape), patch)
+        if tuple(tensor.shape) != expected:
+            return f"tensor {key} has shape {tuple(tensor.shape)}, parameter {path} wants {expected}"
+    return None
 
 
-def _without_memory(tensor: np.ndarray) -> np.ndarray:
-    """An array of the same shape that holds one number, to see what transforms do to shapes."""
-    return np.broadcast_to(np.zeros((), np.uint8), tensor.shape)
+def select_params(tree: Any, wanted: Callable[[str], bool], prefix: str = "") -> Any:
+    """The part of a nested dict whose leaves have a wanted dotted path, without empty branches; copies nothing."""
+    selected = {}
+    for name, child in tree.items():
+        path = f"{prefix}{name}"
+        if not isinstance(child, dict):
+            if wanted(path):
+                selected[name] = child
+        elif part := select_params(child, wanted, f"{path}."):
+            selected[name] = part
+    return selected
