@@ -86,15 +86,15 @@ def _media(model: ModelConfig, data: DataConfig, seen: tuple[str, ...], max_new_
         size = f'"size": {{"shortest_edge": {data.min_pixels}, "longest_edge": {data.max_pixels}}}'
         kept = '"do_sample_frames": False, "cap_pixels_per_frame": False'
         arguments += ["videos=[frames]", f"videos_kwargs={{{size}, {fps}, {kept}}}"]
+    # Whole batches are not cast: the times between frames would be rounded, too.
+    names = {"audio": "input_features", "video": "pixel_values_videos"}
+    casts = "".join(f'inputs["{names[kind]}"] = inputs["{names[kind]}"].to(model.dtype)\n' for kind in seen)
     call = "".join(f"    {argument},\n" for argument in [*arguments, 'return_tensors="pt"'])
     return (
         f'messages = [{{"role": "user", "content": [{items}{{"type": "text", "text": text}}]}}]\n'
         "prompt = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)\n"
         f"{before}inputs = processor(\n{call}).to(model.device)\n"
-        'for name in ("input_features", "pixel_values_videos"):\n'
-        "    if name in inputs:\n"
-        "        inputs[name] = inputs[name].to(model.dtype)\n"
-        "with torch.inference_mode():\n"
+        f"{casts}with torch.inference_mode():\n"
         f"    tokens = model.generate(**inputs, max_new_tokens={max_new_tokens}, do_sample=False)\n"
         'caption = processor.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)'
     )

@@ -119,7 +119,7 @@ def _base_licence(directory: str) -> tuple[str, str]:
 
 def _head(export: Export) -> str:
     config = export.config
-    what = "Low-rank adapters" if export.adapters else "A model"
+    what = "Low-rank adapters for a model" if export.adapters else "A model"
     reads = {"audio": "speech", "video": "a face", "features": "precomputed features"}
     seen = [reads[kind] for kind in _seen(export)] + (["a transcript"] if config.data.include_transcript else [])
     text = f"# {escape(config.name)}: {escape(stage_title(export.stage))}\n\n"

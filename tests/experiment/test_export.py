@@ -84,7 +84,9 @@ def tiny(root):
         buckets = tuple(dataclasses.replace(bucket, prompt_tokens=320) for bucket in config.data.buckets)
         data = dataclasses.replace(config.data, buckets=buckets)
         decoder = dataclasses.replace(config.model.decoder, num_hidden_layers=1)
-        return dataclasses.replace(config, data=data, model=dataclasses.replace(config.model, decoder=decoder))
+        audio = dataclasses.replace(config.model.audio, encoder_layers=1)
+        model = dataclasses.replace(config.model, decoder=decoder, audio=audio)
+        return dataclasses.replace(config, data=data, model=model)
 
     checkpoint = train("configs/sft.py", root, change)
     report = {
@@ -193,8 +195,8 @@ def said(monkeypatch):
     logger.removeHandler(handler)
 
 
-def check(checkpoint, directory, monkeypatch, base=None, tolerance=1e-4):
-    """Runs the card's own code on raw media and compares logits and caption with ours."""
+def check(checkpoint, directory, monkeypatch, base=None):
+    """Runs the card's own code on raw media and compares logits with ours."""
     stage = open_stage(checkpoint, make_mesh(MeshConfig()))
     values = clip(stage)
     monkeypatch.chdir(directory)
@@ -213,14 +215,7 @@ def check(checkpoint, directory, monkeypatch, base=None, tolerance=1e-4):
     assert len(expected) == prompt.length[0] and expected.std() > 0.1
     worst = np.abs(ours[: len(expected)] - expected).max()
     print(f"{directory.name}: largest difference of a logit {worst:.1e}")
-    assert worst <= tolerance
-    tokenizer = stage.processor.tokenizer
-    longest = int(re.search(r"max_new_tokens=(\d+)", code).group(1))
-    sampled = generate(
-        stage.graphdef, stage.params, prompt, np.zeros(2, np.uint32), np.zeros(1, np.int32), group_size=1,
-        max_new_tokens=longest, temperature=0.0, end_ids=tokenizer.end_ids,
-    )  # fmt: skip
-    assert theirs["caption"].strip() == tokenizer.decode(sampled.tokens[0, 0][: int(sampled.length[0, 0])])
+    assert worst <= 1e-4
     return theirs
 
 
@@ -245,7 +240,14 @@ def test_a_run_without_a_backbone(tiny, tmp_path, monkeypatch, said):
     assert len(list(directory.glob("model-*.safetensors"))) > 1 and model.dtype == torch.float32
     assert model.generation_config.eos_token_id and model.generation_config.pad_token_id is not None
     assert not describe_mismatch(read_run(tiny.parent.parent).model, read_model(directory))
-    check(tiny, directory, monkeypatch)
+    theirs = check(tiny, directory, monkeypatch)
+    stage = open_stage(tiny, make_mesh(MeshConfig()))
+    sampled = generate(
+        stage.graphdef, stage.params, our_prompt(stage, clip(stage)), np.zeros(2, np.uint32), np.zeros(1, np.int32),
+        group_size=1, max_new_tokens=24, temperature=0.0, end_ids=stage.processor.tokenizer.end_ids,
+    )  # fmt: skip
+    caption = stage.processor.tokenizer.decode(sampled.tokens[0, 0][: int(sampled.length[0, 0])])
+    assert theirs["caption"].strip() == caption
     card = (directory / "README.md").read_text()
     assert "| 0.500 [0.250, 0.750] |" in card and "| unavailable |" in card
     for words in (
