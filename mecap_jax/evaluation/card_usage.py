@@ -84,8 +84,9 @@ def _media(model: ModelConfig, data: DataConfig, seen: tuple[str, ...], max_new_
             )
             fps = '"video_metadata": [metadata]'
         size = f'"size": {{"shortest_edge": {data.min_pixels}, "longest_edge": {data.max_pixels}}}'
-        kept = '"do_sample_frames": False, "cap_pixels_per_frame": False'
-        arguments += ["videos=[frames]", f"videos_kwargs={{{size}, {fps}, {kept}}}"]
+        options = [size, fps, '"do_sample_frames": False', '"cap_pixels_per_frame": False']
+        lines = "".join(f"        {option},\n" for option in options)
+        arguments += ["videos=[frames]", f"videos_kwargs={{\n{lines}    }}"]
     # Whole batches are not cast: the times between frames would be rounded, too.
     names = {"audio": "input_features", "video": "pixel_values_videos"}
     casts = "".join(f'inputs["{names[kind]}"] = inputs["{names[kind]}"].to(model.dtype)\n' for kind in seen)

@@ -192,7 +192,7 @@ def _data(export: Export) -> str:
     data = export.data
     if not data:
         return "## Data\n\nThe run left no record of its data."
-    rows = [["source", escape(str(data.get("source", "not recorded")))]]
+    rows = [["source", escape(_source(data) or "not recorded")]]
     rows.append(["synthetic", "yes" if _synthetic(export) else "no"])
     for split, counts in (data.get("splits") or {}).items():
         clips, speakers = (escape(str(counts.get(key, "?"))) for key in ("records", "speakers"))
@@ -290,8 +290,15 @@ def _seen(export: Export) -> tuple[str, ...]:
     return () if export.stage == "text_only" else export.config.data.modalities
 
 
+def _source(data: Mapping[str, Any]) -> str:
+    """The importer's name: its other settings may hold paths."""
+    source = data.get("source", "")
+    return str(source.get("importer", "") if isinstance(source, Mapping) else source)
+
+
 def _synthetic(export: Export) -> bool:
-    return bool(export.data.get("synthetic", export.data.get("source") == "synthetic"))
+    source = _source(export.data)
+    return source == "synthetic" if source else bool(export.data.get("synthetic"))
 
 
 def _listed(names: Iterable[str]) -> str:

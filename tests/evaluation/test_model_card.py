@@ -90,6 +90,15 @@ def test_the_licence_is_one_that_all_parts_have(tmp_path):
     assert licence({"CC0-1.0": 3}, base="") == "cc0-1.0"
 
 
+def test_synthetic_data_are_called_so_and_paths_are_not_shown():
+    source = {"importer": "synthetic", "input": "/home/me/clips"}
+    for data in ({"source": source}, {"source": "synthetic"}, {"synthetic": True}):
+        card = render_card(export(data=data))
+        assert "data are synthetic" in card and "synthesised speech" in card and "/home" not in card
+    for data in ({"source": {"importer": "folder"}, "synthetic": True}, {"source": "ravdess"}, {}):
+        assert "data are synthetic" not in render_card(export(data=data))
+
+
 def test_names_of_backbones():
     assert base_name("checkpoints/Qwen2.5-Omni-3B") == "Qwen/Qwen2.5-Omni-3B"
     assert base_name("/home/me/models/mine/") == "mine"
