@@ -26,8 +26,7 @@ class StageCheckpoints(contextlib.AbstractContextManager):
     def __init__(self, directory: Path, config: CheckpointConfig, description: dict[str, Any]):
         """`description` (the model's configuration, say) is stored in each checkpoint and checked on loading."""
         self._every, self._description = config.every, description
-        # Orbax warns of every iterator that its metadata cannot be listed; that is how iterators are.
-        logging.getLogger("absl").addFilter(lambda record: "Failed to get metadata" not in record.getMessage())
+        logging.getLogger("absl").addFilter(_worth_saying)
         self._checkpointer = ocp.training.Checkpointer(
             directory.resolve(),
             preservation_policy=ocp.training.preservation_policies.LatestN(config.keep),
@@ -87,12 +86,18 @@ def load_params(directory: Path, abstract_params: Any, description: dict[str, An
     Raises:
       CheckpointError: there is none, or it holds something else than `description` says.
     """
+    logging.getLogger("absl").addFilter(_worth_saying)
     step = latest_step(directory)
     if step is None:
         raise CheckpointError(f"no checkpoint in {directory}")
     with ocp.training.Checkpointer(directory.resolve()) as checkpointer:
         _check_description(checkpointer, step, description)
         return checkpointer.load_checkpointables(step, {"params": abstract_params})["params"]
+
+
+def _worth_saying(record: logging.LogRecord) -> bool:
+    """Orbax warns of every iterator that its metadata cannot be listed; that is how iterators are."""
+    return "Failed to get metadata" not in record.getMessage()
 
 
 def _parts(state: TrainState) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
@@ -55,16 +56,29 @@ def load_model(directory: Path, model: ModelConfig, abstract_params: Any) -> Any
 
 
 def save_model(
-    directory: Path, model: ModelConfig, params: Any, source: Path | None = None, max_shard_bytes: int = 5 * 10**9
+    directory: Path,
+    model: ModelConfig,
+    params: Any,
+    source: Path | None = None,
+    max_shard_bytes: int = 5 * 10**9,
+    dtype: str | None = None,
 ) -> None:
     """Writes all parameters; what `read_model` and `load_model` read. Arguments and errors as of `save_weights`."""
-    save_weights(directory, model, published_part(params), source, max_shard_bytes)
-    if model.features is None:
-        return
+    save_weights(directory, model, published_part(params), source, max_shard_bytes, dtype)
+    if model.features is not None:
+        save_projector(directory, model, params, dtype)
+
+
+def save_projector(directory: Path, model: ModelConfig, params: Any, dtype: str | None = None) -> None:
+    """Writes the projector's parameters and configuration; `dtype` and errors as of `save_weights`."""
     flat = flatten({_PROJECTOR: params[_PROJECTOR]})
-    matches = {path: by_path(path, PROJECTOR) for path in flat}
-    tensors = {m.key: np.ascontiguousarray(m.to_tensor([np.asarray(flat[path])])) for path, m in matches.items()}
-    save_file(tensors, directory / PROJECTOR_FILE)
+    tensors = {}
+    for path, leaf in flat.items():
+        match = by_path(path, PROJECTOR)
+        value = match.to_tensor([np.asarray(jax.device_get(leaf))])
+        tensors[match.key] = np.ascontiguousarray(_cast(match.key, value, dtype))
+    save_file(tensors, directory / PROJECTOR_FILE, {"format": "pt"})
+    (directory / PROJECTOR_FILE).chmod(0o644)  # the library leaves it unreadable to others
     fields = json.dumps(dataclasses.asdict(model.features), indent=2)
     (directory / PROJECTOR_CONFIG).write_text(fields + "\n", encoding="utf-8")
 
@@ -128,16 +142,19 @@ def save_weights(
     params: Any,
     source: Path | None = None,
     max_shard_bytes: int = 5 * 10**9,
+    dtype: str | None = None,
 ) -> None:
-    """Writes parameters as the family's published tensors, in the dtype that they have.
+    """Writes parameters as the family's published tensors, a shard at a time.
 
     Args:
       params: nested dict of arrays, the feature projector and adapters left out.
       source: directory that the weights came from: tensors that the network has no use for are copied from there
         (zeros without it).
+      dtype: what all tensors are rounded to, once; None leaves each the dtype that it has.
 
     Raises:
-      CheckpointError: a parameter has no place in the family's layout, or `source` cannot be read.
+      CheckpointError: a parameter has no place in the family's layout, `source` cannot be read, or a value is too
+        large for `dtype`.
     """
     flat, table = flatten(params), TABLES[model.family]
     matches = {}
@@ -156,16 +173,30 @@ def save_weights(
 
     def tensor(key: str) -> np.ndarray:
         if key in carried:
-            return carry(key)
+            return _cast(key, carry(key), dtype)
         match = matches[key]
         values = [np.asarray(jax.device_get(flat[path])) for path in match.paths]
-        return match.to_tensor(values, _patch_shape(model) if match.transform == "patch_convolution" else ())
+        shape = _patch_shape(model) if match.transform == "patch_convolution" else ()
+        return _cast(key, match.to_tensor(values, shape), dtype)
 
-    sizes = {
-        key: sum(flat[path].size * flat[path].dtype.itemsize for path in match.paths) for key, match in matches.items()
-    }
-    sizes |= {key: carry(key).nbytes for key in carried}
-    write_tensors(directory, dict(sorted(sizes.items())), tensor, max_shard_bytes)
+    counts = {key: sum(flat[path].size for path in match.paths) for key, match in matches.items()}
+    widths = {key: flat[match.paths[0]].dtype.itemsize for key, match in matches.items()}
+    for key in carried:
+        counts[key], widths[key] = carry(key).size, carry(key).dtype.itemsize
+    if dtype is not None:
+        widths = dict.fromkeys(widths, jnp.dtype(dtype).itemsize)
+    sizes = {key: counts[key] * widths[key] for key in sorted(counts)}
+    write_tensors(directory, sizes, tensor, max_shard_bytes)
+
+
+def _cast(key: str, value: np.ndarray, dtype: str | None) -> np.ndarray:
+    if dtype is None or value.dtype == jnp.dtype(dtype):
+        return value
+    with np.errstate(over="ignore"):  # named below
+        cast = value.astype(jnp.dtype(dtype))
+    if np.any(np.isinf(cast) & np.isfinite(value)):
+        raise CheckpointError(f"tensor {key} holds {np.abs(value).max():.3g}, which is too large for {dtype}")
+    return cast
 
 
 def _patch_shape(model: ModelConfig) -> tuple[int, ...]:

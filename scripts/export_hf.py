@@ -1,0 +1,41 @@
+"""Exports a checkpoint to a directory that `transformers` loads.
+
+python scripts/export_hf.py --checkpoint=runs/grpo/checkpoints/grpo --output=DIR
+"""
+
+import sys
+from pathlib import Path
+
+from absl import app, flags, logging
+
+from mecap_jax.experiment.export import DTYPES, export_stage
+from mecap_jax.experiment.setup import USER_ERRORS
+
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A stage of a run: RUN/checkpoints/STAGE.", required=True)
+_OUTPUT = flags.DEFINE_string("output", None, "Directory to write; must not hold anything.", required=True)
+_DTYPE = flags.DEFINE_enum("dtype", None, DTYPES, "Of the tensors; by default the backbone's, or the model's own.")
+_ADAPTER_ONLY = flags.DEFINE_bool("adapter_only", False, "Write the adapters by themselves, in PEFT's layout.")
+_MAX_SHARD_GB = flags.DEFINE_float("max_shard_gb", 5.0, "Largest file of weights, in 10^9 bytes.", lower_bound=1e-3)
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    logging.set_verbosity(logging.WARNING)
+    output = Path(_OUTPUT.value)
+    try:
+        export_stage(
+            Path(_CHECKPOINT.value),
+            output,
+            dtype=_DTYPE.value,
+            adapter_only=_ADAPTER_ONLY.value,
+            max_shard_bytes=int(_MAX_SHARD_GB.value * 1e9),
+        )
+    except USER_ERRORS as error:
+        sys.exit(f"error: {error}")
+    files = [path for path in output.iterdir() if path.is_file()]
+    print(f"{output}: {len(files)} files, {sum(path.stat().st_size for path in files) / 1e6:,.1f} MB")
+
+
+if __name__ == "__main__":
+    app.run(main)
