@@ -1,22 +1,19 @@
 """Chat templates: from a list of messages to the text that the tokenizer reads.
 
 A published directory brings its own Jinja template; a tokenizer that was trained here gets `default_template`. Both
-run in Jinja's sandbox and see plain strings only. What people wrote is data: special tokens in it are broken up before
-the template puts its own around it.
+run in a sandbox (`template_sandbox`) and see plain strings only. What people wrote is data: special tokens in it are
+broken up before the template puts its own around it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from mecap_jax.data.template_sandbox import run_template
+from mecap_jax.json_files import read_json_object
 
 END_OF_TEXT = "<|endoftext|>"
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"
@@ -86,20 +83,27 @@ def read_template(directory: Path) -> str | None:
     """The chat template of a directory in the Hugging Face layout, in the order in which its processors look.
 
     Raises:
-      ValueError: a file holds several templates and none is called "default".
+      ValueError: a file cannot be read, holds something else than templates, or several and none is called "default".
     """
     if (path := directory / "chat_template.jinja").is_file():
-        return path.read_text(encoding="utf-8")
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path} cannot be read: {error}") from error
     for name in ("chat_template.json", "tokenizer_config.json"):
         if not (path := directory / name).is_file():
             continue
-        template = json.loads(path.read_text(encoding="utf-8")).get("chat_template")
+        template = read_json_object(path).get("chat_template")
         if isinstance(template, list):
-            template = {entry["name"]: entry["template"] for entry in template}
+            if not all(isinstance(entry, dict) and {"name", "template"} <= entry.keys() for entry in template):
+                raise ValueError(f"{path}: 'chat_template' is a list of something else than named templates")
+            template = {str(entry["name"]): entry["template"] for entry in template}
         if isinstance(template, dict):
             if "default" not in template:
-                raise ValueError(f"{path}: 'chat_template' has {sorted(template)} but no 'default'")
+                raise ValueError(f"{path}: 'chat_template' has {sorted(map(str, template))} but no 'default'")
             template = template["default"]
+        if template is not None and not isinstance(template, str):
+            raise ValueError(f"{path}: 'chat_template' is a {type(template).__name__}, not a string")
         if template is not None:
             return template
     return None
@@ -117,10 +121,7 @@ def render(template: str, messages: Sequence[Mapping[str, Any]], family: str) ->
       ValueError: an unknown role or item, media that the family does not read, or a template that fails.
     """
     plain = [_plain_message(message, MEDIA_TOKENS[family], family) for message in messages]
-    try:
-        return _compile(template).render(messages=plain, add_generation_prompt=True, tools=None, documents=None)
-    except jinja2.TemplateError as error:
-        raise ValueError(f"the chat template fails: {error}") from error
+    return run_template(template, messages=plain, add_generation_prompt=True, tools=None, documents=None)
 
 
 def defuse(text: str) -> str:
@@ -166,23 +167,3 @@ def _plain_message(message: Mapping[str, Any], tokens: MediaTokens, family: str)
     if not tokens.any:  # templates of text models add `content` to a string
         return {"role": role, "content": "".join(item["text"] for item in items)}
     return {"role": role, "content": items}
-
-
-@functools.lru_cache(maxsize=16)
-def _compile(template: str) -> jinja2.Template:
-    """Compiles a template as transformers does: the same sandbox, white-space rules and helper functions."""
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise
-    try:
-        return environment.from_string(template)
-    except jinja2.TemplateSyntaxError as error:
-        raise ValueError(f"the chat template cannot be read, line {error.lineno}: {error}") from error
-
-
-def _to_json(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)  # Jinja's own filter escapes for HTML
-
-
-def _raise(message: str) -> None:
-    raise jinja2.TemplateError(message)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -76,18 +77,34 @@ def join_features(arrays: Mapping[str, np.ndarray], config: FeatureProjectorConf
     Raises:
       MediaError: a feature is missing, empty or of another width, or two differ in length.
     """
-    parts = []
-    for name, dim in zip(config.names, config.dims):
-        if arrays.get(name) is None:
-            raise MediaError(f"lacks the features {name!r}; it has {sorted(arrays)}")
-        array = np.atleast_2d(np.asarray(arrays[name], np.float32))
-        if array.ndim != 2 or array.shape[1] != dim or not len(array):
-            raise MediaError(f"features {name!r} have the shape {list(array.shape)}, the model expects [frames, {dim}]")
-        parts.append(array)
-    length = max(map(len, parts))
-    if any(len(part) not in (1, length) for part in parts):
-        raise MediaError(f"features {list(config.names)} differ in length: {[len(part) for part in parts]}")
-    return np.concatenate([np.broadcast_to(part, (length, part.shape[1])) for part in parts], axis=1)
+    there = {name: np.atleast_2d(np.asarray(array, np.float32)) for name, array in _named(arrays, config).items()}
+    length = joined_length({name: array.shape for name, array in there.items()}, config)
+    return np.concatenate([np.broadcast_to(array, (length, array.shape[1])) for array in there.values()], axis=1)
+
+
+def joined_length(shapes: Mapping[str, tuple[int, ...]], config: FeatureProjectorConfig) -> int:
+    """How many frames features of these shapes have when they are joined.
+
+    Raises:
+      MediaError: as `join_features` does.
+    """
+    lengths = []
+    for (name, shape), dim in zip(_named(shapes, config).items(), config.dims, strict=True):
+        frames = (1, *shape) if len(shape) == 1 else tuple(shape)
+        if len(frames) != 2 or frames[1] != dim or not frames[0]:
+            raise MediaError(f"features {name!r} have the shape {list(shape)}, the model expects [frames, {dim}]")
+        lengths.append(frames[0])
+    if set(lengths) - {1, max(lengths)}:
+        raise MediaError(f"features {list(config.names)} differ in length: {lengths}")
+    return max(lengths)
+
+
+def _named(features: Mapping[str, Any], config: FeatureProjectorConfig) -> dict[str, Any]:
+    """What the model reads, in its order."""
+    for name in config.names:
+        if features.get(name) is None:
+            raise MediaError(f"lacks the features {name!r}; it has {sorted(features)}")
+    return {name: features[name] for name in config.names}
 
 
 class ClipCache:

@@ -18,7 +18,7 @@ import numpy as np
 from mecap_jax.batch import Completions, PromptBatch
 from mecap_jax.config import AugmentConfig, Bucket, DataConfig
 from mecap_jax.data.batch_plan import BatchPlan, assign_bucket, evaluation_batches
-from mecap_jax.data.clips import Clip, ClipCache, augment, decode_clip, frame_size
+from mecap_jax.data.clips import Clip, ClipCache, augment, decode_clip, frame_size, joined_length
 from mecap_jax.data.collate import Row, collate, collate_targets, needed, video_grid
 from mecap_jax.data.features import audio_tokens
 from mecap_jax.data.manifest import BadClip, IndexRow
@@ -244,11 +244,11 @@ class CaptionDataset:
         longest = max(row.seconds, row.video_seconds)
         if longest > self._config.max_seconds:
             return f"lasts {longest:.2f} s, over data.max_seconds = {self._config.max_seconds:g}"
-        stand_in = self._sized_like(row)
-        if self._config.modalities and not stand_in.nbytes:
-            return f"has none of the modalities {self._config.modalities}"
-        need = needed(self._prompt(i, stand_in), self._model)
         try:
+            stand_in = self._sized_like(row)
+            if self._config.modalities and not stand_in.nbytes:
+                return f"has none of the modalities {self._config.modalities}"
+            need = needed(self._prompt(i, stand_in), self._model)
             assign_bucket(need, self._buckets())
         except ValueError as error:
             return str(error)
@@ -256,7 +256,11 @@ class CaptionDataset:
         return None
 
     def _sized_like(self, row: IndexRow) -> Clip:
-        """A clip of the size that decoding will give, from the index alone (arrays without memory of their own)."""
+        """A clip of the size that decoding will give, from the index alone (arrays without memory of their own).
+
+        Raises:
+          MediaError: features that decoding would refuse.
+        """
         config, mel, frames, features = self._config, None, None, None
         if "audio" in config.modalities and row.has_audio:
             # Resampling may round up by one frame.
@@ -269,7 +273,7 @@ class CaptionDataset:
             height, width = frame_size(row.height, row.width, config, self._model)
             frames = np.broadcast_to(np.uint8(0), (count, height, width, 3))
         if "features" in config.modalities and row.features:
-            length = max(row.features[name][0] for name in self._model.features.names if name in row.features)
+            length = joined_length(row.features, self._model.features)
             features = np.broadcast_to(np.float32(0), (length, sum(self._model.features.dims)))
         return Clip(mel, frames, 1.0, features)
 

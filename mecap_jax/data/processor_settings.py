@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mecap_jax.data.features import HOP, MAX_SAMPLES, N_FFT, PIXEL_MEAN, PIXEL_STD, SAMPLE_RATE
 from mecap_jax.data.media import MIN_FRAMES
+from mecap_jax.json_files import read_json_object
 from mecap_jax.model_config import ModelConfig
 
 _CELL = 28 * 28  # pixels behind one decoder token
 _BICUBIC = 3  # PIL's number
+_MOST = 2**31  # pixels, frames: beyond any picture, and exact in every number format
 # Classes and type names by which transformers finds its own processors.
 _PROCESSOR_CLASSES = {"qwen2_5_omni": "Qwen2_5OmniProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor"}
 
@@ -66,7 +67,7 @@ def read_settings(directory: Path, model: ModelConfig) -> ProcessorSettings:
         pictures = _pictures(model)
         file, image = _section(directory, "image_processor", "preprocessor_config.json")
         _refuse_others(file, image, pictures)
-        settings |= _area("image", image)
+        settings |= _area("image", file, image)
         names = ("video_preprocessor_config.json", "preprocessor_config.json")
         file, video = _section(directory, "video_processor", *names)
         _refuse_others(file, video, pictures | {"cap_pixels_per_frame": (False,) * 2, "min_frames": (MIN_FRAMES,) * 2})
@@ -74,10 +75,13 @@ def read_settings(directory: Path, model: ModelConfig) -> ProcessorSettings:
             # transformers' processor of this family passes its own limits over those of the video processor's file.
             whole = directory / "processor_config.json"
             video = {**video, "min_pixels": None, "max_pixels": None, "size": None}
-            video |= _load(whole).get("videos_kwargs", {}) if whole.is_file() else {}
-        settings |= _area("video", video)
-        settings |= {key: video[key] for key in ("fps", "max_frames") if video.get(key) is not None}
-    return ProcessorSettings(**settings)
+            if whole.is_file() and (limits := read_json_object(whole).get("videos_kwargs")) is not None:
+                file, video = f"{whole}: videos_kwargs", video | _object(f"{whole}: videos_kwargs", limits)
+        settings |= _area("video", file, video) | _rates(file, video)
+    try:
+        return ProcessorSettings(**settings)
+    except ValueError as error:
+        raise ValueError(f"{directory}: {error}") from error
 
 
 def write_settings(settings: ProcessorSettings, directory: Path, model: ModelConfig) -> None:
@@ -137,25 +141,56 @@ def _refuse_others(file: str, content: Mapping[str, Any], implemented: Mapping[s
     for field, (expected, default) in implemented.items():
         value = default if content.get(field) is None else content[field]
         if not _same(value, expected):
-            raise ValueError(f"{file}: {field} = {value!r} is not implemented for this model, which takes {expected!r}")
+            raise ValueError(
+                f"{file}: {field} = {value!r:.80} is not implemented for this model, which takes {expected!r}"
+            )
 
 
 def _same(value: Any, expected: Any) -> bool:
-    if isinstance(expected, str) or isinstance(value, str):
-        return value == expected
-    # -1 for what is no number at all.
-    numbers = np.asarray(value if isinstance(value, int | float | list | tuple) else -1, float)
-    return numbers.shape == np.shape(expected) and bool(np.allclose(numbers, expected, rtol=1e-6, atol=0))
+    if isinstance(expected, list | tuple):
+        return isinstance(value, list | tuple) and len(value) == len(expected) and all(map(_same, value, expected))
+    if isinstance(expected, str | bool):
+        return value is expected or value == expected and isinstance(value, type(expected))
+    return _is_number(value) and math.isclose(value, expected, rel_tol=1e-6)
 
 
-def _area(kind: str, content: Mapping[str, Any]) -> dict[str, int]:
-    size, found = content.get("size") or {}, {}
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _MOST  # NaN is not
+
+
+def _area(kind: str, file: str, content: Mapping[str, Any]) -> dict[str, int]:
+    size = {} if content.get("size") is None else _object(f"{file}: size", content["size"])
+    found = {}
     for key, edge in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
-        candidates = (content.get(key), size.get(edge), size.get(key))
-        value = next((candidate for candidate in candidates if candidate is not None), None)
-        if value is not None:
-            found[f"{kind}_{key}"] = int(value)
+        candidates = {key: content.get(key), f"size.{edge}": size.get(edge), f"size.{key}": size.get(key)}
+        for field, value in candidates.items():
+            if value is not None:
+                found[f"{kind}_{key}"] = _count(file, field, value)
+                break
     return found
+
+
+def _rates(file: str, content: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if (fps := content.get("fps")) is not None:
+        if not _is_number(fps) or fps <= 0:
+            raise ValueError(f"{file}: fps = {fps!r:.60} is not a positive number")
+        found["fps"] = fps
+    if (frames := content.get("max_frames")) is not None:
+        found["max_frames"] = _count(file, "max_frames", frames)
+    return found
+
+
+def _count(file: str, field: str, value: Any) -> int:
+    if not _is_number(value) or value != int(value) or value < 1:
+        raise ValueError(f"{file}: {field} = {value!r:.60} is not a whole number from 1 to {_MOST}")
+    return int(value)
+
+
+def _object(where: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} = {value!r:.60} is not an object")
+    return value
 
 
 def _size(low: int, high: int) -> dict[str, Any]:
@@ -172,21 +207,11 @@ def _section(directory: Path, part: str, *names: str) -> tuple[str, dict[str, An
 
 def _candidates(directory: Path, part: str, names: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
     whole = directory / "processor_config.json"
-    if whole.is_file() and part in (content := _load(whole)):
-        yield f"{whole}: {part}", content[part]
+    if whole.is_file() and part in (content := read_json_object(whole)):
+        yield f"{whole}: {part}", _object(f"{whole}: {part}", content[part])
     for path in (directory / name for name in names):
         if path.is_file():
-            yield str(path), _load(path)
-
-
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} does not hold an object")
-    return content
+            yield str(path), read_json_object(path)
 
 
 def _dump(content: Mapping[str, Any], path: Path) -> None:

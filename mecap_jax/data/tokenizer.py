@@ -66,7 +66,7 @@ class Tokenizer:
       family: whose special tokens and placeholders it has (`model_config.FAMILIES`).
       media: the family's placeholder tokens.
       template: the chat template's Jinja source.
-      vocab_size: how many ids the file has.
+      vocab_size: the largest id in the file, plus one.
       pad_id, end_ids: the id that fills up rows, and those that end an answer.
       features_id: marks a place of precomputed features in an encoded conversation.
       features_input_id: what the model gets there: `features_id` where the file has that token, `pad_id` otherwise.
@@ -88,12 +88,15 @@ class Tokenizer:
         missing = [token for token in special_tokens(family) if backend.token_to_id(token) is None]
         if missing:
             raise ValueError(f"tokenizer lacks the special tokens {missing} of the family {family!r}")
+        # Files that were saved after training often hold these; transformers ignores them, too.
+        backend.no_truncation()
+        backend.no_padding()
         self._backend = backend
         self._source = source
         self.family = family
         self.media = MEDIA_TOKENS[family]
         self.template = default_template(family) if template is None else template
-        self.vocab_size = backend.get_vocab_size()
+        self.vocab_size = max(backend.get_vocab().values()) + 1  # ids may have gaps
         self.pad_id = backend.token_to_id(END_OF_TEXT)
         self.end_ids = (backend.token_to_id(IM_END), backend.token_to_id(END_OF_TEXT))
         in_file = backend.token_to_id(FEATURES) is not None
@@ -115,7 +118,7 @@ class Tokenizer:
 
         Raises:
           FileNotFoundError: there is no `tokenizer.json`.
-          ValueError: special tokens of the family are missing, or the template is ambiguous.
+          ValueError: special tokens of the family are missing, or a file does not hold what it should.
         """
         directory = Path(path)
         backend = _read(directory / "tokenizer.json")
