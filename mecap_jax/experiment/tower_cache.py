@@ -50,13 +50,14 @@ def describe_source(bench: Workbench, params: Any) -> dict[str, Any]:
     """Everything that media tokens depend on, as a JSON tree; the same on every mesh."""
     data, model, dataset = bench.config.data, bench.config.model, bench.dataset
     modalities = [name for name in TOWERS if name in data.modalities]
-    settings = ("fps", "max_frames", "min_pixels", "max_pixels", "max_seconds")
+    settings = {name: getattr(data, name) for name in ("max_frames", "min_pixels", "max_pixels")}
+    settings |= {name: float(getattr(data, name)) for name in ("fps", "max_seconds")}  # 0 and 0.0 are one setting
     ids = sorted(dataset.index[row].id for split in ("train", "validation", "test") for row in dataset.rows(split))
     source = {
         "version": _VERSION,
         "shards": sha256(bench.reader.directory / MANIFEST),
         "clips": hashlib.sha256("\0".join(ids).encode()).hexdigest(),
-        "data": {"modalities": modalities} | {name: getattr(data, name) for name in settings},
+        "data": {"modalities": modalities, **settings},
         "audio": model.audio and dataclasses.asdict(model.audio),
         "vision": model.vision and dataclasses.asdict(model.vision),
         "width": model.decoder.hidden_size,

@@ -147,12 +147,11 @@ def test_both_stages_take_the_same_steps(trained):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["qwen2_5_omni_3b", "qwen2_5_vl_3b"])
-def test_published_families(tiny, family):
-    """One has no audio tower; windows are larger than the picture, and text goes on at other positions."""
+def test_a_family_without_an_audio_tower(tiny):
+    """Windows are larger than the picture there, and text goes on at other positions."""
     overrides = ("data.tower_cache=True", "data.max_bad_fraction=1")
     rows = ("sft.micro_clips=0", "grpo.prompts=8", "grpo.micro_prompts=0")
-    config = load(f"configs/grpo.py:{family},smoke", [*overrides, *rows])
+    config = load("configs/grpo.py:qwen2_5_vl_3b,smoke", [*overrides, *rows])
     check_trainable(config)
     tokenizer = make_tokenizer(config, tiny[0].reader)
     dataset = CaptionDataset(tiny[0].reader, config.data, config.model, tokenizer)
