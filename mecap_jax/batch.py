@@ -13,7 +13,8 @@ Array = Any  # numpy.ndarray before the device, jax.Array on it
 class PromptBatch(NamedTuple):
     """A batch of B prompts padded to one static shape (a `config.Bucket`); padding is on the right.
 
-    Media are encoded into one table of tokens a row: audio chunks first, then video windows, then feature frames.
+    Media are encoded into one table of tokens a row: audio chunks first, then video windows, then tokens that were
+    encoded before, then feature frames.
     `media_index` says which table entry stands at a prompt position, so placeholders may interleave in any way and a
     missing modality is merely a table part that nothing points at.
 
@@ -28,6 +29,8 @@ class PromptBatch(NamedTuple):
       patches: float32 [B, T, W, S, D], flattened video patches: T temporal patches, W windows of S slots.
       patch_positions: int32 [B, T, W, S, 2], row and column of each patch.
       patch_mask: bool [B, T, W, S], which slots hold a patch.
+      media_tokens: [B, K, D], decoder tokens that frozen towers gave before, in place of `audio` and `patches`:
+        float32, or bfloat16 as raw uint16, because NumPy has no such type.
       features: float32 [B, N, E], precomputed features, concatenated over their kinds.
     """
 
@@ -41,6 +44,7 @@ class PromptBatch(NamedTuple):
     patches: Array
     patch_positions: Array
     patch_mask: Array
+    media_tokens: Array
     features: Array
 
 

@@ -108,7 +108,11 @@ class DataConfig:
       buckets: static shapes, smallest first; a batch takes the smallest that holds all its rows.
       sft_share: share of the training clips that SFT learns from; the rest is seen by RL only.
       workers: reader processes; 0 reads in threads of the main process.
-      cache_mb: decoded media are kept in memory up to this size.
+      cache_mb: decoded media, or the tokens of `tower_cache`, are kept in memory up to this size.
+      tower_cache: encode every clip's sound and video once, before the first stage, and keep the decoder tokens in
+        `cache/`: no media are decoded and no tower runs in the stages. Needs towers of which nothing trains, and media
+        that are not augmented but for `augment.modality_dropout`. On disk a clip takes (audio tokens + video tokens) x
+        decoder width x bytes of `model.dtype`: 5.2 MB for ten seconds (250 + 8 x 128 tokens) in Qwen2.5-Omni-3B.
     """
 
     path: str = ""
@@ -130,6 +134,7 @@ class DataConfig:
     augment: AugmentConfig = AugmentConfig()
     workers: int = 0
     cache_mb: int = 2048
+    tower_cache: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -569,6 +574,14 @@ def validate(config: Config) -> None:
         "data.modalities",
         "a prompt without media needs data.include_transcript",
     )
+    if data.tower_cache:
+        require(
+            bool({"audio", "video"} & set(data.modalities)), "data.modalities", "data.tower_cache needs audio or video"
+        )
+        for field in dataclasses.fields(AugmentConfig):
+            # A modality can be left out of what was encoded; whatever changes media comes too late.
+            key = f"data.augment.{field.name}"
+            require(field.name == "modality_dropout" or not lookup(config, key), key, "must be 0 with data.tower_cache")
     require(bool(data.buckets), "data.buckets", "needs at least one bucket")
     sizes = [dataclasses.astuple(b) for b in data.buckets]
     require(sizes == sorted(sizes), "data.buckets", "must be listed smallest first")

@@ -116,6 +116,7 @@ def prompts(batch: int = 3, seed: int = 0, length: int = 24, missing: bool = Tru
         patches=rng.normal(size=(batch, frames, windows, slots, vision.patch_dim)).astype(np.float32),
         patch_positions=rng.integers(0, 4, (batch, frames, windows, slots, 2)).astype(np.int32),
         patch_mask=patch_mask,
+        media_tokens=np.zeros((batch, 0, CONFIG.decoder.hidden_size), np.float32),
         features=rng.normal(size=(batch, 1, 6)).astype(np.float32),
     )
     return jax.tree.map(jax.numpy.asarray, PromptBatch(**arrays))

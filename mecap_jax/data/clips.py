@@ -1,10 +1,10 @@
-"""Decoded clips: what of an utterance's media the model gets to see, read once and kept, augmented each time."""
+"""Clips: what of an utterance's media the model gets to see, read once and kept, augmented each time."""
 
 from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from mecap_jax.config import AugmentConfig, DataConfig
 from mecap_jax.data.features import SAMPLE_RATE, log_mel, smart_resize
 from mecap_jax.data.media import MediaError, decode_audio, decode_video
+from mecap_jax.data.prompts import VideoGrid
 from mecap_jax.data.resize import resize_bicubic
 from mecap_jax.data.utterance import Utterance
 from mecap_jax.model_config import FeatureProjectorConfig, ModelConfig
@@ -19,23 +20,47 @@ from mecap_jax.model_config import FeatureProjectorConfig, ModelConfig
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """The decoded media of one utterance; None where a modality is missing or not asked for.
+    """The media of one utterance, decoded or already encoded; None where a modality is missing or not asked for.
 
     Attributes:
       mel: float32 [frames, bins], log-mel.
       frames: uint8 [F, H, W, 3], resized to multiples of a merge cell.
       seconds_per_frame: time from one frame to the next.
       features: float32 [N, E], precomputed features, concatenated over their kinds.
+      audio_tokens, video_tokens: [tokens, D] instead of `mel` and `frames`, where frozen towers have encoded them (see
+        `PromptBatch.media_tokens`).
+      grid: of the video tokens.
     """
 
     mel: np.ndarray | None = None
     frames: np.ndarray | None = None
     seconds_per_frame: float = 0.0
     features: np.ndarray | None = None
+    audio_tokens: np.ndarray | None = None
+    video_tokens: np.ndarray | None = None
+    grid: VideoGrid | None = None
 
     @property
     def nbytes(self) -> int:
-        return sum(x.nbytes for x in (self.mel, self.frames, self.features) if x is not None)
+        arrays = (self.mel, self.frames, self.features, self.audio_tokens, self.video_tokens)
+        return sum(x.nbytes for x in arrays if x is not None)
+
+    @property
+    def has_audio(self) -> bool:
+        return self.mel is not None or self.audio_tokens is not None
+
+    @property
+    def has_video(self) -> bool:
+        return self.frames is not None or self.video_tokens is not None
+
+    def without(self, modalities: Iterable[str]) -> Clip:
+        """The same clip with some of its modalities missing."""
+        fields = {
+            "audio": ("mel", "audio_tokens"),
+            "video": ("frames", "video_tokens", "grid"),
+            "features": ("features",),
+        }
+        return dataclasses.replace(self, **{field: None for name in modalities for field in fields[name]})
 
 
 def decode_clip(utterance: Utterance, has_audio: bool, data: DataConfig, model: ModelConfig) -> Clip:
@@ -155,9 +180,10 @@ def augment(clip: Clip, config: AugmentConfig, rng: np.random.Generator) -> Clip
             frames = np.clip(frames.astype(np.float32) * factor, 0, 255).astype(np.uint8)
         if shift.any():
             frames = _shift(frames, *map(int, shift))
-    if mel is not None and frames is not None and drop[0] < config.modality_dropout:
-        mel, frames = (None, frames) if drop[1] < 0.5 else (mel, None)
-    return dataclasses.replace(clip, mel=mel, frames=frames)
+    clip = dataclasses.replace(clip, mel=mel, frames=frames)
+    if clip.has_audio and clip.has_video and drop[0] < config.modality_dropout:
+        return clip.without(("audio",) if drop[1] < 0.5 else ("video",))
+    return clip
 
 
 def _shift(frames: np.ndarray, down: int, right: int) -> np.ndarray:

@@ -13,6 +13,9 @@ from mecap_jax.data.features import audio_tokens, vision_patches
 from mecap_jax.data.prompts import AUDIO, FEATURES, VISION, PromptLayout, VideoGrid
 from mecap_jax.model_config import ModelConfig
 
+# How the host holds media tokens of a model's dtype (see `PromptBatch.media_tokens`).
+TOKEN_DTYPES = {"float32": np.float32, "bfloat16": np.uint16}
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:
@@ -22,12 +25,15 @@ class Row:
       mels: float32 [frames, bins] of each stretch of sound.
       frames: uint8 [F, H, W, 3] of each video, resized to multiples of a merge cell; an image is a video of one frame.
       features: float32 [N, E], precomputed features.
+      audio_tokens, video_tokens: [tokens, D], what the towers made of sounds and videos, instead of these.
     """
 
     layout: PromptLayout
     mels: tuple[np.ndarray, ...] = ()
     frames: tuple[np.ndarray, ...] = ()
     features: np.ndarray | None = None
+    audio_tokens: np.ndarray | None = None
+    video_tokens: np.ndarray | None = None
 
 
 def needed(row: Row, model: ModelConfig) -> Bucket:
@@ -67,8 +73,12 @@ def fits(need: Bucket, bucket: Bucket) -> bool:
     return all(n <= b for n, b in zip(dataclasses.astuple(need), dataclasses.astuple(bucket)))
 
 
-def collate(rows: Sequence[Row], bucket: Bucket, model: ModelConfig, pad_id: int) -> PromptBatch:
+def collate(rows: Sequence[Row], bucket: Bucket, model: ModelConfig, pad_id: int, encoded: bool = False) -> PromptBatch:
     """Pads rows to a bucket.
+
+    Args:
+      encoded: the rows bring media tokens: a prompt points at no more of them than it has positions, so that many
+        are held, and no media.
 
     Raises:
       ValueError: a row does not fit; the message names row, size and limit.
@@ -83,6 +93,9 @@ def collate(rows: Sequence[Row], bucket: Bucket, model: ModelConfig, pad_id: int
     feature_dim = sum(model.features.dims) if model.features else 1
 
     length = bucket.prompt_tokens
+    if encoded:
+        bucket = dataclasses.replace(bucket, audio_chunks=0, frames=0, windows=0)
+    held = (size, length if encoded else 0, model.decoder.hidden_size)
     windows = (size, bucket.frames, bucket.windows, slots)
     batch = PromptBatch(
         tokens=np.full((size, length), pad_id, np.int32),
@@ -95,10 +108,12 @@ def collate(rows: Sequence[Row], bucket: Bucket, model: ModelConfig, pad_id: int
         patches=np.zeros((*windows, patch_dim), np.float32),
         patch_positions=np.zeros((*windows, 2), np.int32),
         patch_mask=np.zeros(windows, bool),
+        media_tokens=np.zeros(held, TOKEN_DTYPES[model.dtype]),
         features=np.zeros((size, bucket.feature_frames, feature_dim), np.float32),
     )
     vision_start = bucket.audio_chunks * chunk_tokens
-    feature_start = vision_start + bucket.frames * bucket.windows * window_tokens
+    token_start = vision_start + bucket.frames * bucket.windows * window_tokens
+    feature_start = token_start + held[1]
     for b, row in enumerate(rows):
         _check_fit(b, needed(row, model), bucket)
         layout, n = row.layout, len(row.layout.tokens)
@@ -110,6 +125,8 @@ def collate(rows: Sequence[Row], bucket: Bucket, model: ModelConfig, pad_id: int
             AUDIO: _put_audio(batch.audio[b], batch.audio_frames[b], row.mels, model),
             VISION: vision_start + _put_vision(batch, b, row.frames, model),
         }
+        if encoded:
+            places = _put_tokens(batch.media_tokens[b], row, token_start)
         if row.features is not None:
             batch.features[b, : len(row.features)] = row.features
             places[FEATURES] = feature_start + np.arange(len(row.features))
@@ -157,6 +174,17 @@ def _put_vision(batch: PromptBatch, b: int, videos: Sequence[np.ndarray], model:
         places.append((time + frame) * windows * model.vision.window_tokens + rest)
         time += t
     return np.concatenate(places)
+
+
+def _put_tokens(table: np.ndarray, row: Row, start: int) -> dict[int, np.ndarray]:
+    """Fills a row's media tokens [K, D], audio first; returns where those of each kind stand."""
+    places, used = {}, 0
+    for kind, tokens in ((AUDIO, row.audio_tokens), (VISION, row.video_tokens)):
+        if tokens is not None:
+            table[used : used + len(tokens)] = tokens
+            places[kind] = start + used + np.arange(len(tokens))
+            used += len(tokens)
+    return places
 
 
 def collate_targets(targets: Sequence[Sequence[Sequence[int]]], length: int, pad_id: int) -> Completions:

@@ -6,11 +6,12 @@ Grain dataset whose iterator is part of the checkpoint; element i of it depends 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
@@ -19,13 +20,14 @@ from mecap_jax.batch import Completions, PromptBatch
 from mecap_jax.config import AugmentConfig, Bucket, DataConfig
 from mecap_jax.data.batch_plan import BatchPlan, assign_bucket, evaluation_batches
 from mecap_jax.data.clips import Clip, ClipCache, augment, decode_clip, frame_size, joined_length
-from mecap_jax.data.collate import Row, collate, collate_targets, needed, video_grid
+from mecap_jax.data.collate import TOKEN_DTYPES, Row, collate, collate_targets, needed, video_grid
 from mecap_jax.data.features import audio_tokens
 from mecap_jax.data.manifest import BadClip, IndexRow
 from mecap_jax.data.media import TEMPORAL_PATCH_SIZE, MediaError
 from mecap_jax.data.prompts import AudioSpan, FeatureSpan, Media, encode_target, lay_out, user_turn
 from mecap_jax.data.shards import ShardReader
 from mecap_jax.data.tokenizer import Tokenizer
+from mecap_jax.data.tower_cache import TokenReader
 from mecap_jax.model_config import ModelConfig
 
 _log = logging.getLogger(__name__)
@@ -45,6 +47,20 @@ class ClipBatch(NamedTuple):
     rows: np.ndarray
     valid: np.ndarray
     targets: Completions | None
+
+
+class EncodingBatch(NamedTuple):
+    """One process's part of a batch whose media tokens are to be kept.
+
+    Attributes:
+      prompt: the padded prompts.
+      ids: id of each clip; None where a row only fills the batch up.
+      clips: of each clip which modalities it has, with empty tokens, and the grid; None where it cannot be decoded.
+    """
+
+    prompt: PromptBatch
+    ids: list[str | None]
+    clips: list[Clip | None]
 
 
 class DataError(ValueError):
@@ -124,10 +140,23 @@ class CaptionDataset:
         plan = BatchPlan(rows, self._needs, self._buckets(), batch_size, seed)
         augmentation = self._config.augment if augmented else AugmentConfig()
         load = _TrainingBatches(self, plan, seed, references, max_target_tokens, augmentation, process)
-        dataset = grain.MapDataset.range(steps).map(load)
-        workers = self._config.workers
-        iterator = dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
-        if workers:
+        return self._iterate(load, steps)
+
+    def encoding_batches(self, batch_size: int, process: tuple[int, int] = (0, 1)) -> grain.IterDataset:
+        """A Grain dataset of `EncodingBatch`: every usable clip of all splits once; batch i on every process is one.
+
+        Precomputed features are left out.
+        """
+        view = self.with_modalities(tuple(set(self._config.modalities) - {"features"}))
+        view._cache = ClipCache(0)  # nothing is read twice
+        plan = evaluation_batches(sorted(self._needs), self._needs, self._buckets(), batch_size)
+        return self._iterate(_EncodingBatches(view, plan, process), len(plan))
+
+    def _iterate(self, load: Callable[[int], Any], steps: int) -> grain.IterDataset:
+        """Loads batches ahead, in the configured processes."""
+        iterator = grain.MapDataset.range(steps).map(load)
+        iterator = iterator.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
+        if workers := self._config.workers:
             iterator = iterator.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
         return iterator
 
@@ -165,7 +194,14 @@ class CaptionDataset:
         view.__dict__.update(self.__dict__, _hidden=frozenset(self._config.modalities) - frozenset(modalities))
         return view
 
+    def with_tokens(self, tokens: TokenReader) -> CaptionDataset:
+        """The same clips with media tokens that were kept, in the same batches; no medium is decoded any more."""
+        view = object.__new__(CaptionDataset)
+        view.__dict__.update(self.__dict__, _tokens=tokens, _cache=ClipCache(self._config.cache_mb))
+        return view
+
     _hidden: frozenset[str] = frozenset()
+    _tokens: TokenReader | None = None
 
     def assemble(
         self,
@@ -185,12 +221,12 @@ class CaptionDataset:
         prepared, valid = [], np.ones(len(rows), bool) if counted is None else counted.copy()
         for position, row in enumerate(rows):
             try:
-                clip = change(position, self._hide(self._cache.get(int(row), self._decode)))
+                clip = change(position, self._cache.get(int(row), self._decode).without(self._hidden))
             except MediaError as error:
                 _log.warning("clip %s cannot be decoded, its row does not count: %s", self.index[row].id, error)
                 clip, valid[position] = Clip(), False
             prepared.append(self._prompt(int(row), clip))
-        prompt = collate(prepared, bucket, self._model, self._tokenizer.pad_id)
+        prompt = collate(prepared, bucket, self._model, self._tokenizer.pad_id, encoded=self._tokens is not None)
         encoded = None
         if targets is not None:
             ids = [targets(position, int(row)) for position, row in enumerate(rows)]
@@ -206,17 +242,21 @@ class CaptionDataset:
     # --- one clip -------------------------------------------------------------------------------------------------
 
     def _decode(self, row: int) -> Clip:
-        return decode_clip(self._reader[row], self.index[row].has_audio, self._config, self._model)
-
-    def _hide(self, clip: Clip) -> Clip:
-        if not self._hidden:
+        entry, config = self.index[row], self._config
+        if self._tokens is None:
+            return decode_clip(self._reader[row], entry.has_audio, config, self._model)
+        clip = self._tokens[entry.id]
+        if "features" not in config.modalities:
             return clip
-        return Clip(
-            mel=None if "audio" in self._hidden else clip.mel,
-            frames=None if "video" in self._hidden else clip.frames,
-            seconds_per_frame=clip.seconds_per_frame,
-            features=None if "features" in self._hidden else clip.features,
-        )
+        rest = dataclasses.replace(config, modalities=("features",))
+        features = decode_clip(self._reader[row], entry.has_audio, rest, self._model).features
+        return dataclasses.replace(clip, features=features)
+
+    def outline(self, clip: Clip) -> Clip:
+        """What is known of a decoded clip that has yet to be encoded: its modalities, and the grid of its video."""
+        empty = np.zeros((0, self._model.decoder.hidden_size), TOKEN_DTYPES[self._model.dtype])
+        grid = None if clip.frames is None else video_grid(clip.frames, clip.seconds_per_frame, self._model)
+        return Clip(audio_tokens=empty if clip.has_audio else None, video_tokens=empty if grid else None, grid=grid)
 
     def _prompt(self, row: int, clip: Clip) -> Row:
         return clip_row(clip, self.prompt_text(row), self._tokenizer, self._model)
@@ -292,25 +332,54 @@ def clip_row(clip: Clip, text: str, tokenizer: Tokenizer, model: ModelConfig) ->
     mels, frames = (), ()
     if clip.mel is not None and (count := audio_tokens(len(clip.mel), model.audio.n_window)):
         media["audio"], mels = AudioSpan(count), (clip.mel,)
+    if clip.audio_tokens is not None and len(clip.audio_tokens):
+        media["audio"] = AudioSpan(len(clip.audio_tokens))
+    if clip.grid is not None:
+        media["video"] = clip.grid
     if clip.frames is not None:
         media["video"] = video_grid(clip.frames, clip.seconds_per_frame, model)
         frames = (clip.frames,)
     if clip.features is not None:
         media["features"] = FeatureSpan(len(clip.features))
     layout = lay_out(tokenizer, model, user_turn(media, text), tuple(media.values()))
-    return Row(layout, mels, frames, clip.features)
+    return Row(layout, mels, frames, clip.features, clip.audio_tokens, clip.video_tokens)
 
 
-class _TrainingBatches:
-    """Step -> batch; picklable, so that reader processes can have it."""
-
-    def __init__(self, dataset, plan, seed, references, max_target_tokens, augmentation, process):
-        self._dataset, self._plan, self._seed, self._augmentation = dataset, plan, seed, augmentation
-        self._references, self._max_target_tokens, self._process = references, max_target_tokens, process
+class _Load:
+    """What reader processes are given."""
 
     def __setstate__(self, state):
         self.__dict__.update(state)
         os.environ["JAX_PLATFORMS"] = "cpu"  # unpickled in a reader process, which must never grab an accelerator
+
+
+class _EncodingBatches(_Load):
+    """Number -> batch."""
+
+    def __init__(self, dataset, plan, process):
+        self._dataset, self._plan, self._process = dataset, plan, process
+
+    def __call__(self, number: int) -> EncodingBatch:
+        rows, counted, bucket = self._plan[number]
+        index, count = self._process
+        part = slice(index * len(rows) // count, (index + 1) * len(rows) // count)
+        clips: list[Clip | None] = [None] * len(rows[part])
+
+        def note(position: int, clip: Clip) -> Clip:
+            clips[position] = self._dataset.outline(clip)
+            return clip
+
+        batch = self._dataset.assemble(rows[part], bucket, change=note)
+        ids = [self._dataset.index[row].id if counts else None for row, counts in zip(rows[part], counted[part])]
+        return EncodingBatch(batch.prompt, ids, clips)
+
+
+class _TrainingBatches(_Load):
+    """Step -> batch."""
+
+    def __init__(self, dataset, plan, seed, references, max_target_tokens, augmentation, process):
+        self._dataset, self._plan, self._seed, self._augmentation = dataset, plan, seed, augmentation
+        self._references, self._max_target_tokens, self._process = references, max_target_tokens, process
 
     def __call__(self, step: int) -> ClipBatch:
         rows, bucket = self._plan.batch(step)

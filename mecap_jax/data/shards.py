@@ -20,9 +20,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from array_record.python.array_record_data_source import ArrayRecordDataSource
-from array_record.python.array_record_module import ArrayRecordWriter
-
 from mecap_jax.data import media
 from mecap_jax.data.manifest import (
     INDEX,
@@ -35,6 +32,7 @@ from mecap_jax.data.manifest import (
     read_manifest,
     sha256,
 )
+from mecap_jax.data.records import RecordReader, RecordWriter, check_sum
 from mecap_jax.data.utterance import SPLITS, Utterance, deserialize, serialize
 
 __all__ = ["BadClip", "IndexRow", "ShardError", "ShardReader", "find_finished", "summarise_bad", "write"]
@@ -116,11 +114,7 @@ def find_finished(directory: str | os.PathLike, source: Mapping[str, Any]) -> di
 
 
 class ShardReader:
-    """Random access to a directory of shards.
-
-    Safe to share between threads and to pickle into other processes: files are opened lazily, by the process that
-    reads. It survives a fork too, as long as the parent has neither read nor written shards yet; after that,
-    array_record would crash in the child, and a `ShardError` says so instead.
+    """Random access to a directory of shards, from threads and other processes as `RecordReader` says.
 
     Attributes:
       manifest: the manifest.
@@ -138,17 +132,12 @@ class ShardReader:
         """
         self.directory = Path(directory)
         self.manifest = read_manifest(self.directory)
-        self._check_sum(self.manifest["index"])
-        for shard in self.manifest["shards"]:
-            if not (self.directory / shard["file"]).is_file():
-                raise ShardError(f"{self.directory / shard['file']} is missing")
-            if verify:
-                self._check_sum(shard)
+        check_sum(self.directory, self.manifest["index"])
+        self._records = RecordReader(self.directory, self.manifest["shards"], verify)
         self.index = read_index(self.directory / self.manifest["index"]["file"])
         places = [(shard["file"], i) for shard in self.manifest["shards"] for i in range(shard["records"])]
         if [(row.shard, row.position) for row in self.index] != places:
             raise ShardError(f"{self.directory / INDEX} does not list the records of the shards in {MANIFEST}")
-        self._source: ArrayRecordDataSource | None = None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -163,36 +152,11 @@ class ShardReader:
         """
         if not -len(self) <= i < len(self):
             raise IndexError(f"record {i} of {len(self)}")
-        row = self.index[i]
-        try:
-            record = self._records()[i % len(self)]
-        except RuntimeError as error:
-            raise ShardError(f"{self.directory / row.shard}: record {row.position} is unreadable: {error}") from error
-        utterance = deserialize(record)
-        if utterance.id != row.id:
-            found = f"record {row.position} is {utterance.id!r}, {INDEX} has {row.id!r}"
-            raise ShardError(f"{self.directory / row.shard}: {found}")
+        i %= len(self)
+        utterance = deserialize(self._records[i])
+        if utterance.id != self.index[i].id:
+            raise ShardError(f"{self._records.place(i)} is {utterance.id!r}, {INDEX} has {self.index[i].id!r}")
         return utterance
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_source": None}
-
-    def _records(self) -> ArrayRecordDataSource:
-        _claim_array_record()
-        if self._source is None:
-            shards = self.manifest["shards"]
-            self._source = ArrayRecordDataSource(
-                [f"{self.directory / shard['file']}[0:{shard['records']}]" for shard in shards]
-            )
-        return self._source
-
-    def _check_sum(self, entry: Mapping[str, Any]) -> None:
-        path = self.directory / entry["file"]
-        if not path.is_file():
-            raise ShardError(f"{path} is missing")
-        found = sha256(path)
-        if found != entry["sha256"]:
-            raise ShardError(f"{path} has changed: sha256 {found}, expected {entry['sha256']}")
 
 
 # --- building ---------------------------------------------------------------------------------------------------
@@ -306,28 +270,23 @@ def _count(rows: list[IndexRow]) -> dict[str, Any]:
 
 
 class _SplitWriter:
-    """Writes the records of one split into numbered shards."""
+    """Writes the records of one split, and its rows of the index."""
 
     def __init__(self, directory: Path, split: str, shard_size: int):
         self.rows: list[IndexRow] = []
-        self.shards: list[dict[str, Any]] = []
-        self._directory, self._split, self._shard_size = directory, split, shard_size
-        self._writer: ArrayRecordWriter | None = None
-        self._records = 0
+        self._split, self._records = split, RecordWriter(directory, split, shard_size)
+
+    @property
+    def shards(self) -> list[dict[str, Any]]:
+        return [{**shard, "split": self._split} for shard in self._records.shards]
 
     def write(self, utterance: Utterance, facts: Mapping[str, Any]) -> None:
-        if self._records == self._shard_size:
-            self.close()
-        name = f"{self._split}-{len(self.shards):05d}.arrayrecord"
-        if self._writer is None:
-            _claim_array_record()
-            self._writer = ArrayRecordWriter(str(self._directory / name), "group_size:1")
-        self._writer.write(serialize(utterance))
+        name, position = self._records.write(serialize(utterance))
         copied = ("id", "dataset", "split", "speaker", "dialogue", "language", "valence", "transcript")
         row = IndexRow(
             **{field: getattr(utterance, field) for field in copied},
             shard=name,
-            position=self._records,
+            position=position,
             labels=dict(utterance.labels),
             attributes=dict(utterance.attributes),
             captions=dict(utterance.captions),
@@ -335,30 +294,6 @@ class _SplitWriter:
             **facts,
         )
         self.rows.append(row)
-        self._records += 1
 
     def close(self) -> None:
-        if self._writer is None:
-            return
-        self._writer.close()
-        name = self.rows[-1].shard
-        path = self._directory / name
-        if len(ArrayRecordDataSource([str(path)])) != self._records:  # a full disk goes unnoticed by the writer
-            raise ShardError(f"{name} could not be written in full")
-        self.shards.append({"file": name, "split": self._split, "records": self._records, "sha256": sha256(path)})
-        self._writer, self._records = None, 0
-
-
-_array_record_process: int | None = None
-
-
-def _claim_array_record() -> None:
-    """Notes that this process uses array_record, whose threads are lost in a fork: opening a file would then crash."""
-    global _array_record_process
-    if _array_record_process is None:
-        _array_record_process = os.getpid()
-    if _array_record_process != os.getpid():
-        raise ShardError(
-            "this process was forked from one that had opened shards, which array_record does not survive; "
-            "start reader processes with 'spawn' or 'forkserver', or fork before reading"
-        )
+        self._records.close()

@@ -21,7 +21,9 @@ from mecap_jax.data.processor_settings import ProcessorSettings
 from mecap_jax.data.shards import ShardError, ShardReader
 from mecap_jax.data.tokenizer import Tokenizer, train_tokenizer
 from mecap_jax.experiment.weights import PROCESSOR, check_backbone, read_run
-from mecap_jax.models.checkpoints.table import CheckpointError
+from mecap_jax.models.checkpoints.table import CheckpointError, flatten
+from mecap_jax.models.lora import ADAPTER_LEAVES
+from mecap_jax.models.multimodal_lm import TOWERS
 from mecap_jax.models.parameters import split_params
 from mecap_jax.models.sentence_encoder import SentenceEncoder, SentenceEncoderError, load_sentence_encoder
 from mecap_jax.rewards.anchors import Anchors, AnchorsError, build_anchors, captions_by_label, check_encoder
@@ -96,10 +98,21 @@ def check_trainable(config: Config) -> None:
     """Tries the patterns of `trainable` and `model.lora.targets` on the model's shapes, before any data is made.
 
     Raises:
-      ConfigError: one of them matches nothing, or nothing trains.
+      ConfigError: one of them matches nothing, nothing trains, or part of a tower does that `data.tower_cache` needs
+        frozen.
     """
     _, abstract = abstract_model(config.model, make_mesh(config.mesh))
-    split_params(abstract, config.trainable)
+    trainable, _ = split_params(abstract, config.trainable)
+    if not config.data.tower_cache:
+        return
+    towers = [name for modality, name in TOWERS.items() if modality in config.data.modalities]
+    for path in flatten(trainable):
+        if path.split(".")[0] in towers:
+            adapter = path.rpartition(".")[2] in ADAPTER_LEAVES
+            raise ConfigError(
+                f"config key 'data.tower_cache': towers must be frozen, but {path!r} trains "
+                f"(see config key {'model.lora.targets' if adapter else 'trainable'!r})"
+            )
 
 
 def reopen(workdir: Path, data: Path | None, logger: RunLogger) -> Workbench:

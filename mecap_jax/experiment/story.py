@@ -22,6 +22,7 @@ from mecap_jax.evaluation.stage import StageResult
 from mecap_jax.experiment.scoring import evaluate_stage, open_meteor
 from mecap_jax.experiment.setup import Workbench, set_up
 from mecap_jax.experiment.stages import copy_trainable, train_grpo, train_sft
+from mecap_jax.experiment.tower_cache import with_tower_cache
 from mecap_jax.experiment.weights import stage_params, starting_params
 from mecap_jax.models.checkpoints.table import flatten
 from mecap_jax.models.parameters import merge_params, split_params
@@ -49,6 +50,9 @@ def run(config: Config, workdir: Path, should_stop: Stop = lambda step: False) -
         logger.say(_describe(bench))
         graphdef, params = starting_params(bench.config, bench.mesh)
         _, frozen = split_params(params, config.trainable)
+        if config.data.tower_cache:
+            with clock.measure("tower_cache"):
+                bench = with_tower_cache(bench, graphdef, params, should_stop)
         stages: dict[str, Workbench] = {}
         if config.sft is not None:
             with clock.measure("sft"):

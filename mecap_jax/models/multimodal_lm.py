@@ -16,6 +16,9 @@ from mecap_jax.models.layers import Dtypes
 from mecap_jax.models.lora import add_adapters
 from mecap_jax.models.vision_tower import VisionTower
 
+# Which of the network's parts encodes a modality.
+TOWERS = {"audio": "audio_tower", "video": "visual"}
+
 
 class MultimodalLM(nnx.Module):
     """Qwen2.5-Omni's thinker, or the part of it that the configuration names."""
@@ -43,6 +46,8 @@ class MultimodalLM(nnx.Module):
             tables.append(self.audio_tower(prompt.audio, prompt.audio_frames))
         if prompt.patches.shape[1]:
             tables.append(self.visual(prompt.patches, prompt.patch_positions, prompt.patch_mask))
+        if prompt.media_tokens.shape[1]:
+            tables.append(from_raw(prompt.media_tokens))
         if prompt.features.shape[1]:
             tables.append(self.feature_projector(prompt.features))
         if not tables:
@@ -62,11 +67,15 @@ class MultimodalLM(nnx.Module):
     def embed_prompt(self, prompt: PromptBatch) -> Float[Array, "B P D"]:
         """Token embeddings with every placeholder replaced by its media token."""
         text = self.embed_tokens(prompt.tokens)
+        media = self.prompt_media(prompt)
+        return jnp.where(prompt.media_index[..., None] >= 0, media.astype(text.dtype), text)
+
+    def prompt_media(self, prompt: PromptBatch) -> Float[Array, "B P D"]:
+        """The media token of every prompt position; without meaning where the position is text."""
         media = self.encode_media(prompt)
         if not media.shape[1]:
-            return text
-        chosen = jnp.take_along_axis(media, jnp.maximum(prompt.media_index, 0)[..., None], axis=1)
-        return jnp.where(prompt.media_index[..., None] >= 0, chosen.astype(text.dtype), text)
+            return jnp.zeros((*prompt.tokens.shape, media.shape[-1]), media.dtype)
+        return jnp.take_along_axis(media, jnp.maximum(prompt.media_index, 0)[..., None], axis=1)
 
     def prefill(self, prompt: PromptBatch) -> tuple[Float[Array, "B D"], Prefix]:
         """Runs the prompts once; returns the hidden state that predicts the first completion token, and the prefix."""
@@ -89,3 +98,13 @@ class MultimodalLM(nnx.Module):
             return first
         hidden, _ = self.language_model.extend(self.embed_tokens(tokens[..., :-1]), prefix)
         return jnp.concatenate([first, hidden], axis=2)
+
+
+def to_raw(tokens: Float[Array, "*batch D"]) -> Array:
+    """Media tokens as the host keeps them: bfloat16 as the same bits in uint16, float32 as it is."""
+    return jax.lax.bitcast_convert_type(tokens, jnp.uint16) if tokens.dtype == jnp.bfloat16 else tokens
+
+
+def from_raw(tokens: Array) -> Float[Array, "*batch D"]:
+    """What `to_raw` was given."""
+    return jax.lax.bitcast_convert_type(tokens, jnp.bfloat16) if tokens.dtype == jnp.uint16 else tokens

@@ -1,0 +1,144 @@
+"""Media encoded once: what frozen towers make of every clip is kept, and read instead of media from then on."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.experimental import multihost_utils
+
+from mecap_jax.data.manifest import MANIFEST, sha256
+from mecap_jax.data.pipeline import EncodingBatch
+from mecap_jax.data.shards import find_finished
+from mecap_jax.data.tower_cache import TokenReader, TokenWriter, finish
+from mecap_jax.experiment.setup import CACHE, Workbench
+from mecap_jax.models.checkpoints.table import flatten
+from mecap_jax.models.multimodal_lm import TOWERS, to_raw
+from mecap_jax.sharding import batch_sharding, local_rows, put_batch
+from mecap_jax.training.loop import Interrupted
+
+_VERSION = 1
+
+
+def with_tower_cache(
+    bench: Workbench, graphdef: nnx.GraphDef, params: Any, should_stop: Callable[[int], bool]
+) -> Workbench:
+    """The bench whose clips come as media tokens of `params`; they are made first where `cache/` has none of these.
+
+    Raises:
+      Interrupted: `should_stop` said so; the next run begins to encode anew.
+      ShardError: the cache has changed, or something else has its name.
+    """
+    source = describe_source(bench, params)
+    digest = hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()[:12]
+    directory = CACHE / f"towers-{digest}"
+    if find_finished(directory, source) is None:
+        _build(bench, graphdef, params, directory, source, should_stop)
+    return bench.with_data(bench.dataset.with_tokens(TokenReader(directory, source)))
+
+
+def describe_source(bench: Workbench, params: Any) -> dict[str, Any]:
+    """Everything that media tokens depend on, as a JSON tree; the same on every mesh."""
+    data, model, dataset = bench.config.data, bench.config.model, bench.dataset
+    modalities = [name for name in TOWERS if name in data.modalities]
+    settings = {name: getattr(data, name) for name in ("max_frames", "min_pixels", "max_pixels")}
+    settings |= {name: float(getattr(data, name)) for name in ("fps", "max_seconds")}  # 0 and 0.0 are one setting
+    ids = sorted(dataset.index[row].id for split in ("train", "validation", "test") for row in dataset.rows(split))
+    source = {
+        "version": _VERSION,
+        "shards": sha256(bench.reader.directory / MANIFEST),
+        "clips": hashlib.sha256("\0".join(ids).encode()).hexdigest(),
+        "data": {"modalities": modalities, **settings},
+        "audio": model.audio and dataclasses.asdict(model.audio),
+        "vision": model.vision and dataclasses.asdict(model.vision),
+        "width": model.decoder.hidden_size,
+        "dtype": model.dtype,
+        "weights": _digest({name: params[TOWERS[name]] for name in modalities}),
+    }
+    return json.loads(json.dumps(source))
+
+
+def _digest(params: Any) -> str:
+    """A checksum of parameters: names, shapes, types and every bit."""
+    digest = hashlib.sha256()
+    for path, array in sorted(flatten(params).items()):
+        if not array.is_fully_addressable:
+            array = multihost_utils.process_allgather(array, tiled=True)
+        digest.update(f"{path} {array.shape} {array.dtype}".encode())
+        digest.update(np.ascontiguousarray(array).view(np.uint8))
+    return digest.hexdigest()
+
+
+def _build(bench: Workbench, graphdef: nnx.GraphDef, params: Any, directory: Path, source: dict, should_stop) -> None:
+    """Encodes every clip on the mesh; each process writes those that it decoded, the first one joins the parts."""
+    process = (jax.process_index(), jax.process_count())
+    # One directory for all processes, another one for every attempt: a run that was killed is in nobody's way.
+    attempt = multihost_utils.broadcast_one_to_all(np.frombuffer(uuid.uuid4().bytes[:4], np.uint8))
+    building = directory.parent / f".{directory.name}.{np.asarray(attempt).astype(np.uint8).tobytes().hex()}.building"
+    building.mkdir(parents=True, exist_ok=True)
+    sharding = batch_sharding(bench.mesh)
+    encode = jax.jit(
+        lambda params, prompt: to_raw(nnx.merge(graphdef, params).prompt_media(prompt)), out_shardings=sharding
+    )
+    writer, batches = (
+        TokenWriter(building, process[0]),
+        bench.dataset.encoding_batches(bench.config.evaluation.batch_clips, process),
+    )
+    total = sum(len(bench.dataset.rows(split)) for split in ("train", "validation", "test"))
+    try:
+        waiting: tuple[EncodingBatch, jax.Array] | None = None
+        done = 0
+        with bench.logger.progress("encoding clips", total) as progress:
+            for batch in batches:
+                tokens = encode(params, put_batch(batch.prompt, bench.mesh))
+                # The host cuts one batch up while devices encode the next.
+                if waiting is not None:
+                    done += _write(writer, *waiting, bench.config.model)
+                    progress(min(total, done * process[1]), {})
+                waiting = batch, tokens
+                if should_stop(0):
+                    raise Interrupted("stopped while clips were encoded; the same command begins to encode anew")
+            done += _write(writer, *waiting, bench.config.model)
+            progress(total, {})
+        writer.close()
+        _meet()
+        if process[0] == 0:
+            finish(building, directory, process[1], source)
+        _meet()
+    finally:
+        if process[0] == 0:
+            shutil.rmtree(building, ignore_errors=True)
+
+
+def _write(writer: TokenWriter, batch: EncodingBatch, tokens: jax.Array, model) -> int:
+    """Writes a batch's clips; returns how many they were."""
+    tokens, index = local_rows(tokens), batch.prompt.media_index
+    vision_start = batch.prompt.audio.shape[1] * (model.audio.chunk_tokens if model.audio else 0)
+    written = 0
+    for b, (id, clip) in enumerate(zip(batch.ids, batch.clips)):
+        if id is None:
+            continue
+        if clip is not None:
+            # Both kinds stand in the prompt in their own order.
+            audio, video = (index[b] >= 0) & (index[b] < vision_start), index[b] >= vision_start
+            if clip.has_audio:
+                clip = dataclasses.replace(clip, audio_tokens=tokens[b, audio])
+            if clip.has_video:
+                clip = dataclasses.replace(clip, video_tokens=tokens[b, video])
+        writer.write(id, clip)
+        written += 1
+    return written
+
+
+def _meet() -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("tower cache")
