@@ -17,7 +17,7 @@ from mecap_jax.data.processor import Processor
 from mecap_jax.data.processor_settings import ProcessorSettings
 from mecap_jax.data.prompts import FeatureSpan, lay_out, user_turn
 from mecap_jax.data.shards import ShardReader
-from mecap_jax.data.tokenizer import train_tokenizer
+from mecap_jax.data.tokenizer import Tokenizer, train_tokenizer
 from mecap_jax.data.utterance import Utterance
 from mecap_jax.model_config import (
     AudioTowerConfig,
@@ -310,3 +310,52 @@ def test_one_vector_for_the_utterance_stands_beside_every_frame():
     joined = join_features(arrays, config)
     assert joined.dtype == np.float32
     np.testing.assert_array_equal(joined, np.hstack([arrays["face-FRA"], np.tile([7, 8], (4, 1))]))
+
+
+@pytest.fixture(scope="module")
+def featured(tmp_path_factory):
+    """Clips with precomputed features: as the model reads them, of one vector beside frames, others, too wide."""
+    features = {
+        "good": {"face": np.ones((5, 3)), "voice": np.ones((5, 2))},
+        "vector": {"face": np.ones((1, 3)), "voice": np.ones((7, 2)), "unread": np.ones((90, 4))},
+        "others": {"posture": np.ones((5, 3))},
+        "wide": {"face": np.ones((5, 4)), "voice": np.ones((5, 2))},
+    }
+    items = [
+        Utterance(
+            id=name,
+            dataset="test",
+            split="train",
+            speaker="someone",
+            features={kind: array.astype(np.float32) for kind, array in arrays.items()},
+            captions={"overall": ("sad",)},
+        )
+        for name, arrays in features.items()
+    ]
+    directory = tmp_path_factory.mktemp("features") / "shards"
+    shards.write(items, directory, "a test", {"importer": "test"})
+    return ShardReader(directory)
+
+
+def test_clips_whose_features_the_model_cannot_read_are_left_out(featured, tokenizer):
+    model = dataclasses.replace(MODEL, features=FeatureProjectorConfig(("face", "voice"), (3, 2), 8))
+    buckets = (Bucket(120, feature_frames=5), Bucket(120, feature_frames=7))
+    data = dataclasses.replace(DATA, modalities=("features",), buckets=buckets)
+    dataset = CaptionDataset(featured, data, model, tokenizer)
+    reasons = {clip.id: clip.reason for clip in dataset.quarantined}
+    assert set(reasons) == {"others", "wide"}
+    assert "lacks the features 'face'; it has ['posture']" in reasons["others"]
+    assert "features 'face' have the shape [5, 4]" in reasons["wide"]
+    # What is foreseen from the index is what decoding gives.
+    batches = list(dataset.evaluation_batches(dataset.rows("train"), 1))
+    assert {dataset.index[int(b.rows[0])].id: int(b.prompt.features.shape[1]) for b in batches} == {
+        "good": 5,
+        "vector": 7,
+    }
+    assert all(batch.valid.all() for batch in batches)
+
+
+def test_a_template_that_leaves_media_out_is_the_clips_problem(reader, tokenizer):
+    deaf = Tokenizer(tokenizer._backend, template="{{ messages[0].content[-1].text }}")
+    with pytest.raises(DataError, match=r"the rendered prompt has placeholders for \[\]"):
+        CaptionDataset(reader, DATA, MODEL, deaf)

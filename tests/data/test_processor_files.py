@@ -8,12 +8,14 @@ import pickle
 
 import numpy as np
 import pytest
+import tokenizers
 from transformers import AutoProcessor, AutoTokenizer, Qwen2_5OmniProcessor, Qwen2_5_VLProcessor
 
 from mecap_jax.data.chat_template import default_template, render
 from mecap_jax.data.processor import Processor
 from mecap_jax.data.processor_settings import ProcessorSettings, read_settings
 from mecap_jax.data.tokenizer import Tokenizer, train_tokenizer
+from mecap_jax.json_files import read_json_object
 from mecap_jax.model_config import ModelConfig
 from tests.data.test_processor import MODELS, OMNI, VL, audio, image, published, text, user, video
 from tests.hub_layout import TEXTS, chat_template, write_processor
@@ -213,3 +215,146 @@ def test_where_templates_come_from(tmp_path):
 def test_templates_run_in_a_sandbox_and_fail_with_a_reason(template, message):
     with pytest.raises(ValueError, match=message):
         render(template, [{"role": "user", "content": "x"}], "qwen2")
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ 1 / 0 }}",
+        "{{ 1 + 'a' }}",
+        "{% include 'x' %}",
+        "{{ messages.nothing.there }}",
+        "{{ " + "(" * 5000 + ")" * 5000 + " }}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{{ 'a' * 10**10 }}",
+        "{{ 10**9 * ['a'] }}",
+        "{{ 10 ** 10000000 }}",
+        "{{ '%1000000000d' % 1 }}",
+        "{{ '%*d' % (1000000000, 1) }}",
+        "{{ '%1000000000d'|format(1) }}",
+        "{{ '{:1000000000}'.format(1) }}",
+        "{{ '{:{width}}'.format(1, width=1000000000) }}",
+        "{{ 'a'|center(1000000000) }}",
+        "{{ 'a'.ljust(1000000000) }}",
+        "{{ messages|tojson(indent=1000000000) }}",
+        "{{ range(1000000000)|list }}",
+        "{{ 5|round(1000000000) }}",
+        "{% set x = 'a' * 1000000 %}{{ x|replace('a', x) }}",
+        "{% set n = namespace(x='a') %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}",
+        "{% set n = namespace(x='a') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+        "{% set n = namespace(x='a') %}{% for i in range(60) %}{% set n.x %}{{ n.x }}{{ n.x }}{% endset %}{% endfor %}",
+        "{% set n = namespace(x='a') %}{% for i in range(60) %}{% set n.x = [n.x, n.x] %}{% endfor %}{{ n.x }}",
+        "{% set n = namespace(x=3) %}{% for i in range(60) %}{% set n.x = n.x * n.x %}{% endfor %}",
+        "{% for i in range(99999) %}{% for j in range(99999) %}words{% endfor %}{% endfor %}",
+        "x" * 200_000,
+    ],
+)
+def test_no_template_crashes_or_takes_all_memory(template):
+    with pytest.raises(ValueError, match=r"^the chat template"):
+        render(template, [{"role": "user", "content": "x"}], "qwen2")
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+    ],
+)
+def test_no_template_runs_for_ever(monkeypatch, template):
+    monkeypatch.setattr("mecap_jax.data.template_sandbox._SECONDS", 0.05)
+    with pytest.raises(ValueError, match="the chat template fails: it runs for more than 0.05 s"):
+        render(template, [{"role": "user", "content": "x"}], "qwen2")
+
+
+def test_templates_see_what_transformers_gives_them(tmp_path):
+    """Helpers, loops, concatenation and formats render as they do there; long conversations fit the bounds."""
+    template = (
+        "{% for message in messages %}{{ loop.index ~ '/' ~ loop.length ~ loop.last }} {{ '%-9s|' % message.role }}"
+        "{% if message.role == 'system' %}{% continue %}{% endif %}"
+        "{% generation %}\n{{ message.content.split('</think>')[-1].replace('\n', ' ') * 2 }}{% endgeneration %}"
+        "{% else %}none{% endfor %}{{ strftime_now('%Y') }}{{ 'x'.rjust(4) + ['a', 1]|join('-') }}{{ 2 ** 3 % 5 }}"
+        "{{ messages[0]|tojson(ensure_ascii=True, indent=1, separators=(',', ': '), sort_keys=True) }}"
+        "{{ messages|map(attribute='role')|join(', ') }}"
+    )
+    write_processor(tmp_path, "qwen2")
+    messages = [{"role": role, "content": "他 </think>\nWell. " * 2000} for role in ("system", "user", "assistant") * 7]
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    expected = theirs.apply_chat_template(messages, chat_template=template, tokenize=False)
+    assert render(template, messages, "qwen2") == expected
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"min_pixels": None, "size": [1]}, r"size = \[1\] is not an object"),
+        ({"min_pixels": None, "size": {"shortest_edge": []}}, r"size.shortest_edge = \[\] is not a whole number"),
+        ({"image_mean": [{}]}, "image_mean .* is not implemented"),
+        ({"image_std": ["0.26862954", "0.26130258", "0.27577711"]}, "image_std .* is not implemented"),
+        ({"patch_size": 10**400}, "patch_size .* is not implemented"),
+        ({"min_pixels": float("inf")}, "min_pixels = inf is not a whole number"),
+        ({"min_pixels": True}, "min_pixels = True is not a whole number"),
+        ({"min_pixels": "many"}, "min_pixels = 'many' is not a whole number"),
+        ({"max_pixels": 1e14}, "max_pixels = 1.* is not a whole number"),
+        ({"fps": "2"}, "fps = '2' is not a positive number"),
+        ({"fps": float("nan")}, "fps = nan is not a positive number"),
+        ({"max_frames": "x"}, "max_frames = 'x' is not a whole number"),
+    ],
+)
+def test_settings_of_the_wrong_type_are_refused(tmp_path, change, message):
+    write_processor(tmp_path, "qwen2_5_vl")
+    edit(tmp_path / "preprocessor_config.json", **change)
+    with pytest.raises(ValueError, match=f"preprocessor_config.json: {message}"):
+        read_settings(tmp_path, VL)
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("processor_config.json", '{"image_processor": 5}', "processor_config.json: image_processor = 5"),
+        ("processor_config.json", '{"videos_kwargs": [1]}', "processor_config.json: videos_kwargs = "),
+        ("processor_config.json", "[" * 200_000, "processor_config.json is not JSON"),
+        ("preprocessor_config.json", "[1]", "preprocessor_config.json must hold a JSON object, got list"),
+        ("tokenizer_config.json", "[]", "tokenizer_config.json must hold a JSON object, got list"),
+        ("tokenizer_config.json", '{"chat_template": 5}', "tokenizer_config.json: 'chat_template' is a int"),
+        ("tokenizer_config.json", '{"chat_template": {"default": 5}}', "tokenizer_config.json: 'chat_template'"),
+        ("tokenizer_config.json", '{"chat_template": [{"x": 1}]}', "tokenizer_config.json: 'chat_template' is a list"),
+        ("tokenizer_config.json", '{"chat_template": [1]}', "tokenizer_config.json: 'chat_template' is a list"),
+    ],
+)
+def test_files_that_hold_something_else_are_refused_by_name(tmp_path, name, content, message):
+    write_processor(tmp_path, "qwen2_5_omni")
+    (tmp_path / "chat_template.json").unlink()
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        Processor.from_directory(tmp_path, OMNI)
+
+
+def test_json_files_that_cannot_be_read_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no such file: .*nowhere\.json"):
+        read_json_object(tmp_path / "nowhere.json")
+    with pytest.raises(ValueError, match=f"{tmp_path} cannot be read"):
+        read_json_object(tmp_path)
+
+
+def test_cutting_and_padding_in_a_tokenizers_file_are_ignored(tmp_path):
+    """Files that were saved after training often hold both."""
+    write_processor(tmp_path, "qwen2")
+    path, words = str(tmp_path / "tokenizer.json"), "A woman sounds sad and tired."
+    expected = Tokenizer.from_directory(tmp_path, "qwen2").encode(words)
+    backend = tokenizers.Tokenizer.from_file(path)
+    backend.enable_truncation(2)
+    backend.enable_padding(length=50)
+    backend.save(path)
+    assert Tokenizer.from_directory(tmp_path, "qwen2").encode(words) == expected
+
+
+def test_the_vocabulary_reaches_to_the_largest_id(tmp_path):
+    write_processor(tmp_path, "qwen2")
+    path = tmp_path / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["added_tokens"][-1]["id"] = 5000
+    content["model"]["vocab"].pop(content["added_tokens"][-1]["content"], None)
+    content["model"]["vocab"]["gap"] = 5001
+    path.write_text(json.dumps(content))
+    assert Tokenizer.from_directory(tmp_path, "qwen2").vocab_size == 5002

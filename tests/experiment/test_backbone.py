@@ -134,6 +134,40 @@ def test_a_backbone_of_another_network_names_every_field(omni):
         weights.check_backbone(vl)
 
 
+def test_a_file_is_no_backbone(omni):
+    config = dataclasses.replace(run_config(omni), backbone=str(omni / "config.json"))
+    with pytest.raises(ConfigError, match=r"'backbone': .*config\.json is a file"):
+        weights.check_backbone(config)
+
+
+@pytest.mark.parametrize(
+    "template, message",
+    [
+        ("{% for %}", "cannot be read, line 1"),
+        (
+            "{% for m in messages %}{{ m.role }}{% endfor %}",
+            r"for \[\], the media are \[audio, video\]",
+        ),
+    ],
+)
+def test_a_template_that_cannot_lay_out_the_runs_prompts_is_refused(omni, tmp_path, template, message):
+    shutil.copytree(omni, tmp_path / "other")
+    (tmp_path / "other" / "chat_template.jinja").write_text(template)
+    config = run_config(tmp_path / "other")
+    with pytest.raises(ConfigError, match=f"config key 'backbone': .*{message}"):
+        weights.check_backbone(config)
+
+
+def test_a_vocabulary_that_is_larger_than_the_decoders_is_refused(omni, tmp_path):
+    shutil.copytree(omni, tmp_path / "other")
+    path = tmp_path / "other" / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["vocab"]["far"] = 9999
+    path.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match="config key 'backbone': .* the tokenizer has 10000 ids, the decoder 640"):
+        weights.check_backbone(run_config(tmp_path / "other"))
+
+
 def test_files_that_do_not_fit_stop_the_run(omni, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(omni, broken)
