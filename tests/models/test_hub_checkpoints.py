@@ -315,7 +315,7 @@ def test_a_part_is_read_alone_and_all_is_checked(omni):
 
 
 def test_a_configuration_that_is_no_json_object(tmp_path):
-    for text, match in ((None, "no such file"), ("{", "not valid JSON"), ("[]", "JSON object")):
+    for text, match in ((None, "no such file"), ("{", "not JSON"), ("[]", "JSON object")):
         if text is not None:
             (tmp_path / "config.json").write_text(text)
         with pytest.raises(CheckpointError, match=match):

@@ -8,11 +8,11 @@ are both read.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mecap_jax.json_files import read_json_object
 from mecap_jax.model_config import AudioTowerConfig, DecoderConfig, ModelConfig, VisionTowerConfig
 from mecap_jax.models.checkpoints.table import CheckpointError
 
@@ -43,16 +43,9 @@ def read_json(path: Path) -> dict[str, Any]:
       CheckpointError: no such file, or it holds something else.
     """
     try:
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise CheckpointError(f"no such file: {path}") from None
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} must hold a JSON object, got {type(value).__name__}")
-    return value
+        return read_json_object(path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(str(error)) from None
 
 
 def parse_config(config: Mapping[str, Any], name: str) -> ModelConfig:

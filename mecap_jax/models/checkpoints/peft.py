@@ -14,12 +14,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.flax import load_file
 from safetensors.numpy import save_file
 
 from mecap_jax.model_config import LoraConfig, ModelConfig
 from mecap_jax.models.checkpoints.families import TABLES
+from mecap_jax.models.checkpoints.hub_config import read_json
+from mecap_jax.models.checkpoints.safetensors_files import TensorFiles
 from mecap_jax.models.checkpoints.table import CheckpointError, by_path, flatten
 from mecap_jax.models.lora import ADAPTER_LEAVES
 from mecap_jax.models.parameters import split_params
@@ -88,7 +88,7 @@ def load_peft(directory: Path, abstract_params: Any, config: ModelConfig) -> Any
     adapters, _ = split_params(abstract_params, ())
     keys, targets = _keys(adapters, config), flatten(adapters)
     problems = _setting_problems(settings, config.lora)
-    problems += [f"unknown tensor {key}" for key in tensors if key not in keys.values()]
+    problems += [f"unknown tensor {key}" for key in sorted(set(tensors) - set(keys.values()))]
     for path, key in keys.items():
         shape = tuple(targets[path].shape)
         if key not in tensors:
@@ -97,7 +97,9 @@ def load_peft(directory: Path, abstract_params: Any, config: ModelConfig) -> Any
             problems.append(f"an adapter for other shapes: {key} is {tensors[key].shape}, wanted is {shape[::-1]}")
     if problems:
         raise CheckpointError(f"the adapter in {directory} does not fit the model:\n  " + "\n  ".join(sorted(problems)))
-    return jax.tree.unflatten(jax.tree.structure(adapters), [_transposed(tensors[keys[path]]) for path in targets])
+    return jax.tree.unflatten(
+        jax.tree.structure(adapters), [_transposed(tensors[keys[path]].view()) for path in targets]
+    )
 
 
 def read_peft_config(directory: Path, params: Any, config: ModelConfig) -> LoraConfig:
@@ -170,15 +172,14 @@ def _in_memory(module: str, config: ModelConfig) -> str:
     return module
 
 
-def _read(directory: Path) -> tuple[Mapping[str, Any], Mapping[str, jax.Array]]:
+def _read(directory: Path) -> tuple[Mapping[str, Any], TensorFiles]:
     missing = [name for name in (SETTINGS, TENSORS) if not (directory / name).is_file()]
     if missing:
         raise CheckpointError(f"no adapter in {directory}: {' and '.join(missing)} missing")
-    try:
-        settings = json.loads((directory / SETTINGS).read_text(encoding="utf-8"))
-        return settings, load_file(directory / TENSORS)  # through JAX, because NumPy has no bfloat16
-    except (ValueError, SafetensorError) as error:
-        raise CheckpointError(f"the adapter in {directory} cannot be read: {error}") from error
+    settings, files = read_json(directory / SETTINGS), TensorFiles(directory, single=TENSORS)
+    if files.problems:
+        raise CheckpointError(f"the adapter in {directory} cannot be read: {'; '.join(files.problems)}")
+    return settings, files
 
 
 def _setting_problems(settings: Mapping[str, Any], lora: LoraConfig) -> list[str]:
