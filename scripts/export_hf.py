@@ -15,6 +15,7 @@ _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A stage of a run: RUN/che
 _OUTPUT = flags.DEFINE_string("output", None, "Directory to write; must not hold anything.", required=True)
 _DTYPE = flags.DEFINE_enum("dtype", None, DTYPES, "Of the tensors; by default the backbone's, or the model's own.")
 _ADAPTER_ONLY = flags.DEFINE_bool("adapter_only", False, "Write the adapters by themselves, in PEFT's layout.")
+_WHOLE_OMNI = flags.DEFINE_bool("whole_omni", False, "Qwen2.5-Omni in the layout of a whole model, as vLLM reads it.")
 _MAX_SHARD_GB = flags.DEFINE_float("max_shard_gb", 5.0, "Largest file of weights, in 10^9 bytes.", lower_bound=1e-3)
 
 
@@ -29,6 +30,7 @@ def main(argv: list[str]) -> None:
             output,
             dtype=_DTYPE.value,
             adapter_only=_ADAPTER_ONLY.value,
+            whole_omni=_WHOLE_OMNI.value,
             max_shard_bytes=int(_MAX_SHARD_GB.value * 1e9),
         )
     except USER_ERRORS as error:

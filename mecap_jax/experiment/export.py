@@ -33,6 +33,7 @@ from mecap_jax.models.checkpoints.hub_config import (
     omni_thinker,
     read_config,
     read_json,
+    within_omni,
 )
 from mecap_jax.models.checkpoints.peft import save_peft
 from mecap_jax.models.checkpoints.table import flatten
@@ -69,6 +70,7 @@ def export_stage(
     *,
     dtype: str | None = None,
     adapter_only: bool = False,
+    whole_omni: bool = False,
     max_shard_bytes: int = 5 * 10**9,
 ) -> None:
     """Writes what the newest checkpoint of `RUN/checkpoints/STAGE` holds into a new directory, adapters merged.
@@ -78,6 +80,7 @@ def export_stage(
     Args:
       dtype: of the tensors; None takes the backbone's, or without one the model's own.
       adapter_only: writes the adapters by themselves, in PEFT's layout.
+      whole_omni: writes a Qwen2.5-Omni's thinker inside the layout of a whole one, which vLLM asks for.
       max_shard_bytes: a file of weights is no larger, unless a single tensor is.
 
     Raises:
@@ -92,6 +95,8 @@ def export_stage(
         raise ConfigError(f"--checkpoint: expected RUN/checkpoints/STAGE, got {checkpoint}")
     workdir = checkpoint.parent.parent
     config = read_run(workdir)
+    if whole_omni and (adapter_only or config.model.family != "qwen2_5_omni"):
+        raise ConfigError("--whole_omni is a layout of Qwen2.5-Omni's weights; this would be something else")
     check_backbone(config)
     # Whatever the run's mesh was: here every device holds a part of every tensor.
     mesh = make_mesh(MeshConfig(fsdp=jax.device_count()))
@@ -105,7 +110,7 @@ def export_stage(
         if adapter_only:
             _write_adapters(config, checkpoint, mesh, directory)
         else:
-            _write_model(config, checkpoint, mesh, directory, dtype, max_shard_bytes)
+            _write_model(config, checkpoint, mesh, directory, dtype, whole_omni, max_shard_bytes)
         export = Export(
             config=config,
             stage=checkpoint.name,
@@ -138,14 +143,16 @@ def _at_once(output: Path) -> Iterator[Path]:
 
 
 def _write_model(
-    config: Config, checkpoint: Path, mesh: Mesh, directory: Path, dtype: str, max_shard_bytes: int
+    config: Config, checkpoint: Path, mesh: Mesh, directory: Path, dtype: str, whole: bool, max_shard_bytes: int
 ) -> None:
     tokenizer = Tokenizer.from_directory(directory, config.model.family)
     source = Path(config.backbone) if config.backbone else None
-    _write_json(directory / CONFIG_FILE, _model_config(config, tokenizer, dtype))
+    fields = _model_config(config, tokenizer, dtype)
+    _write_json(directory / CONFIG_FILE, within_omni(fields) if whole else fields)
     _write_json(directory / _GENERATION_FILE, _generation_ids(tokenizer, source))
     stage = open_stage(checkpoint, mesh)
-    save_model(directory, stage.config.model, stage.params, source, max_shard_bytes, dtype)
+    prefix = "thinker." if whole else ""
+    save_model(directory, stage.config.model, stage.params, source, max_shard_bytes, dtype, prefix)
 
 
 def _model_config(config: Config, tokenizer: Tokenizer, dtype: str) -> dict[str, Any]:

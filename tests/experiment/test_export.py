@@ -295,6 +295,18 @@ def test_a_whole_omni(omni, tmp_path, monkeypatch, said):
     assert "Not evaluated" in card and str(tmp_path.parent) not in card and str(backbone) not in card
 
 
+def test_the_layout_of_a_whole_omni(omni, tmp_path, said):
+    """What vLLM asks for; `transformers`' thinker reads the same weights out of it, and so do we."""
+    checkpoint, _ = omni
+    export_stage(checkpoint, tmp_path / "thinker")
+    export_stage(checkpoint, tmp_path / "whole", whole_omni=True)
+    check_keys(tmp_path / "whole", transformers.Qwen2_5OmniThinkerForConditionalGeneration, said)
+    before, after = tensors_of(tmp_path / "thinker"), tensors_of(tmp_path / "whole")
+    assert {f"thinker.{key}" for key in before} == after.keys()
+    assert all(after[f"thinker.{key}"].tobytes() == value.tobytes() for key, value in before.items())
+    assert read_model(tmp_path / "whole") == read_model(tmp_path / "thinker")
+
+
 def test_adapters_of_a_vl(vl, tmp_path, monkeypatch, said):
     """Merged by default, by themselves where asked; both compute the same."""
     checkpoint, backbone = vl
@@ -355,6 +367,8 @@ def test_what_cannot_be_exported_is_named(tiny, vl, tmp_path):
         export_stage(tiny.parent / "grpo", tmp_path / "out")
     with pytest.raises(ConfigError, match="trained no adapters"):
         export_stage(tiny, tmp_path / "out", adapter_only=True)
+    with pytest.raises(ConfigError, match="--whole_omni"):
+        export_stage(vl[0], tmp_path / "out", whole_omni=True)
     assert not list(tmp_path.iterdir())
 
 

@@ -62,9 +62,10 @@ def save_model(
     source: Path | None = None,
     max_shard_bytes: int = 5 * 10**9,
     dtype: str | None = None,
+    prefix: str = "",
 ) -> None:
-    """Writes all parameters; what `read_model` and `load_model` read. Arguments and errors as of `save_weights`."""
-    save_weights(directory, model, published_part(params), source, max_shard_bytes, dtype)
+    """Writes all parameters; what `load_model` reads. Arguments and errors as of `save_weights`."""
+    save_weights(directory, model, published_part(params), source, max_shard_bytes, dtype, prefix)
     if model.features is not None:
         save_projector(directory, model, params, dtype)
 
@@ -143,6 +144,7 @@ def save_weights(
     source: Path | None = None,
     max_shard_bytes: int = 5 * 10**9,
     dtype: str | None = None,
+    prefix: str = "",
 ) -> None:
     """Writes parameters as the family's published tensors, a shard at a time.
 
@@ -151,6 +153,7 @@ def save_weights(
       source: directory that the weights came from: tensors that the network has no use for are copied from there
         (zeros without it).
       dtype: what all tensors are rounded to, once; None leaves each the dtype that it has.
+      prefix: of all keys ("thinker." in a whole Qwen2.5-Omni).
 
     Raises:
       CheckpointError: a parameter has no place in the family's layout, `source` cannot be read, or a value is too
@@ -185,8 +188,8 @@ def save_weights(
         counts[key], widths[key] = carry(key).size, carry(key).dtype.itemsize
     if dtype is not None:
         widths = dict.fromkeys(widths, jnp.dtype(dtype).itemsize)
-    sizes = {key: counts[key] * widths[key] for key in sorted(counts)}
-    write_tensors(directory, sizes, tensor, max_shard_bytes)
+    sizes = {prefix + key: counts[key] * widths[key] for key in sorted(counts)}
+    write_tensors(directory, sizes, lambda key: tensor(key.removeprefix(prefix)), max_shard_bytes)
 
 
 def _cast(key: str, value: np.ndarray, dtype: str | None) -> np.ndarray:

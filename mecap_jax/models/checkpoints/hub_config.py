@@ -76,6 +76,17 @@ def omni_thinker(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return inner if isinstance(inner, Mapping) else {}
 
 
+def within_omni(thinker: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of a whole Qwen2.5-Omni that has nothing but this thinker."""
+    return {
+        "architectures": ["Qwen2_5OmniModel"],
+        "model_type": "qwen2_5_omni",
+        "dtype": thinker.get("dtype"),
+        "enable_audio_output": False,
+        "thinker_config": dict(thinker),
+    }
+
+
 # --- reading --------------------------------------------------------------------------------------------------------
 
 # Fields that say how a model is initialised, trained, sampled from or named, and leave the network as it is.
