@@ -58,8 +58,8 @@ def write(directory: Path, model: ModelConfig) -> None:
     """Writes a checkpoint of random numbers, a shard at a time."""
     import jax
 
+    from mecap_jax.models.checkpoints.config_writer import format_config
     from mecap_jax.models.checkpoints.hub import save_weights
-    from mecap_jax.models.checkpoints.hub_config import format_config
 
     directory.mkdir(parents=True, exist_ok=True)
     save_weights(directory, model, jax.tree.map(_Noise, _abstract(model)))

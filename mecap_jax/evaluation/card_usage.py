@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from mecap_jax.config import DataConfig
 from mecap_jax.model_config import ModelConfig
-from mecap_jax.models.checkpoints.hub_config import ARCHITECTURES
+from mecap_jax.models.checkpoints.config_writer import ARCHITECTURES
 
 
 def transformers_usage(

@@ -25,16 +25,9 @@ from mecap_jax.experiment.weights import (
     read_report,
     read_run,
 )
+from mecap_jax.models.checkpoints.config_writer import ARCHITECTURES, format_config, within_omni
 from mecap_jax.models.checkpoints.hub import save_model, save_projector
-from mecap_jax.models.checkpoints.hub_config import (
-    ARCHITECTURES,
-    CONFIG_FILE,
-    format_config,
-    omni_thinker,
-    read_config,
-    read_json,
-    within_omni,
-)
+from mecap_jax.models.checkpoints.hub_config import CONFIG_FILE, omni_thinker, read_config, read_json
 from mecap_jax.models.checkpoints.peft import save_peft
 from mecap_jax.models.checkpoints.table import flatten
 from mecap_jax.models.parameters import split_params

@@ -16,7 +16,8 @@ from mecap_jax.experiment import stages, weights
 from mecap_jax.experiment.setup import set_up
 from mecap_jax.model_config import FeatureProjectorConfig, LoraConfig
 from mecap_jax.models.checkpoints.hub import save_model
-from mecap_jax.models.checkpoints.hub_config import format_config, read_config
+from mecap_jax.models.checkpoints.config_writer import format_config
+from mecap_jax.models.checkpoints.hub_config import read_config
 from mecap_jax.models.checkpoints.table import CheckpointError, flatten
 from mecap_jax.models.parameters import split_params
 from mecap_jax.sharding import make_mesh

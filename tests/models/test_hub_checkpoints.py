@@ -17,7 +17,8 @@ from safetensors.numpy import load_file, save_file
 from mecap_jax.config import MeshConfig
 from mecap_jax.model_config import FeatureProjectorConfig, ModelConfig
 from mecap_jax.models.checkpoints.hub import describe_mismatch, load_weights, published_part, save_weights
-from mecap_jax.models.checkpoints.hub_config import format_config, parse_config, read_config
+from mecap_jax.models.checkpoints.config_writer import format_config
+from mecap_jax.models.checkpoints.hub_config import parse_config, read_config
 from mecap_jax.models.checkpoints.safetensors_files import TensorFiles
 from mecap_jax.models.checkpoints.table import CheckpointError, flatten
 from mecap_jax.models.multimodal_lm import MultimodalLM
