@@ -1,6 +1,7 @@
 """Media encoded once: the same prompts, losses and captions as with towers that run at every step."""
 
 import dataclasses
+import functools
 import json
 import logging
 import socket
@@ -72,9 +73,13 @@ def all_batches(dataset, **options):
     return list(dataset.evaluation_batches(rows, 16, **options))
 
 
+@functools.partial(jax.jit, static_argnames="graphdef")
+def embed(graphdef, params, prompt):
+    return nnx.merge(graphdef, params).embed_prompt(prompt)
+
+
 def assert_same_inputs(bench, cached, graphdef, params, atol):
     """Same rows, same layout, and the same vectors go into the decoder."""
-    embed = jax.jit(lambda params, prompt: nnx.merge(graphdef, params).embed_prompt(prompt))
     plain_batches, cached_batches = all_batches(bench.dataset), all_batches(cached.dataset)
     assert len(plain_batches) == len(cached_batches)
     for plain, kept in zip(plain_batches, cached_batches):
@@ -84,7 +89,7 @@ def assert_same_inputs(bench, cached, graphdef, params, atol):
         np.testing.assert_array_equal(plain.rows, kept.rows)
         np.testing.assert_array_equal(plain.valid, kept.valid)
         assert kept.prompt.audio.shape[1] == kept.prompt.patches.shape[1] == 0
-        expected, actual = (embed(params, put_batch(batch.prompt, bench.mesh)) for batch in (plain, kept))
+        expected, actual = (embed(graphdef, params, put_batch(batch.prompt, bench.mesh)) for batch in (plain, kept))
         np.testing.assert_allclose(np.float32(actual), np.float32(expected), rtol=0, atol=atol)
 
 
