@@ -102,6 +102,7 @@ def test_decoder_behind_features(tmp_path):
     model = dataclasses.replace(family.config, features=FEATURES)
     _, drawn = init_params(model, 1, single_device())
     params = family.params | {"feature_projector": jax.tree.map(lambda x: x + 0.1, drawn["feature_projector"])}
+    (tmp_path / "model.safetensors").unlink(missing_ok=True)
     save_model(tmp_path, model, params)
     captioner = Captioner.from_pretrained(tmp_path)
     assert captioner.data.modalities == ("features",)

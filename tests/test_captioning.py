@@ -102,6 +102,7 @@ def test_features_by_id(tmp_path):
     family = open_family("qwen2", tmp_path / "model")
     model = dataclasses.replace(family.config, features=dataclasses.replace(FEATURES, names=("face-UTT", "voice-FRA")))
     _, drawn = init_params(model, 1, single_device())
+    (family.directory / "model.safetensors").unlink()
     save_model(family.directory, model, family.params | {"feature_projector": drawn["feature_projector"]})
     rng = np.random.default_rng(0)
     for name, shape in (("face-UTT", 3), ("voice-FRA", (4, 2))):

@@ -400,12 +400,7 @@ def test_a_mismatch_names_every_field_with_both_values():
 
 
 def test_parameters_of_the_presets_in_billions():
-    """Counts as published: 3.75 and 8.29 for Qwen2.5-VL; the thinkers add an audio tower and untied output weights."""
-    counts = {}
-    for preset in ("qwen2_5_vl_3b", "qwen2_5_vl_7b", "qwen2_5_omni_3b", "qwen2_5_omni_7b"):
+    """3.75 as published for Qwen2.5-VL-3B; the thinker of Omni-3B adds an audio tower and untied output weights."""
+    for preset, billions in (("qwen2_5_vl_3b", 3.755), ("qwen2_5_omni_3b", 4.703)):
         shapes = flatten(abstract(getattr(ModelConfig, preset)()))
-        counts[preset] = sum(int(np.prod(x.shape)) for x in shapes.values()) / 1e9
-    assert counts["qwen2_5_vl_3b"] == pytest.approx(3.755, abs=5e-3)
-    assert counts["qwen2_5_vl_7b"] == pytest.approx(8.292, abs=5e-3)
-    assert counts["qwen2_5_omni_3b"] == pytest.approx(4.703, abs=5e-2)
-    assert counts["qwen2_5_omni_7b"] == pytest.approx(8.931, abs=5e-2)
+        assert sum(int(np.prod(x.shape)) for x in shapes.values()) / 1e9 == pytest.approx(billions, abs=1e-3)

@@ -20,6 +20,7 @@ from tests import miniature
 
 CONFIG = miniature.CONFIG
 TABLE = TABLES["qwen2_5_omni"]
+PATCH = (3, 2, 14, 14)  # channels, frames, height, width
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,7 @@ def abstract():
 @pytest.fixture(scope="module")
 def ours(tensors, abstract):
     graphdef, params = miniature.model()
-    loaded = load_tensors(tensors, TABLE.rows, TABLE.ignored, abstract[1])
+    loaded = load_tensors(tensors, TABLE.rows, TABLE.ignored, abstract[1], patch=PATCH)
     params = {**params, **loaded}
 
     class Jitted:
@@ -177,13 +178,13 @@ def test_loading_names_every_problem_at_once(tensors, abstract):
     broken["speaker.weight"] = np.zeros(1, np.float32)
     broken["audio_tower.proj.bias"] = np.zeros(3, np.float32)
     with pytest.raises(CheckpointError) as error:
-        load_tensors(broken, TABLE.rows, TABLE.ignored, abstract[1])
+        load_tensors(broken, TABLE.rows, TABLE.ignored, abstract[1], patch=PATCH)
     for name in ("visual.blocks.0.attn.q.bias", "layers.7.mlp.up_proj", "speaker.weight", "audio_tower.proj.bias"):
         assert name in str(error.value)
 
 
 def test_every_parameter_is_filled_from_the_table(tensors, abstract):
-    loaded = flatten(load_tensors(tensors, TABLE.rows, TABLE.ignored, abstract[1]))
+    loaded = flatten(load_tensors(tensors, TABLE.rows, TABLE.ignored, abstract[1], patch=PATCH))
     assert set(loaded) == set(flatten(abstract[1]))
     np.testing.assert_array_equal(
         loaded["language_model.layers.1.mlp.up_proj.kernel"],

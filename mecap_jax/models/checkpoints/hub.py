@@ -110,15 +110,15 @@ def load_weights(
     """
     table = TABLES[model.family]
     files = TensorFiles(directory, table.key)
-    ignored, problems = table.ignored, files.problems
+    rows, ignored, problems = table.rows, table.ignored, files.problems
     if model.decoder.tie_word_embeddings and {_HEAD, _EMBEDDINGS} <= set(files) and not problems:
         # Some files hold the output weights a second time; where they are not the embeddings, they are not tied.
         if np.array_equal(files[_HEAD].view(), files[_EMBEDDINGS].view()):
-            ignored += (re.escape(_HEAD),)
+            rows, ignored = tuple(row for row in rows if row.key != _HEAD), (*ignored, re.escape(_HEAD))
     patch = _patch_shape(model) if model.vision else ()
     try:
         return load_tensors(
-            files, table.rows, ignored, abstract_params, _place, wanted=wanted, patch=patch, problems=problems
+            files, rows, ignored, abstract_params, _place, wanted=wanted, patch=patch, problems=problems
         )
     except CheckpointError as error:
         raise CheckpointError(f"{directory}: {error}") from None

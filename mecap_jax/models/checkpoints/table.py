@@ -185,11 +185,10 @@ def load_tensors(
     filled: dict[str, str] = {}
     problems = list(problems)
     for key, tensor in tensors.items():
-        if ignore.fullmatch(key):
-            continue
         match = by_key(key, rows)
         if match is None:
-            problems.append(f"unknown tensor {key}")
+            if not ignore.fullmatch(key):
+                problems.append(f"unknown tensor {key}")
             continue
         problem = _problem(key, tensor, match, targets, patch)
         for path in match.paths:
