@@ -24,6 +24,7 @@ from mecap_jax.experiment.weights import (
     open_stage,
     read_report,
     read_run,
+    run_of,
 )
 from mecap_jax.models.checkpoints.config_writer import ARCHITECTURES, format_config, within_omni
 from mecap_jax.models.checkpoints.hub import save_model, save_projector
@@ -84,9 +85,7 @@ def export_stage(
     """
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise ConfigError(f"--output: {output} is there already; choose another, or delete it")
-    if checkpoint.parent.name != "checkpoints":
-        raise ConfigError(f"--checkpoint: expected RUN/checkpoints/STAGE, got {checkpoint}")
-    workdir = checkpoint.parent.parent
+    workdir = run_of(checkpoint)
     config = read_run(workdir)
     if whole_omni and (adapter_only or config.model.family != "qwen2_5_omni"):
         raise ConfigError("--whole_omni is a layout of Qwen2.5-Omni's weights; this would be something else")

@@ -16,7 +16,7 @@ from mecap_jax.evaluation.decoding import caption_rows
 from mecap_jax.evaluation.java_tools import Meteor
 from mecap_jax.evaluation.stage import Clip, StageResult, score_stage
 from mecap_jax.experiment.setup import Workbench, reopen
-from mecap_jax.experiment.weights import stage_params
+from mecap_jax.experiment.weights import run_of, stage_params
 from mecap_jax.rewards.base import Sample, normalise_text
 from mecap_jax.rewards.emotion import EmotionReward, emotion_coordinates
 from mecap_jax.train_state import abstract_model
@@ -33,9 +33,7 @@ def evaluate_checkpoint(checkpoint: Path, data: Path | None, split: str, logger:
       ConfigError: `checkpoint` is not a stage of a run, or the split has no clips.
       CheckpointError: the stage has no checkpoint, or one of another model.
     """
-    if checkpoint.parent.name != "checkpoints":
-        raise ConfigError(f"--checkpoint: expected RUN/checkpoints/STAGE, got {checkpoint}")
-    bench = reopen(checkpoint.parent.parent, data, logger)
+    bench = reopen(run_of(checkpoint), data, logger)
     if checkpoint.name == "text_only":
         bench = bench.with_data(bench.dataset.with_modalities(()))
     rows = bench.dataset.rows(split)

@@ -89,10 +89,8 @@ def _build(bench: Workbench, graphdef: nnx.GraphDef, params: Any, directory: Pat
     encode = jax.jit(
         lambda params, prompt: to_raw(nnx.merge(graphdef, params).prompt_media(prompt)), out_shardings=sharding
     )
-    writer, batches = (
-        TokenWriter(building, process[0]),
-        bench.dataset.encoding_batches(bench.config.evaluation.batch_clips, process),
-    )
+    writer = TokenWriter(building, process[0])
+    batches = bench.dataset.encoding_batches(bench.config.evaluation.batch_clips, process)
     total = sum(len(bench.dataset.rows(split)) for split in ("train", "validation", "test"))
     try:
         waiting: tuple[EncodingBatch, jax.Array] | None = None

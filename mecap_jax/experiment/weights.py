@@ -33,6 +33,17 @@ _SMALLEST = {"audio": AudioSpan(1), "video": VideoGrid(1, 1, 1, 1.0), "features"
 PROCESSOR = "processor"  # tokenizer, chat template and settings, in the workdir
 
 
+def run_of(checkpoint: Path) -> Path:
+    """The workdir that `RUN/checkpoints/STAGE` is in.
+
+    Raises:
+      ConfigError: the path has another form.
+    """
+    if checkpoint.parent.name != "checkpoints":
+        raise ConfigError(f"--checkpoint: expected RUN/checkpoints/STAGE, got {checkpoint}")
+    return checkpoint.parent.parent
+
+
 def read_run(workdir: Path) -> Config:
     """The configuration of the run in a workdir.
 
@@ -158,9 +169,7 @@ def open_stage(checkpoint: Path, mesh: Mesh) -> TrainedStage:
       ConfigError: `checkpoint` is not a stage of a run.
       CheckpointError: the stage has no checkpoint, or one of another model.
     """
-    if checkpoint.parent.name != "checkpoints":
-        raise ConfigError(f"--checkpoint: expected RUN/checkpoints/STAGE, got {checkpoint}")
-    workdir = checkpoint.parent.parent
+    workdir = run_of(checkpoint)
     config = read_run(workdir)
     params = stage_params(config, workdir, mesh, checkpoint.name)
     model = config.model

@@ -28,7 +28,7 @@ def read_json(path: Path, kind: type, optional: bool = False) -> Any:
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise TextModelError(f"no such file: {path}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TextModelError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, kind):
         raise TextModelError(f"{path} must hold a JSON {kind.__name__}, got {type(value).__name__}")

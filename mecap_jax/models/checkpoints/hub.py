@@ -16,13 +16,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import save_file
 
 from mecap_jax.config import differences
 from mecap_jax.model_config import FeatureProjectorConfig, ModelConfig
 from mecap_jax.models.checkpoints.families import CARRIED, PROJECTOR, TABLES
 from mecap_jax.models.checkpoints.hub_config import read_config, read_json
-from mecap_jax.models.checkpoints.safetensors_files import TensorFiles, write_tensors
+from mecap_jax.models.checkpoints.safetensors_files import TensorFiles, write_file, write_tensors
 from mecap_jax.models.checkpoints.table import CheckpointError, by_path, flatten, load_tensors
 
 # Beside the published files, for models that read precomputed features.
@@ -77,9 +76,8 @@ def save_projector(directory: Path, model: ModelConfig, params: Any, dtype: str 
     for path, leaf in flat.items():
         match = by_path(path, PROJECTOR)
         value = match.to_tensor([np.asarray(jax.device_get(leaf))])
-        tensors[match.key] = np.ascontiguousarray(_cast(match.key, value, dtype))
-    save_file(tensors, directory / PROJECTOR_FILE, {"format": "pt"})
-    (directory / PROJECTOR_FILE).chmod(0o644)  # the library leaves it unreadable to others
+        tensors[match.key] = _cast(match.key, value, dtype)
+    write_file(directory / PROJECTOR_FILE, tensors)
     fields = json.dumps(dataclasses.asdict(model.features), indent=2)
     (directory / PROJECTOR_CONFIG).write_text(fields + "\n", encoding="utf-8")
 

@@ -138,7 +138,7 @@ class _Fields:
     def flag(self, name: str, default: bool) -> bool:
         value = self._left.pop(name, default)
         if not isinstance(value, bool):
-            self.problems.append(f"{self._prefix}{name}: expected true or false, got {value!r:.60}")
+            self.problem(name, f": expected true or false, got {value!r:.60}")
         return bool(value)
 
     def part(self, name: str) -> Any:
@@ -148,7 +148,7 @@ class _Fields:
         """The field may be missing, or have one of these values."""
         value = self._left.pop(name, allowed[0])
         if not any(value == other and type(value) in (type(other), int, float) for other in allowed):
-            self.problems.append(f"{self._prefix}{name} = {value!r:.60} is not implemented, only {allowed[0]!r}")
+            self.problem(name, f" = {value!r:.60} is not implemented, only {allowed[0]!r}")
 
     def problem(self, name: str, text: str) -> None:
         self.problems.append(f"{self._prefix}{name}{text}")
@@ -177,10 +177,7 @@ def _decoder(fields: _Fields, *, tied: bool, multimodal: bool, qwen3: bool = Fal
     full = isinstance(kinds, list) and all(kind == "full_attention" for kind in kinds)
     fields.require(kinds is None or full, "layer_types", f" = {kinds!r:.80}: only 'full_attention' is implemented")
     fields.allow("tie_word_embeddings")
-    if qwen3:
-        fields.expect("attention_bias", False)
-    else:
-        fields.expect("attention_bias", True)
+    fields.expect("attention_bias", not qwen3)
     decoder = DecoderConfig(
         vocab_size=fields.number("vocab_size"),
         hidden_size=hidden,
@@ -324,9 +321,8 @@ def _vl(fields: _Fields, config: Mapping[str, Any]) -> ModelConfig:
         decoder = _decoder(fields, tied=tied, multimodal=True)
     else:
         decoder = _decoder(fields.inner("text_config"), tied=tied, multimodal=True)
-        fields.allow(
-            *(text if isinstance(text, Mapping) else ())
-        )  # versions 4.5x repeat the decoder's fields outside, and read the inner ones
+        if isinstance(text, Mapping):
+            fields.allow(*text)  # versions 4.5x repeat the decoder's fields outside, and read the inner ones
         fields.finish()
     per_second = vision.number("tokens_per_second", 4)
     return ModelConfig(

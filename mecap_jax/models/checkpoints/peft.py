@@ -14,12 +14,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from safetensors.numpy import save_file
 
 from mecap_jax.model_config import LoraConfig, ModelConfig
 from mecap_jax.models.checkpoints.families import TABLES
 from mecap_jax.models.checkpoints.hub_config import read_json
-from mecap_jax.models.checkpoints.safetensors_files import TensorFiles
+from mecap_jax.models.checkpoints.safetensors_files import TensorFiles, write_file
 from mecap_jax.models.checkpoints.table import CheckpointError, by_path, flatten
 from mecap_jax.models.lora import ADAPTER_LEAVES
 from mecap_jax.models.parameters import split_params
@@ -67,7 +66,7 @@ def save_peft(directory: Path, params: Any, config: ModelConfig, base_model_name
     tensors = {keys[path]: _transposed(leaf) for path, leaf in flatten(adapters).items()}
     directory.mkdir(parents=True, exist_ok=True)
     (directory / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    save_file(tensors, directory / TENSORS, {"format": "pt"})
+    write_file(directory / TENSORS, tensors)
 
 
 def load_peft(directory: Path, abstract_params: Any, config: ModelConfig) -> Any:

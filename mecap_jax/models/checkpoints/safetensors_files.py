@@ -129,6 +129,13 @@ def _read_header(path: Path) -> dict[str, Location]:
 _LARGEST_HEADER = 100_000_000
 
 
+def write_file(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes one file of tensors, as readers of the Hugging Face layout expect it."""
+    # "pt" is what they look for; the bytes are the same in every framework.
+    save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, path, {"format": "pt"})
+    path.chmod(0o644)  # the library leaves it unreadable to others
+
+
 def write_tensors(
     directory: Path,
     sizes: Mapping[str, int],
@@ -160,9 +167,7 @@ def write_tensors(
     for n, keys in enumerate(shards, 1):
         name = SINGLE if len(shards) == 1 else f"model-{n:05d}-of-{len(shards):05d}.safetensors"
         weight_map |= dict.fromkeys(keys, name)
-        # "pt" is what readers look for; the bytes are the same in every framework.
-        save_file({key: np.ascontiguousarray(tensor(key)) for key in keys}, directory / name, {"format": "pt"})
-        (directory / name).chmod(0o644)  # the library leaves them unreadable to others
+        write_file(directory / name, {key: tensor(key) for key in keys})
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
