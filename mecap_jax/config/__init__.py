@@ -1,0 +1,67 @@
+"""The configuration of a run: frozen dataclasses, loaded from a recipe file, overridden from the command line and
+validated as a whole before anything expensive starts.
+
+A recipe is a short Python file with `get_config(arg) -> Config`. `load("configs/grpo.py", ["seed=1"])` reads it and
+applies overrides such as `grpo.group_size=4`; an unknown key, a value of the wrong type or an impossible combination
+raises one `ConfigError` that names the key.
+"""
+
+from mecap_jax.config.loading import (
+    differences,
+    from_json,
+    load,
+    to_json,
+)
+from mecap_jax.config.schema import (
+    AugmentConfig,
+    Bucket,
+    CheckpointConfig,
+    Config,
+    ConfigError,
+    DataConfig,
+    EncoderConfig,
+    EvaluationConfig,
+    GrpoConfig,
+    LossConfig,
+    MeshConfig,
+    OptimizerConfig,
+    RewardConfig,
+    SftConfig,
+    SyntheticConfig,
+)
+from mecap_jax.config.validation import (
+    EXTRA_ROWS,
+    MODALITIES,
+    REWARD_TERMS,
+    lookup,
+    validate,
+    validate_devices,
+)
+
+__all__ = [
+    "AugmentConfig",
+    "Bucket",
+    "CheckpointConfig",
+    "Config",
+    "ConfigError",
+    "DataConfig",
+    "EXTRA_ROWS",
+    "EncoderConfig",
+    "EvaluationConfig",
+    "GrpoConfig",
+    "LossConfig",
+    "MODALITIES",
+    "MeshConfig",
+    "OptimizerConfig",
+    "REWARD_TERMS",
+    "RewardConfig",
+    "SftConfig",
+    "SyntheticConfig",
+    "differences",
+    "from_json",
+    "load",
+    "lookup",
+    "to_json",
+    "validate",
+    "validate_devices",
+]

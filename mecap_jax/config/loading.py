@@ -1,0 +1,89 @@
+"""A configuration from a recipe and overrides, to JSON and back."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import importlib.util
+import json
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from mecap_jax.config.schema import Config, ConfigError
+from mecap_jax.config.validation import validate
+from mecap_jax.config.values import coerce, from_mapping
+
+
+def load(recipe: str, overrides: Sequence[str] = ()) -> Config:
+    """Loads `path/to/recipe.py[:arg]` and applies `key.path=value` overrides.
+
+    Raises:
+      ConfigError: no such file, no `get_config`, an unknown key, a value of the wrong type, an impossible combination.
+    """
+    path, _, arg = recipe.partition(":")
+    if not Path(path).is_file():
+        raise ConfigError(f"--config: no such file: {path}")
+    spec = importlib.util.spec_from_file_location("mecap_jax_recipe", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ConfigError(f"--config: {path} defines no get_config(arg)")
+    config = module.get_config(arg)
+    if not isinstance(config, Config):
+        raise ConfigError(f"--config: get_config of {path} returned {type(config).__name__}, expected Config")
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise ConfigError(f"override {override!r} must have the form key.path=value")
+        config = _replace(config, key.split("."), value, key)
+    validate(config)
+    return config
+
+
+def _replace(node: Any, path: list[str], text: str, key: str) -> Any:
+    """Returns a copy of dataclass `node` with the field at `path` set to the parsed `text`."""
+    hints = typing.get_type_hints(type(node))
+    name = path[0]
+    if name not in hints:
+        close = difflib.get_close_matches(name, hints, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else f"; known keys: {', '.join(hints)}"
+        raise ConfigError(f"unknown config key {key!r}: {type(node).__name__} has no {name!r}{hint}")
+    if len(path) == 1:
+        return dataclasses.replace(node, **{name: _parse(text, hints[name], key)})
+    child = getattr(node, name)
+    if not dataclasses.is_dataclass(child):
+        reason = "is not set in this recipe" if child is None else f"has no fields (it is a {type(child).__name__})"
+        raise ConfigError(f"config key {key!r}: {name!r} {reason}")
+    return dataclasses.replace(node, **{name: _replace(child, path[1:], text, key)})
+
+
+def _parse(text: str, hint: Any, key: str) -> Any:
+    if hint is str:
+        return text
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    return coerce(value, hint, key)
+
+
+def to_json(config: Config) -> str:
+    """Writes a configuration as JSON."""
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def from_json(text: str) -> Config:
+    """Reads what `to_json` wrote; unknown or ill-typed keys raise `ConfigError`."""
+    return from_mapping(json.loads(text), Config, "config")
+
+
+def differences(old: Any, new: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yields (dotted key, old value, new value) for every leaf in which two JSON trees differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted({*old, *new}):
+            yield from differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
+    elif old != new:
+        yield prefix, old, new
