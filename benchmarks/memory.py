@@ -13,33 +13,27 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import sys
 import time
 from pathlib import Path
 
-_DEVICES = next((int(a.split("=")[1]) for a in sys.argv if a.startswith("--devices=")), 1)
-os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={_DEVICES}"
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-from absl import app, flags  # noqa: E402
-
-from mecap_jax.batch import Completions  # noqa: E402
-from mecap_jax.config import load  # noqa: E402
-from mecap_jax.data.collate import collate  # noqa: E402
-from mecap_jax.generation.sampler import generate  # noqa: E402
-from mecap_jax.generation.scoring import completion_logprobs  # noqa: E402
-from mecap_jax.models.lora import Draw  # noqa: E402
-from mecap_jax.models.parameters import merge_params, split_params  # noqa: E402
-from mecap_jax.rl.objective import Denominators, TrainExample, make_gradient  # noqa: E402
-from mecap_jax.sharding import batch_sharding, make_mesh, replicated  # noqa: E402
-from mecap_jax.train_state import abstract_model, abstract_state, make_optimizer, make_update  # noqa: E402
+from mecap_jax.batch import Completions
+from mecap_jax.config import load
+from mecap_jax.data.collate import collate
+from mecap_jax.generation.sampler import generate
+from mecap_jax.generation.scoring import completion_logprobs
+from mecap_jax.models.lora import Draw
+from mecap_jax.models.parameters import merge_params, split_params
+from mecap_jax.rl.objective import Denominators, TrainExample, make_gradient
+from mecap_jax.sharding import batch_sharding, make_mesh, replicated
+from mecap_jax.train_state import abstract_model, abstract_state, make_optimizer, make_update
 
 _CONFIG = flags.DEFINE_string("config", None, "Recipe with a family.", required=True)
-flags.DEFINE_integer("devices", 1, "Devices over which the parameters are divided.")
+_DEVICES = flags.DEFINE_integer("devices", 1, "Devices over which the parameters are divided.")
 _PROMPTS = flags.DEFINE_integer("prompts", 0, "Prompts in a micro-batch; 0 takes one a device.")
 _BUCKET = flags.DEFINE_integer("bucket", 1, "Which of the recipe's buckets.")
 _KEPT = flags.DEFINE_bool("kept", False, "Only count what is kept.")
@@ -53,10 +47,13 @@ def gigabytes(tree) -> float:
 
 
 def main(argv: list[str]) -> None:
-    config = load(_CONFIG.value, [f"mesh.fsdp={_DEVICES}", "grpo.prompts=64", "grpo.micro_prompts=0"])
+    devices = _DEVICES.value
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", devices)
+    config = load(_CONFIG.value, [f"mesh.fsdp={devices}", "grpo.prompts=64", "grpo.micro_prompts=0"])
     mesh, grpo, model = make_mesh(config.mesh), config.grpo, config.model
     bucket = config.data.buckets[min(_BUCKET.value, len(config.data.buckets) - 1)]
-    rows = _PROMPTS.value or _DEVICES
+    rows = _PROMPTS.value or devices
     by_row, whole = batch_sharding(mesh), replicated(mesh)
 
     def struct(shape, dtype, sharding=by_row):
@@ -100,8 +97,8 @@ def main(argv: list[str]) -> None:
         print(f"{name}: {temporaries[name]:.1f} GB of temporaries, {time.perf_counter() - began:.0f} s", flush=True)
     result = {
         "config": _CONFIG.value,
-        "devices": _DEVICES,
-        "prompts_per_device": rows / _DEVICES,
+        "devices": devices,
+        "prompts_per_device": rows / devices,
         "bucket": bucket.__dict__,
         "trainable_parameters": sum(int(np.prod(x.shape)) for x in jax.tree.leaves(trainable)),
         "parameters": sum(int(np.prod(x.shape)) for x in jax.tree.leaves(merge_params(trainable, frozen))),

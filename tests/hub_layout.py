@@ -95,6 +95,29 @@ def write_processor(
         _write(directory / "preprocessor_config.json", settings)
 
 
+def special_ids(directory: Path, family: str) -> dict[str, int]:
+    """Ids of the media tokens in a written directory, by the names that the family's configuration has for them."""
+    backend = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
+    return {field: backend.token_to_id(token) for field, token in _ID_FIELDS.get(family, {}).items()}
+
+
+_ID_FIELDS = {
+    "qwen2_5_omni": {
+        "audio_token_index": "<|AUDIO|>",
+        "image_token_index": "<|IMAGE|>",
+        "video_token_index": "<|VIDEO|>",
+        "audio_start_token_id": "<|audio_bos|>",
+        "audio_end_token_id": "<|audio_eos|>",
+    },
+    "qwen2_5_vl": {
+        "image_token_id": "<|image_pad|>",
+        "video_token_id": "<|video_pad|>",
+        "vision_start_token_id": "<|vision_start|>",
+        "vision_end_token_id": "<|vision_end|>",
+    },
+}
+
+
 def chat_template(family: str) -> str:
     """A template of the published one's structure: a system prompt where there is none, media by key or type."""
     system = (

@@ -15,7 +15,7 @@ from mecap_jax.models.checkpoints.hub_config import read_config
 from mecap_jax.models.multimodal_lm import MultimodalLM
 from tests import hub_models
 from tests.data.test_processor import FRAMES, PIXELS, audio, image, published, text, user, video
-from tests.hub_layout import write_processor
+from tests.hub_layout import special_ids, write_processor
 
 VISION = ("qwen2_5_omni", "qwen2_5_vl")
 
@@ -24,23 +24,7 @@ def open_family(name, directory):
     """A published-like directory, and the model in it, theirs and ours."""
     write_processor(directory, name, **PIXELS)
     tokens = AutoTokenizer.from_pretrained(directory)
-    ids = {
-        "qwen2_5_omni": dict(
-            audio_token_index="<|AUDIO|>",
-            image_token_index="<|IMAGE|>",
-            video_token_index="<|VIDEO|>",
-            audio_start_token_id="<|audio_bos|>",
-            audio_end_token_id="<|audio_eos|>",
-        ),
-        "qwen2_5_vl": dict(
-            image_token_id="<|image_pad|>",
-            video_token_id="<|video_pad|>",
-            vision_start_token_id="<|vision_start|>",
-            vision_end_token_id="<|vision_end|>",
-        ),
-    }.get(name, {})
-    special_ids = {key: tokens.convert_tokens_to_ids(token) for key, token in ids.items()}
-    reference = hub_models.make(name, special_ids=special_ids)
+    reference = hub_models.make(name, special_ids=special_ids(directory, name))
     if name == "qwen2_5_omni":
         start = tokens.convert_tokens_to_ids("<|vision_bos|>")
         reference.config.vision_start_token_id = reference.model.config.vision_start_token_id = start

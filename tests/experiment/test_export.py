@@ -29,7 +29,7 @@ from mecap_jax.sharding import make_mesh
 from mecap_jax.training.logging import RunLogger
 from tests import hub_models, miniature
 from tests.data.test_features import smooth_frames, voice_like
-from tests.hub_layout import write_processor
+from tests.hub_layout import special_ids, write_processor
 from tests.models.test_family_parity import prompt_logits
 
 pytestmark = [
@@ -112,10 +112,7 @@ def omni(root):
     """The decoder of a whole Qwen2.5-Omni, published in bfloat16 and trained in float32."""
     backbone = root / "Qwen2.5-Omni-3B"
     write_processor(backbone, "qwen2_5_omni")
-    tokens = transformers.AutoTokenizer.from_pretrained(backbone)
-    names = dict(audio_token_index="AUDIO", image_token_index="IMAGE", video_token_index="VIDEO",
-                 audio_start_token_id="audio_bos", audio_end_token_id="audio_eos")  # fmt: skip
-    ids = {key: tokens.convert_tokens_to_ids(f"<|{name}|>") for key, name in names.items()}
+    ids = special_ids(backbone, "qwen2_5_omni")
     hub_models.save_as_published(hub_models.make("qwen2_5_omni", special_ids=ids).bfloat16(), backbone, "60KB")
     (backbone / "README.md").write_text("---\nlicense: other\nlicense_name: qwen-research\n---\n")
     return train_from(backbone, "qwen2_5_omni_3b", root), backbone
@@ -127,10 +124,7 @@ def vl(root):
     backbone = root / "vl"
     write_processor(backbone, "qwen2_5_vl")
     tokens = transformers.AutoTokenizer.from_pretrained(backbone)
-    names = dict(image_token_id="image_pad", video_token_id="video_pad", vision_start_token_id="vision_start",
-                 vision_end_token_id="vision_end")  # fmt: skip
-    ids = {key: tokens.convert_tokens_to_ids(f"<|{name}|>") for key, name in names.items()}
-    hub_models.make("qwen2_5_vl", tied=True, special_ids=ids).save_pretrained(backbone)
+    hub_models.make("qwen2_5_vl", tied=True, special_ids=special_ids(backbone, "qwen2_5_vl")).save_pretrained(backbone)
     end = tokens.convert_tokens_to_ids("<|im_end|>")
     (backbone / "generation_config.json").write_text(json.dumps({"eos_token_id": [end], "temperature": 0.1}))
     lora = load("configs/grpo.py", [f"model.lora={LORA}"]).model.lora

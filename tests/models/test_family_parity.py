@@ -171,7 +171,10 @@ def test_gradients_of_every_parameter(family, remat):
     graphdef, _ = nnx.split(nnx.eval_shape(lambda: MultimodalLM(config, nnx.Rngs(0))))
     tokens = np.array(target, np.int32)[None, None]
     sft = jax.tree.map(jnp.asarray, SftBatch(family.ours([row]), Completions(tokens, np.ones_like(tokens, bool))))
-    value = lambda params: negative_log_likelihood(nnx.merge(graphdef, params), sft, "token")[0]  # noqa: E731
+
+    def value(params):
+        return negative_log_likelihood(nnx.merge(graphdef, params), sft, "token")[0]
+
     ours_loss, gradients = jax.jit(jax.value_and_grad(value))(family.params)
     assert float(ours_loss) == pytest.approx(loss.item(), rel=1e-5)
     gradients = flatten(gradients)
