@@ -16,10 +16,10 @@ from jax.sharding import Mesh
 from mecap_jax.config import Config, ConfigError, MeshConfig
 from mecap_jax.data.tokenizer import Tokenizer
 from mecap_jax.evaluation.model_card import CARD_FILE, Export, render_card
+from mecap_jax.experiment.backbone import check_backbone
 from mecap_jax.experiment.setup import shards_directory
 from mecap_jax.experiment.weights import (
     PROCESSOR,
-    check_backbone,
     describe,
     open_stage,
     read_report,

@@ -20,7 +20,8 @@ from mecap_jax.data.processor import Processor
 from mecap_jax.data.processor_settings import ProcessorSettings
 from mecap_jax.data.shards import ShardError, ShardReader
 from mecap_jax.data.tokenizer import Tokenizer, train_tokenizer
-from mecap_jax.experiment.weights import PROCESSOR, check_backbone, read_run
+from mecap_jax.experiment.backbone import check_backbone
+from mecap_jax.experiment.weights import PROCESSOR, read_run
 from mecap_jax.models.checkpoints.table import CheckpointError, flatten
 from mecap_jax.models.lora import ADAPTER_LEAVES
 from mecap_jax.models.multimodal_lm import TOWERS

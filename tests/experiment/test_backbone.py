@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from mecap_jax.config import ConfigError, load
+from mecap_jax.experiment.backbone import check_backbone
 from mecap_jax.experiment import stages, weights
 from mecap_jax.experiment.setup import set_up
 from mecap_jax.model_config import FeatureProjectorConfig, LoraConfig
@@ -113,13 +114,13 @@ def test_a_recipe_takes_the_files_that_it_asks_for(family, tmp_path):
     config = load(f"configs/grpo.py:{family}", [f"backbone={tmp_path}"])
     write_processor(tmp_path, config.model.family)
     (tmp_path / "config.json").write_text(json.dumps(format_config(config.model, {})))
-    weights.check_backbone(config)
+    check_backbone(config)
 
 
 def test_a_backbone_that_is_not_there_names_the_key():
     config = load("configs/grpo.py:qwen2_5_vl_3b")
     with pytest.raises(ConfigError, match="'backbone': no such directory: checkpoints/Qwen2.5-VL-3B-Instruct"):
-        weights.check_backbone(config)
+        check_backbone(config)
 
 
 def test_a_backbone_of_another_network_names_every_field(omni):
@@ -127,18 +128,18 @@ def test_a_backbone_of_another_network_names_every_field(omni):
     decoder = dataclasses.replace(config.model.decoder, num_hidden_layers=5, rope_theta=1e4)
     other = dataclasses.replace(config, model=dataclasses.replace(config.model, decoder=decoder))
     with pytest.raises(ConfigError) as error:
-        weights.check_backbone(other)
+        check_backbone(other)
     for text in ("decoder.num_hidden_layers: 5 asked, 2 there", "decoder.rope_theta: 10000.0 asked, 1000000.0 there"):
         assert text in str(error.value)
     vl = load("configs/grpo.py:qwen2_5_vl_3b", [f"backbone={omni}"])
     with pytest.raises(ConfigError, match="model.family: 'qwen2_5_vl' asked, 'qwen2_5_omni' there"):
-        weights.check_backbone(vl)
+        check_backbone(vl)
 
 
 def test_a_file_is_no_backbone(omni):
     config = dataclasses.replace(run_config(omni), backbone=str(omni / "config.json"))
     with pytest.raises(ConfigError, match=r"'backbone': .*config\.json is a file"):
-        weights.check_backbone(config)
+        check_backbone(config)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +157,7 @@ def test_a_template_that_cannot_lay_out_the_runs_prompts_is_refused(omni, tmp_pa
     (tmp_path / "other" / "chat_template.jinja").write_text(template)
     config = run_config(tmp_path / "other")
     with pytest.raises(ConfigError, match=f"config key 'backbone': .*{message}"):
-        weights.check_backbone(config)
+        check_backbone(config)
 
 
 def test_a_vocabulary_that_is_larger_than_the_decoders_is_refused(omni, tmp_path):
@@ -166,7 +167,7 @@ def test_a_vocabulary_that_is_larger_than_the_decoders_is_refused(omni, tmp_path
     content["model"]["vocab"]["far"] = 9999
     path.write_text(json.dumps(content))
     with pytest.raises(ConfigError, match="config key 'backbone': .* the tokenizer has 10000 ids, the decoder 640"):
-        weights.check_backbone(run_config(tmp_path / "other"))
+        check_backbone(run_config(tmp_path / "other"))
 
 
 def test_files_that_do_not_fit_stop_the_run(omni, tmp_path):
