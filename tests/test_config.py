@@ -71,7 +71,7 @@ def test_overrides_reach_nested_fields_with_the_right_type():
         ("evaluation.rows=sft_contol", ("evaluation.rows", "must be among")),
         ("model.decoder.mrope_section=(1,1,1)", ("model.decoder.mrope_section", "head_dim")),
         ("model.decoder.num_key_value_heads=3", ("num_key_value_heads", "divide")),
-        ("data.synthetic.caption_language=zh", ("encoder.path", "multilingual")),
+        ("data.input=clips", ("data.input", "data.source")),
     ],
 )
 def test_errors_name_the_key(override, words):

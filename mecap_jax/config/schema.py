@@ -77,8 +77,10 @@ class DataConfig:
     """What is read and how it becomes batches.
 
     Attributes:
-      path: directory of shards; "" puts them into `cache/` under a name derived from source and settings.
-      source: importer that builds the shards when `path` has none yet.
+      path: directory of shards, as `scripts/prepare_data.py` makes it; "" builds them in `cache/`, under a name derived
+        from source and settings.
+      source: importer that builds the shards where there are none yet; "" builds none in `path`, and the synthetic
+        corpus without one.
       input: the importer's input directory.
       target: which caption kind is learnt and generated.
       modalities: what the model gets to see, out of "audio", "video", "features"; () is the text-only model.
@@ -100,7 +102,7 @@ class DataConfig:
     """
 
     path: str = ""
-    source: str = "synthetic"
+    source: str = ""
     input: str = ""
     synthetic: SyntheticConfig = SyntheticConfig()
     target: str = "overall"

@@ -166,12 +166,7 @@ def validate(config: Config) -> None:
         "sft_control needs sft, grpo and control",
     )
     require("grpo_semantic" not in rows or grpo is not None, "evaluation.rows", "grpo_semantic needs a GRPO stage")
-    if data.synthetic.caption_language != "en" and data.source == "synthetic":
-        require(
-            bool(config.encoder.path),
-            "encoder.path",
-            f"captions in {data.synthetic.caption_language!r} need a multilingual sentence encoder",
-        )
+    require(bool(data.source) or not data.input, "data.input", "needs data.source, which says what the files are")
 
 
 def validate_devices(config: Config, device_count: int) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from mecap_jax.data.language import caption_language
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -69,6 +72,25 @@ class IndexRow:
         """The multimodal emotion label, or None where there is none."""
         return self.labels.get("multimodal")
 
+    @property
+    def caption_language(self) -> str:
+        """BCP-47 code of the captions: the attribute of that name, else what their script says; "" without captions."""
+        declared = self.attributes.get("caption_language", "") if self.captions else ""
+        return declared or caption_language(text for texts in self.captions.values() for text in texts)
+
+
+def describe(rows: Sequence[IndexRow], source: Mapping[str, Any]) -> dict[str, Any]:
+    """What a manifest says that data are: whether a program made them, which corpora, captions in which languages.
+
+    Returns `synthetic` (bool), `datasets` and `caption_languages` (clips by name, the most frequent first).
+    """
+    languages = Counter(language for row in rows if (language := row.caption_language))
+    return {
+        "synthetic": source.get("importer") == "synthetic",
+        "datasets": dict(Counter(row.dataset for row in rows).most_common()),
+        "caption_languages": dict(languages.most_common()),
+    }
+
 
 def read_manifest(directory: Path) -> dict[str, Any]:
     """Reads and checks the manifest.
@@ -78,7 +100,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     """
     path = directory / MANIFEST
     if not path.is_file():
-        raise ShardError(f"{directory} holds no shards: there is no {MANIFEST}")
+        raise ShardError(f"{directory} holds no shards: there is no {MANIFEST}; scripts/prepare_data.py makes them")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

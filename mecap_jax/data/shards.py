@@ -3,7 +3,8 @@
 A directory of shards holds
   {split}-{number}.arrayrecord   utterances (`utterance.serialize`), numbered from 00000 in each split,
   index.jsonl                    one small row a record, in the order of the shards: what batching needs to know,
-  manifest.json                  schema version, source, counts, sha256 of every other file, quarantined clips.
+  manifest.json                  schema version, source, what the data are, counts, sha256 of every other file,
+                                 quarantined clips.
 It appears under its name only when complete, and a reader refuses it when a single byte differs.
 """
 
@@ -28,6 +29,7 @@ from mecap_jax.data.manifest import (
     BadClip,
     IndexRow,
     ShardError,
+    describe,
     read_index,
     read_manifest,
     sha256,
@@ -73,7 +75,7 @@ def write(
     building = directory.parent / f".{directory.name}.{uuid.uuid4().hex[:8]}.building"
     building.mkdir()
     try:
-        manifest = _build(building, _inspected(items, max_seconds), shard_size, max_bad_fraction)
+        manifest = _build(building, _inspected(items, max_seconds), source, shard_size, max_bad_fraction)
         manifest = {"schema_version": SCHEMA_VERSION, "command": command, "source": source, **manifest}
         (building / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         try:
@@ -117,7 +119,7 @@ class ShardReader:
     """Random access to a directory of shards, from threads and other processes as `RecordReader` says.
 
     Attributes:
-      manifest: the manifest.
+      manifest: the manifest; where it was written without `describe`, with what index and source say.
       index: one `IndexRow` a record; `reader[i]` is the utterance of `index[i]`.
     """
 
@@ -138,6 +140,7 @@ class ShardReader:
         places = [(shard["file"], i) for shard in self.manifest["shards"] for i in range(shard["records"])]
         if [(row.shard, row.position) for row in self.index] != places:
             raise ShardError(f"{self.directory / INDEX} does not list the records of the shards in {MANIFEST}")
+        self.manifest = describe(self.index, self.manifest["source"]) | self.manifest
 
     def __len__(self) -> int:
         return len(self.index)
@@ -204,7 +207,11 @@ def _inspect(item: Utterance | BadClip, max_seconds: float) -> tuple[Utterance, 
 
 
 def _build(
-    directory: Path, items: Iterator[tuple[Utterance, dict] | BadClip], shard_size: int, max_bad_fraction: float
+    directory: Path,
+    items: Iterator[tuple[Utterance, dict] | BadClip],
+    source: Mapping[str, Any],
+    shard_size: int,
+    max_bad_fraction: float,
 ) -> dict[str, Any]:
     """Writes shards and index; returns the part of the manifest that follows from the records."""
     bad: list[BadClip] = []
@@ -236,6 +243,7 @@ def _build(
         file.writelines(json.dumps(dataclasses.asdict(row), ensure_ascii=False) + "\n" for row in rows)
     return {
         "records": len(rows),
+        **describe(rows, source),
         "splits": {split: _count(writer.rows) for split, writer in splits.items() if writer.rows},
         "licences": dict(licences.most_common()),
         "quarantined": [dataclasses.asdict(clip) for clip in bad],

@@ -2,9 +2,10 @@
 
 BLEU, ROUGE-L, CIDEr-D and METEOR come from `pycocoevalcap` (its `Cider` is CIDEr-D: clipped counts, a Gaussian length
 penalty with sigma 6, times 10; Vedantam et al. 2015). English is tokenised by the Penn Treebank tokenizer where Java is
-there (tokenisation "ptb"), else by a regular expression ("words"); METEOR needs Java and is never replaced. Chinese is
-scored by characters, and again by words (keys with the suffix `_words`) where the package `jieba` is installed. Numbers
-under different tokenisations do not compare, so the result names its own.
+there (tokenisation "ptb"), else by a regular expression ("words"), as are other languages; METEOR needs Java, knows
+English only and is never replaced. Chinese is scored by characters ("characters"), and again by words (keys with the
+suffix `_words`) where the package `jieba` is installed. Each clip of a mixed corpus is scored by its own language.
+Numbers under different tokenisations do not compare, so the result names its own ("ptb+characters" for two).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import re
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import scipy.sparse
@@ -23,14 +25,13 @@ from pycocoevalcap.bleu.bleu_scorer import cook_refs, cook_test
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
+from mecap_jax.data.language import CHARACTER, WORD, has_word
 from mecap_jax.evaluation.intervals import Statistic, mean
 from mecap_jax.evaluation.java_tools import JavaError, Meteor, meteor_score, ptb_tokenize
 
+T = TypeVar("T")
 Encode = Callable[[Sequence[str]], np.ndarray]
 SIMILARITY_SHARES = (0.5, 0.6, 0.8)  # SECap's thresholds (arXiv 2312.10381)
-_WORD = re.compile(r"\w+(?:['’-]\w+)*")
-_HAN = r"\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_CHARACTER = re.compile(rf"[{_HAN}]|[^\W{_HAN}]+")  # what is not Han stays whole: numbers, Latin words
 _REPEATED_CHARACTERS = re.compile(r"(.{2,20}?)[和与又且并而]?\1")
 
 
@@ -41,7 +42,7 @@ class CaptionScores:
     Attributes:
       statistics: metrics by key, each with its per-clip statistics; `statistics[key].value` is the metric.
       unavailable: the reason for every metric that could not be computed.
-      tokenisation: "ptb", "words" or "characters".
+      tokenisation: "ptb", "words" or "characters"; where clips differ, all of theirs joined by "+".
     """
 
     statistics: dict[str, Statistic]
@@ -57,7 +58,7 @@ class CaptionScores:
 def caption_metrics(
     candidates: Sequence[str],
     references: Sequence[Sequence[str]],
-    language: str = "en",
+    languages: str | Sequence[str] = "en",
     encode: Encode | None = None,
     meteor: Meteor | None = None,
 ) -> CaptionScores:
@@ -68,51 +69,58 @@ def caption_metrics(
     `vocabulary_size` (different words over all candidates), `distinct_1`, `distinct_2` (different n-grams / all
     n-grams, Li et al. 2016), `distinct_captions` (different captions), `repetition` (share of captions in which a word
     directly repeats, also across "and", or three words in a row occur twice; in Chinese: two or more characters that
-    directly repeat, because single ones reduplicate and stock phrases recur), `mean_length` (tokens).
+    directly repeat, because single ones reduplicate and stock phrases recur), `mean_length` (tokens). In a mixed corpus
+    `meteor` is that of the English clips and `*_words` those of the Chinese ones; everything else is over all clips.
 
     Args:
       candidates: one caption a clip; it may be empty.
       references: at least one a clip.
-      language: "en" or "zh".
+      languages: of the references, BCP-47: one for all, or one a clip.
       encode: sentence encoder, texts -> float32 unit vectors `[n, d]`; without it similarity is unavailable.
       meteor: a running METEOR, where several sets of captions are scored; by default one is started and closed here.
 
     Raises:
       ValueError: no clips, lengths that differ, a clip without references, a reference without a word, a text that is
-        not valid Unicode, a language that is not supported, embeddings that are not unit vectors.
+        not valid Unicode, embeddings that are not unit vectors.
     """
-    _check(candidates, references, language)
+    languages = [languages] * len(candidates) if isinstance(languages, str) else languages
+    _check(candidates, references, languages)
     unavailable: dict[str, str] = {}
-    tokens, reference_tokens, tokenisation = _tokenise(candidates, references, language, unavailable)
-    statistics = _token_statistics(tokens, reference_tokens, tokenisation)
-    if language == "zh":
-        unavailable["meteor"] = "METEOR has no Chinese"
-        statistics |= _chinese_words(candidates, references, unavailable, statistics)
-    elif tokenisation == "ptb":
+    tokens, reference_tokens, tokenisations = _tokenise(candidates, references, languages, unavailable)
+    statistics = _token_statistics(tokens, reference_tokens, tokenisations)
+    chinese = _places(tokenisations, "characters")
+    if chinese:
+        words = _chinese_words(_at(chinese, candidates), _at(chinese, references), unavailable, statistics)
+        statistics |= {key: _among(len(tokens), chinese, statistic) for key, statistic in words.items()}
+    english = _places(tokenisations, "ptb")
+    if english:
         try:
             with contextlib.ExitStack() as stack:
                 running = meteor or stack.enter_context(Meteor())
-                statistics["meteor"] = Statistic(running.statistics(tokens, reference_tokens), meteor_score)
+                found = running.statistics(_at(english, tokens), _at(english, reference_tokens))
+            statistics["meteor"] = _among(len(tokens), english, Statistic(found, meteor_score))
         except JavaError as error:
             unavailable["meteor"] = str(error)
+    elif "meteor" not in unavailable:
+        unavailable["meteor"] = "METEOR scores English captions only, and there are none"
     if encode is None:
         keys = ("sbert_similarity", *map(_share_key, SIMILARITY_SHARES))
         unavailable |= dict.fromkeys(keys, "no sentence encoder was given")
     else:
         statistics |= _similarity_statistics(candidates, references, encode)
-    return CaptionScores(statistics, unavailable, tokenisation)
+    return CaptionScores(statistics, unavailable, "+".join(dict.fromkeys(tokenisations)))
 
 
 # --- tokenisation -----------------------------------------------------------------------------------------------
 
 
-def _check(candidates: Sequence[str], references: Sequence[Sequence[str]], language: str):
-    if language not in ("en", "zh"):
-        raise ValueError(f"captions in language {language!r} are not supported, only 'en' and 'zh'")
+def _check(candidates: Sequence[str], references: Sequence[Sequence[str]], languages: Sequence[str]):
     if not candidates:
         raise ValueError("there are no captions to score")
     if len(candidates) != len(references):
         raise ValueError(f"{len(candidates)} candidates but {len(references)} lists of references")
+    if len(candidates) != len(languages):
+        raise ValueError(f"{len(candidates)} candidates but {len(languages)} languages")
     for i, (candidate, texts) in enumerate(zip(candidates, references)):
         if isinstance(texts, str) or not texts:
             raise ValueError(f"references[{i}] must be a non-empty sequence of texts, got {texts!r}")
@@ -124,24 +132,47 @@ def _check(candidates: Sequence[str], references: Sequence[Sequence[str]], langu
                 text.encode()
             except UnicodeEncodeError as error:
                 raise ValueError(f"{name} is not valid Unicode: {error}") from error
-            if name.startswith("r") and not _WORD.search(text):
+            if name.startswith("r") and not has_word(text):
                 raise ValueError(f"{name} has no word in it: {text!r:.80}")
 
 
 def _tokenise(
-    candidates: Sequence[str], references: Sequence[Sequence[str]], language: str, unavailable: dict[str, str]
-) -> tuple[list[str], list[list[str]], str]:
-    """Returns candidates and references as tokens joined by blanks, and the name of the tokenisation."""
-    texts = [*candidates, *(text for row in references for text in row)]
-    if language == "zh":
-        tokenised, name = [" ".join(_CHARACTER.findall(text.lower())) for text in texts], "characters"
-    else:
+    candidates: Sequence[str],
+    references: Sequence[Sequence[str]],
+    languages: Sequence[str],
+    unavailable: dict[str, str],
+) -> tuple[list[str], list[list[str]], list[str]]:
+    """Returns candidates and references as tokens joined by blanks, and the name of each clip's tokenisation."""
+    kinds = [{"zh": "characters", "en": "ptb"}.get(language.partition("-")[0], "words") for language in languages]
+    texts = [[candidate, *row] for candidate, row in zip(candidates, references)]
+    english = [text for row, kind in zip(texts, kinds) if kind == "ptb" for text in row]
+    treebank = iter(())
+    if english:
         try:
-            tokenised, name = ptb_tokenize(texts), "ptb"
+            treebank = iter(ptb_tokenize(english))
         except JavaError as error:
             unavailable["meteor"] = f"METEOR works on tokens of the PTB tokenizer, but {error}"
-            tokenised, name = [" ".join(_WORD.findall(text.lower())) for text in texts], "words"
-    return *_split(tokenised, references), name
+            kinds = ["words" if kind == "ptb" else kind for kind in kinds]
+    patterns = {"characters": CHARACTER, "words": WORD}
+    tokens = [
+        [next(treebank) if kind == "ptb" else " ".join(patterns[kind].findall(text.lower())) for text in row]
+        for row, kind in zip(texts, kinds)
+    ]
+    return [row[0] for row in tokens], [row[1:] for row in tokens], kinds
+
+
+def _places(tokenisations: Sequence[str], wanted: str) -> list[int]:
+    return [i for i, name in enumerate(tokenisations) if name == wanted]
+
+
+def _at(places: Sequence[int], items: Sequence[T]) -> list[T]:
+    return [items[i] for i in places]
+
+
+def _among(clips: int, places: Sequence[int], statistic: Statistic) -> Statistic:
+    """A statistic of some clips as one of all, to which the others add nothing."""
+    spread = scipy.sparse.csr_array((np.ones(len(places)), (places, np.arange(len(places)))), (clips, len(places)))
+    return dataclasses.replace(statistic, values=spread @ statistic.values)
 
 
 def _split(tokenised: list[str], references: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
@@ -169,15 +200,17 @@ def _chinese_words(
     with tempfile.TemporaryDirectory() as private:
         segmenter = jieba.Tokenizer()
         segmenter.tmp_dir = private  # its cache is unmarshalled: never from the shared temporary directory
-        words = [" ".join(w for w in segmenter.lcut(text.lower()) if _WORD.search(w)) for text in texts]
-    scores = _token_statistics(*_split(words, references), "words")
+        words = [" ".join(w for w in segmenter.lcut(text.lower()) if has_word(w)) for text in texts]
+    scores = _token_statistics(*_split(words, references), ["words"] * len(candidates))
     return {f"{key}_words": statistic for key, statistic in scores.items()}
 
 
 # --- metrics over tokens ----------------------------------------------------------------------------------------
 
 
-def _token_statistics(tokens: list[str], references: list[list[str]], tokenisation: str) -> dict[str, Statistic]:
+def _token_statistics(
+    tokens: list[str], references: list[list[str]], tokenisations: Sequence[str]
+) -> dict[str, Statistic]:
     clips = range(len(tokens))
     results, truths = {i: [tokens[i]] for i in clips}, {i: references[i] for i in clips}
     counts = np.array([_bleu_counts(tokens[i], references[i]) for i in clips])
@@ -190,8 +223,8 @@ def _token_statistics(tokens: list[str], references: list[list[str]], tokenisati
     for n in (1, 2):
         statistics[f"distinct_{n}"] = _distinct([list(zip(*(row[k:] for k in range(n)))) for row in words])
     statistics["distinct_captions"] = _types([{text} for text in tokens], _count)
-    repeats = _repeats_characters if tokenisation == "characters" else _repeats_words
-    statistics["repetition"] = mean([repeats(row) for row in words])
+    repeats = {"characters": _repeats_characters}
+    statistics["repetition"] = mean([repeats.get(kind, _repeats_words)(row) for row, kind in zip(words, tokenisations)])
     statistics["mean_length"] = mean([len(row) for row in words])
     return statistics
 

@@ -194,6 +194,9 @@ def _data(export: Export) -> str:
         return "## Data\n\nThe run left no record of its data."
     rows = [["source", escape(_source(data) or "not recorded")]]
     rows.append(["synthetic", "yes" if _synthetic(export) else "no"])
+    for key, title in (("datasets", "corpora (clips)"), ("caption_languages", "languages of the captions (clips)")):
+        if data.get(key):
+            rows.append([title, ", ".join(f"{escape(str(name))} ({count})" for name, count in data[key].items())])
     for split, counts in (data.get("splits") or {}).items():
         clips, speakers = (escape(str(counts.get(key, "?"))) for key in ("records", "speakers"))
         rows.append([f"clips, {escape(str(split))}", f"{clips} of {speakers} speakers"])
@@ -297,8 +300,7 @@ def _source(data: Mapping[str, Any]) -> str:
 
 
 def _synthetic(export: Export) -> bool:
-    source = _source(export.data)
-    return source == "synthetic" if source else bool(export.data.get("synthetic"))
+    return bool(export.data.get("synthetic"))
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -21,7 +21,7 @@ from mecap_jax.evaluation.tables import (
 
 _TOKENISATION = {
     "ptb": "the Penn Treebank tokenizer, punctuation removed",
-    "words": "a regular expression, because Java and with it the Penn Treebank tokenizer is missing",
+    "words": "a regular expression (there is no Java for the Penn Treebank tokenizer, or the language is not English)",
     "characters": "Chinese characters",
 }
 _MOST_QUARANTINED = 50
@@ -79,8 +79,10 @@ def _results(report: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
         f"{report['intervals']['level']:.0%} interval from {report['intervals']['resamples']:,} bootstrap resamples of "
         f"{escape(clusters)} (percentiles; jackknife for different words, distinct-n and different captions). With "
         "fewer than about 20 of them intervals come out too narrow. Tokens come from "
-        f"{_TOKENISATION[report['tokenisation']]}."
+        f"{' and '.join(_TOKENISATION[name] for name in report['tokenisation'].split('+'))}."
     ]
+    if "+" in report["tokenisation"]:
+        notes.append("Every clip is scored by the language of its references; METEOR is that of the English ones.")
     if report["test"][clusters] < 2:
         notes.append(f"There are no intervals: they need at least two {escape(clusters)}.")
     reasons: dict[str, list[str]] = {}

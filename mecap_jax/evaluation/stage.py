@@ -22,12 +22,14 @@ class Clip:
       cluster: its speaker or dialogue; intervals resample these.
       references: at least one caption.
       label: gold emotion, or None.
+      language: of the references.
     """
 
     id: str
     cluster: str
     references: tuple[str, ...]
     label: str | None
+    language: str = "en"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +41,8 @@ class StageResult:
       predicted: the class that each caption expresses by nearest anchor (None: an empty caption, or no anchors).
       statistics: metrics by key, each with its per-clip statistics.
       unavailable: the reason for every metric that could not be computed.
-      tokenisation: "ptb", "words" or "characters".
-      classes: emotion classes, the order of `confusion`.
+      tokenisation: as in `CaptionScores`.
+      classes: emotion classes, the order of `confusion`: those with an anchor, then those that only clips have.
       confusion: clips by gold and predicted class, int `[K, K]`, or None without anchors.
     """
 
@@ -73,7 +75,6 @@ def score_stage(
     clips: Sequence[Clip],
     captions: Sequence[str],
     classes: Sequence[str],
-    language: str = "en",
     encode: Encode | None = None,
     coordinates: np.ndarray | None = None,
     rewards: np.ndarray | None = None,
@@ -87,22 +88,23 @@ def score_stage(
     Args:
       clips: what was captioned.
       captions: one a clip, in the same order; an empty one expresses no emotion.
-      classes: emotion classes; gold labels are among them.
-      language: language of the captions, "en" or "zh".
+      classes: emotion classes that have anchors. A clip with another label is missed by nearest anchor.
       encode: sentence encoder, texts -> unit vectors `[n, d]`.
       coordinates: emotion coordinates of the captions `[N, K]`, in the order of `classes`.
       rewards: emotion reward of each caption `[N]`.
       meteor: a running METEOR, where several stages are scored.
 
     Raises:
-      ValueError: lengths differ, an id occurs twice, a label is not among `classes`, a coordinate or reward is not
-        finite, or texts that `caption_metrics` refuses.
+      ValueError: lengths differ, an id occurs twice, a coordinate or reward is not finite, or texts that
+        `caption_metrics` refuses.
     """
     _check(clips, captions, coordinates, rewards)
-    scores = caption_metrics(captions, [clip.references for clip in clips], language, encode, meteor)
+    languages = [clip.language for clip in clips]
+    scores = caption_metrics(captions, [clip.references for clip in clips], languages, encode, meteor)
     statistics, unavailable = dict(scores.statistics), dict(scores.unavailable)
     gold = [clip.label for clip in clips]
-    statistics["emotion_word_uar"] = emotion_word_recognition(captions, gold, classes).uar
+    every = (*classes, *sorted({label for label in gold if label is not None} - set(classes)))
+    statistics["emotion_word_uar"] = emotion_word_recognition(captions, gold, every).uar
     predicted: list[str | None] = [None] * len(clips)
     confusion = None
     if coordinates is None:
@@ -110,7 +112,7 @@ def score_stage(
     else:
         nearest = nearest_anchors(coordinates, classes)
         predicted = [name if caption.strip() else None for name, caption in zip(nearest, captions)]
-        found = recognition(predicted, gold, classes)
+        found = recognition(predicted, gold, every)
         statistics |= {"emotion_uar": found.uar, "emotion_war": found.war}
         confusion = found.confusion
     if rewards is None:
@@ -128,7 +130,7 @@ def score_stage(
         statistics,
         unavailable,
         scores.tokenisation,
-        tuple(classes),
+        every,
         confusion,
     )
 

@@ -228,7 +228,8 @@ def _data_facts(config: Config, workdir: Path) -> Mapping[str, Any]:
     if not manifest.is_file():
         return {}
     fields = json.loads(manifest.read_text(encoding="utf-8"))
-    return {name: fields[name] for name in ("source", "splits", "licences", "quarantined") if name in fields}
+    names = ("source", "synthetic", "datasets", "caption_languages", "splits", "licences", "quarantined")
+    return {name: fields[name] for name in names if name in fields}
 
 
 def _write_json(path: Path, fields: Mapping[str, Any]) -> None:

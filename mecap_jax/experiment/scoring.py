@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,12 +45,17 @@ def evaluate_checkpoint(checkpoint: Path, data: Path | None, split: str, logger:
     with open_meteor() as meteor:
         result = evaluate_stage(bench, checkpoint.name, graphdef, params, rows, meteor)
     options = bench.config.evaluation
+    unseen = Counter(clip.label for clip in result.clips if clip.label and clip.label not in bench.anchors.labels)
+    if unseen:
+        counts = ", ".join(f"{label} ({count} clips)" for label, count in unseen.most_common())
+        logger.say(f"labels that training never saw, counted as missed by nearest anchor: {counts}")
     return {
         "checkpoint": str(checkpoint),
         "data": str(bench.reader.directory),
         "split": split,
         "clips": len(result.clips),
         "speakers": len({clip.cluster for clip in result.clips}),
+        "unseen_labels": dict(unseen),
         "quarantined": [dataclasses.asdict(clip) for clip in bench.dataset.quarantined],
         "eval": result.metrics,
         "confidence": result.confidence(options.bootstrap, options.confidence, bench.config.seed),
@@ -105,16 +111,14 @@ def score_captions(
     clips, samples = [], []
     for row, caption in zip(rows, captions):
         entry, references = dataset.index[row], dataset.references(row)
-        label = entry.labels.get("multimodal")
-        clips.append(Clip(entry.id, entry.speaker, references, label))
-        samples.append(Sample(caption, True, "", entry.id, references, label, len(samples)))
+        clips.append(Clip(entry.id, entry.speaker, references, entry.label, entry.caption_language))
+        samples.append(Sample(caption, True, "", entry.id, references, entry.label, len(samples)))
     embeddings = encoder.encode([normalise_text(caption) for caption in captions])
     rewards = EmotionReward(encoder, anchors, form)(samples)
     return score_stage(
         clips,
         captions,
         anchors.labels,
-        language=bench.config.data.synthetic.caption_language if bench.config.data.source == "synthetic" else "en",
         encode=encoder.encode,
         coordinates=emotion_coordinates(embeddings, anchors, form),
         rewards=np.array([0.0 if value is None else value for value in rewards]),

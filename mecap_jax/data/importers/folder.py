@@ -18,7 +18,7 @@ The input directory holds `manifest.jsonl`, UTF-8, one JSON object a line. All p
 | `valence` | number in [-2, 2] | |
 | `captions` or `caption` | string or list of strings (kind "overall"), or object: kind -> string or list; kinds are "emotion", "style", "speaker", "overall" | |
 | `rationale` | string | |
-| `attributes` | object: name -> string, e.g. gender, intensity | |
+| `attributes` | object: name -> string, e.g. gender, intensity; `caption_language`, the captions' BCP-47 code, is otherwise told from their script ("zh" or "en") | |
 | `dataset` | string | "folder" |
 | `licence` | string | "" |
 
