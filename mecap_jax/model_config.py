@@ -8,6 +8,11 @@ with only the feature projector, a Qwen2.5 decoder behind precomputed features (
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
+
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+
+from mecap_jax.field_types import Regex, ShareBelowOne
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,16 +26,16 @@ class DecoderConfig:
         head_dim / 2); None gives plain one-dimensional rotary positions.
     """
 
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    rope_theta: float = 1e6
-    mrope_section: tuple[int, int, int] | None = None
-    rms_norm_eps: float = 1e-6
+    vocab_size: PositiveInt
+    hidden_size: PositiveInt
+    intermediate_size: PositiveInt
+    num_hidden_layers: PositiveInt
+    num_attention_heads: PositiveInt
+    num_key_value_heads: PositiveInt
+    head_dim: PositiveInt
+    rope_theta: PositiveFloat = 1e6
+    mrope_section: tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt] | None = None
+    rms_norm_eps: PositiveFloat = 1e-6
     tie_word_embeddings: bool = False
     attention_bias: bool = True
     qk_norm: bool = False
@@ -40,13 +45,13 @@ class DecoderConfig:
 class AudioTowerConfig:
     """Whisper-like encoder over chunks of `2 * n_window` mel frames (10 ms each); 25 tokens a second."""
 
-    num_mel_bins: int
-    d_model: int
-    encoder_layers: int
-    encoder_attention_heads: int
-    encoder_ffn_dim: int
-    n_window: int = 100
-    max_source_positions: int = 1500
+    num_mel_bins: PositiveInt
+    d_model: PositiveInt
+    encoder_layers: PositiveInt
+    encoder_attention_heads: PositiveInt
+    encoder_ffn_dim: PositiveInt
+    n_window: PositiveInt = 100
+    max_source_positions: PositiveInt = 1500
 
     @property
     def chunk_frames(self) -> int:
@@ -63,16 +68,16 @@ class AudioTowerConfig:
 class VisionTowerConfig:
     """Windowed vision transformer over patches of 2 frames x 14 x 14 pixels, merged 2 x 2 into decoder tokens."""
 
-    hidden_size: int
-    intermediate_size: int
-    depth: int
-    num_heads: int
-    fullatt_block_indexes: tuple[int, ...]
-    patch_size: int = 14
-    temporal_patch_size: int = 2
-    spatial_merge_size: int = 2
-    window_size: int = 112
-    in_channels: int = 3
+    hidden_size: PositiveInt
+    intermediate_size: PositiveInt
+    depth: PositiveInt
+    num_heads: PositiveInt
+    fullatt_block_indexes: tuple[NonNegativeInt, ...]
+    patch_size: PositiveInt = 14
+    temporal_patch_size: PositiveInt = 2
+    spatial_merge_size: PositiveInt = 2
+    window_size: PositiveInt = 112
+    in_channels: PositiveInt = 3
 
     @property
     def patch_dim(self) -> int:
@@ -101,8 +106,8 @@ class FeatureProjectorConfig:
     """
 
     names: tuple[str, ...]
-    dims: tuple[int, ...]
-    hidden_size: int
+    dims: tuple[PositiveInt, ...]
+    hidden_size: PositiveInt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,10 +122,10 @@ class LoraConfig:
       dropout: share of an adapter's inputs that is zeroed in training.
     """
 
-    rank: int = 16
-    alpha: float = 32.0
-    targets: tuple[str, ...] = (r"language_model\.layers\.\d+\.(self_attn|mlp)\..*_proj",)
-    dropout: float = 0.0
+    rank: PositiveInt = 16
+    alpha: PositiveFloat = 32.0
+    targets: tuple[Regex, ...] = (r"language_model\.layers\.\d+\.(self_attn|mlp)\..*_proj",)
+    dropout: ShareBelowOne = 0.0
 
 
 FAMILIES = ("qwen2_5_omni", "qwen2_5_vl", "qwen2", "qwen3")
@@ -149,10 +154,10 @@ class ModelConfig:
     vision: VisionTowerConfig | None = None
     features: FeatureProjectorConfig | None = None
     lora: LoraConfig | None = None
-    position_id_per_seconds: int = 25
-    seconds_per_chunk: float = 2.0
-    param_dtype: str = "float32"
-    dtype: str = "float32"
+    position_id_per_seconds: PositiveInt = 25
+    seconds_per_chunk: PositiveFloat = 2.0
+    param_dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
 
     def miniature(self) -> ModelConfig:

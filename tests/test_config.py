@@ -1,11 +1,14 @@
 """A wrong configuration gets one clear error that names the key, before any data or model work."""
 
 import dataclasses
+import types
+import typing
 
 import pytest
+from pydantic import FiniteFloat
 
 from mecap_jax import config as config_module
-from mecap_jax.config import Bucket, ConfigError, from_json, load, to_json, validate, validate_devices
+from mecap_jax.config import Bucket, Config, ConfigError, from_json, load, to_json, validate, validate_devices
 
 RECIPE = "configs/grpo.py"
 
@@ -44,31 +47,38 @@ def test_overrides_reach_nested_fields_with_the_right_type():
         ("seed.x=1", ("seed.x", "no fields")),
         ("model.features.hidden_size=3", ("model.features.hidden_size", "not set in this recipe")),
         ("grpo.group_size", ("grpo.group_size", "key.path=value")),
-        ("grpo.group_size=eight", ("grpo.group_size", "expected int", "'eight'")),
-        ("grpo.group_size=8.5", ("grpo.group_size", "expected int")),
-        ("grpo.group_size=True", ("grpo.group_size", "expected int")),
-        ("grpo.mask_truncated=1", ("grpo.mask_truncated", "expected bool")),
-        ("data.modalities=3", ("data.modalities", "tuple")),
-        ("data.buckets=({'tokens':3},)", ("data.buckets[0]", "tokens")),
-        ("data.buckets=({'frames':3},)", ("data.buckets[0]", "prompt_tokens")),
-        ("grpo.group_size=1", ("grpo.group_size", "at least 2")),
+        ("grpo.group_size=eight", ("grpo.group_size", "valid integer", "'eight'")),
+        ("grpo.group_size=8.5", ("grpo.group_size", "valid integer")),
+        ("grpo.group_size=True", ("grpo.group_size", "valid integer")),
+        ("grpo.mask_truncated=1", ("grpo.mask_truncated", "valid boolean")),
+        ("data.modalities=3", ("data.modalities", "valid array")),
+        ("data.buckets=({'tokens':3},)", ("data.buckets[0].tokens", "unknown")),
+        ("data.buckets=({'frames':3},)", ("data.buckets[0].prompt_tokens", "required")),
+        ("grpo.group_size=1", ("grpo.group_size", "greater than or equal to 2")),
         ("grpo.micro_prompts=5", ("grpo.micro_prompts", "grpo.prompts")),
         ("sft.micro_clips=7", ("sft.micro_clips", "sft.batch_clips")),
-        ("grpo.loss.name=ppo", ("grpo.loss.name", "must be one of")),
-        ("grpo.temperature=0", ("grpo.temperature", "positive")),
-        ("grpo.loss.beta=-1", ("grpo.loss.beta", "negative")),
-        ("data.max_bad_fraction=2", ("data.max_bad_fraction", "[0, 1]")),
+        ("grpo.loss.name=ppo", ("grpo.loss.name", "must be 'grpo', 'dr_grpo'")),
+        ("grpo.temperature=0", ("grpo.temperature", "greater than 0")),
+        ("grpo.loss.beta=-1", ("grpo.loss.beta", "greater than or equal to 0")),
+        ("data.max_bad_fraction=2", ("data.max_bad_fraction", "less than or equal to 1")),
+        ("control.steps=0", ("control.steps", "greater than 0")),
+        ("control.micro_clips=7", ("control.micro_clips", "control.batch_clips")),
+        ("sft.optimizer.clip_norm=nan", ("sft.optimizer.clip_norm", "valid number", "'nan'")),
+        ("sft.optimizer.clip_norm=1e999", ("sft.optimizer.clip_norm", "finite")),
+        ("grpo.optimizer.beta2=1", ("grpo.optimizer.beta2", "less than 1")),
+        ("seed={1, 2}", ("seed", "valid integer", "{1, 2}")),
         ("trainable=()", ("trainable", "nothing would train")),
         ("trainable=('(',)", ("trainable", "'('", "no regular expression")),
         ("model.lora={'targets': ('*',)}", ("model.lora.targets", "'*'", "no regular expression")),
-        ("model.lora={'rank': 0}", ("model.lora.rank", "positive")),
-        ("model.lora={'dropout': 1}", ("model.lora.dropout", "below 1")),
-        ("data.modalities=smell", ("data.modalities", "must be among")),
+        ("model.lora={'rank': 0}", ("model.lora.rank", "greater than 0")),
+        ("model.lora={'dropout': 1}", ("model.lora.dropout", "less than 1")),
+        ("data.modalities=smell", ("data.modalities[0]", "must be 'audio', 'video' or 'features'")),
         ("data.modalities=audio,audio", ("data.modalities", "twice")),
         ("data.modalities=features", ("data.modalities", "no part for 'features'")),
+        ("data.min_pixels=60000", ("data.min_pixels", "must not exceed data.max_pixels")),
         ("data.buckets=()", ("data.buckets", "at least one")),
         ("data.sft_share=1", ("grpo.clips", "data.sft_share")),
-        ("evaluation.rows=sft_contol", ("evaluation.rows", "must be among")),
+        ("evaluation.rows=sft_contol", ("evaluation.rows[0]", "must be 'text_only'")),
         ("model.decoder.mrope_section=(1,1,1)", ("model.decoder.mrope_section", "head_dim")),
         ("model.decoder.num_key_value_heads=3", ("num_key_value_heads", "divide")),
         ("data.input=clips", ("data.input", "data.source")),
@@ -79,6 +89,35 @@ def test_errors_name_the_key(override, words):
         load(RECIPE, [override])
     for word in words:
         assert word in str(caught.value)
+
+
+def fields_of(hint, key=""):
+    """(dotted key, type) of every leaf under a dataclass, constraints included."""
+    if dataclasses.is_dataclass(hint):
+        for name, child in typing.get_type_hints(hint, include_extras=True).items():
+            yield from fields_of(child, f"{key}.{name}".lstrip("."))
+    elif typing.get_origin(hint) in (tuple, typing.Union, types.UnionType):
+        for child in typing.get_args(hint):
+            yield from fields_of(child, key)
+    else:
+        yield key, hint
+
+
+def test_every_number_has_a_range():
+    numbers = {key: hint for key, hint in fields_of(Config) if typing.get_args(hint)[:1] in ((int,), (float,))}
+    assert {"grpo.optimizer.clip_norm", "control.steps", "model.lora.dropout", "data.buckets.frames"} < set(numbers)
+    assert [key for key, hint in fields_of(Config) if hint in (int, float)] == []
+    # A range, or any finite number where a field's sign means something.
+    assert {key for key, hint in numbers.items() if hint == FiniteFloat} == {
+        f"grpo.reward.{name}" for name in config_module.REWARD_TERMS
+    }
+
+
+def test_all_that_is_wrong_is_named_at_once():
+    config = load(RECIPE)
+    wrong = dataclasses.replace(config, seed=-1, grpo=dataclasses.replace(config.grpo, top_p=0))
+    with pytest.raises(ConfigError, match=r"'seed': .*\(got -1\); config key 'grpo.top_p': .*\(got 0\)"):
+        validate(wrong)
 
 
 def test_combinations_of_stages():
@@ -122,7 +161,7 @@ def test_json_round_trip():
     assert from_json(to_json(config)) == config
     with pytest.raises(ConfigError, match="sead"):
         from_json(to_json(config).replace('"seed"', '"sead"'))
-    with pytest.raises(ConfigError, match="'config.seed': expected int"):
+    with pytest.raises(ConfigError, match="'seed': must be a valid integer"):
         from_json(to_json(config).replace('"seed": 5', '"seed": "five"'))
 
 

@@ -10,6 +10,7 @@ import mecap_jax
 ROOT = Path(mecap_jax.__file__).parent
 # Upstream first; what stands in one row may not import each other.
 ORDER = (
+    ("field_types",),
     ("emotions", "json_files", "model_config"),
     ("config", "batch"),
     ("sharding",),

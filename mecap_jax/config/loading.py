@@ -14,7 +14,7 @@ from typing import Any
 
 from mecap_jax.config.schema import Config, ConfigError
 from mecap_jax.config.validation import validate
-from mecap_jax.config.values import coerce, from_mapping
+from mecap_jax.config.values import build, parse
 
 
 def load(recipe: str, overrides: Sequence[str] = ()) -> Config:
@@ -38,13 +38,12 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> Config:
         key, equals, value = override.partition("=")
         if not equals:
             raise ConfigError(f"override {override!r} must have the form key.path=value")
-        config = _replace(config, key.split("."), value, key)
-    validate(config)
-    return config
+        config = build(dataclasses.asdict(_replace(config, key.split("."), value, key)))
+    return validate(config)
 
 
 def _replace(node: Any, path: list[str], text: str, key: str) -> Any:
-    """Returns a copy of dataclass `node` with the field at `path` set to the parsed `text`."""
+    """Returns a copy of dataclass `node` with the field at `path` set to what `text` says, not yet checked."""
     hints = typing.get_type_hints(type(node))
     name = path[0]
     if name not in hints:
@@ -52,7 +51,7 @@ def _replace(node: Any, path: list[str], text: str, key: str) -> Any:
         hint = f"; did you mean {close[0]!r}?" if close else f"; known keys: {', '.join(hints)}"
         raise ConfigError(f"unknown config key {key!r}: {type(node).__name__} has no {name!r}{hint}")
     if len(path) == 1:
-        return dataclasses.replace(node, **{name: _parse(text, hints[name], key)})
+        return dataclasses.replace(node, **{name: _parse(text, hints[name])})
     child = getattr(node, name)
     if not dataclasses.is_dataclass(child):
         reason = "is not set in this recipe" if child is None else f"has no fields (it is a {type(child).__name__})"
@@ -60,14 +59,18 @@ def _replace(node: Any, path: list[str], text: str, key: str) -> Any:
     return dataclasses.replace(node, **{name: _replace(child, path[1:], text, key)})
 
 
-def _parse(text: str, hint: Any, key: str) -> Any:
+def _parse(text: str, hint: Any) -> Any:
+    """A Python literal, or the text itself where it is none; `a,b` for a tuple of strings."""
     if hint is str:
         return text
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+        json.dumps(value)  # what JSON does not have (sets, bytes) no field has
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         value = text
-    return coerce(value, hint, key)
+    if isinstance(value, str) and typing.get_origin(hint) is tuple:
+        return [part for part in value.split(",") if part]
+    return value
 
 
 def to_json(config: Config) -> str:
@@ -77,7 +80,7 @@ def to_json(config: Config) -> str:
 
 def from_json(text: str) -> Config:
     """Reads what `to_json` wrote; unknown or ill-typed keys raise `ConfigError`."""
-    return from_mapping(json.loads(text), Config, "config")
+    return parse(text)
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -1,10 +1,21 @@
-"""What can be asked of a run: frozen dataclasses with their defaults, and the error that names a wrong key."""
+"""What can be asked of a run: frozen dataclasses with their defaults, and the error that names a wrong key.
+
+The type of a field says what it may hold: `Literal` its choices, pydantic's constrained types its range. What several
+fields must fulfil together stands in `config.validation`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Annotated, Literal
 
+from pydantic import ConfigDict, Field, FiniteFloat, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from mecap_jax.field_types import Regex, Seed, Share, ShareBelowOne
 from mecap_jax.model_config import ModelConfig
+
+Modality = Literal["audio", "video", "features"]
+Row = Literal["text_only", "sft_control", "grpo_semantic"]
 
 
 class ConfigError(ValueError):
@@ -25,12 +36,12 @@ class SyntheticConfig:
         bands), "log_mel-FRA" (the bands, ten times a second); to try recipes that read features.
     """
 
-    clips: int = 2000
-    seed: int = 0
-    caption_language: str = "en"
-    speech_languages: tuple[str, ...] = ("en", "zh")
-    conflict_share: float = 0.4
-    features: tuple[str, ...] = ()
+    clips: PositiveInt = 2000
+    seed: Seed = 0
+    caption_language: Literal["en", "zh"] = "en"
+    speech_languages: tuple[Literal["en", "zh"], ...] = ("en", "zh")
+    conflict_share: Share = 0.4
+    features: tuple[Literal["log_mel-UTT", "log_mel-FRA"], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,11 +56,11 @@ class Bucket:
       feature_frames: frames of precomputed features a row.
     """
 
-    prompt_tokens: int
-    audio_chunks: int = 0
-    frames: int = 0
-    windows: int = 0
-    feature_frames: int = 0
+    prompt_tokens: PositiveInt
+    audio_chunks: NonNegativeInt = 0
+    frames: NonNegativeInt = 0
+    windows: NonNegativeInt = 0
+    feature_frames: NonNegativeInt = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,12 +75,12 @@ class AugmentConfig:
       shift_pixels: frames move by up to this many pixels.
     """
 
-    modality_dropout: float = 0.0
-    gain_db: float = 0.0
-    time_mask_frames: int = 0
-    frequency_mask_bins: int = 0
-    brightness: float = 0.0
-    shift_pixels: int = 0
+    modality_dropout: Share = 0.0
+    gain_db: NonNegativeFloat = 0.0
+    time_mask_frames: NonNegativeInt = 0
+    frequency_mask_bins: NonNegativeInt = 0
+    brightness: Share = 0.0
+    shift_pixels: NonNegativeInt = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,21 +116,21 @@ class DataConfig:
     source: str = ""
     input: str = ""
     synthetic: SyntheticConfig = SyntheticConfig()
-    target: str = "overall"
-    modalities: tuple[str, ...] = ("audio", "video")
+    target: Literal["emotion", "style", "speaker", "overall"] = "overall"
+    modalities: tuple[Modality, ...] = ("audio", "video")
     include_transcript: bool = True
     instruction: str = "Describe the speaker's emotion."
-    max_seconds: float = 30.0
-    max_bad_fraction: float = 0.02
-    fps: float = 2.0
-    max_frames: int = 16
-    min_pixels: int = 56 * 56
-    max_pixels: int = 224 * 224
+    max_seconds: PositiveFloat = 30.0
+    max_bad_fraction: Share = 0.02
+    fps: NonNegativeFloat = 2.0
+    max_frames: PositiveInt = 16
+    min_pixels: PositiveInt = 56 * 56
+    max_pixels: PositiveInt = 224 * 224
     buckets: tuple[Bucket, ...] = ()
-    sft_share: float = 1.0
+    sft_share: Share = 1.0
     augment: AugmentConfig = AugmentConfig()
-    workers: int = 0
-    cache_mb: int = 2048
+    workers: NonNegativeInt = 0
+    cache_mb: NonNegativeInt = 2048
     tower_cache: bool = False
 
 
@@ -132,15 +143,15 @@ class OptimizerConfig:
       beta1, beta2: of AdamW; Muon has a momentum of 0.95.
     """
 
-    name: str = "adamw"
-    learning_rate: float = 1e-5
-    warmup_steps: int = 0
-    schedule: str = "cosine"
-    end_factor: float = 0.0
-    weight_decay: float = 0.0
-    beta1: float = 0.9
-    beta2: float = 0.999
-    clip_norm: float = 1.0
+    name: Literal["adamw", "muon"] = "adamw"
+    learning_rate: PositiveFloat = 1e-5
+    warmup_steps: NonNegativeInt = 0
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    end_factor: Share = 0.0
+    weight_decay: NonNegativeFloat = 0.0
+    beta1: ShareBelowOne = 0.9
+    beta2: ShareBelowOne = 0.999
+    clip_norm: PositiveFloat = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,15 +167,15 @@ class SftConfig:
       validate_every: steps between validations; 0 never. The best validation reward is kept.
     """
 
-    steps: int = 1000
-    batch_clips: int = 24
-    references: int = 2
-    micro_clips: int = 0
-    clips: str = "sft"
-    max_target_tokens: int = 64
-    normalization: str = "token"
+    steps: PositiveInt = 1000
+    batch_clips: PositiveInt = 24
+    references: PositiveInt = 2
+    micro_clips: NonNegativeInt = 0
+    clips: Literal["sft", "all"] = "sft"
+    max_target_tokens: PositiveInt = 64
+    normalization: Literal["token", "sequence", "sum"] = "token"
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-3, warmup_steps=50, weight_decay=0.05)
-    validate_every: int = 0
+    validate_every: NonNegativeInt = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,16 +194,16 @@ class LossConfig:
       references: how many references of a prompt that term scores.
     """
 
-    name: str = "grpo"
-    importance: str = "token"
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    clip_dual: float = 0.0
-    kl: str = "k3"
-    beta: float = 0.04
-    entropy: float = 0.0
-    reference_likelihood: float = 0.0
-    references: int = 2
+    name: Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo"] = "grpo"
+    importance: Literal["token", "sequence"] = "token"
+    clip_low: NonNegativeFloat = 0.2
+    clip_high: NonNegativeFloat = 0.2
+    clip_dual: NonNegativeFloat = 0.0
+    kl: Literal["k1", "k2", "k3"] = "k3"
+    beta: NonNegativeFloat = 0.04
+    entropy: NonNegativeFloat = 0.0
+    reference_likelihood: NonNegativeFloat = 0.0
+    references: PositiveInt = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,14 +221,14 @@ class RewardConfig:
       timeout_s: a term that takes longer earns nothing in this step and is counted.
     """
 
-    emotion: float = 1.0
-    semantic: float = 0.5
-    rouge_l: float = 0.0
-    cider_d: float = 0.0
-    distinctiveness: float = 0.0
-    form: str = "softmax"
+    emotion: FiniteFloat = 1.0
+    semantic: FiniteFloat = 0.5
+    rouge_l: FiniteFloat = 0.0
+    cider_d: FiniteFloat = 0.0
+    distinctiveness: FiniteFloat = 0.0
+    form: Literal["softmax", "centred", "raw", "text_centred"] = "softmax"
     custom: tuple[str, ...] = ()
-    timeout_s: float = 60.0
+    timeout_s: PositiveFloat = 60.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,22 +248,22 @@ class GrpoConfig:
         masked out is mostly noise.
     """
 
-    steps: int = 100
-    prompts: int = 8
-    micro_prompts: int = 0
-    group_size: int = 8
-    updates: int = 1
-    temperature: float = 1.0
-    top_p: float = 1.0
-    max_new_tokens: int = 64
-    advantage: str = "group"
+    steps: PositiveInt = 100
+    prompts: PositiveInt = 8
+    micro_prompts: NonNegativeInt = 0
+    group_size: Annotated[int, Field(ge=2)] = 8
+    updates: PositiveInt = 1
+    temperature: PositiveFloat = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    max_new_tokens: PositiveInt = 64
+    advantage: Literal["group", "mean", "leave_one_out", "per_reward"] = "group"
     mask_truncated: bool = False
-    clips: str = "all"
+    clips: Literal["all", "held_out"] = "all"
     augment: bool = False
     loss: LossConfig = LossConfig()
     reward: RewardConfig = RewardConfig()
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-6)
-    validate_every: int = 0
+    validate_every: NonNegativeInt = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -281,29 +292,29 @@ class EvaluationConfig:
       rows: further rows, each trained beside the main ones: "text_only", "sft_control", "grpo_semantic".
     """
 
-    batch_clips: int = 32
-    bootstrap: int = 1000
-    confidence: float = 0.95
+    batch_clips: PositiveInt = 32
+    bootstrap: PositiveInt = 1000
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
     ablation: bool = True
-    samples: int = 24
-    rows: tuple[str, ...] = ()
+    samples: NonNegativeInt = 24
+    rows: tuple[Row, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
     """The device mesh; -1 gives an axis all devices that the others leave."""
 
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
+    data: Annotated[int, Field(ge=-1)] = -1
+    fsdp: PositiveInt = 1
+    tensor: PositiveInt = 1
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
     """Checkpoints: every so many steps (0: only at the end of a stage), the newest `keep` stay."""
 
-    every: int = 50
-    keep: int = 2
+    every: NonNegativeInt = 50
+    keep: PositiveInt = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -323,9 +334,9 @@ class Config:
 
     name: str
     model: ModelConfig
-    seed: int = 0
+    seed: Seed = 0
     backbone: str = ""
-    trainable: tuple[str, ...] = (".*",)
+    trainable: tuple[Regex, ...] = (".*",)
     data: DataConfig = DataConfig()
     sft: SftConfig | None = None
     grpo: GrpoConfig | None = None
@@ -334,5 +345,8 @@ class Config:
     evaluation: EvaluationConfig = EvaluationConfig()
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
-    max_nonfinite_steps: int = 3
+    max_nonfinite_steps: PositiveInt = 3
     compilation_cache: str = "cache/jax"
+
+    # For the whole tree: no unknown key, no number in place of a truth value, no infinity and no NaN.
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)

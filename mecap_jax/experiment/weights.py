@@ -48,9 +48,7 @@ def read_run(workdir: Path) -> Config:
     path = workdir / "config.json"
     if not path.is_file():
         raise ConfigError(f"{workdir} holds no run: there is no config.json")
-    config = from_json(path.read_text(encoding="utf-8"))
-    validate(config)
-    return config
+    return validate(from_json(path.read_text(encoding="utf-8")))
 
 
 def starting_params(
