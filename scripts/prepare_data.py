@@ -7,7 +7,7 @@ import sys
 from absl import app, flags
 
 from mecap_jax.config import ConfigError, SyntheticConfig
-from mecap_jax.data.importers import IMPORTERS, ImporterError, prepare
+from mecap_jax.data.importers import CAPTIONS, IMPORTERS, ImporterError, prepare
 from mecap_jax.data.media import MAX_SECONDS
 from mecap_jax.data.shards import ShardError
 
@@ -18,6 +18,11 @@ _MAX_BAD_FRACTION = flags.DEFINE_float(
     "max_bad_fraction", 0.02, "Fail when more than this share of the clips is bad.", lower_bound=0, upper_bound=1
 )
 _MAX_SECONDS = flags.DEFINE_float("max_seconds", MAX_SECONDS, "Longer clips are bad.", lower_bound=0)
+_ALLOW_OUTSIDE = flags.DEFINE_bool("allow_outside", False, "Follow absolute paths and links out of the input.")
+_LABEL_MAP = flags.DEFINE_string("label_map", None, "JSON or CSV file: raw label -> the label that stands for it.")
+_CAPTIONS = flags.DEFINE_enum(
+    "captions", "own", list(CAPTIONS), "Whether clips without captions get some from templates, made from their labels."
+)
 
 _DEFINE = {int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string, list: flags.DEFINE_list}
 _SYNTHETIC = {}
@@ -40,6 +45,9 @@ def main(argv: list[str]) -> None:
             command=shlex.join(["python", *sys.argv]),
             max_seconds=_MAX_SECONDS.value,
             max_bad_fraction=_MAX_BAD_FRACTION.value,
+            allow_outside=_ALLOW_OUTSIDE.value,
+            label_map=_LABEL_MAP.value,
+            captions=_CAPTIONS.value,
         )
     except (ConfigError, ImporterError, ShardError) as error:
         sys.exit(f"error: {error}")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mecap_jax.data.language import caption_language
+from mecap_jax.text_files import printable
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -23,10 +24,14 @@ class ShardError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class BadClip:
-    """A clip that was left out: its id and the reason, for the manifest and the report."""
+    """A clip that was left out: its id and the reason, in one printable line each, for the manifest and the report."""
 
     id: str
     reason: str
+
+    def __post_init__(self):
+        for field in ("id", "reason"):
+            object.__setattr__(self, field, printable(" ".join(getattr(self, field).split())))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +40,7 @@ class IndexRow:
 
     Attributes:
       shard, position: file and place in it.
-      labels, valence, attributes: as in `Utterance`.
+      labels, valence, attributes: as in `Utterance`, without attributes that are longer than 200 characters.
       transcript, captions: what was said, and the references by kind: text is small, and nobody should have to read
         media to learn a vocabulary or anchors from it.
       features: shape (frames, dim) by name.

@@ -39,6 +39,8 @@ from mecap_jax.data.utterance import SPLITS, Utterance, deserialize, serialize
 
 __all__ = ["BadClip", "IndexRow", "ShardError", "ShardReader", "find_finished", "summarise_bad", "write"]
 
+_INDEX_ATTRIBUTE = 200  # characters: longer attributes are in the record alone
+
 
 def write(
     items: Iterable[Utterance | BadClip],
@@ -245,6 +247,7 @@ def _build(
         "records": len(rows),
         **describe(rows, source),
         "splits": {split: _count(writer.rows) for split, writer in splits.items() if writer.rows},
+        "captioned": dict(Counter(kind for row in rows for kind in row.captions if row.captions[kind])),
         "licences": dict(licences.most_common()),
         "quarantined": [dataclasses.asdict(clip) for clip in bad],
         "index": {"file": INDEX, "records": len(rows), "sha256": sha256(directory / INDEX)},
@@ -296,7 +299,7 @@ class _SplitWriter:
             shard=name,
             position=position,
             labels=dict(utterance.labels),
-            attributes=dict(utterance.attributes),
+            attributes={k: v for k, v in utterance.attributes.items() if len(v) <= _INDEX_ATTRIBUTE},
             captions=dict(utterance.captions),
             features={feature: tuple(x.shape) for feature, x in utterance.features.items()},
             **facts,

@@ -72,12 +72,12 @@ class Utterance:
                     f"utterance {self.id!r}: field {field!r} must be {expected}, got {getattr(self, field)!r:.80}"
                 )
 
-        check(isinstance(self.id, str) and bool(self.id), "id", "a non-empty string")
+        check(_is_text(self.id) and bool(self.id), "id", "a non-empty string")
         for field in ("dataset", "speaker", "transcript", "language", "licence"):
-            check(isinstance(getattr(self, field), str), field, "a string")
+            check(_is_text(getattr(self, field)), field, "a string of Unicode characters")
         check(self.split in SPLITS, "split", f"one of {SPLITS}")
         for field in ("dialogue", "rationale"):
-            check(getattr(self, field) is None or isinstance(getattr(self, field), str), field, "a string or None")
+            check(getattr(self, field) is None or _is_text(getattr(self, field)), field, "a string or None")
         for field in ("audio", "video"):
             check(getattr(self, field) is None or isinstance(getattr(self, field), bytes), field, "bytes or None")
         check(self.valence is None or isinstance(self.valence, float), "valence", "a float or None")
@@ -91,8 +91,7 @@ class Utterance:
             isinstance(self.captions, Mapping)
             and set(self.captions) <= set(CAPTION_KINDS)
             and all(
-                isinstance(refs, tuple) and all(isinstance(r, str) and r for r in refs)
-                for refs in self.captions.values()
+                isinstance(refs, tuple) and all(_is_text(r) and r for r in refs) for refs in self.captions.values()
             ),
             "captions",
             f"tuples of non-empty strings keyed by {CAPTION_KINDS}",
@@ -100,7 +99,7 @@ class Utterance:
         check(
             isinstance(self.features, Mapping)
             and all(
-                isinstance(name, str) and isinstance(x, np.ndarray) and x.ndim == 2 and x.dtype.name in _FEATURE_DTYPES
+                _is_text(name) and isinstance(x, np.ndarray) and x.ndim == 2 and x.dtype.name in _FEATURE_DTYPES
                 for name, x in self.features.items()
             ),
             "features",
@@ -113,8 +112,19 @@ class Utterance:
         return self.labels.get("multimodal")
 
 
+def _is_text(value: Any) -> bool:
+    """Whether it is a string that UTF-8 can write: half a surrogate pair is JSON, but no text."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _is_string_map(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(isinstance(k, str) and isinstance(v, str) for k, v in value.items())
+    return isinstance(value, Mapping) and all(_is_text(k) and _is_text(v) for k, v in value.items())
 
 
 def serialize(utterance: Utterance) -> bytes:

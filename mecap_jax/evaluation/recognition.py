@@ -88,9 +88,8 @@ def emotion_word_recognition(
 ) -> Recognition:
     """Recognition by the first emotion word of each caption.
 
-    A word of a class that `classes` lacks counts as no word; so does a gold class without words of its own ("calm"),
-    which is therefore always missed.
+    A word of an emotion that `classes` lacks counts as no word.
     """
     known = set(classes)
-    words = [first_emotion_word(caption) for caption in captions]
+    words = [first_emotion_word(caption, classes) for caption in captions]
     return recognition([word if word in known else None for word in words], gold, classes)

@@ -1,9 +1,8 @@
 """Importers: one module a corpus, each turning raw files into utterances.
 
-An importer has `read(input, synthetic) -> Iterator[Utterance | BadClip]` and `count(...) -> int`, the number of items
-to expect (of the input directory, or of the synthetic settings). It yields a `BadClip` for whatever it cannot read, so
-that nothing is lost silently; `prepare` checks the media of the rest, writes the shards and records every bad clip in
-the manifest.
+An importer has `read(input, settings) -> Iterator[Utterance | BadClip]`, and `count(input, settings) -> int`, the
+number of items to expect. It yields a `BadClip` for whatever it cannot read, so that nothing is lost silently;
+`prepare` checks the media of the rest, writes the shards and records every bad clip in the manifest.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import importlib
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,22 +22,49 @@ from rich.progress import track
 
 from mecap_jax.config import SyntheticConfig
 from mecap_jax.data import media, shards
+from mecap_jax.data.importers import tables, template_captions
+from mecap_jax.data.importers.files import MAX_CLIP_BYTES, ImporterError, walk
 from mecap_jax.data.shards import BadClip
+from mecap_jax.data.utterance import Utterance
+from mecap_jax.emotions import LABELS, canonical_label
+from mecap_jax.json_files import read_json_object
+from mecap_jax.text_files import printable
 
-__all__ = ["IMPORTERS", "BadClip", "ImporterError", "prepare", "read_clip"]
+__all__ = ["CAPTIONS", "IMPORTERS", "MAX_CLIP_BYTES", "BadClip", "ImporterError", "ImportSettings", "prepare"]
 
 IMPORTERS = {
     "synthetic": "mecap_jax.data.importers.synthetic",
     "folder": "mecap_jax.data.importers.folder",
     "ravdess": "mecap_jax.data.importers.ravdess",
 }
-MAX_CLIP_BYTES = 1 << 28
+CAPTIONS = {"own": None, "templates": "en", "templates_zh": "zh"}  # where captions come from -> language of templates
 
 T = TypeVar("T")
 
 
-class ImporterError(ValueError):
-    """Raw data that cannot be imported at all; the message names the file or the setting."""
+@dataclasses.dataclass(frozen=True)
+class ImportSettings:
+    """How raw files are read.
+
+    Attributes:
+      synthetic: the synthetic corpus, which nothing else applies to.
+      allow_outside: absolute paths and links out of the input directory are followed.
+      label_map: canonical label by raw label, before anything else is done to labels; "" drops the label.
+    """
+
+    synthetic: SyntheticConfig = SyntheticConfig()
+    allow_outside: bool = False
+    label_map: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def label(self, raw: str) -> str | None:
+        """Returns the label that stands for a corpus' own one, None where there is none.
+
+        Raises:
+          ValueError: the label is empty.
+        """
+        canonical = canonical_label(raw)
+        mapped = self.label_map.get(raw.strip(), self.label_map.get(canonical, canonical))
+        return canonical_label(mapped) if mapped else None
 
 
 def prepare(
@@ -50,6 +76,9 @@ def prepare(
     progress: bool = True,
     max_seconds: float = media.MAX_SECONDS,
     max_bad_fraction: float = 0.02,
+    allow_outside: bool = False,
+    label_map: str | os.PathLike | None = None,
+    captions: str = "own",
 ) -> dict[str, Any]:
     """Turns raw files into a directory of shards and returns its manifest.
 
@@ -64,6 +93,9 @@ def prepare(
       command: what was run, for the manifest.
       max_seconds: longer clips are bad.
       max_bad_fraction: more than this share of bad clips is an error, and nothing is left at `output`.
+      allow_outside: as in `ImportSettings`.
+      label_map: file of raw and canonical labels, a JSON object or two columns of CSV.
+      captions: a key of `CAPTIONS`; clips without captions get some from templates in English or in Chinese.
 
     Raises:
       ImporterError: no such importer, no such input, or input that is not of its format.
@@ -73,62 +105,62 @@ def prepare(
         raise ImporterError(f"unknown source {source!r}; known: {', '.join(IMPORTERS)}")
     importer = importlib.import_module(IMPORTERS[source])
     output = Path(output)
-    settings: dict[str, Any] = {"importer": source, "max_seconds": max_seconds}
-    synthetic = synthetic or SyntheticConfig()
+    described: dict[str, Any] = {"importer": source, "max_seconds": max_seconds}
+    settings = ImportSettings(synthetic or SyntheticConfig(), allow_outside, _read_label_map(label_map))
     if source == "synthetic":
         if input:
             raise ImporterError(f"source 'synthetic' reads no input directory, got {str(input)!r}")
         input = None
-        settings["synthetic"] = dataclasses.asdict(synthetic)
+        described["synthetic"] = dataclasses.asdict(settings.synthetic)
     else:
         if not input or not Path(input).is_dir():
             raise ImporterError(f"source {source!r} needs an input directory, got {str(input or '')!r}")
         input = Path(input)
-        settings["input"] = str(input.resolve())
-        settings["fingerprint"] = _fingerprint(input, without=output)
-    finished = shards.find_finished(output, settings)
+        described["input"] = printable(str(input.resolve()))
+        described["fingerprint"] = _fingerprint(input, output, settings.allow_outside)
+        asked = {"allow_outside": allow_outside, "label_map": settings.label_map, "captions": captions}
+        described |= {name: value for name, value in asked.items() if value not in (False, {}, "own")}
+    finished = shards.find_finished(output, described)
     if finished is not None:
         _say(f"{output} is finished already and made from the same source: reused")
         return finished
 
-    items = importer.read(input, synthetic)
+    items = importer.read(input, settings)
+    if (language := CAPTIONS[captions]) is not None:
+        items = (template_captions.fill(item, language) if isinstance(item, Utterance) else item for item in items)
     if progress:
-        items = _show_progress(items, importer.count(synthetic if input is None else input), f"importing {source}")
+        items = _show_progress(items, importer.count(input, settings), f"importing {source}")
     manifest = shards.write(
-        items, output, command, settings, max_seconds=max_seconds, max_bad_fraction=max_bad_fraction
+        items, output, command, described, max_seconds=max_seconds, max_bad_fraction=max_bad_fraction
     )
     _say(_summary(output, manifest))
     return manifest
 
 
-def read_clip(directory: Path, name: str) -> bytes:
-    """Reads a file that `directory` holds, for importers.
-
-    Raises:
-      ValueError: the path leads out of the directory (absolute, through "..", through a link), or names no plain file,
-        or one too large to be a clip.
-    """
+def _read_label_map(path: str | os.PathLike | None) -> dict[str, str]:
+    """Returns canonical label by raw label."""
+    if path is None:
+        return {}
+    path = Path(path)
     try:
-        path = (directory / name).resolve()
-        if Path(name).is_absolute() or not path.is_relative_to(directory.resolve()):
-            raise ValueError(f"path leads out of the input directory: {name!r}")
-        if not path.is_file():
-            raise ValueError(f"no such file: {name!r}")
-        if path.stat().st_size > MAX_CLIP_BYTES:
-            raise ValueError(f"{name!r} has {path.stat().st_size} bytes (at most {MAX_CLIP_BYTES})")
-        return path.read_bytes()
-    except (OSError, RuntimeError) as error:  # no permission, a name too long, links in a circle
-        raise ValueError(f"cannot read {name!r:.200}: {error}") from error
+        pairs = read_json_object(path).items() if path.suffix.lower() == ".json" else tables.read_pairs(path)
+    except (OSError, ValueError) as error:
+        raise ImporterError(f"label map: {error}") from error
+    wrong = [raw for raw, label in pairs if not isinstance(label, str | None)]
+    if wrong:
+        raise ImporterError(f"label map: {path}: the label of {printable(wrong[0])!r} is no string")
+    return {raw.strip(): label or "" for raw, label in pairs}
 
 
-def _fingerprint(directory: Path, without: Path) -> str:
+def _fingerprint(directory: Path, without: Path, allow_outside: bool) -> str:
     """Hashes the names and sizes of all files and the content of tables, so that changed input is noticed."""
     directory, without = directory.resolve(), without.resolve()
     digest = hashlib.sha256()
-    for path in sorted(directory.rglob("*")):
-        if path.is_file() and not path.is_relative_to(without):
-            digest.update(f"{path.relative_to(directory)}\0{path.stat().st_size}\0".encode("utf-8", "surrogateescape"))
-            if path.suffix in (".jsonl", ".csv"):
+    for name in walk(directory, allow_outside):
+        path = directory / name
+        if not path.is_relative_to(without):
+            digest.update(f"{name}\0{path.stat().st_size}\0".encode("utf-8", "surrogateescape"))
+            if path.suffix.lower() in tables.SUFFIXES:
                 digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -141,6 +173,14 @@ def _summary(output: Path, manifest: dict[str, Any]) -> str:
             f"  {split}: {counts['records']} clips, {counts['speakers']} speakers, {counts['seconds'] / 60:.1f} min"
             + (f" ({labels})" if labels else "")
         )
+    total = manifest["records"]
+    if bare := total - manifest["captioned"].get("overall", 0):
+        hint = "--captions=templates makes them from labels"
+        lines.append(f"no captions of kind overall in {bare} of {total} clips: {hint}")
+    labels = {label for counts in manifest["splits"].values() for label in counts["labels"]}
+    if unknown := sorted(labels.difference(LABELS)):
+        names = ", ".join(map(repr, map(printable, unknown)))
+        lines.append(f"labels that the lexicon does not know are kept as they are: {names} (--label_map=FILE renames)")
     if manifest["quarantined"]:
         bad = [BadClip(**clip) for clip in manifest["quarantined"]]
         lines += [f"quarantined {len(bad)} bad clips:", shards.summarise_bad(bad)]

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from mecap_jax.data.importers import read_clip
+from mecap_jax.data.importers.files import read_clip
 
 DIRECTORY = "features"
 _KINDS = ("-UTT", "-FRA")
 
 
-def find_features(directory: Path, clip: str) -> dict[str, np.ndarray]:
+def find_features(directory: Path, clip: str, allow_outside: bool = False) -> dict[str, np.ndarray]:
     """Returns what `directory/features/` holds of a clip, by the name of the extractor's directory (may be nothing).
 
     Raises:
@@ -26,17 +26,18 @@ def find_features(directory: Path, clip: str) -> dict[str, np.ndarray]:
         return {}
     folders = sorted(path.name for path in (directory / DIRECTORY).iterdir() if path.name.endswith(_KINDS))
     paths = {name: f"{DIRECTORY}/{name}/{clip}.npy" for name in folders}
-    return {name: read_features(directory, path) for name, path in paths.items() if (directory / path).is_file()}
+    found = {name: path for name, path in paths.items() if (directory / path).is_file()}
+    return {name: read_features(directory, path, allow_outside) for name, path in found.items()}
 
 
-def read_features(directory: Path, path: str) -> np.ndarray:
+def read_features(directory: Path, path: str, allow_outside: bool = False) -> np.ndarray:
     """Returns the features in a `.npy` file, float32 `[frames, dim]`.
 
     Raises:
       ValueError: no such file, a path out of the directory, no floats, another rank, or values that are not finite.
     """
     try:
-        array = np.lib.format.read_array(io.BytesIO(read_clip(directory, path)), allow_pickle=False)
+        array = np.lib.format.read_array(io.BytesIO(read_clip(directory, path, allow_outside)), allow_pickle=False)
     except (ValueError, EOFError, MemoryError) as error:  # a hostile header can ask for any amount of memory
         raise ValueError(f"features {path!r}: {error}") from error
     if array.dtype.kind != "f" or array.ndim not in (1, 2) or not array.size:

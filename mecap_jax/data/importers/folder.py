@@ -1,14 +1,16 @@
-"""Importer for a folder of your own clips, described by a `manifest.jsonl`.
+"""Importer for a folder of your own clips, described by a table.
 
-The input directory holds `manifest.jsonl`, UTF-8, one JSON object a line. All paths are relative to the directory.
+The input directory holds `manifest.jsonl` (one JSON object a line), `manifest.csv` or `manifest.tsv` (a header line).
+All paths are relative to the directory.
 
 | key | value | default |
 |---|---|---|
-| `id` | unique string | stem of the audio, else of the video file |
+| `id` | unique string | stem of the clip's file; its path where several files have the stem |
+| `file` | a media file; what is in it decides whether it is `video` or `audio` | |
 | `audio` | wav, flac, ogg or mp3 file | |
 | `video` | mp4, mov, mkv or webm file; its sound track is the audio where `audio` is absent | |
 | `features` | object: name -> `.npy` file, floats `[frames, dim]` or `[dim]` | `features/NAME/<id>.npy`, see below |
-| `split` | "train", "validation" ("val", "dev") or "test" | assigned by speaker, see below |
+| `split` | "train", "validation" ("val", "dev", "valid") or "test" | assigned by speaker, see below |
 | `speaker` | string | the id: every clip counts as a speaker of its own |
 | `dialogue` | string | |
 | `transcript` | string | "" |
@@ -18,13 +20,19 @@ The input directory holds `manifest.jsonl`, UTF-8, one JSON object a line. All p
 | `valence` | number in [-2, 2] | |
 | `captions` or `caption` | string or list of strings (kind "overall"), or object: kind -> string or list; kinds are "emotion", "style", "speaker", "overall" | |
 | `rationale` | string | |
-| `attributes` | object: name -> string, e.g. gender, intensity; `caption_language`, the captions' BCP-47 code, is otherwise told from their script ("zh" or "en") | |
+| `attributes` | object: name -> value, e.g. gender, intensity; `caption_language`, the captions' BCP-47 code, is otherwise told from their script ("zh" or "en") | |
 | `dataset` | string | "folder" |
 | `licence` | string | "" |
 
-A row needs audio, video, features or a transcript. A row with an unknown key, a bad value, a missing file or a path out
-of the directory is reported as a bad clip with its line number. When no row has a split, speakers are ordered by a hash
-of their names and divided 80 / 10 / 10 (at least one each for validation and test where there are three or more).
+`null` and "" mean that a value is absent; where a string is expected, a number is taken as one. Other names for a key:
+`file_name`, `filename` and `path` for `file`, `lang` for `language`, `license` for `licence`, `speaker_id` for `speaker`,
+`transcription` and `sentence` for `transcript`. Any further column becomes an attribute. In CSV and TSV, an object or a
+list is written as JSON.
+
+A row needs audio, video, features or a transcript. A row with a bad value, a missing file or a path out of the directory
+is reported as a bad clip with its line number; `--allow_outside` follows absolute paths and links. When no row has a
+split, speakers are ordered by a hash of their names and divided 80 / 10 / 10 (at least one each for validation and test
+where there are three or more).
 
 Precomputed features in EmotionTalk's layout need not be named: `features/<model>-UTT/<id>.npy` (one vector a clip) and
 `features/<model>-FRA/<id>.npy` (one a frame) are taken under the name of their directory.
@@ -36,122 +44,160 @@ import difflib
 import hashlib
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mecap_jax.config import SyntheticConfig
-from mecap_jax.data.importers import BadClip, ImporterError, read_clip
+from mecap_jax.data import media
+from mecap_jax.data.importers import BadClip, ImporterError, ImportSettings, tables
 from mecap_jax.data.importers.feature_files import find_features, read_features
+from mecap_jax.data.importers.files import read_clip
 from mecap_jax.data.utterance import CAPTION_KINDS, MODALITIES, SPLITS, Utterance
-from mecap_jax.emotions import canonical_label
+from mecap_jax.json_files import parse_json
+from mecap_jax.text_files import printable
 
-MANIFEST = "manifest.jsonl"
-_KEYS = (
-    "id", "audio", "video", "features", "split", "speaker", "dialogue", "transcript", "language", "label", "emotion",
-    "labels", "valence", "caption", "captions", "rationale", "attributes", "dataset", "licence",
-)  # fmt: skip
-_TEXT_KEYS = ("id", "audio", "video", "split", "speaker", "dialogue", "transcript", "language", "label", "emotion",
-              "rationale", "dataset", "licence")  # fmt: skip
-_SPLIT_ALIASES = {"val": "validation", "dev": "validation"}
+MANIFESTS = tuple(f"manifest{suffix}" for suffix in tables.SUFFIXES)
+_PATHS = ("audio", "video", "file")
+_STRINGS = ("id", "split", "speaker", "dialogue", "transcript", "language", "label", "emotion", "rationale", "dataset",
+            "licence")  # fmt: skip
+_OBJECTS = ("features", "labels", "caption", "captions", "attributes")  # a caption may be one
+_KEYS = (*_PATHS, *_STRINGS, *_OBJECTS, "valence")
+_OTHER_NAMES = {
+    "file_name": "file",
+    "filename": "file",
+    "path": "file",
+    "lang": "language",
+    "license": "licence",
+    "speaker_id": "speaker",
+    "transcription": "transcript",
+    "sentence": "transcript",
+}
+_OTHER_SPLITS = {"val": "validation", "dev": "validation", "valid": "validation"}
+
+Row = dict[str, Any]
 
 
-def read(input: Path, synthetic: SyntheticConfig | None = None) -> Iterator[Utterance | BadClip]:
+def read(input: Path, settings: ImportSettings) -> Iterator[Utterance | BadClip]:
     """Yields the utterances of a folder, in the order of its manifest.
 
     Raises:
-      ImporterError: no manifest, or one that is not JSON Lines (names the line).
+      ImporterError: no manifest, more than one, or one that is no table (names the line).
     """
-    rows = _read_rows(input)
+    path = _find_manifest(input)
+    table = tables.read_table(path)
+    rows = [_tidy(row) for _, row in table]
+    good = [row for row in rows if isinstance(row, dict)]
+    _report_further_columns(path, good)
+    _choose_ids(good)
     splits = None
-    if not any(isinstance(row, dict) and "split" in row for _, row in rows):
-        speakers = {_speaker(row) for _, row in rows if isinstance(row, dict)}
-        splits = _assign_splits(speakers)
+    if not any("split" in row for row in good):
+        splits = _assign_splits({_speaker(row) for row in good})
         sizes = ", ".join(f"{sum(s == split for s in splits.values())} {split}" for split in SPLITS)
-        print(f"{input / MANIFEST} names no splits: speakers are divided by a hash ({sizes})", file=sys.stderr)
-    for number, row in rows:
+        print(f"{path} names no splits: speakers are divided by a hash ({sizes})", file=sys.stderr)
+    for (number, raw), row in zip(table, rows, strict=True):
         try:
-            yield _utterance(input, row, splits)
+            if isinstance(row, ValueError):
+                raise row
+            yield _utterance(input, row, splits, settings)
         except ValueError as error:
-            name = _id(row) if isinstance(row, dict) else None
-            yield BadClip(name if isinstance(name, str) and name else f"line {number}", f"line {number}: {error}")
+            named = next((known["id"] for known in (row, raw) if isinstance(known, dict) and known.get("id")), "")
+            yield BadClip(str(named) or f"line {number}", f"line {number}: {error}")
 
 
-def count(input: Path) -> int:
+def count(input: Path, settings: ImportSettings) -> int:
     """Returns the number of rows."""
-    return len(_read_rows(input))
+    return len(tables.read_table(_find_manifest(input)))
 
 
-def _read_rows(directory: Path) -> list[tuple[int, Any]]:
-    """Returns (line number, row); a row that is not JSON, among others that are, stays the exception it raised."""
-    path = directory / MANIFEST
-    if not path.is_file():
-        raise ImporterError(f"there is no {MANIFEST} in {directory}")
-    rows = []
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            rows.append((number, json.loads(line)))
-        except (ValueError, RecursionError) as error:
-            rows.append((number, error))
-    if not rows:
-        raise ImporterError(f"{path} is empty")
-    if not any(isinstance(row, dict) for _, row in rows):
-        raise ImporterError(f"{path} is not JSON Lines: line {rows[0][0]} is no JSON object ({rows[0][1]!r:.80})")
-    return rows
+def _find_manifest(directory: Path) -> Path:
+    found = [directory / name for name in MANIFESTS if (directory / name).is_file()]
+    if not found:
+        raise ImporterError(f"{directory} holds no {MANIFESTS[0]} (nor {', '.join(MANIFESTS[1:])})")
+    if len(found) > 1:
+        raise ImporterError(f"{directory} holds more than one manifest: {', '.join(path.name for path in found)}")
+    return found[0]
 
 
-def _utterance(directory: Path, row: Any, splits: Mapping[str, str] | None) -> Utterance:
-    if isinstance(row, Exception):
-        raise ValueError(f"not JSON: {row}")
-    if not isinstance(row, dict):
-        raise ValueError(f"expected a JSON object, got {row!r:.80}")
-    json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair is JSON, but no text
-    for key in row:
-        if key not in _KEYS:
-            close = difflib.get_close_matches(key, _KEYS, n=1)
-            raise ValueError(f"unknown key {key!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
-    for key in _TEXT_KEYS:
-        if not isinstance(row.get(key, ""), str):
-            raise ValueError(f"{key!r} must be a string, got {row[key]!r:.80}")
-    media = {key: read_clip(directory, row[key]) for key in ("audio", "video") if key in row}
-    features = find_features(directory, _id(row))
-    features |= {name: read_features(directory, path) for name, path in _object(row, "features").items()}
-    if not media and not features and not row.get("transcript"):
-        raise ValueError("neither audio, video, features nor a transcript")
-    return Utterance(
-        id=_id(row),
-        dataset=row.get("dataset", "folder"),
-        split=_split(row, splits),
-        speaker=_speaker(row),
-        features=features,
-        labels=_labels(row),
-        valence=_valence(row),
-        captions=_captions(row),
-        attributes=_object(row, "attributes"),
-        **{key: row[key] for key in ("dialogue", "transcript", "language", "rationale", "licence") if key in row},
-        **media,
-    )
+# --- a row as a table holds it -> a row with our keys -----------------------------------------------------------
 
 
-def _id(row: Mapping[str, Any]) -> str:
-    return row["id"] if "id" in row else Path(str(row.get("audio") or row.get("video") or "")).stem
+def _tidy(raw: Row | ValueError) -> Row | ValueError:
+    """Returns the row without what is absent, under our keys, its strings strings; columns beyond are attributes."""
+    if isinstance(raw, ValueError):
+        return raw
+    try:
+        values = {key.strip(): value for key, value in _present(raw).items()}
+        for other, key in _OTHER_NAMES.items():
+            if other in values and key not in values:
+                values[key] = values.pop(other)
+        row = {key: values[key] for key in _KEYS if key in values}
+        for key in _OBJECTS:
+            if isinstance(row.get(key), str) and row[key].startswith(("{", "[")):
+                row[key] = _nested(row[key])
+        for key in (*_PATHS, *_STRINGS):
+            if isinstance(row.get(key), int | float):
+                row[key] = _string(row[key])
+            if not isinstance(row.get(key, ""), str):
+                raise ValueError(f"{key!r} must be a string, got {row[key]!r:.80}")
+        further = {key: _string(value) for key, value in values.items() if key not in _KEYS}
+        if further or "attributes" in row:
+            given = row.get("attributes", {})
+            if not isinstance(given, dict):
+                raise ValueError(f"'attributes' must be an object, got {given!r:.80}")
+            row["attributes"] = further | {name: _string(value) for name, value in given.items()}
+        return row
+    except ValueError as error:
+        return error
 
 
-def _speaker(row: Mapping[str, Any]) -> str:
-    return str(row["speaker"]) if "speaker" in row else str(_id(row))
+def _present(value: Any) -> Any:
+    """Returns a JSON value without the parts that are null, "", or empty because of these."""
+    if isinstance(value, dict):
+        parts = {key: _present(part) for key, part in value.items()}
+        return {key: part for key, part in parts.items() if part not in (None, "", {}, [])}
+    if isinstance(value, list):
+        return [part for part in map(_present, value) if part not in (None, "", {}, [])]
+    return value
 
 
-def _split(row: Mapping[str, Any], splits: Mapping[str, str] | None) -> str:
-    if splits is not None:
-        return splits[_speaker(row)]
-    if "split" not in row:
-        raise ValueError("no split, where other rows have one")
-    split = _SPLIT_ALIASES.get(row["split"], row["split"])
-    if split not in SPLITS:
-        raise ValueError(f"split {row['split']!r} is none of {', '.join(SPLITS)}")
-    return split
+def _nested(text: str) -> Any:
+    try:
+        return parse_json(text)
+    except ValueError:
+        return text
+
+
+def _string(value: Any) -> str:
+    """Returns a value of a table as a string: 3 and 3.0 are "3", what is nested is JSON."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _report_further_columns(path: Path, rows: list[Row]) -> None:
+    """Says which columns became attributes: one of them may be a key that was mistyped."""
+    names = Counter(name for row in rows for name in row.get("attributes", ()))
+    if names:
+        close = {name: difflib.get_close_matches(name, _KEYS, n=1, cutoff=0.8) for name in names}
+        listed = [printable(name) + (f" (did you mean {close[name][0]!r}?)" if close[name] else "") for name in names]
+        print(f"{path}: kept as attributes: {', '.join(listed)}", file=sys.stderr)
+
+
+def _choose_ids(rows: list[Row]) -> None:
+    """Gives an id to every row that has a file and none: its stem, or its path where several files share the stem."""
+    paths = {id(row): Path(next(row[key] for key in _PATHS if key in row)) for row in rows
+             if "id" not in row and any(key in row for key in _PATHS)}  # fmt: skip
+    files = Counter(path.stem for path in set(paths.values()))
+    for row in rows:
+        if path := paths.get(id(row)):
+            row["id"] = printable(path.stem if files[path.stem] == 1 else str(path.with_suffix("")))
+
+
+def _speaker(row: Row) -> str:
+    return row.get("speaker") or row.get("id", "")
 
 
 def _assign_splits(speakers: set[str]) -> dict[str, str]:
@@ -162,34 +208,83 @@ def _assign_splits(speakers: set[str]) -> dict[str, str]:
     return dict(zip(ordered, names, strict=True))
 
 
-def _object(row: Mapping[str, Any], key: str) -> dict[str, str]:
+# --- a row -> an utterance --------------------------------------------------------------------------------------
+
+
+def _utterance(directory: Path, row: Row, splits: Mapping[str, str] | None, settings: ImportSettings) -> Utterance:
+    outside = settings.allow_outside
+    found = {key: read_clip(directory, row[key], outside) for key in ("audio", "video") if key in row}
+    if "file" in row:
+        data = read_clip(directory, row["file"], outside)
+        _, pictures = media.streams(data)
+        if found.setdefault("video" if pictures else "audio", data) is not data:
+            raise ValueError(f"both 'file' and {'video' if pictures else 'audio'!r}")
+    features = find_features(directory, row.get("id", ""), outside)
+    named = _strings(row, "features")
+    features |= {name: read_features(directory, path, outside) for name, path in named.items()}
+    if not found and not features and "transcript" not in row:
+        raise ValueError("neither audio, video, features nor a transcript")
+    return Utterance(
+        id=row.get("id", ""),
+        dataset=row.get("dataset", "folder"),
+        split=_split(row, splits),
+        speaker=_speaker(row),
+        features=features,
+        labels=_labels(row, settings),
+        valence=_valence(row),
+        captions=_captions(row),
+        **{key: row[key] for key in ("dialogue", "transcript", "language", "rationale", "attributes", "licence")
+           if key in row},
+        **found,
+    )  # fmt: skip
+
+
+def _split(row: Row, splits: Mapping[str, str] | None) -> str:
+    if splits is not None:
+        return splits[_speaker(row)]
+    if "split" not in row:
+        raise ValueError("no split, where other rows have one")
+    name = row["split"].strip().casefold()
+    if (split := _OTHER_SPLITS.get(name, name)) not in SPLITS:
+        raise ValueError(f"split {row['split']!r} is none of {', '.join(SPLITS)}")
+    return split
+
+
+def _strings(row: Row, key: str) -> dict[str, str]:
     value = row.get(key, {})
     if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
         raise ValueError(f"{key!r} must be an object of strings, got {value!r:.80}")
     return value
 
 
-def _labels(row: Mapping[str, Any]) -> dict[str, str]:
-    labels = dict(_object(row, "labels"))
-    for modality in labels:
-        if modality not in MODALITIES:
-            raise ValueError(f"'labels' has {modality!r}; known: {', '.join(MODALITIES)}")
+def _labels(row: Row, settings: ImportSettings) -> dict[str, str]:
+    labels = row.get("labels", {})
+    if not isinstance(labels, dict) or any(isinstance(label, dict | list) for label in labels.values()):
+        raise ValueError(f"'labels' must be an object of strings, got {labels!r:.80}")
+    if unknown := set(labels) - set(MODALITIES):
+        raise ValueError(f"'labels' has {min(unknown)!r}; known: {', '.join(MODALITIES)}")
+    labels = {modality: settings.label(_string(label)) for modality, label in labels.items()}
     for key in ("label", "emotion"):
-        if key in row and labels.setdefault("multimodal", row[key]) != row[key]:
+        label = settings.label(row[key]) if key in row else None
+        if label is not None and labels.setdefault("multimodal", label) != label:
             raise ValueError(f"{key!r} is {row[key]!r}, but the multimodal label is {labels['multimodal']!r}")
-    return {modality: canonical_label(label) for modality, label in labels.items()}
+    return {modality: label for modality, label in labels.items() if label is not None}
 
 
-def _valence(row: Mapping[str, Any]) -> float | None:
+def _valence(row: Row) -> float | None:
     value = row.get("valence")
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not -2 <= value <= 2:
+    try:
+        number = None if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = None
+    if number is None or not -2 <= number <= 2:
         raise ValueError(f"'valence' must be a number in [-2, 2], got {value!r:.80}")
-    return float(value)
+    return number
 
 
-def _captions(row: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+def _captions(row: Row) -> dict[str, tuple[str, ...]]:
     if "caption" in row and "captions" in row:
         raise ValueError("both 'caption' and 'captions'")
     value = row.get("captions", row.get("caption", {}))

@@ -29,12 +29,11 @@ from typing import NamedTuple
 import librosa
 import numpy as np
 
-from mecap_jax.config import SyntheticConfig
 from mecap_jax.data import media
-from mecap_jax.data.importers import BadClip, ImporterError, ravdess_captions, read_clip
+from mecap_jax.data.importers import BadClip, ImporterError, ImportSettings, ravdess_captions
+from mecap_jax.data.importers.files import read_clip, walk
 from mecap_jax.data.importers.ravdess_captions import Levels
 from mecap_jax.data.utterance import Utterance
-from mecap_jax.emotions import canonical_label
 
 _EMOTIONS = ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised")
 _STATEMENTS = ("Kids are talking by the door.", "Dogs are sitting by the door.")
@@ -88,7 +87,7 @@ class Voice:
     rate_per_s: float
 
 
-def read(input: Path, synthetic: SyntheticConfig | None = None) -> Iterator[Utterance | BadClip]:
+def read(input: Path, settings: ImportSettings) -> Iterator[Utterance | BadClip]:
     """Yields the spoken takes in a directory, ordered by name.
 
     All voices are measured before the first one is yielded, because a caption compares them.
@@ -96,14 +95,14 @@ def read(input: Path, synthetic: SyntheticConfig | None = None) -> Iterator[Utte
     Raises:
       ImporterError: no RAVDESS files, or facial features that cannot be read.
     """
-    takes, bad = _find_takes(input)
+    takes, bad = _find_takes(input, settings.allow_outside)
     yield from bad
     features, provenance = _read_features(input)
     print(f"measuring {len(takes)} voices", file=sys.stderr)
     voices: dict[str, Voice] = {}
     for key, files in takes.items():
         try:
-            voices[key] = measure(media.decode_audio(_sound(input, files)))
+            voices[key] = measure(media.decode_audio(_sound(input, files, settings.allow_outside)))
         except ValueError as error:
             yield BadClip(f"ravdess_{key}", str(error))
     borders = _tertiles(voices) if voices else {}
@@ -111,7 +110,7 @@ def read(input: Path, synthetic: SyntheticConfig | None = None) -> Iterator[Utte
         take = parse(key)
         levels = _levels(voice, take.gender, borders)
         rng = np.random.default_rng(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]))
-        label = canonical_label(take.emotion)
+        label = settings.label(take.emotion)
         yield Utterance(
             id=f"ravdess_{key}",
             dataset="ravdess",
@@ -120,8 +119,8 @@ def read(input: Path, synthetic: SyntheticConfig | None = None) -> Iterator[Utte
             features={"openwillis": features[key]} if key in features else {},
             transcript=take.statement,
             language="en",
-            labels={"audio": label, "video": label, "multimodal": label},
-            captions=ravdess_captions.write(label, take.intensity, take.gender, levels, rng),
+            labels=dict.fromkeys(("audio", "video", "multimodal"), label) if label else {},
+            captions=ravdess_captions.write(label or take.emotion, take.intensity, take.gender, levels, rng),
             attributes={
                 "gender": take.gender,
                 "intensity": take.intensity,
@@ -130,13 +129,13 @@ def read(input: Path, synthetic: SyntheticConfig | None = None) -> Iterator[Utte
                 **({"openwillis": provenance} if key in features else {}),
             },
             licence=_LICENCE,
-            **{field: read_clip(input, path) for field, path in takes[key].items()},
+            **{field: read_clip(input, path, settings.allow_outside) for field, path in takes[key].items()},
         )
 
 
-def count(input: Path) -> int:
+def count(input: Path, settings: ImportSettings) -> int:
     """Returns the number of takes."""
-    takes, bad = _find_takes(input)
+    takes, bad = _find_takes(input, settings.allow_outside)
     return len(takes) + len(bad)
 
 
@@ -192,15 +191,15 @@ def measure(waveform: np.ndarray) -> Voice:
     )
 
 
-def _find_takes(directory: Path) -> tuple[dict[str, dict[str, str]], list[BadClip]]:
+def _find_takes(directory: Path, allow_outside: bool) -> tuple[dict[str, dict[str, str]], list[BadClip]]:
     """Returns the files (field -> relative path) of each take, and media files with other names."""
     takes: dict[str, dict[str, str]] = {}
     bad = []
     songs = 0
-    for path in sorted(directory.rglob("*"), key=lambda path: path.name):
-        if path.suffix.lower() not in _MEDIA or not path.is_file():
+    for path in walk(directory, allow_outside):
+        if path.suffix.lower() not in _MEDIA:
             continue
-        name = str(path.relative_to(directory))
+        name = str(path)
         modality, _, rest = path.stem.partition("-")
         channel, _, key = rest.partition("-")
         try:
@@ -228,8 +227,8 @@ def _find_takes(directory: Path) -> tuple[dict[str, dict[str, str]], list[BadCli
     return dict(sorted(takes.items())), bad
 
 
-def _sound(directory: Path, files: Mapping[str, str]) -> bytes:
-    return read_clip(directory, files.get("audio", files.get("video", "")))
+def _sound(directory: Path, files: Mapping[str, str], allow_outside: bool) -> bytes:
+    return read_clip(directory, files.get("audio", files.get("video", "")), allow_outside)
 
 
 # --- facial features --------------------------------------------------------------------------------------------

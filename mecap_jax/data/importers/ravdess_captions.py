@@ -11,88 +11,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-REFERENCES = 5  # "overall" captions a clip, as in EmotionTalk
-
-# (adjectives, nouns) of normal and of strong intensity. All words but those for "calm", a class that the emotion
-# lexicon does not have, belong to the lexicon's list of their emotion.
-_EMOTIONS = {
-    "neutral": {
-        "normal": (
-            ("neutral", "matter-of-fact", "dispassionate", "unemotional", "impassive", "even-tempered"),
-            ("a neutral mood", "a neutral attitude", "a dispassionate manner", "an unemotional manner"),
-        )
-    },
-    "calm": {
-        "normal": (
-            ("calm", "relaxed", "serene", "peaceful", "at ease"),
-            ("a calm mood", "serenity", "an air of calm", "a relaxed mood"),
-        ),
-        "strong": (
-            ("deeply calm", "profoundly relaxed", "perfectly serene", "utterly peaceful", "completely at ease"),
-            ("profound calm", "deep serenity", "a deeply relaxed mood", "perfect peace of mind"),
-        ),
-    },
-    "happy": {
-        "normal": (
-            ("happy", "cheerful", "pleased", "glad", "in a happy mood", "quite joyful"),
-            ("happiness", "joy", "cheer", "quiet delight", "gladness"),
-        ),
-        "strong": (
-            ("overjoyed", "elated", "ecstatic", "jubilant", "thrilled", "extremely happy"),
-            ("great joy", "elation", "unrestrained glee", "sheer delight", "intense happiness"),
-        ),
-    },
-    "sad": {
-        "normal": (
-            ("sad", "downcast", "sorrowful", "unhappy", "dejected", "rather gloomy"),
-            ("sadness", "sorrow", "melancholy", "gloom", "dejection"),
-        ),
-        "strong": (
-            ("heartbroken", "miserable", "deeply sad", "grief-stricken", "anguished", "close to tears"),
-            ("deep sorrow", "grief", "overwhelming sadness", "misery", "anguish"),
-        ),
-    },
-    "angry": {
-        "normal": (
-            ("angry", "annoyed", "irritated", "indignant", "exasperated", "rather vexed"),
-            ("anger", "irritation", "annoyance", "indignation", "resentment"),
-        ),
-        "strong": (
-            ("furious", "enraged", "livid", "infuriated", "extremely angry", "fuming"),
-            ("fury", "rage", "intense anger", "burning wrath", "open outrage"),
-        ),
-    },
-    "surprised": {
-        "normal": (
-            ("surprised", "amazed", "incredulous", "startled", "taken by surprise"),
-            ("surprise", "amazement", "disbelief", "mild astonishment"),
-        ),
-        "strong": (
-            ("astonished", "stunned", "astounded", "flabbergasted", "utterly amazed", "dumbfounded"),
-            ("utter astonishment", "shock", "total amazement", "great surprise", "sheer disbelief"),
-        ),
-    },
-    "disgusted": {
-        "normal": (
-            ("disgusted", "disdainful", "repelled", "contemptuous", "rather queasy"),
-            ("disgust", "distaste", "aversion", "disdain"),
-        ),
-        "strong": (
-            ("revolted", "sickened", "appalled", "nauseated", "utterly disgusted", "repulsed"),
-            ("revulsion", "loathing", "intense disgust", "abhorrence", "deep contempt"),
-        ),
-    },
-    "fearful": {
-        "normal": (
-            ("fearful", "afraid", "anxious", "nervous", "apprehensive", "worried"),
-            ("fear", "anxiety", "apprehension", "nervousness", "unmistakable alarm"),
-        ),
-        "strong": (
-            ("terrified", "panic-stricken", "petrified", "horrified", "extremely frightened", "scared to death"),
-            ("terror", "panic", "intense fear", "dread", "horror"),
-        ),
-    },
-}  # fmt: skip
+from mecap_jax.data.importers.template_captions import REFERENCES
+from mecap_jax.emotions import phrases
 
 _PITCH = {
     "low": ("low", "deep", "low-pitched"),
@@ -172,7 +92,7 @@ def write(
     """Writes the captions of one clip: one each of kind "emotion", "style" and "speaker", five of kind "overall".
 
     Args:
-      emotion: one of the seven emotions, or "calm".
+      emotion: a canonical label.
       intensity: "normal" or "strong".
       gender: "male" or "female".
     """
@@ -190,12 +110,12 @@ def write(
 
 
 def _words(emotion: str, intensity: str, gender: str, levels: Levels, rng: np.random.Generator) -> Mapping[str, str]:
-    adjectives, nouns = _EMOTIONS[emotion][intensity]
+    states, nouns = phrases(emotion, strong=intensity == "strong")
     return {
         **_GENDER[gender],
         "person": _pick(_GENDER[gender]["person"], rng),
         "an_adult": f"an adult {_GENDER[gender]['person'][0]}",
-        "state": _pick(adjectives, rng),
+        "state": _pick(states, rng),
         "noun": _pick(nouns, rng),
         "pitch": _pick(_PITCH[levels.pitch], rng),
         "loudness": _pick(_LOUDNESS[levels.loudness], rng),

@@ -8,10 +8,8 @@ import multiprocessing
 import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from pathlib import Path
 
-from mecap_jax.config import SyntheticConfig
-from mecap_jax.data.importers import BadClip
+from mecap_jax.data.importers import BadClip, ImportSettings
 from mecap_jax.data.synthetic.corpus import ClipSpec, plan, render
 from mecap_jax.data.synthetic.espeak import SpeechError
 from mecap_jax.data.utterance import Utterance
@@ -20,22 +18,22 @@ _CLIPS_PER_TASK = 8
 _TASKS_AHEAD = 4  # per process; bounds what waits in memory for a slow consumer
 
 
-def count(synthetic: SyntheticConfig) -> int:
+def count(input: None, settings: ImportSettings) -> int:
     """Returns how many clips `read` yields."""
-    return synthetic.clips
+    return settings.synthetic.clips
 
 
-def read(input: Path | None, synthetic: SyntheticConfig) -> Iterator[Utterance | BadClip]:
+def read(input: None, settings: ImportSettings) -> Iterator[Utterance | BadClip]:
     """Yields the clips of the corpus in the order of its plan.
 
     Args:
       input: None, the corpus is generated.
-      synthetic: size, seed and languages of the corpus.
+      settings: size, seed and languages of the corpus.
 
     Raises:
       ConfigError: a setting that the corpus cannot have.
     """
-    specs = iter(plan(synthetic))
+    specs = iter(plan(settings.synthetic))
     tasks = iter(lambda: list(itertools.islice(specs, _CLIPS_PER_TASK)), [])
     processes = os.cpu_count() or 1
     # Spawned processes start clean: a fork would copy the threads and devices that JAX holds in the parent.

@@ -1,13 +1,16 @@
 """From raw files to checked shards: counted, reported, reused, stopped when too much is bad."""
 
 import json
+from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from mecap_jax.config import SyntheticConfig
 from mecap_jax.data.importers import ImporterError, prepare
 from mecap_jax.data.shards import ShardError, ShardReader
-from tests.data.clips import audio_file
+from mecap_jax.emotions import canonical_label, first_emotion_word
+from tests.data.clips import SHARED, audio_file, needs_shared_data
 
 
 @pytest.fixture
@@ -81,3 +84,115 @@ def test_what_cannot_be_imported_is_named(raw, tmp_path, source, has_input, mess
         prepare(source, raw if has_input else None, tmp_path / "out", SyntheticConfig(clips=1))
     with pytest.raises(ImporterError, match="needs an input directory"):
         prepare("folder", tmp_path / "nowhere", tmp_path / "out")
+
+
+def real_layout(directory, rows):
+    """Clips and a manifest as a published collection has them: what is known of a clip, captions null."""
+    for row in rows:
+        (directory / row["file"]).parent.mkdir(parents=True, exist_ok=True)
+        (directory / row["file"]).write_bytes(audio_file("FLAC", seconds=0.2))
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (directory / "manifest.jsonl").write_text(text, encoding="utf-8")
+
+
+def test_clips_without_captions_are_one_flag_away_from_them(tmp_path, capsys):
+    rows = []
+    for i, (emotion, raw) in enumerate([("anger", "Ärger/Wut"), ("boredom", "Langeweile"), ("calm", "calm")] * 2):
+        first = i < 3
+        rows.append(
+            {
+                "file": f"audio/{i}.flac",
+                "dataset": "RAVDESS" if first else "EMO-DB",
+                "lang": "en" if first else "de",
+                "speaker": f"s{i}",
+                "gender": "female",
+                "emotion": emotion,
+                "emotion_raw": raw,
+                "intensity": "strong" if first else None,
+                "transcript": "Das will sie am Mittwoch abgeben.",
+                "caption": None,
+                "visual_features": {"file": "visual/f.csv", "row": i} if first else None,
+                "licence": "CC BY-NC-SA 4.0" if first else "CC0-1.0",
+                "split": "train" if i % 3 else "val",
+                "sample_rate": 16000,
+                "sha256": "0" * 64,
+            }
+        )
+    real_layout(tmp_path / "raw", rows)
+    prepare("folder", tmp_path / "raw", tmp_path / "bare")
+    hint = "no captions of kind overall in 6 of 6 clips: --captions=templates makes them from labels"
+    assert hint in capsys.readouterr().err
+
+    manifest = prepare("folder", tmp_path / "raw", tmp_path / "out", captions="templates")
+    assert "no captions" not in capsys.readouterr().err
+    assert manifest["licences"] == {"CC BY-NC-SA 4.0": 3, "CC0-1.0": 3} and not manifest["quarantined"]
+    assert {split: counts["records"] for split, counts in manifest["splits"].items()} == {"train": 4, "validation": 2}
+    assert manifest["splits"]["train"]["labels"] == {"bored": 2, "calm": 2}
+    index = {row.id: row for row in ShardReader(tmp_path / "out").index}
+    assert [index[str(i)].language for i in range(6)] == ["en"] * 3 + ["de"] * 3
+    assert index["3"].dataset == "EMO-DB" and index["3"].label == "angry"
+    assert index["0"].attributes["emotion_raw"] == "Ärger/Wut" and index["0"].attributes["gender"] == "female"
+    for row in index.values():
+        assert len(set(row.captions["overall"])) == 5
+        assert all(first_emotion_word(text, ("bored", "calm")) == row.label for text in row.captions["overall"])
+
+    with pytest.raises(ShardError, match="captions: None there, 'templates' asked"):
+        prepare("folder", tmp_path / "raw", tmp_path / "bare", captions="templates")
+
+
+def test_long_attributes_stay_in_the_record(tmp_path):
+    rows = [{"file": "a.flac", "split": "train", "note": "x" * 500, "room": "r"}]
+    real_layout(tmp_path / "raw", rows)
+    prepare("folder", tmp_path / "raw", tmp_path / "out")
+    reader = ShardReader(tmp_path / "out")
+    assert reader.index[0].attributes == {"room": "r"} and reader[0].attributes == {"note": "x" * 500, "room": "r"}
+
+
+@needs_shared_data
+def test_the_real_collection_imports_as_it_is(tmp_path):
+    lines = (SHARED / "manifest.jsonl").read_text(encoding="utf-8").splitlines()[::12]
+    rows = list(map(json.loads, lines))
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    (raw / "audio").symlink_to(SHARED / "audio")
+    (raw / "manifest.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    manifest = prepare("folder", raw, tmp_path / "out", captions="templates", allow_outside=True)
+    assert manifest["records"] == manifest["captioned"]["overall"] == len(rows) == 38
+    assert set(manifest["splits"]) == {"train", "validation"}
+    by_id = {Path(row["file"]).stem: row for row in rows}
+    for row in ShardReader(tmp_path / "out").index:
+        published = by_id[row.id]
+        assert (row.language, row.dataset, row.speaker) == (
+            published["lang"],
+            published["dataset"],
+            published["speaker"],
+        )
+        assert row.label == canonical_label(published["emotion_raw"]) == canonical_label(published["emotion"])
+        assert row.seconds == pytest.approx(published["seconds"], abs=1e-3)
+    assert manifest["licences"] == Counter(row["licence"] for row in rows)
+
+
+@pytest.mark.parametrize(
+    "name, text, message",
+    [
+        ("m.json", "[1]", "m.json must hold a JSON object"),
+        ("m.json", '{"a": 3}', "m.json: the label of 'a' is no string"),
+        ("m.csv", "a\n", "m.csv, line 1: expected two columns"),
+        ("none.csv", None, "none.csv cannot be read"),
+    ],
+)
+def test_a_label_map_that_is_none_is_named(raw, tmp_path, name, text, message):
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ImporterError, match=f"label map: .*{message}"):
+        prepare("folder", raw, tmp_path / "out", label_map=tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "name, text", [("m.json", '{"happy": "Joy to me"}'), ("m.csv", "\ufeffraw;label\nhappy;joy to me\n")]
+)
+def test_a_label_map_renames_and_says_which_labels_are_new(raw, tmp_path, capsys, name, text):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    manifest = prepare("folder", raw, tmp_path / "out", label_map=tmp_path / name)
+    assert manifest["splits"]["train"]["labels"] == {"joy to me": 5}
+    assert "labels that the lexicon does not know are kept as they are: 'joy to me'" in capsys.readouterr().err

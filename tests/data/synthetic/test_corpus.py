@@ -10,7 +10,7 @@ import pytest
 
 from mecap_jax.config import ConfigError, SyntheticConfig
 from mecap_jax.data import media
-from mecap_jax.data.importers import BadClip, synthetic
+from mecap_jax.data.importers import BadClip, ImportSettings, synthetic
 from mecap_jax.data.synthetic.corpus import INTENSITIES, plan, render
 from mecap_jax.data.utterance import MODALITIES, deserialize, serialize
 from mecap_jax.emotions import EMOTIONS
@@ -180,8 +180,8 @@ def test_clips_carry_the_features_that_are_asked_for():
 
 def test_importer_yields_the_plan_in_order():
     config = SyntheticConfig(clips=20, caption_language="zh", speech_languages=("zh",), seed=5)
-    read = list(synthetic.read(None, config))
-    assert len(read) == synthetic.count(config) == 20
+    read = list(synthetic.read(None, ImportSettings(config)))
+    assert len(read) == synthetic.count(None, ImportSettings(config)) == 20
     assert [u.id for u in read] == [spec.id for spec in plan(config)]
     assert serialize(read[7]) == serialize(render(plan(config)[7]))  # made in another process
 

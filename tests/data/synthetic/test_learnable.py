@@ -12,14 +12,14 @@ from sklearn.metrics import recall_score
 
 from mecap_jax.config import SyntheticConfig
 from mecap_jax.data import media
-from mecap_jax.data.importers import synthetic
+from mecap_jax.data.importers import ImportSettings, synthetic
 
 RATE = 22050
 
 
 @pytest.fixture(scope="module")
 def utterances():
-    return list(synthetic.read(None, SyntheticConfig(clips=600)))
+    return list(synthetic.read(None, ImportSettings(SyntheticConfig(clips=600))))
 
 
 def audio_statistics(utterance) -> np.ndarray:

@@ -1,0 +1,67 @@
+"""Text that others wrote: tables and lists in whatever encoding they came, and names made fit for a terminal."""
+
+from __future__ import annotations
+
+import codecs
+import unicodedata
+from pathlib import Path
+
+_BOMS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+# Control characters, halves of surrogate pairs (bytes of a file name that are no UTF-8), line and paragraph separators.
+_UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")
+_DIRECTION = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def decode_text(data: bytes) -> str:
+    """Decodes the bytes of a text file: by its byte order mark, else as UTF-8, else as Latin-1 (Windows-1252).
+
+    The mark is not part of the text. Every sequence of bytes is some text.
+    """
+    encoding = next((encoding for bom, encoding in _BOMS if data.startswith(bom)), "utf-8")
+    for attempt in (encoding, "cp1252"):
+        try:
+            return data.decode(attempt)
+        except UnicodeDecodeError:
+            continue
+    return data.decode("latin-1")
+
+
+def split_lines(text: str) -> list[str]:
+    """Returns the lines of a text without their ends.
+
+    A line ends with LF or CRLF and with nothing else: U+2028 and its like, at which `str.splitlines` breaks, are
+    characters that a transcript may hold.
+    """
+    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
+
+
+def read_lines(path: Path) -> list[str]:
+    """Returns the lines of a text file.
+
+    Raises:
+      OSError: it cannot be read.
+    """
+    return split_lines(decode_text(path.read_bytes()))
+
+
+def printable(text: str) -> str:
+    r"""Returns `text` with what must not reach a terminal or a JSON file escaped: "a\nb" becomes "a\\nb".
+
+    That is control characters, bytes of a file name that are no UTF-8, and what turns the direction of writing.
+    """
+    return "".join(map(_escape, text)) if not text.isprintable() else text
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:
+        return f"\\x{code - 0xDC00:02x}"
+    if unicodedata.category(character) in _UNPRINTABLE or character in _DIRECTION:
+        return character.encode("unicode_escape").decode("ascii")
+    return character
