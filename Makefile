@@ -11,7 +11,7 @@ train: $(VENV)/.runtime
 
 test: $(VENV)/.test
 	$(BIN)/python -m ruff check .
-	$(BIN)/python -m pytest -q --durations=25 $(ARGS)
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=25 $(ARGS)
 
 reproduce: $(VENV)/.runtime
 	$(BIN)/python scripts/reproduce.py $(ARGS)

@@ -1,14 +1,54 @@
-"""Session-wide set-up: eight simulated devices, and shape annotations checked at run time."""
+"""Session-wide set-up: eight simulated devices, one compilation cache for all processes of the session, shape
+annotations checked at run time, the files with whole runs first."""
 
+import collections
+import gc
 import os
+import tempfile
+from pathlib import Path
+
+import pytest
 
 from tests.xla_flags import xla_flags
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags(devices=8)}"
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+_IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ  # one of several; it inherits what the first process sets here
+_CACHE = None if _IS_WORKER else tempfile.TemporaryDirectory(prefix="mecap-jax-tests-")
+if not _IS_WORKER:
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags(devices=8)}"
+    # A program is compiled once, whichever worker or script that a test starts needs it first.
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _CACHE.name)
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers share the cores
 
+import jax
 from jaxtyping import install_import_hook
 
 _CHECKED = ("mecap_jax.models", "mecap_jax.generation", "mecap_jax.rl", "mecap_jax.training")
 _HOOK = install_import_hook(_CHECKED, "beartype.beartype")
+
+
+@pytest.fixture(scope="session")
+def common(tmp_path_factory) -> Path:
+    """A directory that all workers of the session share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if _IS_WORKER else base
+
+
+def pytest_collection_modifyitems(items):
+    """Whole files in order of their slow tests: a long file that starts last leaves the other worker idle."""
+    slow = collections.Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
+
+
+def pytest_runtest_teardown(item, nextitem):
+    """Programs and arrays of a file go with it."""
+    if nextitem is None or nextitem.path != item.path:
+        jax.clear_caches()
+        gc.collect()
+
+
+def pytest_unconfigure():
+    if _CACHE is not None:
+        _CACHE.cleanup()

@@ -6,7 +6,7 @@ registers shapes for is enough for its pure-Python transforms, which the image a
 
 import torch
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 _TORCHVISION = torch.library.Library("torchvision", "DEF")
 _TORCHVISION.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 _TORCHVISION.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

@@ -329,7 +329,7 @@ class Config:
         "visual.blocks.0.attn.q.kernel". What does not match is frozen. Adapters (`model.lora`) always train; () trains
         nothing else.
       max_nonfinite_steps: so many steps in a row without a finite gradient stop the run.
-      compilation_cache: directory of the persistent compilation cache.
+      compilation_cache: directory of the persistent compilation cache; `JAX_COMPILATION_CACHE_DIR` goes before it.
     """
 
     name: str

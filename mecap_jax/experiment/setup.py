@@ -82,8 +82,9 @@ def set_up(config: Config, workdir: Path, logger: RunLogger) -> Workbench:
     validate_devices(config, jax.device_count())
     check_backbone(config)
     check_trainable(config)
-    jax.config.update("jax_compilation_cache_dir", str(Path(config.compilation_cache).resolve()))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(Path(config.compilation_cache).resolve()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     _first_process(lambda: claim(workdir, config))
     directory = shards_directory(config)
     _first_process(lambda: build_shards(config, directory))

@@ -1,10 +1,16 @@
-"""What the tests of whole runs share: shards and compiled programs."""
+"""What the tests of whole runs share: shards."""
 
 import pytest
+from filelock import FileLock
+
+from mecap_jax.data.importers import prepare
+from tests.experiment.test_story import small
 
 
 @pytest.fixture(scope="session")
-def shared(tmp_path_factory):
-    """Overrides that make every run here take the same shards, and the same compilation cache."""
-    root = tmp_path_factory.mktemp("shared")
-    return f"data.path={root / 'shards'}", f"compilation_cache={root / 'jax'}", "data.source=synthetic"
+def shared(common) -> tuple[str, ...]:
+    """Overrides that make every run here take the same shards."""
+    shards = common / "shards"
+    with FileLock(common / "shards.lock"):
+        prepare("synthetic", None, shards, small().data.synthetic, progress=False)
+    return (f"data.path={shards}",)

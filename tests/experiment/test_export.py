@@ -51,7 +51,7 @@ def root(tmp_path_factory):
 
 def train(recipe, root, change):
     """One step of SFT of a recipe, as small as it gets; all runs share their clips."""
-    overrides = [f"data.path={root / 'shards'}", "data.source=synthetic", f"compilation_cache={root / 'jax'}"]
+    overrides = [f"data.path={root / 'shards'}", "data.source=synthetic"]
     config = load(recipe, overrides)
     synthetic = dataclasses.replace(config.data.synthetic, clips=40, features=("log_mel-UTT", "log_mel-FRA"))
     sft = SftConfig(steps=1, batch_clips=8, references=1, clips="all", max_target_tokens=24)

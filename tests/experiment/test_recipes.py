@@ -62,7 +62,7 @@ def test_the_vision_tower_trains_where_the_pattern_says_so():
 def test_smoke(recipe, shared, tmp_path):
     # The batches divide over the eight simulated devices.
     sizes = ("sft.batch_clips=8", "sft.micro_clips=8", "grpo.prompts=8", "grpo.micro_prompts=8")
-    overrides = [item for item in (*sizes, shared[1]) if "sft.py" not in recipe or not item.startswith("grpo.")]
+    overrides = [item for item in sizes if "sft.py" not in recipe or not item.startswith("grpo.")]
     if "features" not in recipe:
         overrides += [shared[0].replace("shards", "smoke-shards"), "data.source=synthetic"]
     config = dataclasses.replace(load(f"configs/{recipe}", overrides), checkpoint=load("configs/grpo.py").checkpoint)

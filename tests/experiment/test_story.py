@@ -143,7 +143,7 @@ def _tuples(mapping):
 @pytest.mark.slow
 def test_another_configuration_is_refused(finished):
     config, workdir, _ = finished
-    other = small(f"data.path={config.data.path}", f"compilation_cache={config.compilation_cache}", "seed=1")
+    other = small(f"data.path={config.data.path}", "seed=1")
     with pytest.raises(ConfigError, match="seed: 0 there, 1 asked"):
         story.run(other, workdir)
 
@@ -154,9 +154,7 @@ def test_anchors_of_another_encoder_are_refused(finished, tmp_path):
     anchors = Anchors.load(workdir / "anchors.safetensors")
     path = tmp_path / "anchors.safetensors"
     dataclasses.replace(anchors, encoder="another", encoder_sha256="0" * 64).save(path)
-    other = small(
-        f"data.path={config.data.path}", f"compilation_cache={config.compilation_cache}", f"encoder.anchors={path}"
-    )
+    other = small(f"data.path={config.data.path}", f"encoder.anchors={path}")
     with pytest.raises(AnchorsError, match="another"):
         story.run(other, tmp_path / "run")
 
@@ -165,11 +163,6 @@ def test_anchors_of_another_encoder_are_refused(finished, tmp_path):
 def test_a_checkpoint_of_another_model_is_refused(finished, tmp_path):
     config, workdir, _ = finished
     shutil.copytree(workdir / "checkpoints" / "sft", tmp_path / "run" / "checkpoints" / "sft")
-    other = small(
-        f"data.path={config.data.path}",
-        f"compilation_cache={config.compilation_cache}",
-        "model.name=larger",
-        "model.decoder.intermediate_size=48",
-    )
+    other = small(f"data.path={config.data.path}", "model.name=larger", "model.decoder.intermediate_size=48")
     with pytest.raises(ValueError, match="(?s)larger.*tiny|tiny.*larger"):
         story.run(other, tmp_path / "run")
