@@ -22,8 +22,8 @@ if not _IS_WORKER:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers share the cores
 
-import jax
-from jaxtyping import install_import_hook
+import jax  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
 
 _CHECKED = ("mecap_jax.models", "mecap_jax.generation", "mecap_jax.rl", "mecap_jax.training")
 _HOOK = install_import_hook(_CHECKED, "beartype.beartype")

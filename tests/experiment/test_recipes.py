@@ -59,12 +59,12 @@ def test_the_vision_tower_trains_where_the_pattern_says_so():
         "sft.py:qwen2_5_omni_3b,smoke",
     ],
 )
-def test_smoke(recipe, shared, tmp_path):
+def test_smoke(recipe, common, tmp_path):
     # The batches divide over the eight simulated devices.
     sizes = ("sft.batch_clips=8", "sft.micro_clips=8", "grpo.prompts=8", "grpo.micro_prompts=8")
     overrides = [item for item in sizes if "sft.py" not in recipe or not item.startswith("grpo.")]
-    if "features" not in recipe:
-        overrides += [shared[0].replace("shards", "smoke-shards"), "data.source=synthetic"]
+    shards = common / ("smoke-shards-features" if "features" in recipe else "smoke-shards")
+    overrides += [f"data.path={shards}", "data.source=synthetic"]
     config = dataclasses.replace(load(f"configs/{recipe}", overrides), checkpoint=load("configs/grpo.py").checkpoint)
     report = story.run(config, tmp_path / "run")
     stages = ("sft",) if config.grpo is None else ("sft", "grpo")
