@@ -22,7 +22,7 @@ from mecap_jax.data.media import streams
 from mecap_jax.data.pipeline import clip_row, request_text
 from mecap_jax.data.utterance import Utterance
 
-SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".m4a", ".mp4", ".mov", ".mkv", ".webm")
+SUFFIXES = tuple(".wav .flac .ogg .oga .opus .mp3 .aac .m4a .mp4 .m4v .mov .3gp .mka .mkv .webm .avi".split())
 _DECODERS = 2  # threads that decode while the device works
 
 T = TypeVar("T")

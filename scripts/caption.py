@@ -1,7 +1,8 @@
 """Captions for media files: `python scripts/caption.py --checkpoint=DIR CLIP...`
 
-A CLIP is a wav, flac, ogg, mp3, mp4, mkv or webm file, a directory of such files, or with --features the id of
-precomputed features. Captions go to stdout as they are made; the exit status is 1 where a clip could not be captioned.
+A CLIP is a wav, flac, ogg, opus, mp3, aac, m4a, mp4, mkv, webm or avi file, a directory of such files, or with
+--features the id of precomputed features. Captions go to stdout as they are made; the exit status is 1 where a clip
+could not be captioned.
 """
 
 import sys

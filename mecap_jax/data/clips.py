@@ -77,9 +77,12 @@ def decode_clip(utterance: Utterance, has_audio: bool, data: DataConfig, model: 
         waveform = decode_audio(sound, SAMPLE_RATE, data.max_seconds)
         mel = log_mel(waveform, model.audio.num_mel_bins)
     if "video" in data.modalities and utterance.video is not None:
-        video = decode_video(utterance.video, data.max_frames, data.fps, data.max_seconds)
-        height, width = frame_size(video.pixels.shape[1], video.pixels.shape[2], data, model)
-        frames, seconds_per_frame = resize_bicubic(video.pixels, height, width), video.seconds_per_frame
+
+        def shrink(frame: np.ndarray) -> np.ndarray:
+            return resize_bicubic(frame[None], *frame_size(*frame.shape[:2], data, model))[0]
+
+        video = decode_video(utterance.video, data.max_frames, data.fps, data.max_seconds, shrink)
+        frames, seconds_per_frame = video.pixels, video.seconds_per_frame
     if "features" in data.modalities and utterance.features:
         features = join_features(utterance.features, model.features)
     return Clip(mel, frames, seconds_per_frame, features)

@@ -1,17 +1,21 @@
-"""Media containers, looked at as bytes: which one a clip is, and whether all of it is there.
+"""Media containers, looked at as bytes: which one a clip is, whether all of it is there, and what was joined.
 
 Decoders are lenient: most of them play what is left of a truncated file and say nothing, and libavformat would follow
-a playlist to other files. So the format is read from the first bytes alone, only six families are accepted, and what
+a playlist to other files. So the format is read from the bytes alone, only eight families are accepted, and what
 the container promises about its own length is compared with the bytes at hand before any decoder sees them.
 """
 
 from __future__ import annotations
 
+import itertools
+import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-KINDS = ("wav", "flac", "ogg", "mp3", "mov", "matroska")
+from mecap_jax.data import mp4
+
+KINDS = ("wav", "flac", "ogg", "mp3", "aac", "mov", "matroska", "avi")
 # Recognised only to be refused by name.
 _REFUSED = {
     b"#EXTM3U": "an HLS playlist",
@@ -19,8 +23,19 @@ _REFUSED = {
     b"[playlist]": "a PLS playlist",
     b"<?xml": "an XML document",
     b"<!DOCTYPE": "an HTML page",
+    b"<html": "an HTML page",
     b"FLV": "a Flash video",
     b"\x00\x00\x01\xba": "an MPEG program stream",
+    b"0&\xb2u\x8ef\xcf\x11": "a Windows Media (ASF) file",
+    b".RMF": "a RealMedia file",
+    b"RIFX": "a big-endian WAV (RIFX) file",
+    b"riff.\x91\xcf\x11": "a Sony Wave64 (W64) file",
+    b"NIST_1A": "a NIST SPHERE file",
+    b"#!AMR": "an AMR file",
+    b"caff": "a Core Audio file",
+    b"wvpk": "a WavPack file",
+    b"MAC ": "a Monkey's Audio file",
+    b"MThd": "a MIDI file",
     b"FORM": "an AIFF file",
     b".snd": "an AU file",
     b"\x89PNG": "a PNG image",
@@ -28,23 +43,7 @@ _REFUSED = {
     b"GIF8": "a GIF image",
     b"%PDF": "a PDF document",
     b"PK\x03\x04": "a zip archive",
-    b"\xff\xf1": "a raw AAC stream",
-    b"\xff\xf9": "a raw AAC stream",
 }
-_MOV_BOXES = (
-    b"ftyp",
-    b"moov",
-    b"mdat",
-    b"free",
-    b"skip",
-    b"wide",
-    b"moof",
-    b"styp",
-    b"sidx",
-    b"mfra",
-    b"meta",
-    b"uuid",
-)
 
 
 class MediaError(ValueError):
@@ -57,27 +56,78 @@ def identify(data: bytes) -> str:
     Raises:
       MediaError: no bytes, or none of the supported containers.
     """
+    return _locate(data)[0]
+
+
+def parts(data: bytes) -> tuple[str, list[bytes]]:
+    """Returns the container and the files that make up a clip, one behind the other: usually one.
+
+    Files of sound can be joined by appending one to the other (chained Ogg, RFC 3533, is even made for it). What stands
+    in front of a file, ID3 tags and zeros, is left out.
+
+    Raises:
+      MediaError: as `identify` and `check_complete` do.
+    """
+    kind, start = _locate(data)
+    found = _SPLITS.get(kind, lambda whole: [whole])(data[start:])
+    for part in found:
+        check_complete(part, kind)
+    return kind, found
+
+
+def _locate(data: bytes) -> tuple[str, int]:
+    """The kind of a file, and where it begins."""
     if not data:
         raise MediaError("empty file (0 bytes)")
-    head = data[_id3_end(data) :][:16]
-    if head[:4] in (b"RIFF", b"RF64", b"BW64"):
-        if head[8:12] == b"WAVE":
-            return "wav"
-        raise MediaError(f"unsupported container: RIFF of type {head[8:12]!r} (supported: {', '.join(KINDS)})")
-    if head[:4] == b"fLaC":
-        return "flac"
-    if head[:4] == b"OggS":
-        return "ogg"
-    if head[:4] == b"\x1aE\xdf\xa3":
-        return "matroska"
-    if head[4:8] in _MOV_BOXES:
-        return "mov"
-    if _mp3_frame(head) is not None:
-        return "mp3"
+    position, begin = -1, 0
+    while begin > position:
+        position = begin
+        if kind := _kind(data, position):
+            return kind, position
+        begin = _padding_end(data, position)
+        # The size in front of a first mp4 box may begin with zeros of its own.
+        for box in range(max(position, begin - 3), begin):
+            if _kind(data, box) == "mov":
+                return "mov", box
+    head = data[position : position + 16]
+    supported = f"(supported: {', '.join(KINDS)})"
+    if head[:4] == b"RIFF":
+        raise MediaError(f"unsupported container: RIFF of type {head[8:12]!r} {supported}")
+    if data[0:377:188] == b"GGG" or data[4:389:192] == b"GGG":  # packets of 188 bytes, or 192 on discs
+        raise MediaError(f"unsupported container: an MPEG transport stream (MPEG-TS) {supported}")
     for magic, name in _REFUSED.items():
         if head.startswith(magic):
-            raise MediaError(f"unsupported container: {name} (supported: {', '.join(KINDS)})")
-    raise MediaError(f"not a media file: starts with {head!r} (supported: {', '.join(KINDS)})")
+            raise MediaError(f"unsupported container: {name} {supported}")
+    raise MediaError(f"not a media file: starts with {head or data[:16]!r} {supported}")
+
+
+def _kind(data: bytes, start: int) -> str | None:
+    head = data[start : start + 16]
+    if head[:4] in (b"RIFF", b"RF64", b"BW64"):
+        return {b"WAVE": "wav", b"AVI ": "avi"}.get(head[8:12])
+    for magic, kind in ((b"fLaC", "flac"), (b"OggS", "ogg"), (b"\x1aE\xdf\xa3", "matroska")):
+        if head.startswith(magic):
+            return kind
+    if head[4:8] in mp4.BOXES:
+        return "mov"
+    for kind, frame_length in (("mp3", _mp3_frame), ("aac", _aac_frame)):
+        # Eleven bits of a header are little to go by: another frame must follow, or nothing.
+        length = frame_length(head)
+        following = data[start + (length or 0) :][:8]
+        if length == 0 or length and (not following or frame_length(following) is not None):
+            return kind
+    return None
+
+
+def _padding_end(data: bytes, start: int) -> int:
+    """Returns where an ID3v2 tag or a stretch of zeros at `start` ends; `start` where there is neither."""
+    if data[start : start + 3] == b"ID3" and len(data) >= start + 10:
+        size = sum((byte & 0x7F) << shift for byte, shift in zip(data[start + 6 : start + 10], (21, 14, 7, 0)))
+        return start + 10 + size + (10 if data[start + 5] & 0x10 else 0)
+    if data[start : start + 1] == b"\0":
+        found = re.compile(rb"[^\0]").search(data, start)
+        return found.start() if found else len(data)
+    return start
 
 
 def check_complete(data: bytes, kind: str) -> None:
@@ -96,10 +146,7 @@ def check_complete(data: bytes, kind: str) -> None:
 
 def _check_wav(data: bytes) -> str:
     data_size = None
-    position = 12
-    while position + 8 <= len(data):
-        name, size = struct.unpack_from("<4sI", data, position)
-        position += 8
+    for name, position, size in _riff_chunks(data, 12):
         if name == b"ds64" and position + 16 <= len(data):
             data_size = struct.unpack_from("<Q", data, position + 8)[0]
         if name == b"data":
@@ -108,28 +155,78 @@ def _check_wav(data: bytes) -> str:
             streamed = size >= 0x7FFF0000  # what writers that cannot seek back put there
             available = len(data) - position
             return "" if streamed or size <= available else f"{available} of {size} bytes of samples"
-        position += size + size % 2
     return "it has no data chunk"
+
+
+def _riff_chunks(data: bytes, position: int) -> Iterator[tuple[bytes, int, int]]:
+    """Yields name, first byte and size of each chunk."""
+    while position + 8 <= len(data):
+        name, size = struct.unpack_from("<4sI", data, position)
+        yield name, position + 8, size
+        position += 8 + size + size % 2
+
+
+def _wav_parts(data: bytes) -> list[bytes]:
+    joined = [start - 8 for name, start, _ in _riff_chunks(data, 0) if name == b"RIFF" and data[start:][:4] == b"WAVE"]
+    return _cut(data, joined)
+
+
+def _check_avi(data: bytes) -> str:
+    for name, start, size in _riff_chunks(data, 0):  # files over 1 GB go on in further ones, "AVIX"
+        if name == b"RIFF" and start + size > len(data):
+            return f"{len(data) - start} of {size} bytes"
+    return "" if b"movi" in data else "it has no pictures ('movi' list)"
 
 
 def _check_flac(data: bytes) -> str:
     return ""  # STREAMINFO counts samples, not bytes: the decoder compares
 
 
+def _flac_parts(data: bytes) -> list[bytes]:
+    # The marker and the header of the STREAMINFO block, the first and perhaps the only one (RFC 9639, section 8.1).
+    return _cut(data, [match.start() for match in re.finditer(rb"fLaC[\x00\x80]\x00\x00\x22", data)])
+
+
 def _check_ogg(data: bytes) -> str:
-    position = _id3_end(data)
     finished: dict[bytes, bool] = {}
-    while data[position : position + 4] == b"OggS":
-        header = data[position : position + 27]
-        lacing = data[position + 27 : position + 27 + header[-1]]
-        end = position + 27 + len(lacing) + sum(lacing)
-        if len(header) < 27 or len(lacing) < header[-1] or end > len(data):
+    end = 0
+    for start, end in _ogg_pages(data):
+        header = data[start : start + 27]
+        if end > len(data):
             return "the last page is cut off"
-        if _ogg_checksum(data[position:end]) != header[22:26]:
-            return f"the page at byte {position} is damaged"
+        if _ogg_checksum(data[start:end]) != header[22:26]:
+            return f"the page at byte {start} is damaged"
         finished[header[14:18]] = bool(header[5] & 4)
-        position = end
+    if b"OggS" in data[end:]:
+        return f"what stands at byte {end} is no page"
     return "" if finished and all(finished.values()) else "the end-of-stream page is missing"
+
+
+def _ogg_pages(data: bytes) -> Iterator[tuple[int, int]]:
+    """Yields the byte range of each page, the last one perhaps beyond the end."""
+    position = 0
+    while data[position : position + 4] == b"OggS":
+        count = data[position + 26] if position + 26 < len(data) else 255
+        lacing = data[position + 27 : position + 27 + count]
+        end = position + 27 + count + sum(lacing)
+        yield position, end
+        position = end
+
+
+def _ogg_parts(data: bytes) -> list[bytes]:
+    """The links of a chain: each begins with a page that begins a stream, behind one that does not."""
+    starts, began = [], False
+    for start, _ in _ogg_pages(data):
+        begins = bool(data[start + 5 : start + 6][0] & 2) if start + 5 < len(data) else False
+        if begins and not began:
+            starts.append(start)
+        began = begins
+    return _cut(data, starts)
+
+
+def _cut(data: bytes, starts: list[int]) -> list[bytes]:
+    """The pieces that begin at `starts`; what stands before the first belongs to it."""
+    return [data[start:end] for start, end in zip([0, *starts[1:]], [*starts[1:], len(data)])]
 
 
 _REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
@@ -140,25 +237,6 @@ def _ogg_checksum(page: bytes) -> bytes:
     page = (page[:22] + bytes(4) + page[26:]).translate(_REVERSED_BITS)
     crc = zlib.crc32(page, 0xFFFFFFFF) ^ 0xFFFFFFFF
     return crc.to_bytes(4, "big").translate(_REVERSED_BITS)
-
-
-def _check_mov(data: bytes) -> str:
-    boxes = set()
-    position = 0
-    while position + 8 <= len(data):
-        size, name = struct.unpack_from(">I4s", data, position)
-        if size == 1 and position + 16 <= len(data):
-            size = struct.unpack_from(">Q", data, position + 8)[0]
-        elif size == 0:
-            size = len(data) - position
-        complete = position + size <= len(data)
-        if not complete and name in _MOV_BOXES:
-            return f"box {name.decode()!r} has {len(data) - position} of {size} bytes"
-        if not complete or size < 8:
-            break  # not a box: something was appended to the file
-        boxes.add(name)
-        position += size
-    return "" if b"moov" in boxes else "the index ('moov' box) is missing"
 
 
 def _check_matroska(data: bytes) -> str:
@@ -186,7 +264,7 @@ def _ebml_size(data: bytes, position: int) -> tuple[int | None, int]:
 
 def _check_mp3(data: bytes) -> str:
     promised, count, position = None, 0, 0
-    for count, (start, end) in enumerate(_mp3_frames(data), start=1):
+    for count, (start, end) in enumerate(_frames(data, _mp3_frame), start=1):
         if count == 1:
             promised = _xing_frames(data[start:end])
         position = end
@@ -195,16 +273,42 @@ def _check_mp3(data: bytes) -> str:
     # Encoders differ in whether the frame that holds the Xing header is part of its count.
     if promised is not None and count < promised:
         return f"{count} of {promised} frames"
+    for sync in _MP3_SYNC.finditer(data, position):
+        if count and len(list(itertools.islice(_frames(data, _mp3_frame, sync.start()), 3))) == 3:
+            return f"what stands at byte {position} is no frame, but frames follow"
     return ""
 
 
-def _mp3_frames(data: bytes) -> Iterator[tuple[int, int]]:
+def _mp3_parts(data: bytes) -> list[bytes]:
+    """Each part begins behind a tag, or with the header that an encoder puts in front."""
+    starts, position = [], 0
+    while position < len(data):
+        run = list(_frames(data, _mp3_frame, position))
+        starts += [start for n, (start, end) in enumerate(run) if n == 0 or _xing_frames(data[start:end]) is not None]
+        position = run[-1][1] if run else position
+        behind = _padding_end(data, position + 128 if data[position : position + 3] == b"TAG" else position)
+        if behind == position or _mp3_frame(data[behind : behind + 4]) is None:
+            break
+        position = behind
+    return _cut(data, starts)
+
+
+def _check_aac(data: bytes) -> str:
+    end = max((end for _, end in _frames(data, _aac_frame)), default=0)
+    return f"the last frame lacks {end - len(data)} bytes" if end > len(data) else ""
+
+
+def _aac_frame(head: bytes) -> int | None:
+    """Returns the length in bytes of the ADTS frame with this header, None if it is none (ISO 13818-7, 6.2)."""
+    if len(head) < 7 or head[0] != 0xFF or head[1] & 0xF6 != 0xF0 or (head[2] >> 2) & 15 > 12:
+        return None
+    length = (head[3] & 3) << 11 | head[4] << 3 | head[5] >> 5
+    return length if length > 7 else None
+
+
+def _frames(data: bytes, frame_length: Callable[[bytes], int | None], position: int = 0) -> Iterator[tuple[int, int]]:
     """Yields the byte range of each frame, up to the first bytes that are none (a trailing tag)."""
-    position = _id3_end(data)
-    while position + 4 <= len(data):
-        length = _mp3_frame(data[position : position + 4])
-        if not length:
-            return
+    while length := frame_length(data[position : position + 8]):
         yield position, position + length
         position += length
 
@@ -232,26 +336,22 @@ def _mp3_frame(head: bytes) -> int | None:
 
 def _xing_frames(frame: bytes) -> int | None:
     """Returns the number of frames that a Xing or Info header promises."""
-    for tag in (b"Xing", b"Info"):
-        at = frame.find(tag, 0, 64)
-        if at >= 0 and len(frame) >= at + 12 and frame[at + 7] & 1:
-            return int.from_bytes(frame[at + 8 : at + 12], "big")
+    mono, lower = frame[3] >> 6 == 3, frame[1] & 8 == 0
+    at = 4 + ((9 if mono else 17) if lower else (17 if mono else 32))  # behind the side information
+    if frame[at : at + 4] in (b"Xing", b"Info") and len(frame) >= at + 12 and frame[at + 7] & 1:
+        return int.from_bytes(frame[at + 8 : at + 12], "big")
     return None
 
 
-def _id3_end(data: bytes) -> int:
-    """Returns where the audio starts behind an ID3v2 tag, 0 without one."""
-    if data[:3] != b"ID3" or len(data) < 10:
-        return 0
-    size = sum((byte & 0x7F) << shift for byte, shift in zip(data[6:10], (21, 14, 7, 0)))
-    return 10 + size + (10 if data[5] & 0x10 else 0)
-
-
+_MP3_SYNC = re.compile(rb"\xff[\xe2-\xff]")
+_SPLITS = {"wav": _wav_parts, "flac": _flac_parts, "ogg": _ogg_parts, "mp3": _mp3_parts}
 _CHECKS = {
     "wav": _check_wav,
     "flac": _check_flac,
     "ogg": _check_ogg,
     "mp3": _check_mp3,
-    "mov": _check_mov,
+    "aac": _check_aac,
+    "mov": mp4.find_problem,
     "matroska": _check_matroska,
+    "avi": _check_avi,
 }

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
+CASES = Path(__file__).parent / "cases"
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 needs_shared_data = pytest.mark.skipif(not SHARED.is_dir(), reason=f"real data not found at {SHARED}")
 
@@ -26,6 +27,18 @@ def audio_file(
     """A tone as wav, wavex (WAVE_EXTENSIBLE), flac, ogg or mp3, written by libsndfile."""
     file = io.BytesIO()
     soundfile.write(file, tone(seconds, rate, channels), rate, format=container, subtype=subtype)
+    return file.getvalue()
+
+
+def sound_file(container: str, codec: str, rate: int = 16_000, seconds: float = 1.0) -> bytes:
+    """A tone written by libav."""
+    file = io.BytesIO()
+    with av.open(file, "w", format=container) as output:
+        stream = output.add_stream(codec, rate=rate, layout="mono")
+        samples = av.AudioFrame.from_ndarray(tone(seconds, rate).T.copy(), format="fltp", layout="mono")
+        samples.rate = rate
+        output.mux(stream.encode(samples))
+        output.mux(stream.encode())
     return file.getvalue()
 
 
@@ -79,4 +92,49 @@ def video_file(
             samples.rate = sound_rate
             output.mux(audio.encode(samples))
             output.mux(audio.encode())
+    return file.getvalue()
+
+
+def flash_and_beep(
+    container: str = "matroska",
+    codec: str = "mpeg4",
+    sound: str = "pcm_s16le",
+    *,
+    sound_from: float = 0.0,
+    picture_from: float = 0.0,
+    event: float = 1.2,
+    end: float = 2.0,
+    gap: tuple[float, float] | None = None,
+    rate: int = 16_000,
+    options: dict[str, str] | None = None,
+) -> bytes:
+    """A video whose picture turns bright and whose tone turns loud at the same time stamp, `event`.
+
+    Args:
+      sound_from, picture_from: time stamp in seconds at which each begins.
+      gap: no sound is written between these time stamps.
+      options: of the multiplexer.
+    """
+    file = io.BytesIO()
+    with av.open(file, "w", format=container, options=options or {}) as output:
+        video = output.add_stream(codec, rate=25, width=64, height=48, pix_fmt="yuv420p")
+        video.bit_rate = 2_000_000
+        audio = output.add_stream(sound, rate=rate, layout="mono")
+        audio.codec_context.time_base = Fraction(1, rate)
+        for i in range(round(picture_from * 25), round(end * 25)):
+            picture = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 220 if i >= event * 25 else 30, np.uint8))
+            picture.pts, picture.time_base = i, Fraction(1, 25)
+            output.mux(video.encode(picture))
+        output.mux(video.encode())
+        step = audio.codec_context.frame_size or rate // 50
+        for start in range(round(sound_from * rate), round(end * rate), step):
+            time = np.arange(start, start + step) / rate
+            if gap is not None and gap[0] <= time[0] < gap[1]:
+                continue
+            wave = np.where(time < event, 0.02, 0.5) * np.sin(2 * np.pi * 440 * time)
+            samples = av.AudioFrame.from_ndarray((32767 * wave)[None].astype(np.int16), format="s16", layout="mono")
+            samples.rate, samples.pts, samples.time_base = rate, start, Fraction(1, rate)
+            for packet in audio.encode(samples):
+                output.mux(packet)
+        output.mux(audio.encode())
     return file.getvalue()

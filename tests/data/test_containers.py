@@ -4,8 +4,8 @@ import struct
 
 import pytest
 
-from mecap_jax.data.containers import KINDS, MediaError, check_complete, identify
-from tests.data.clips import audio_file, video_file
+from mecap_jax.data.containers import KINDS, MediaError, check_complete, identify, parts
+from tests.data.clips import audio_file, sound_file, video_file
 
 CLIPS = {
     "wav": lambda: audio_file("WAV"),
@@ -14,6 +14,8 @@ CLIPS = {
     "mp3": lambda: audio_file("MP3"),
     "mov": lambda: video_file("mp4"),
     "matroska": lambda: video_file("matroska"),
+    "aac": lambda: sound_file("adts", "aac"),
+    "avi": lambda: video_file("avi", "mpeg4", sound="libmp3lame"),
 }
 
 
@@ -43,12 +45,58 @@ def test_what_follows_a_file_does_not_make_it_incomplete():
         check_complete(clip, kind)
 
 
-def test_an_mp3_behind_an_id3_tag():
-    tag = b"ID3\x04\x00\x00" + bytes((0, 0, 2, 0)) + bytes(256)  # a synchsafe size: 2 * 128
-    assert identify(tag + CLIPS["mp3"]()) == "mp3"
-    check_complete(tag + CLIPS["mp3"](), "mp3")
+TAG = b"ID3\x04\x00\x00" + bytes((0, 0, 2, 0)) + bytes(256)  # a synchsafe size: 2 * 128
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tags_and_zeros_in_front_of_a_file(kind):
+    clip = CLIPS[kind]()
+    for front in (TAG, TAG + TAG, bytes(1000), TAG + bytes(7) + TAG):
+        assert identify(front + clip) == kind
+        assert parts(front + clip) == (kind, [clip])
     with pytest.raises(MediaError, match="not a media file"):
-        identify(tag)
+        identify(TAG)
+
+
+@pytest.mark.parametrize("kind", ["wav", "flac", "ogg", "mp3"])
+def test_files_of_sound_that_were_joined_are_known_apart(kind):
+    clip = CLIPS[kind]()
+    assert parts(clip + clip + clip) == (kind, [clip] * 3)
+    if kind != "flac":  # counts samples, not bytes
+        with pytest.raises(MediaError):
+            parts(clip + clip[: len(clip) // 2])
+
+
+def test_tags_between_and_behind_joined_mp3_files():
+    clip = CLIPS["mp3"]()
+    kind, (first, second) = parts(clip + TAG + clip + b"TAG" + bytes(125))
+    assert kind == "mp3" and first.startswith(clip) and second.startswith(clip)
+    with pytest.raises(MediaError, match="is no frame, but frames follow"):
+        parts(clip + b"some noise between" + clip)
+
+
+@pytest.mark.parametrize(
+    "data, name",
+    [
+        ((b"G" + bytes(187)) * 5, "MPEG-TS"),
+        ((bytes(4) + b"G" + bytes(187)) * 5, "MPEG-TS"),
+        (b"RIFX" + bytes(4) + b"WAVE", "RIFX"),
+        (b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb" + bytes(100), "W64"),
+        (bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c"), "ASF"),
+        (b"NIST_1A\n   1024\n", "SPHERE"),
+    ],
+)
+def test_formats_that_are_not_read_are_called_by_name(data, name):
+    with pytest.raises(MediaError, match=f"unsupported container: .*{name}.*supported: wav, flac"):
+        identify(data)
+
+
+def test_counts_of_samples_beyond_the_file():
+    clip = bytearray(CLIPS["mov"]())
+    at = clip.index(b"stsz") + 4
+    clip[at + 4 : at + 12] = struct.pack(">II", 1, 80_000_000)  # samples of one byte each: libav would take 2 GB
+    with pytest.raises(MediaError, match="box 'stsz' counts 80000000 samples in a file of"):
+        check_complete(bytes(clip), "mov")
 
 
 def test_an_mp3_frame_that_ends_early_without_a_xing_header():

@@ -15,7 +15,7 @@ from transformers.video_utils import VideoMetadata
 from mecap_jax.data import media
 from mecap_jax.data.media import MediaError, decode_audio, decode_video, probe, streams
 
-from tests.data.clips import SHARED, audio_file, frame_index, needs_shared_data, tone, video_file
+from tests.data.clips import SHARED, audio_file, frame_index, needs_shared_data, sound_file, tone, video_file
 
 AUDIO = {
     "wav-8": ("WAV", "PCM_U8", 16_000, 1, 0.03),
@@ -38,8 +38,8 @@ AUDIO = {
 def relative_error(waveform: np.ndarray, rate: int, channels: int = 1) -> float:
     """How far a decoded waveform is from the tone, away from its edges, at the best alignment within 3 ms."""
     expected = tone(2.0, rate, channels).mean(axis=1)
-    inner = waveform[rate // 4 : 3 * rate // 4]
-    offsets = range(rate // 4 - rate * 3 // 1000, rate // 4 + rate * 3 // 1000 + 1)
+    inner = waveform[3 * rate // 8 : 7 * rate // 8]
+    offsets = range(3 * rate // 8 - rate * 3 // 1000, 3 * rate // 8 + rate * 3 // 1000 + 1)
     errors = [np.abs(inner - expected[offset : offset + len(inner)]).max() for offset in offsets]
     return min(errors) / expected.max()
 
@@ -52,7 +52,9 @@ def test_audio_files_decode_to_the_mean_of_their_channels_at_16_khz(name):
     waveform = decode_audio(clip)
 
     assert waveform.dtype == np.float32
-    assert abs(len(waveform) - 16_000) <= (1 if not name.startswith("mp3") else 160)
+    assert abs(len(waveform) - 16_000) <= (
+        160 if name in ("ogg-vorbis", "mp3", "mp3-16k") else 1
+    )  # one of the codec's blocks
     assert relative_error(waveform, 16_000, channels) < tolerance
     info = probe(clip)
     assert info.audio_seconds == pytest.approx(1.0, abs=0.01)
@@ -69,6 +71,8 @@ def test_audio_files_decode_to_the_mean_of_their_channels_at_16_khz(name):
         ("matroska", "mpeg4", "libmp3lame", 22_050),
         ("webm", "libvpx", "libopus", 48_000),
         ("webm", "libvpx-vp9", "libopus", 24_000),
+        ("avi", "mpeg4", "libmp3lame", 44_100),
+        ("avi", "mpeg4", "pcm_s16le", 16_000),
     ],
 )
 def test_videos_decode_with_their_sound(container, codec, sound, rate):
@@ -184,6 +188,8 @@ CLIPS = {
     "mp4": lambda: video_file(),
     "mkv": lambda: video_file("matroska"),
     "webm": lambda: video_file("webm", "libvpx", sound="libopus"),
+    "avi": lambda: video_file("avi", "mpeg4", sound="libmp3lame"),
+    "aac": lambda: sound_file("adts", "aac"),
 }
 
 
@@ -243,7 +249,7 @@ def test_a_header_that_promises_more_than_there_is():
         (bytes(5000), "not a media file"),
         (audio_file(seconds=0), "no audio samples"),
         (audio_file("AIFF"), "unsupported container: an AIFF file"),
-        (b"RIFF" + struct.pack("<I", 1000) + b"AVI LIST" + bytes(1000), "unsupported container: RIFF of type b'AVI '"),
+        (b"RIFF" + struct.pack("<I", 1000) + b"WEBPVP8 " + bytes(1000), "unsupported container: RIFF of type b'WEBP'"),
         (b"#EXTM3U\n#EXTINF:10,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n", "unsupported container: an HLS playlist"),
         (b"ffconcat version 1.0\nfile '/etc/passwd'\n", "unsupported container: a concat playlist"),
         (b"\x89PNG\r\n\x1a\n" + bytes(100), "unsupported container: a PNG image"),
