@@ -3,19 +3,84 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, ConfigDict, Field, NonNegativeFloat, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from mecap_jax.data.language import caption_language
+from mecap_jax.json_files import parse_json
 from mecap_jax.text_files import printable
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 INDEX = "index.jsonl"
+_STRICT = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+def _plain_name(name: str) -> str:
+    if name in ("", ".", "..") or set(name) & set("/\\:\0"):
+        raise ValueError("leads out of the directory")
+    return name
+
+
+Count = Annotated[int, Field(ge=0, lt=2**40)]
+FileName = Annotated[str, AfterValidator(_plain_name)]
+Checksum = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class FileEntry(TypedDict):
+    """A file of the directory, how many records it has, and its sha256."""
+
+    __pydantic_config__ = _STRICT
+    file: FileName
+    records: Count
+    sha256: Checksum
+
+
+class Manifest(TypedDict):
+    """What the manifest of any directory of records holds; `sha256` is that of the manifest's other fields."""
+
+    __pydantic_config__ = ConfigDict(**_STRICT, extra="allow")
+    schema_version: int
+    sha256: Checksum
+    source: dict[str, Any]
+    index: FileEntry
+    shards: list[FileEntry]
+
+
+class QuarantinedClip(TypedDict):
+    __pydantic_config__ = ConfigDict(**_STRICT, extra="forbid")
+    id: str
+    reason: str
+
+
+class SplitCounts(TypedDict):
+    __pydantic_config__ = _STRICT
+    records: Count
+    speakers: Count
+    seconds: NonNegativeFloat
+    labels: dict[str, Count]
+
+
+class ShardManifest(Manifest):
+    """What a directory of utterances adds: what made it, what the data are, what is in it and what was left out."""
+
+    command: str
+    records: Count
+    synthetic: bool
+    datasets: dict[str, Count]
+    caption_languages: dict[str, Count]
+    captioned: dict[str, Count]
+    licences: dict[str, Count]
+    splits: dict[str, SplitCounts]
+    quarantined: list[QuarantinedClip]
 
 
 class ShardError(ValueError):
@@ -50,11 +115,13 @@ class IndexRow:
       video_seconds, frames, width, height: of the video, 0 without one.
     """
 
+    __pydantic_config__ = ConfigDict(**_STRICT, extra="forbid")
+
     id: str
     dataset: str
     split: str
     shard: str
-    position: int
+    position: Count
     speaker: str
     dialogue: str | None
     language: str
@@ -63,14 +130,14 @@ class IndexRow:
     attributes: Mapping[str, str]
     transcript: str
     captions: Mapping[str, tuple[str, ...]]
-    features: Mapping[str, tuple[int, int]]
+    features: Mapping[str, tuple[Count, Count]]
     has_audio: bool
     has_video: bool
-    seconds: float
-    video_seconds: float
-    frames: int
-    width: int
-    height: int
+    seconds: NonNegativeFloat
+    video_seconds: NonNegativeFloat
+    frames: Count
+    width: Count
+    height: Count
 
     @property
     def label(self) -> str | None:
@@ -97,35 +164,47 @@ def describe(rows: Sequence[IndexRow], source: Mapping[str, Any]) -> dict[str, A
     }
 
 
-def read_manifest(directory: Path) -> dict[str, Any]:
-    """Reads and checks the manifest.
+def write_manifest(directory: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes a manifest with its schema version and its checksum, and returns it.
 
     Raises:
-      ShardError: none, another schema version, or ill-formed; a file name that is more than a name.
+      ShardError: a value that JSON does not have.
+    """
+    manifest = {**manifest, "schema_version": SCHEMA_VERSION}
+    manifest["sha256"] = _digest(manifest)
+    text = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False)
+    (directory / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    return manifest
+
+
+def read_manifest(directory: Path, kind: type = Manifest) -> dict[str, Any]:
+    """Reads and checks a manifest: that it is as it was written, and then that it holds the keys of `kind`.
+
+    Raises:
+      ShardError: none, another schema version, changed since it was written, or ill-formed; names file and key.
     """
     path = directory / MANIFEST
     if not path.is_file():
         raise ShardError(f"{directory} holds no shards: there is no {MANIFEST}; scripts/prepare_data.py makes them")
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = parse_json(path.read_bytes())
+    except OSError as error:
+        raise ShardError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise ShardError(f"{path} is not JSON: {error}") from error
-    version = manifest.get("schema_version") if isinstance(manifest, dict) else None
-    if version != SCHEMA_VERSION:
-        raise ShardError(f"{path} has schema version {version!r}, this code reads version {SCHEMA_VERSION}")
-    try:
-        entries = [manifest["index"], *manifest["shards"]]
-        well_formed = isinstance(manifest["source"], dict) and all(
-            isinstance(entry["file"], str) and isinstance(entry["sha256"], str) and isinstance(entry["records"], int)
-            for entry in entries
+    manifest = manifest if isinstance(manifest, dict) else {}
+    if (version := manifest.get("schema_version")) != SCHEMA_VERSION:
+        made = printable(f"; it was made by {manifest['command']!r:.300}" if "command" in manifest else "")
+        raise ShardError(
+            f"{path} has schema version {version!r:.20}, this code reads version {SCHEMA_VERSION}: "
+            f"delete the directory and make it again{made}"
         )
-    except (KeyError, TypeError) as error:
-        raise ShardError(f"{path} is incomplete: {error!r}") from error
-    if not well_formed:
-        raise ShardError(f"{path} is ill-formed: files need a name, a checksum and a number of records")
-    for entry in entries:
-        if entry["file"] in ("", ".", "..") or set(entry["file"]) & set("/\\\0"):
-            raise ShardError(f"{path} names a file outside its directory: {entry['file']!r}")
+    if manifest.get("sha256") != (digest := _digest(manifest)):
+        raise ShardError(f"{path} has changed: sha256 {digest}, expected {manifest.get('sha256')!r:.80}")
+    try:
+        _adapter(kind).validate_python(manifest)
+    except ValidationError as error:
+        raise ShardError(f"{path}: {_describe(error)}") from None
     return manifest
 
 
@@ -133,24 +212,14 @@ def read_index(path: Path) -> list[IndexRow]:
     """Reads and checks the index.
 
     Raises:
-      ShardError: names the line that does not follow the schema.
+      ShardError: names the line and the field that do not follow the schema.
     """
-    rows = []
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+    rows, adapter = [], _adapter(IndexRow)
+    for number, line in enumerate(path.read_bytes().removesuffix(b"\n").split(b"\n"), start=1):
         try:
-            row = json.loads(line)
-            if set(row) != set(_INDEX_TYPES):
-                raise ShardError(f"fields {sorted(set(row) ^ set(_INDEX_TYPES))} are missing or unknown")
-            for name, kind in _INDEX_TYPES.items():
-                if not isinstance(row[name], kind):
-                    raise ShardError(f"field {name!r} is {row[name]!r}")
-            row["features"] = {name: tuple(shape) for name, shape in row["features"].items()}
-            row["captions"] = {kind: tuple(texts) for kind, texts in row["captions"].items()}
-            if not all(isinstance(text, str) for texts in row["captions"].values() for text in texts):
-                raise ShardError(f"field 'captions' is {row['captions']!r:.80}")
-        except (ValueError, TypeError) as error:
-            raise ShardError(f"{path}, line {number}: {error}") from error
-        rows.append(IndexRow(**row))
+            rows.append(adapter.validate_json(line))
+        except ValidationError as error:
+            raise ShardError(f"{path}, line {number}: {_describe(error)}") from None
     return rows
 
 
@@ -160,12 +229,25 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-_INDEX_TYPES = {
-    **dict.fromkeys(("id", "dataset", "split", "shard", "speaker", "language", "transcript"), str),
-    **dict.fromkeys(("position", "frames", "width", "height"), int),
-    **dict.fromkeys(("labels", "attributes", "captions", "features"), dict),
-    **dict.fromkeys(("has_audio", "has_video"), bool),
-    **dict.fromkeys(("seconds", "video_seconds"), float),
-    "dialogue": (str, type(None)),
-    "valence": (float, type(None)),
-}
+def _digest(manifest: Mapping[str, Any]) -> str:
+    """Returns the checksum of a manifest's fields, however they are laid out."""
+    fields = {key: value for key, value in manifest.items() if key != "sha256"}
+    try:
+        text = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ShardError(f"a manifest cannot hold this: {error}") from error
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@functools.cache
+def _adapter(kind: type) -> TypeAdapter:
+    return TypeAdapter(kind)
+
+
+def _describe(error: ValidationError) -> str:
+    """The first problem in one line: key, what it must be, what it is."""
+    first = error.errors(include_url=False)[0]
+    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).removeprefix(".")
+    problem = first["msg"].removeprefix("Value error, ").replace("Input should", "must")
+    got = "" if first["type"] == "missing" else f", got {first['input']!r:.80}"
+    return printable(f"{key!r:.200}: {problem}{got}" if key else problem)

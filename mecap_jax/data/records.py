@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from array_record.python.array_record_data_source import ArrayRecordDataSource
-from array_record.python.array_record_module import ArrayRecordWriter
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from mecap_jax.data.manifest import ShardError, sha256
+from mecap_jax.data.manifest import MANIFEST, ShardError, sha256
 
 
 class RecordWriter:
@@ -78,12 +78,15 @@ class RecordReader:
         """`shards` are entries of a manifest; with `verify` every file is compared with its checksum.
 
         Raises:
-          ShardError: a file is missing or has changed.
+          ShardError: a file is missing, has changed, or is too small for its records.
         """
         self._directory, self._shards = directory, shards
         for shard in shards:
-            if not (directory / shard["file"]).is_file():
-                raise ShardError(f"{directory / shard['file']} is missing")
+            path = directory / shard["file"]
+            if not path.is_file():
+                raise ShardError(f"{path} is missing")
+            if shard["records"] > (size := path.stat().st_size):
+                raise ShardError(f"{path} cannot hold {shard['records']} records in {size} bytes")
             if verify:
                 check_sum(directory, shard)
         self._ends = list(itertools.accumulate(shard["records"] for shard in shards))
@@ -96,7 +99,7 @@ class RecordReader:
         """Reads record i of all files together, 0 <= i < len(self).
 
         Raises:
-          ShardError: it is unreadable.
+          ShardError: it is unreadable, or a file has another number of records than was said.
         """
         try:
             return self._open()[i]
@@ -115,10 +118,22 @@ class RecordReader:
     def _open(self) -> ArrayRecordDataSource:
         _claim_array_record()
         if self._source is None:
-            self._source = ArrayRecordDataSource(
-                [f"{self._directory / shard['file']}[0:{shard['records']}]" for shard in self._shards]
-            )
+            files = [(self._directory / shard["file"], shard["records"]) for shard in self._shards]
+            for path, records in files:
+                _check_count(path, records)
+            self._source = ArrayRecordDataSource([f"{path}[0:{records}]" for path, records in files])
         return self._source
+
+
+def _check_count(path: Path, expected: int) -> None:
+    try:
+        file = ArrayRecordReader(str(path))
+        found = file.num_records()
+        file.close()
+    except RuntimeError as error:
+        raise ShardError(f"{path} is unreadable: {error}") from error
+    if found != expected:
+        raise ShardError(f"{path} has {found} records, {MANIFEST} says {expected}")
 
 
 def check_sum(directory: Path, entry: Mapping[str, Any]) -> None:

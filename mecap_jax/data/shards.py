@@ -25,14 +25,15 @@ from mecap_jax.data import media
 from mecap_jax.data.manifest import (
     INDEX,
     MANIFEST,
-    SCHEMA_VERSION,
     BadClip,
     IndexRow,
     ShardError,
+    ShardManifest,
     describe,
     read_index,
     read_manifest,
     sha256,
+    write_manifest,
 )
 from mecap_jax.data.records import RecordReader, RecordWriter, check_sum
 from mecap_jax.data.utterance import SPLITS, Utterance, deserialize, serialize
@@ -69,7 +70,7 @@ def write(
       ShardError: the directory holds something else, an id occurs twice, no clip is left, or too many are bad.
     """
     directory = Path(directory)
-    source = json.loads(json.dumps(source))
+    source = json.loads(json.dumps(source, allow_nan=False))
     finished = find_finished(directory, source)
     if finished is not None:
         return finished
@@ -78,8 +79,7 @@ def write(
     building.mkdir()
     try:
         manifest = _build(building, _inspected(items, max_seconds), source, shard_size, max_bad_fraction)
-        manifest = {"schema_version": SCHEMA_VERSION, "command": command, "source": source, **manifest}
-        (building / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        manifest = write_manifest(building, {"command": command, "source": source, **manifest})
         try:
             building.rename(directory)
         except OSError:  # another process may have finished the same build meanwhile
@@ -121,7 +121,7 @@ class ShardReader:
     """Random access to a directory of shards, from threads and other processes as `RecordReader` says.
 
     Attributes:
-      manifest: the manifest; where it was written without `describe`, with what index and source say.
+      manifest: the manifest.
       index: one `IndexRow` a record; `reader[i]` is the utterance of `index[i]`.
     """
 
@@ -135,14 +135,15 @@ class ShardReader:
           ShardError: no shards, another schema version, a file that is missing, changed or outside the directory.
         """
         self.directory = Path(directory)
-        self.manifest = read_manifest(self.directory)
+        self.manifest = read_manifest(self.directory, ShardManifest)
         check_sum(self.directory, self.manifest["index"])
         self._records = RecordReader(self.directory, self.manifest["shards"], verify)
         self.index = read_index(self.directory / self.manifest["index"]["file"])
-        places = [(shard["file"], i) for shard in self.manifest["shards"] for i in range(shard["records"])]
-        if [(row.shard, row.position) for row in self.index] != places:
+        entries = self.manifest["shards"]
+        places = ((shard["file"], i) for shard in entries for i in range(shard["records"]))
+        counts = {len(self._records), len(self.index), self.manifest["records"], self.manifest["index"]["records"]}
+        if len(counts) > 1 or any((row.shard, row.position) != place for row, place in zip(self.index, places)):
             raise ShardError(f"{self.directory / INDEX} does not list the records of the shards in {MANIFEST}")
-        self.manifest = describe(self.index, self.manifest["source"]) | self.manifest
 
     def __len__(self) -> int:
         return len(self.index)
@@ -242,7 +243,8 @@ def _build(
         writer.close()
     rows = [row for writer in splits.values() for row in writer.rows]
     with (directory / INDEX).open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(dataclasses.asdict(row), ensure_ascii=False) + "\n" for row in rows)
+        for row in rows:
+            file.write(json.dumps(dataclasses.asdict(row), ensure_ascii=False, allow_nan=False) + "\n")
     return {
         "records": len(rows),
         **describe(rows, source),

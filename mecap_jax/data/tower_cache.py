@@ -20,11 +20,12 @@ import numpy as np
 
 from mecap_jax.data.clips import Clip
 from mecap_jax.data.collate import TOKEN_DTYPES
-from mecap_jax.data.manifest import MANIFEST, SCHEMA_VERSION, ShardError, sha256
+from mecap_jax.data.manifest import MANIFEST, ShardError, sha256, write_manifest
 from mecap_jax.data.media import MediaError
 from mecap_jax.data.prompts import VideoGrid
 from mecap_jax.data.records import RecordReader, RecordWriter, check_sum
 from mecap_jax.data.shards import find_finished
+from mecap_jax.json_files import parse_json
 
 _INDEX = "clips.json"
 _SHARD_SIZE = 256  # a clip of ten seconds may have megabytes
@@ -69,18 +70,17 @@ def finish(building: Path, directory: Path, parts: int, source: Mapping[str, Any
       ShardError: something else is in the way.
     """
     files = [_part_file(building, f"{part:03d}") for part in range(parts)]
-    described = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    described = [parse_json(file.read_bytes()) for file in files]
     ids = [id for part in described for id in part["ids"]]
     (building / _INDEX).write_text(json.dumps(ids), encoding="utf-8")
     manifest = {
-        "schema_version": SCHEMA_VERSION,
         "source": source,
         "index": {"file": _INDEX, "records": len(ids), "sha256": sha256(building / _INDEX)},
         "shards": [shard for part in described for shard in part["shards"]],
     }
     for file in files:
         file.unlink()
-    (building / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    write_manifest(building, manifest)
     try:
         building.rename(directory)
     except OSError:
@@ -102,7 +102,7 @@ class TokenReader:
             raise ShardError(f"{directory} holds no tower cache")
         check_sum(directory, manifest["index"])
         self._records = RecordReader(directory, manifest["shards"])
-        ids = json.loads((directory / _INDEX).read_text(encoding="utf-8"))
+        ids = _read_ids(directory / _INDEX)
         if len(ids) != len(self._records):
             raise ShardError(f"{directory / _INDEX} does not list the records of the files in {MANIFEST}")
         self._places = {id: place for place, id in enumerate(ids)}
@@ -133,6 +133,16 @@ class TokenReader:
 
     def _tokens(self, data: bytes | None) -> np.ndarray | None:
         return None if data is None else np.frombuffer(data, self._dtype).reshape(-1, self._width)
+
+
+def _read_ids(path: Path) -> list[str]:
+    try:
+        ids = parse_json(path.read_bytes())
+    except ValueError as error:
+        raise ShardError(f"{path} is not JSON: {error}") from error
+    if not isinstance(ids, list) or not all(isinstance(id, str) for id in ids):
+        raise ShardError(f"{path} must hold a list of ids")
+    return ids
 
 
 def _part_file(directory: Path, part: str) -> Path:

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from mecap_jax.config import Config, ConfigError, differences, validate_devices
 from mecap_jax.data.importers import ImporterError, prepare
-from mecap_jax.data.manifest import read_manifest
+from mecap_jax.data.manifest import SCHEMA_VERSION, read_manifest
 from mecap_jax.data.pipeline import CaptionDataset, DataError
 from mecap_jax.data.processor import Processor
 from mecap_jax.data.processor_settings import ProcessorSettings
@@ -184,7 +184,7 @@ def shards_directory(config: Config) -> Path:
     if data.path:
         return Path(data.path)
     source = data.source or SYNTHETIC
-    settings = {"source": source, "input": data.input}
+    settings = {"source": source, "input": data.input, "version": SCHEMA_VERSION}
     if source == SYNTHETIC:
         settings |= dataclasses.asdict(data.synthetic)
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]

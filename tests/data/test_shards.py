@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from mecap_jax.data import shards
+from mecap_jax.data.manifest import read_manifest, sha256, write_manifest
 from mecap_jax.data.shards import BadClip, ShardError, ShardReader
 from mecap_jax.data.utterance import Utterance
 from tests.data.clips import audio_file, video_file
@@ -198,51 +199,125 @@ def test_unverified_shards_still_never_give_a_wrong_record(built):
     with pytest.raises(ShardError, match="train-00000.arrayrecord: record 0 is"):
         reader[0]
     first.write_bytes(b"junk" * 30_000)
-    with pytest.raises(ShardError, match="train-00000.arrayrecord: record 0 is unreadable"):
+    with pytest.raises(ShardError, match="train-00000.arrayrecord is unreadable"):
         ShardReader(built, verify=False)[0]
 
 
 def edit_manifest(directory, **changes):
-    manifest = json.loads((directory / "manifest.json").read_text())
-    (directory / "manifest.json").write_text(json.dumps({**manifest, **changes}))
-    return manifest
+    """Changes the manifest as somebody would who can compute its checksum; None takes a key away."""
+    manifest = read_manifest(directory) | changes
+    write_manifest(directory, {key: value for key, value in manifest.items() if value is not None})
+
+
+A = {"file": "train-00000.arrayrecord", "records": 2, "sha256": "0" * 64}
 
 
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"schema_version": 7}, "schema version 7, this code reads version 1"),
-        ({"schema_version": None}, "schema version None"),
-        ({"shards": [{"file": "../secret", "records": 1, "sha256": ""}]}, "outside its directory: '../secret'"),
-        ({"shards": [{"file": "/etc/passwd", "records": 1, "sha256": ""}]}, "outside its directory: '/etc/passwd'"),
-        ({"shards": [{"file": "..\\secret", "records": 1, "sha256": ""}]}, "outside its directory"),
-        ({"shards": [{"file": "..", "records": 1, "sha256": ""}]}, "outside its directory"),
-        ({"index": {"file": "a/b", "records": 1, "sha256": ""}}, "outside its directory: 'a/b'"),
-        ({"shards": [{"file": "train-00000.arrayrecord"}]}, "incomplete: KeyError"),
-        ({"shards": [{"file": 3, "records": 1, "sha256": ""}]}, "ill-formed"),
-        ({"shards": []}, "does not list the records"),
+        ({"shards": [A | {"file": "../secret"}]}, r"'shards\[0\].file': leads out of the directory, got '../secret'"),
+        ({"shards": [A | {"file": "/etc/passwd"}]}, "leads out of the directory, got '/etc/passwd'"),
+        ({"shards": [A | {"file": "..\\secret"}]}, "leads out of the directory"),
+        ({"shards": [A | {"file": ".."}]}, "leads out of the directory, got '..'"),
+        ({"shards": [A | {"file": ""}]}, "leads out of the directory, got ''"),
+        ({"shards": [A | {"file": "C:x"}]}, "leads out of the directory"),
+        ({"index": A | {"file": "a/b"}}, "'index.file': leads out of the directory, got 'a/b'"),
+        ({"shards": [{"file": "train-00000.arrayrecord"}]}, r"'shards\[0\].records': Field required"),
+        ({"shards": [A | {"file": 3}]}, r"'shards\[0\].file': must be a valid string, got 3"),
+        ({"shards": [A | {"records": 2.0}]}, r"'shards\[0\].records': must be a valid integer, got 2.0"),
+        ({"shards": [A | {"records": True}]}, r"'shards\[0\].records': must be a valid integer, got True"),
+        ({"shards": [A | {"records": -1}]}, "must be greater than or equal to 0, got -1"),
+        ({"shards": [A | {"sha256": "0"}]}, r"'shards\[0\].sha256': String should match pattern"),
+        ({"shards": [A | {"records": 10**9}]}, r"train-00000.arrayrecord cannot hold 1000000000 records in \d+ bytes"),
+        ({"shards": {}}, "'shards': must be a valid list"),
+        ({"shards": []}, "index.jsonl does not list the records"),
+        ({"records": 11}, "index.jsonl does not list the records"),
+        ({"source": None}, "'source': Field required"),
+        ({"quarantined": None}, "'quarantined': Field required"),
+        ({"quarantined": [{"id": 3, "reason": ""}]}, r"'quarantined\[0\].id': must be a valid string, got 3"),
+        ({"licences": {"CC0": "ten"}}, "'licences.CC0': must be a valid integer, got 'ten'"),
+        ({"licences": []}, "'licences': must be a valid dictionary"),
+        ({"splits": {"train": 6}}, "'splits.train': must be a valid dictionary, got 6"),
+        ({"splits": {"\x1b[2J": 6}}, r"'splits.\\x1b\[2J': must be"),
+        ({"command": ["rm"]}, "'command': must be a valid string"),
     ],
 )
 def test_a_manifest_is_hostile_until_checked(built, changes, message):
     edit_manifest(built, **changes)
+    with pytest.raises(ShardError, match=message) as caught:
+        ShardReader(built, verify=False)
+    assert str(built) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        ('"records": 10,', '"records": 11,', "manifest.json has changed: sha256 [0-9a-f]{64}, expected '[0-9a-f]{64}'"),
+        ('"CC0-1.0"', '"CC0-1.1"', "has changed"),
+        ('"seed": 0', '"seed": NaN', "is not JSON: NaN is no finite number"),
+        ('"seed": 0', '"seed": 1e999', "is not JSON: 1e999 is no finite number"),
+        ('"schema_version": 2', '"schema_version": 1', "schema version 1, .* made by 'make test'"),
+        ('"schema_version": 2', '"schema_version": [7]', r"schema version \[7\], this code reads version 2"),
+        ('"sha256"', '"sha257"', "has changed"),
+        ("{", "[" * 100_000 + "{", "not JSON: it is nested too deeply"),
+    ],
+)
+def test_a_manifest_that_was_changed_is_refused(built, old, new, message):
+    path = built / "manifest.json"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1) if old != '"sha256"' else text.replace(old, new))
     with pytest.raises(ShardError, match=message):
         ShardReader(built)
+
+
+def test_a_manifest_may_be_laid_out_otherwise(built):
+    path = built / "manifest.json"
+    path.write_text(json.dumps(dict(reversed(json.loads(path.read_text()).items()))))
+    assert len(ShardReader(built)) == 10
+
+
+def test_more_records_than_a_file_has_are_an_error_when_it_is_read(built):
+    """The sizes fit, and the index lists them all: only the file itself knows better."""
+    manifest = read_manifest(built)
+    first, *others = manifest["shards"]
+    lines = (built / "index.jsonl").read_text().splitlines()
+    further = json.dumps(json.loads(lines[1]) | {"id": "more", "position": 2})
+    (built / "index.jsonl").write_text("\n".join([*lines[:2], further, *lines[2:]]) + "\n")
+    index = {"file": "index.jsonl", "records": 11, "sha256": sha256(built / "index.jsonl")}
+    edit_manifest(built, shards=[first | {"records": 3}, *others], index=index, records=11)
+    with pytest.raises(ShardError, match="train-00000.arrayrecord has 2 records, manifest.json says 3"):
+        ShardReader(built)[0]
 
 
 @pytest.mark.parametrize(
     "line, message",
     [
         ("{", "line 1: "),
-        ('{"id": "x"}', "line 1: fields .* are missing"),
-        ("[]", "line 1: fields .* are missing"),
+        ('{"id": "x"}', "line 1: 'dataset': Field required"),
+        ("[]", "line 1: must be an object"),
+        ("", "line 1: Invalid JSON"),
         ("\xff", "line 1: "),
+        ("[" * 100_000, "line 1: Invalid JSON"),
+        ({"seconds": float("nan")}, "line 1: 'seconds': must be a finite number"),
+        ({"seconds": float("inf")}, "line 1: 'seconds': must be a finite number"),
+        ({"seconds": -1.0}, "line 1: 'seconds': must be greater than or equal to 0"),
+        ({"position": True}, "line 1: 'position': must be a valid integer"),
+        ({"frames": 10**30}, "line 1: 'frames': must be less than"),
+        ({"id": "\ud800"}, "line 1: "),
+        ({"labels": {"multimodal": 3}}, "line 1: 'labels.multimodal': must be a valid string"),
+        ({"captions": {"overall": "a caption"}}, "line 1: 'captions.overall': must be a valid array"),
+        ({"captions": {"overall": [3]}}, r"line 1: 'captions.overall\[0\]': must be a valid string"),
+        ({"features": {"f": [3]}}, r"line 1: 'features.f\[1\]': Field required"),
+        ({"colour": "red"}, "line 1: 'colour': Unexpected"),
     ],
 )
 def test_an_index_is_hostile_until_checked(built, line, message):
     index = built / "index.jsonl"
-    index.write_bytes(line.encode("latin-1") + b"\n" + index.read_bytes())
-    sha256 = hashlib.sha256(index.read_bytes()).hexdigest()
-    edit_manifest(built, index={"file": "index.jsonl", "records": 11, "sha256": sha256})
+    first, *others = index.read_text().splitlines()
+    line = line if isinstance(line, str) else json.dumps(json.loads(first) | line)
+    index.write_bytes("\n".join([line, *others]).encode("latin-1") + b"\n")
+    edit_manifest(built, index={"file": "index.jsonl", "records": 10, "sha256": sha256(index)})
     with pytest.raises(ShardError, match=message):
         ShardReader(built)
 

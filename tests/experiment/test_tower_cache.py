@@ -15,6 +15,7 @@ import pytest
 from flax import nnx
 
 from mecap_jax.config import ConfigError, load, validate
+from mecap_jax.data.manifest import read_manifest, write_manifest
 from mecap_jax.data.media import MediaError
 from mecap_jax.data.pipeline import CaptionDataset
 from mecap_jax.data.shards import ShardError
@@ -241,9 +242,9 @@ def test_a_cache_that_has_changed_is_refused(tiny, cache, tmp_path, monkeypatch)
     shard.write_bytes(shard.read_bytes()[:-100])
     with pytest.raises(ShardError, match="000-00000.arrayrecord has changed"):
         tower_cache.with_tower_cache(bench, graphdef, params, _never)
-    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest = read_manifest(copy)
     manifest["source"]["weights"] = "0" * 64
-    (copy / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(copy, manifest)
     with pytest.raises(ShardError, match="another source: weights"):
         tower_cache.with_tower_cache(bench, graphdef, params, _never)
 
