@@ -265,7 +265,7 @@ def _mono(frame: av.AudioFrame) -> np.ndarray:
     if samples.dtype.kind != "f":
         scale = 2 ** (8 * samples.itemsize - 1)
         offset = scale if samples.dtype.kind == "u" else 0
-    with np.errstate(over="ignore"):  # what float32 does not hold is found to be infinite
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is found later
         return (samples.astype(np.float32) - offset).mean(axis=0, dtype=np.float32) / scale
 
 
