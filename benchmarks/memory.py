@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
     devices = _DEVICES.value
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", devices)
-    config = load(_CONFIG.value, [f"mesh.fsdp={devices}", "grpo.prompts=64", "grpo.micro_prompts=0"])
+    config = load(_CONFIG.value, [f"mesh.fsdp={devices}"])
     mesh, grpo, model = make_mesh(config.mesh), config.grpo, config.model
     bucket = config.data.buckets[min(_BUCKET.value, len(config.data.buckets) - 1)]
     rows = _PROMPTS.value or devices
@@ -69,7 +69,7 @@ def main(argv: list[str]) -> None:
     scores = struct((rows, group, length), jnp.float32)
     example = TrainExample(prompt, completions, scores, scores, struct((rows, group), jnp.float32), None)
     scalar = struct((), jnp.float32, whole)
-    draw = Draw(*(struct((), jnp.uint32, whole) for _ in range(3)))
+    draw = Draw(struct((), jnp.uint32, whole), struct((), jnp.uint32, whole), struct((rows,), jnp.int32))
     kept = {
         "parameters": gigabytes(params),
         "optimiser": gigabytes(abstract_state(trainable, optimizer, mesh).opt_state),

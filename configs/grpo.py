@@ -158,7 +158,7 @@ def _backbone(family: str, lora: bool) -> Config:
         sft=SftConfig(
             steps=1000,
             batch_clips=32,
-            micro_clips=8,
+            micro_clips=1,
             references=2,
             max_target_tokens=96,
             optimizer=OptimizerConfig(learning_rate=1e-4 if lora else 1e-5, warmup_steps=30, clip_norm=1.0),
@@ -167,7 +167,7 @@ def _backbone(family: str, lora: bool) -> Config:
         grpo=GrpoConfig(
             steps=500,
             prompts=16,
-            micro_prompts=4,
+            micro_prompts=1,
             group_size=8,
             max_new_tokens=96,
             clips="held_out",

@@ -36,7 +36,7 @@ from mecap_jax.models.checkpoints.peft import SETTINGS, load_peft, read_peft_con
 from mecap_jax.models.checkpoints.table import CheckpointError
 from mecap_jax.models.lora import merge_lora
 from mecap_jax.models.parameters import merge_params
-from mecap_jax.sharding import BATCH_AXES, put_batch, single_device
+from mecap_jax.sharding import put_batch, shard_count, single_device
 from mecap_jax.train_state import abstract_model
 
 DTYPES = ("float32", "bfloat16")
@@ -182,7 +182,7 @@ class Captioner:
 
     def _placed(self, batch: Any) -> Any:
         """A batch on the devices; its last row is repeated until the rows divide evenly."""
-        share = int(np.prod([self.mesh.shape[axis] for axis in BATCH_AXES]))
+        share = shard_count(self.mesh)
 
         def fill(x):
             return np.concatenate([x, np.repeat(x[-1:], -len(x) % share, axis=0)])

@@ -8,6 +8,9 @@ mesh axis each logical axis follows. One device is a mesh of size one: there is 
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,7 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from mecap_jax.config import MeshConfig
+from mecap_jax.config import ConfigError, MeshConfig
 
 BATCH_AXES = ("data", "fsdp")
 
@@ -49,11 +52,28 @@ class ShardingRules:
 
 
 def make_mesh(config: MeshConfig) -> Mesh:
-    """A mesh over all devices of all processes. `config.validate_devices` has said whether it fits."""
+    """A mesh over all devices of all processes. `config.validate_devices` has said whether it fits.
+
+    Raises:
+      ConfigError: devices that share rows are on different hosts.
+    """
     size = jax.device_count() // (config.fsdp * config.tensor) if config.data == -1 else config.data
-    return jax.make_mesh(
+    mesh = jax.make_mesh(
         (size, config.fsdp, config.tensor), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3
     )
+    for sharing in mesh.devices.reshape(-1, config.tensor):
+        if len({device.process_index for device in sharing}) > 1:
+            raise ConfigError(
+                f"config key 'mesh.tensor': {config.tensor} devices share rows, and must be on one host, which has "
+                f"{jax.local_device_count()}"
+            )
+    return mesh
+
+
+def fitting_mesh(config: MeshConfig) -> MeshConfig:
+    """The mesh for what was trained on `config`, on the devices that are there: divided likewise as far as they go."""
+    tensor = math.gcd(config.tensor, jax.local_device_count())
+    return MeshConfig(fsdp=math.gcd(config.fsdp, jax.device_count() // tensor), tensor=tensor)
 
 
 def single_device() -> Mesh:
@@ -73,6 +93,50 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
+@dataclasses.dataclass(frozen=True)
+class Division:
+    """How the rows of a batch are spread over a mesh: `parts` micro-batches, each with `size` rows on every shard.
+
+    A shard is one device, or the devices along `tensor`, which hold the same rows. Rows are dealt out one shard after
+    the other, so that every part holds a run of consecutive rows whatever the mesh is. Places behind the last row are
+    filled up with rows that do not count.
+    """
+
+    rows: int
+    parts: int
+    size: int
+    shards: int
+
+    @property
+    def filled(self) -> float:
+        """The share of the places, and so of the work, that is only filled up."""
+        return 1 - self.rows / (self.parts * self.size * self.shards)
+
+    def places(self, shards: Sequence[int]) -> np.ndarray:
+        """int [parts, len(shards) * size]: the rows of the batch that `shards` hold; `self.rows` and more fill up."""
+        numbers = np.arange(self.parts * self.size * self.shards).reshape(self.parts, self.size, self.shards)
+        return numbers[..., list(shards)].swapaxes(1, 2).reshape(self.parts, -1)
+
+
+def divide(rows: int, mesh: Mesh, at_once: int = 0) -> Division:
+    """Spreads `rows` evenly, with at most `at_once` of them on a device at a time; 0: as many as there are."""
+    shards = shard_count(mesh)
+    each = -(-rows // shards)
+    parts = -(-each // (at_once or each))
+    return Division(rows, parts, -(-each // parts), shards)
+
+
+def shard_count(mesh: Mesh) -> int:
+    """How many parts the rows of a batch are divided into."""
+    return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
+
+
+def local_shards(mesh: Mesh) -> list[int]:
+    """The shards of which this process holds the rows, in the order in which `put_batch` takes them."""
+    indices = batch_sharding(mesh).addressable_devices_indices_map((shard_count(mesh),)).values()
+    return sorted({index[0].start or 0 for index in indices})
+
+
 def put_batch(batch: Any, mesh: Mesh) -> Any:
     """Puts this process's rows of a batch (a pytree of NumPy arrays) onto the mesh as global arrays."""
     sharding = batch_sharding(mesh)
@@ -90,3 +154,13 @@ def all_rows(rows: Any) -> Any:
     if jax.process_count() == 1:
         return rows
     return multihost_utils.process_allgather(rows, tiled=True)
+
+
+def all_items(items: list[Any]) -> list[Any]:
+    """Every process's items (JSON trees) on every process, those of the first process first."""
+    if jax.process_count() == 1:
+        return items
+    text = np.frombuffer(json.dumps(items).encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.int32(len(text)))
+    texts = multihost_utils.process_allgather(np.pad(text, (0, max(lengths) - len(text))))
+    return [item for text, length in zip(texts, lengths) for item in json.loads(text[:length].tobytes())]

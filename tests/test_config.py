@@ -55,14 +55,11 @@ def test_overrides_reach_nested_fields_with_the_right_type():
         ("data.buckets=({'tokens':3},)", ("data.buckets[0].tokens", "unknown")),
         ("data.buckets=({'frames':3},)", ("data.buckets[0].prompt_tokens", "required")),
         ("grpo.group_size=1", ("grpo.group_size", "greater than or equal to 2")),
-        ("grpo.micro_prompts=5", ("grpo.micro_prompts", "grpo.prompts")),
-        ("sft.micro_clips=7", ("sft.micro_clips", "sft.batch_clips")),
         ("grpo.loss.name=ppo", ("grpo.loss.name", "must be 'grpo', 'dr_grpo'")),
         ("grpo.temperature=0", ("grpo.temperature", "greater than 0")),
         ("grpo.loss.beta=-1", ("grpo.loss.beta", "greater than or equal to 0")),
         ("data.max_bad_fraction=2", ("data.max_bad_fraction", "less than or equal to 1")),
         ("control.steps=0", ("control.steps", "greater than 0")),
-        ("control.micro_clips=7", ("control.micro_clips", "control.batch_clips")),
         ("sft.optimizer.clip_norm=nan", ("sft.optimizer.clip_norm", "valid number", "'nan'")),
         ("sft.optimizer.clip_norm=1e999", ("sft.optimizer.clip_norm", "finite")),
         ("grpo.optimizer.beta2=1", ("grpo.optimizer.beta2", "less than 1")),
@@ -137,23 +134,18 @@ def test_combinations_of_stages():
 @pytest.mark.parametrize(
     "overrides, devices, words",
     [
-        ((), 5, ("'evaluation.batch_clips'", "5 devices")),
         (("mesh.fsdp=2",), 3, ("'mesh'", "3 devices")),
         (("mesh.data=4",), 8, ("'mesh'", "8 devices")),
-        (("evaluation.batch_clips=6",), 4, ("'evaluation.batch_clips'", "4 devices")),
-        (("grpo.prompts=2", "grpo.micro_prompts=0"), 4, ("'grpo.prompts'", "4 devices")),
-        (("sft.micro_clips=6",), 4, ("'sft.micro_clips'", "4 devices")),
+        (("mesh.tensor=4",), 8, ("'mesh.tensor'", "4 does not divide model.decoder.num_key_value_heads = 2")),
+        (("mesh.tensor=2", "model.audio.encoder_attention_heads=5"), 2, ("model.audio.encoder_attention_heads = 5",)),
+        (("mesh.tensor=2", "model.vision.intermediate_size=255"), 2, ("model.vision.intermediate_size = 255",)),
     ],
 )
-def test_meshes_and_batches_must_fit_the_devices(overrides, devices, words):
+def test_meshes_must_fit_devices_and_model(overrides, devices, words):
     config = load(RECIPE, overrides)
     with pytest.raises(ConfigError) as caught:
         validate_devices(config, devices)
     assert all(word in str(caught.value) for word in words)
-
-
-def test_tensor_parallel_devices_share_rows():
-    validate_devices(load(RECIPE, ["mesh.tensor=5"]), 5)
 
 
 def test_json_round_trip():

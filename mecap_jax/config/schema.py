@@ -162,7 +162,8 @@ class SftConfig:
       references: references of one clip that are scored behind one shared prompt.
       normalization: "token" divides the summed negative log-likelihood by the number of target tokens, "sequence"
         averages per reference first, "sum" is the paper's formula (a plain sum, divided by the clips in the batch).
-      micro_clips: clips a gradient micro-batch; 0 takes the whole batch at once.
+      batch_clips: clips a step, over all devices; where they do not divide evenly, rows that do not count fill up.
+      micro_clips: most clips on a device at a time; 0 takes its whole share of the batch.
       clips: train on the "sft" share of the training clips (see `data.sft_share`) or on "all".
       validate_every: steps between validations; 0 never. The best validation reward is kept.
     """
@@ -236,8 +237,8 @@ class GrpoConfig:
     """Group-relative policy optimisation (MECap-R1, stage 2: Emo-GRPO).
 
     Attributes:
-      prompts: prompts a step.
-      micro_prompts: prompts a micro-group: rollout, rewards and gradients go by it; 0 takes all at once.
+      prompts: prompts a step, over all devices; where they do not divide evenly, rows that do not count fill up.
+      micro_prompts: most prompts on a device at a time, in rollout and gradient; 0 takes its whole share.
       group_size: completions a prompt.
       updates: optimiser steps on one rollout.
       advantage: "group" (mean and std), "mean" (mean only), "leave_one_out" or "per_reward" (each term normalised
@@ -284,7 +285,7 @@ class EvaluationConfig:
     """Evaluation and report.
 
     Attributes:
-      batch_clips: clips decoded at once.
+      batch_clips: most clips on a device at a time; 0 takes its whole share.
       bootstrap: resamples behind a confidence interval.
       confidence: its level.
       ablation: also caption from audio only and from video only.
@@ -292,7 +293,7 @@ class EvaluationConfig:
       rows: further rows, each trained beside the main ones: "text_only", "sft_control", "grpo_semantic".
     """
 
-    batch_clips: PositiveInt = 32
+    batch_clips: NonNegativeInt = 32
     bootstrap: PositiveInt = 1000
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
     ablation: bool = True

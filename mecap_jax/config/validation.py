@@ -102,16 +102,6 @@ def _heads(config: Config) -> Problems:
         yield "model.decoder.num_key_value_heads", f"must divide num_attention_heads = {decoder.num_attention_heads}"
 
 
-def _batches(config: Config) -> Problems:
-    for stage in ("sft", "control"):
-        sft = getattr(config, stage)
-        if sft is not None and sft.micro_clips and sft.batch_clips % sft.micro_clips:
-            yield f"{stage}.micro_clips", f"must divide {stage}.batch_clips = {sft.batch_clips}"
-    grpo = config.grpo
-    if grpo is not None and grpo.micro_prompts and grpo.prompts % grpo.micro_prompts:
-        yield "grpo.micro_prompts", f"must divide grpo.prompts = {grpo.prompts}"
-
-
 def _rewards(config: Config) -> Problems:
     if config.grpo is None:
         return
@@ -135,12 +125,21 @@ def _input(config: Config) -> Problems:
 
 
 _CHECKS = (
-    _stages, _trainable, _modalities, _tower_cache, _pixels, _buckets, _heads, _batches, _rewards, _rows, _input
+    _stages, _trainable, _modalities, _tower_cache, _pixels, _buckets, _heads, _rewards, _rows, _input
 )  # fmt: skip
 
 
+# What is divided over `mesh.tensor`, by the part of the model that has it.
+_TENSOR_DIVIDED = {
+    "decoder": ("num_attention_heads", "num_key_value_heads", "intermediate_size"),
+    "audio": ("encoder_attention_heads", "encoder_ffn_dim"),
+    "vision": ("num_heads", "intermediate_size"),
+    "features": ("hidden_size",),
+}
+
+
 def validate_devices(config: Config, device_count: int) -> None:
-    """Checks that the mesh fits `device_count` devices and that batches divide over them.
+    """Checks that the mesh fits `device_count` devices, and the model the mesh.
 
     Raises:
       ConfigError: names the key.
@@ -152,18 +151,8 @@ def validate_devices(config: Config, device_count: int) -> None:
             f"config key 'mesh': data={mesh.data} x fsdp={mesh.fsdp} x tensor={mesh.tensor} "
             f"does not fit {device_count} devices"
         )
-    shards = device_count // mesh.tensor
-    batches = {"evaluation.batch_clips": config.evaluation.batch_clips}
-    if config.sft is not None:
-        batches["sft.micro_clips" if config.sft.micro_clips else "sft.batch_clips"] = (
-            config.sft.micro_clips or config.sft.batch_clips
-        )
-    if config.grpo is not None:
-        batches["grpo.micro_prompts" if config.grpo.micro_prompts else "grpo.prompts"] = (
-            config.grpo.micro_prompts or config.grpo.prompts
-        )
-    for key, size in batches.items():
-        if size % shards:
-            raise ConfigError(
-                f"config key {key!r}: {size} rows do not divide over {shards} devices (mesh axes data x fsdp)"
-            )
+    for part, names in _TENSOR_DIVIDED.items():
+        for name in names:
+            key = f"model.{part}.{name}"
+            if (size := lookup(config, key)) and size % mesh.tensor:
+                raise ConfigError(f"config key 'mesh.tensor': {mesh.tensor} does not divide {key} = {size}")

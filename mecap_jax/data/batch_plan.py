@@ -80,19 +80,17 @@ def assign_bucket(need: Bucket, buckets: Sequence[Bucket]) -> int:
 
 def evaluation_batches(
     rows: Sequence[int], needs: Sequence[Bucket], buckets: Sequence[Bucket], batch_size: int
-) -> list[tuple[np.ndarray, np.ndarray, Bucket]]:
-    """Every row exactly once, in batches of one size.
-
-    Returns a list of (rows [batch_size], valid [batch_size], bucket); a last batch is filled up with repeated rows
-    that are not valid.
-    """
+) -> list[tuple[np.ndarray, Bucket]]:
+    """Every row exactly once, as (rows, bucket); a bucket's last batch may have fewer than `batch_size` rows."""
     assigned = [assign_bucket(needs[row], buckets) for row in rows]
     batches = []
     for bucket in sorted(set(assigned)):
-        members = [row for row, b in zip(rows, assigned) if b == bucket]
-        for start in range(0, len(members), batch_size):
-            part = members[start : start + batch_size]
-            valid = np.arange(batch_size) < len(part)
-            filled = np.array(part + part[:1] * (batch_size - len(part)))
-            batches.append((filled, valid, buckets[bucket]))
+        members = np.array([row for row, b in zip(rows, assigned) if b == bucket])
+        batches += [(members[i : i + batch_size], buckets[bucket]) for i in range(0, len(members), batch_size)]
     return batches
+
+
+def take(rows: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of a batch at `places`, and which of them count: places behind the last row repeat the first one."""
+    counted = places < len(rows)
+    return rows[np.where(counted, places, 0)], counted

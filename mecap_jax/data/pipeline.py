@@ -18,7 +18,7 @@ import numpy as np
 
 from mecap_jax.batch import Completions, PromptBatch
 from mecap_jax.config import AugmentConfig, Bucket, DataConfig
-from mecap_jax.data.batch_plan import BatchPlan, assign_bucket, evaluation_batches
+from mecap_jax.data.batch_plan import BatchPlan, assign_bucket, evaluation_batches, take
 from mecap_jax.data.clips import Clip, ClipCache, augment, decode_clip, frame_size, joined_length
 from mecap_jax.data.collate import TOKEN_DTYPES, Row, collate, collate_targets, needed, video_grid
 from mecap_jax.data.features import audio_tokens
@@ -39,7 +39,8 @@ class ClipBatch(NamedTuple):
     Attributes:
       prompt: the padded prompts.
       rows: int32 [B], which rows of the index they are.
-      valid: bool [B], False for a clip that could not be decoded after all; it must not count.
+      valid: bool [B], False for a row that fills the batch up and for a clip that could not be decoded after all:
+        neither must count.
       targets: tokenised references [B, R, T], or None.
     """
 
@@ -128,29 +129,29 @@ class CaptionDataset:
         references: int = 0,
         max_target_tokens: int = 0,
         augmented: bool = True,
-        process: tuple[int, int] = (0, 1),
+        places: Sequence[int] | None = None,
     ) -> grain.IterDataset:
         """A Grain dataset of `steps` training batches, this process's part of each.
 
         Args:
           augmented: whether media are changed at random, as `data.augment` says.
           references: how many references of each clip are tokenised as targets, drawn anew each time.
-          process: (index, count) of this process; rows of a batch are divided evenly.
+          places: which rows of each batch this process reads; one of `batch_size` or more is filled up. None: all.
         """
         plan = BatchPlan(rows, self._needs, self._buckets(), batch_size, seed)
         augmentation = self._config.augment if augmented else AugmentConfig()
-        load = _TrainingBatches(self, plan, seed, references, max_target_tokens, augmentation, process)
+        load = _TrainingBatches(self, plan, seed, references, max_target_tokens, augmentation, _all(places, batch_size))
         return self._iterate(load, steps)
 
-    def encoding_batches(self, batch_size: int, process: tuple[int, int] = (0, 1)) -> grain.IterDataset:
+    def encoding_batches(self, batch_size: int, places: Sequence[int] | None = None) -> grain.IterDataset:
         """A Grain dataset of `EncodingBatch`: every usable clip of all splits once; batch i on every process is one.
 
-        Precomputed features are left out.
+        Precomputed features are left out. `places` says which rows of each batch this process reads, None: all.
         """
         view = self.with_modalities(tuple(set(self._config.modalities) - {"features"}))
         view._cache = ClipCache(0)  # nothing is read twice
         plan = evaluation_batches(sorted(self._needs), self._needs, self._buckets(), batch_size)
-        return self._iterate(_EncodingBatches(view, plan, process), len(plan))
+        return self._iterate(_EncodingBatches(view, plan, _all(places, batch_size)), len(plan))
 
     def _iterate(self, load: Callable[[int], Any], steps: int) -> grain.IterDataset:
         """Loads batches ahead, in the configured processes."""
@@ -164,26 +165,26 @@ class CaptionDataset:
         self,
         rows: Sequence[int],
         batch_size: int,
-        process: tuple[int, int] = (0, 1),
+        places: Sequence[int] | None = None,
         references: int = 0,
         max_target_tokens: int = 0,
     ) -> Iterator[ClipBatch]:
         """Every row once, without augmentation, this process's part of each batch.
 
-        The last batch is filled up with repeated rows that are not valid. With `references`, the first ones of each
-        clip are its targets.
+        The last batch of a bucket is filled up. With `references`, the first ones of each clip are its targets.
+        `places` says which rows of each batch this process reads, None: all.
         """
-        index, count = process
-        part = slice(index * batch_size // count, (index + 1) * batch_size // count)
+        places = _all(places, batch_size)
 
         def targets(position: int, row: int) -> list[list[int]]:
             return self.encode_references(row, range(references), max_target_tokens)
 
-        for chosen, valid, bucket in evaluation_batches(rows, self._needs, self._buckets(), batch_size):
+        for chosen, bucket in evaluation_batches(rows, self._needs, self._buckets(), batch_size):
+            taken, counted = take(chosen, places)
             yield self.assemble(
-                chosen[part],
+                taken,
                 bucket,
-                valid[part],
+                counted,
                 targets=targets if references else None,
                 target_length=max_target_tokens,
             )
@@ -215,16 +216,18 @@ class CaptionDataset:
     ) -> ClipBatch:
         """Decodes, lays out and pads the clips of `rows`.
 
-        A clip that fails to decode is logged and marked as not valid, like those outside `counted`; its row keeps the
-        text of the prompt only, and its targets are masked.
+        Rows outside `counted` are not even read. A clip that fails to decode is logged and marked as not valid, too;
+        both keep the text of the prompt only, and their targets are masked.
         """
         prepared, valid = [], np.ones(len(rows), bool) if counted is None else counted.copy()
         for position, row in enumerate(rows):
+            clip = Clip()
             try:
-                clip = change(position, self._cache.get(int(row), self._decode).without(self._hidden))
+                if valid[position]:
+                    clip = change(position, self._cache.get(int(row), self._decode).without(self._hidden))
             except MediaError as error:
                 _log.warning("clip %s cannot be decoded, its row does not count: %s", self.index[row].id, error)
-                clip, valid[position] = Clip(), False
+                valid[position] = False
             prepared.append(self._prompt(int(row), clip))
         prompt = collate(prepared, bucket, self._model, self._tokenizer.pad_id, encoded=self._tokens is not None)
         encoded = None
@@ -356,50 +359,52 @@ class _Load:
 class _EncodingBatches(_Load):
     """Number -> batch."""
 
-    def __init__(self, dataset, plan, process):
-        self._dataset, self._plan, self._process = dataset, plan, process
+    def __init__(self, dataset, plan, places):
+        self._dataset, self._plan, self._places = dataset, plan, places
 
     def __call__(self, number: int) -> EncodingBatch:
-        rows, counted, bucket = self._plan[number]
-        index, count = self._process
-        part = slice(index * len(rows) // count, (index + 1) * len(rows) // count)
-        clips: list[Clip | None] = [None] * len(rows[part])
+        chosen, bucket = self._plan[number]
+        rows, counted = take(chosen, self._places)
+        clips: list[Clip | None] = [None] * len(rows)
 
         def note(position: int, clip: Clip) -> Clip:
             clips[position] = self._dataset.outline(clip)
             return clip
 
-        batch = self._dataset.assemble(rows[part], bucket, change=note)
-        ids = [self._dataset.index[row].id if counts else None for row, counts in zip(rows[part], counted[part])]
+        batch = self._dataset.assemble(rows, bucket, counted, change=note)
+        ids = [self._dataset.index[row].id if counts else None for row, counts in zip(rows, counted)]
         return EncodingBatch(batch.prompt, ids, clips)
 
 
 class _TrainingBatches(_Load):
     """Step -> batch."""
 
-    def __init__(self, dataset, plan, seed, references, max_target_tokens, augmentation, process):
+    def __init__(self, dataset, plan, seed, references, max_target_tokens, augmentation, places):
         self._dataset, self._plan, self._seed, self._augmentation = dataset, plan, seed, augmentation
-        self._references, self._max_target_tokens, self._process = references, max_target_tokens, process
+        self._references, self._max_target_tokens, self._places = references, max_target_tokens, places
 
     def __call__(self, step: int) -> ClipBatch:
-        rows, bucket = self._plan.batch(step)
-        index, count = self._process
-        size = len(rows) // count
-        first = index * size
+        chosen, bucket = self._plan.batch(step)
         # One generator a row, by its place in the whole batch: the same draws on any number of processes.
-        generators = [np.random.default_rng((self._seed, step, first + i)) for i in range(size)]
+        generators = [np.random.default_rng((self._seed, step, place)) for place in self._places]
 
         def targets(position: int, row: int) -> list[list[int]]:
             order = generators[position].permutation(max(self._references, len(self._dataset.references(row))))
             return self._dataset.encode_references(row, order[: self._references], self._max_target_tokens)
 
+        rows, counted = take(chosen, self._places)
         return self._dataset.assemble(
-            rows[first : first + size],
+            rows,
             bucket,
+            counted,
             change=lambda position, clip: augment(clip, self._augmentation, generators[position]),
             targets=targets if self._references else None,
             target_length=self._max_target_tokens,
         )
+
+
+def _all(places: Sequence[int] | None, batch_size: int) -> np.ndarray:
+    return np.arange(batch_size) if places is None else np.asarray(places)
 
 
 def _unit_hash(text: str) -> float:

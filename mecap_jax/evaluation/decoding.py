@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from mecap_jax.data.pipeline import CaptionDataset
+from mecap_jax.data.pipeline import CaptionDataset, ClipBatch
 from mecap_jax.data.tokenizer import Tokenizer
 from mecap_jax.generation.sampler import generate
-from mecap_jax.sharding import put_batch
+from mecap_jax.sharding import divide, local_shards, put_batch, shard_count
 
 
 def caption_rows(
@@ -31,26 +30,43 @@ def caption_rows(
 ) -> dict[int, str]:
     """Captions every row greedily; the same on every process.
 
-    Returns captions by row. A clip that cannot be decoded has none.
+    At most `batch_clips` are on a device at a time (0: all). Returns captions by row. A clip that cannot be decoded has
+    none.
     """
     captions: dict[int, str] = {}
-    process = (jax.process_index(), jax.process_count())
-    for batch in dataset.evaluation_batches(rows, batch_clips, process):
+    for batch in spread_evaluation(dataset, rows, mesh, batch_clips):
+        numbers, valid = put_batch((batch.rows, batch.valid), mesh)
         generation = generate(
             graphdef,
             params,
             put_batch(batch.prompt, mesh),
             np.zeros(2, np.uint32),
-            put_batch(batch.rows, mesh),
+            numbers,
+            valid=valid,
             group_size=1,
             max_new_tokens=max_new_tokens,
             temperature=0.0,
             end_ids=tokenizer.end_ids,
         )
-        parts = (generation.tokens[:, 0], generation.length[:, 0], put_batch((batch.rows, batch.valid), mesh))
-        tokens, lengths, (numbers, valid) = multihost_utils.process_allgather(parts, tiled=True)
+        parts = (generation.tokens[:, 0], generation.length[:, 0], numbers, valid)
+        tokens, lengths, numbers, valid = multihost_utils.process_allgather(parts, tiled=True)
         for ids, length, row, counts in zip(tokens, lengths, numbers, valid):
             if counts:
                 captions[int(row)] = tokenizer.decode(ids[:length])
         progress(len(captions))
     return captions
+
+
+def spread_evaluation(
+    dataset: CaptionDataset, rows: Sequence[int], mesh: Mesh, at_once: int, references: int = 0, max_tokens: int = 0
+) -> Iterator[ClipBatch]:
+    """This process's part of batches that hold every row once, at most `at_once` on a device (0: all)."""
+    size, places = evaluation_places(len(rows), mesh, at_once)
+    return dataset.evaluation_batches(rows, size, places, references, max_tokens)
+
+
+def evaluation_places(count: int, mesh: Mesh, at_once: int) -> tuple[int, np.ndarray]:
+    """How many of `count` rows make a batch with at most `at_once` on a device, and which ones this process reads."""
+    size = divide(count, mesh, at_once).size * shard_count(mesh)
+    (places,) = divide(size, mesh).places(local_shards(mesh))
+    return size, places

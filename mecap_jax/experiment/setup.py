@@ -29,7 +29,7 @@ from mecap_jax.models.multimodal_lm import TOWERS
 from mecap_jax.models.parameters import split_params
 from mecap_jax.models.sentence_encoder import SentenceEncoder, SentenceEncoderError, load_sentence_encoder
 from mecap_jax.rewards.anchors import Anchors, AnchorsError, build_anchors, captions_by_label, check_encoder
-from mecap_jax.sharding import make_mesh
+from mecap_jax.sharding import fitting_mesh, make_mesh
 from mecap_jax.train_state import abstract_model
 from mecap_jax.training.logging import RunLogger
 from mecap_jax.training.loop import NonFiniteError
@@ -122,12 +122,14 @@ def check_trainable(config: Config) -> None:
 def reopen(workdir: Path, data: Path | None, logger: RunLogger) -> Workbench:
     """The bench of a run that is already in `workdir`, over its own data or over the shards in `data`.
 
+    Its mesh is of the devices that are there, whatever the run was trained on.
+
     Raises:
       ConfigError: there is no run.
       ShardError, DataError, AnchorsError: as in `set_up`.
     """
     config = read_run(workdir)
-    validate_devices(config, jax.device_count())
+    config = dataclasses.replace(config, mesh=fitting_mesh(config.mesh))
     reader = ShardReader(data or shards_directory(config))
     return _assemble(config, workdir, reader, load_sentence_encoder(config.encoder.path), logger)
 

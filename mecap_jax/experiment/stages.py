@@ -12,7 +12,7 @@ from flax import nnx
 
 from mecap_jax.config import GrpoConfig, SftConfig
 from mecap_jax.data.pipeline import CaptionDataset, ClipBatch
-from mecap_jax.evaluation.decoding import caption_rows
+from mecap_jax.evaluation.decoding import caption_rows, spread_evaluation
 from mecap_jax.experiment.setup import Workbench
 from mecap_jax.experiment.weights import describe
 from mecap_jax.models.parameters import merge_params, split_params
@@ -20,7 +20,7 @@ from mecap_jax.rewards.base import Sample
 from mecap_jax.rewards.combine import RewardFunction, build_reward
 from mecap_jax.rl.learner import GrpoLearner
 from mecap_jax.rl.rollout import MicroBatch, PromptInfo, RolloutEngine
-from mecap_jax.sharding import put_batch
+from mecap_jax.sharding import Division, divide, local_shards, put_batch
 from mecap_jax.train_state import TrainState, init_state, make_optimizer
 from mecap_jax.training.checkpointing import StageCheckpoints
 from mecap_jax.training.loop import run_stage
@@ -41,12 +41,14 @@ def train_sft(
     trainable, frozen = split_params(params, bench.config.trainable)
     state = init_state(trainable, optimizer, mesh)
     learner = SftLearner(graphdef, state, frozen, optimizer, config, seed)
-    micro = config.micro_clips or config.batch_clips
+    division = divide(config.batch_clips, mesh, config.micro_clips)
+    places = division.places(local_shards(mesh))
+    _tell_filled(bench, name, division)
 
     def step(state: TrainState, batch: ClipBatch):
         parts = [
-            SftBatch(put_batch(part.prompt, mesh), put_batch(part.targets, mesh))
-            for part in _split(batch, config.batch_clips // micro)
+            SftBatch(*put_batch((part.prompt, part.targets, np.int32(numbers)), mesh))
+            for part, numbers in zip(_split(batch, division.parts), places)
         ]
         state, metrics = learner.step(state, parts)
         return state, metrics, ()
@@ -56,8 +58,10 @@ def train_sft(
     def validate(state: TrainState, step: int) -> dict[str, float]:
         total = tokens = 0.0
         params = merge_params(state.params, frozen)
-        for batch in _reference_batches(dataset, validation, micro, config):
-            nll, count = jax.device_get(token_nll(graphdef, params, put_batch(batch, mesh)))
+        for batch in spread_evaluation(
+            dataset, validation, mesh, config.micro_clips, config.references, config.max_target_tokens
+        ):
+            nll, count = jax.device_get(token_nll(graphdef, params, *put_batch((batch.prompt, batch.targets), mesh)))
             total, tokens = total + float(nll), tokens + float(count)
         return {"validation/token_nll": total / max(tokens, 1.0)}
 
@@ -68,7 +72,7 @@ def train_sft(
         seed=seed,
         references=config.references,
         max_target_tokens=config.max_target_tokens,
-        process=(jax.process_index(), jax.process_count()),
+        places=places.ravel(),
     )
     trained = _run(bench, name, state, step, batches, config, validate if validation else None, should_stop)
     return merge_params(trained, frozen)
@@ -89,25 +93,22 @@ def train_grpo(
     trainable, frozen = split_params(copy_trainable(params, bench.config.trainable), bench.config.trainable)
     state = init_state(trainable, optimizer, mesh)
     learner = GrpoLearner(graphdef, state, frozen, engine, optimizer, config, reward.weights, mesh, seed)
-    micro = config.micro_prompts or config.prompts
+    division = divide(config.prompts, mesh, config.micro_prompts)
+    places = division.places(local_shards(mesh))
+    _tell_filled(bench, name, division)
     references = config.loss.references if config.loss.reference_likelihood else 0
 
     def step(state: TrainState, batch: ClipBatch):
-        parts = _split(batch, config.prompts // micro)
-        first = jax.process_index() * len(batch.rows)
-        micro_batches = []
-        for part in parts:
-            numbers = np.arange(first, first + len(part.rows), dtype=np.int32)
-            first += len(part.rows)
-            micro_batches.append(
-                MicroBatch(
-                    prompt=put_batch(part.prompt, mesh),
-                    rows=put_batch(numbers, mesh),
-                    valid=put_batch(part.valid, mesh),
-                    infos=[_prompt_info(dataset, int(row)) for row in part.rows],
-                    references=put_batch(part.targets, mesh) if references else None,
-                )
+        micro_batches = [
+            MicroBatch(
+                prompt=put_batch(part.prompt, mesh),
+                rows=put_batch(np.int32(numbers), mesh),
+                valid=put_batch(part.valid, mesh),
+                infos=[_prompt_info(dataset, int(row)) for row in part.rows],
+                references=put_batch(part.targets, mesh) if references else None,
             )
+            for part, numbers in zip(_split(batch, division.parts), places)
+        ]
         state, result = learner.step(state, micro_batches)
         return state, result.metrics, result.groups
 
@@ -125,7 +126,7 @@ def train_grpo(
         references=references,
         augmented=config.augment,
         max_target_tokens=config.max_new_tokens,
-        process=(jax.process_index(), jax.process_count()),
+        places=places.ravel(),
     )
     trained = _run(bench, name, state, step, batches, config, validate if validation else None, should_stop)
     return merge_params(trained, frozen)
@@ -196,13 +197,14 @@ def _split(batch: ClipBatch, parts: int) -> list[ClipBatch]:
     return [jax.tree.map(lambda x, i=i: x[i * size : (i + 1) * size], batch) for i in range(parts)]
 
 
+def _tell_filled(bench: Workbench, name: str, division: Division) -> None:
+    if division.filled:
+        bench.logger.say(
+            f"{name}: {division.rows} rows over {division.shards} devices, {division.parts} x {division.size} each: "
+            f"{division.filled:.0%} of the work is filled up with rows that do not count"
+        )
+
+
 def _prompt_info(dataset: CaptionDataset, row: int) -> PromptInfo:
     entry = dataset.index[row]
     return PromptInfo(entry.id, dataset.prompt_text(row), dataset.references(row), entry.labels.get("multimodal"))
-
-
-def _reference_batches(dataset: CaptionDataset, rows: list[int], size: int, config: SftConfig):
-    """Validation batches: the first references of every clip."""
-    process = (jax.process_index(), jax.process_count())
-    for batch in dataset.evaluation_batches(rows, size, process, config.references, config.max_target_tokens):
-        yield SftBatch(batch.prompt, batch.targets)

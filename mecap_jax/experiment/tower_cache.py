@@ -20,6 +20,7 @@ from mecap_jax.data.manifest import MANIFEST, sha256
 from mecap_jax.data.pipeline import EncodingBatch
 from mecap_jax.data.shards import find_finished
 from mecap_jax.data.tower_cache import TokenReader, TokenWriter, finish
+from mecap_jax.evaluation.decoding import evaluation_places
 from mecap_jax.experiment.setup import CACHE, Workbench
 from mecap_jax.models.checkpoints.table import flatten
 from mecap_jax.models.multimodal_lm import TOWERS, to_raw
@@ -90,8 +91,9 @@ def _build(bench: Workbench, graphdef: nnx.GraphDef, params: Any, directory: Pat
         lambda params, prompt: to_raw(nnx.merge(graphdef, params).prompt_media(prompt)), out_shardings=sharding
     )
     writer = TokenWriter(building, process[0])
-    batches = bench.dataset.encoding_batches(bench.config.evaluation.batch_clips, process)
     total = sum(len(bench.dataset.rows(split)) for split in ("train", "validation", "test"))
+    size, places = evaluation_places(total, bench.mesh, bench.config.evaluation.batch_clips)
+    batches = bench.dataset.encoding_batches(size, places)
     try:
         waiting: tuple[EncodingBatch, jax.Array] | None = None
         done = 0

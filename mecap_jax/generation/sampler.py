@@ -46,6 +46,7 @@ def generate(
     seed: Array,
     rows: Array,
     *,
+    valid: Array | None = None,
     group_size: int,
     max_new_tokens: int,
     temperature: float,
@@ -60,6 +61,8 @@ def generate(
       seed: uint32 [2], two numbers that decide all draws (the run's seed and the step, say).
       rows: int32 [B], a number for each prompt. A prompt's draws depend on `seed` and its number only, not on which
         other prompts share its batch or on how many devices there are.
+      valid: bool [B], False for prompts whose completions do not count: they are empty, and nothing waits for them.
+        None: all count.
       end_ids: token ids that end a completion.
     """
     model = nnx.merge(graphdef, params)
@@ -100,7 +103,7 @@ def generate(
         Carry(
             step=jnp.int32(0),
             logits=first,
-            done=jnp.zeros(shape[:2], bool),
+            done=jnp.zeros(shape[:2], bool) if valid is None else jnp.broadcast_to(~valid[:, None], shape[:2]),
             tokens=jnp.full(shape, end_ids[0], jnp.int32),
             logprobs=jnp.zeros(shape, jnp.float32),
             cache=init_cache(prefix, group_size, max_new_tokens),

@@ -27,17 +27,17 @@ _DROPOUT = np.uint32(0xD80D80D8)
 
 
 class Draw(NamedTuple):
-    """What decides the dropout of one gradient: integers, so that a resumed run repeats it.
+    """What decides the dropout of one gradient: integers, so that a resumed run repeats it, and any mesh.
 
     Attributes:
       seed: of the stage.
       step: of the stage.
-      part: number of the gradient within the step.
+      rows: int32 [B], each row's number within the step.
     """
 
     seed: Any
     step: Any
-    part: Any
+    rows: Any
 
 
 class LoraLinear(Linear):
@@ -57,20 +57,24 @@ class LoraLinear(Linear):
         self.lora_a = nnx.Param(a, logical_axes=(in_axis, None))
         self.lora_b = nnx.Param(jnp.zeros((config.rank, out_dim), jnp.float32), logical_axes=(None, out_axis))
         self.scale, self.dropout = config.alpha / config.rank, config.dropout
-        self.dropout_key = nnx.data(None)
+        self.dropout_keys = nnx.data(None)
 
     def __call__(self, x: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:
         y = super().__call__(x)
-        if self.dropout and self.dropout_key is not None:
-            x = _drop(x, self.dropout_key, self.dropout)
+        if self.dropout and self.dropout_keys is not None:
+            x = _drop(x, self.dropout_keys, self.dropout)
         x = x.astype(self.dtype) @ self.lora_a[...].astype(self.dtype)
         return y + x @ self.lora_b[...].astype(self.dtype) * self.scale
 
 
-def _drop(x: Float[Array, "*batch in"], key: Key[Array, ""], share: float) -> Float[Array, "*batch in"]:
-    # Prompts and their completions go through one projection in turn: the number of axes tells the two apart.
-    kept = jax.random.bernoulli(jax.random.fold_in(key, x.ndim), 1 - share, x.shape)
-    return jnp.where(kept, x / (1 - share), 0)
+def _drop(x: Float[Array, "*batch in"], keys: Key[Array, " B"], share: float) -> Float[Array, "*batch in"]:
+    rows = x.reshape(len(keys), -1, x.shape[-1])  # a tower has a row's chunks of sound side by side in the first axis
+
+    def kept(key):
+        # Prompts and their completions go through one projection in turn: the number of axes tells the two apart.
+        return jax.random.bernoulli(jax.random.fold_in(key, x.ndim), 1 - share, rows.shape[1:])
+
+    return jnp.where(jax.vmap(kept)(keys), rows / (1 - share), 0).reshape(x.shape)
 
 
 def add_adapters(model: nnx.Module, config: LoraConfig, rngs: nnx.Rngs) -> None:
@@ -96,14 +100,13 @@ def use_dropout(model: nnx.Module, draw: Draw) -> None:
     """Switches on, in place, the dropout of adapters that have one.
 
     For training only, on a model that was merged for one gradient: sampling, reference policy and evaluation merge
-    their own, which has none. A gradient's draw covers all its rows, so where dropout is on, another division into
-    micro-batches draws other masks; the number of devices changes nothing.
+    their own, which has none. Every row has masks of its own, whatever rows share its micro-batch or its device.
     """
     adapted = [module for _, module in nnx.iter_modules(model) if isinstance(module, LoraLinear) and module.dropout]
     if adapted:
-        key = functools.reduce(jax.random.fold_in, (_DROPOUT, draw.step, draw.part), jax.random.key(draw.seed))
+        key = functools.reduce(jax.random.fold_in, (_DROPOUT, draw.step), jax.random.key(draw.seed))
         for module, module_key in zip(adapted, jax.random.split(key, len(adapted))):
-            module.dropout_key = module_key
+            module.dropout_keys = jax.vmap(jax.random.fold_in, (None, 0))(module_key, draw.rows)
 
 
 def merge_lora(params: Any, config: LoraConfig) -> Any:

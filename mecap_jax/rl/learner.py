@@ -14,13 +14,14 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from mecap_jax.batch import Array
 from mecap_jax.config import GrpoConfig
 from mecap_jax.models.lora import Draw
 from mecap_jax.models.parameters import merge_params
 from mecap_jax.rl.advantages import group_advantages
 from mecap_jax.rl.objective import Denominators, Sums, TrainExample, denominators, make_gradient
 from mecap_jax.rl.rollout import JudgedGroups, MicroBatch, Rollout, RolloutEngine, collect_rewards
-from mecap_jax.sharding import all_rows, put_batch
+from mecap_jax.sharding import all_items, all_rows, local_rows, put_batch
 from mecap_jax.train_state import TrainState, make_update, make_zeros
 
 
@@ -30,7 +31,7 @@ class StepResult:
 
     Attributes:
       metrics: numbers for the log, named as in TRL; `timing_s/*` are seconds.
-      groups: this process's sampled groups with every reward term and advantage, for `completions.jsonl`.
+      groups: all processes' sampled groups with every reward term and advantage, for `completions.jsonl`.
     """
 
     metrics: dict[str, float]
@@ -80,15 +81,14 @@ class GrpoLearner:
             for rollout, advantage in zip(rollouts, advantages)
         ]
         updating = time.perf_counter()
-        state, sums, totals, norm = self._update(state, examples)
+        state, sums, totals, norm = self._update(state, examples, [micro.rows for micro in micro_batches])
         jax.block_until_ready(norm)
         timing["update"] = time.perf_counter() - updating
         timing["step"] = time.perf_counter() - started
         seen = _observe(rollouts, judged, zero_variance)
         metrics = {
             **_loss_metrics(sums, totals, norm),
-            **_completion_metrics(seen),
-            **_reward_metrics(seen),
+            **(_completion_metrics(seen) | _reward_metrics(seen) if len(seen.rewards) else {}),
             **{f"timing_s/{name}": seconds for name, seconds in timing.items()},
         }
         return state, StepResult(metrics, _describe_groups(rollouts, judged, advantages))
@@ -104,14 +104,14 @@ class GrpoLearner:
             zero_variance.append(np.asarray(flat))
         return advantages, np.concatenate(zero_variance)
 
-    def _update(self, state: TrainState, examples: list[TrainExample]):
+    def _update(self, state: TrainState, examples: list[TrainExample], numbers: list[Array]):
         totals = _add_up([_jitted_denominators(example, loss=self._config.loss) for example in examples])
         for _ in range(self._config.updates):
             # With one micro-batch there is nothing to accumulate, and no second copy of the gradient.
             gradients = self._zeros() if len(examples) > 1 else None
             shares = []
-            for number, example in enumerate(examples):
-                draw = Draw(self._seed, state.step, np.int32(number))
+            for example, rows in zip(examples, numbers):
+                draw = Draw(self._seed, state.step, rows)
                 gradients, sums = self._gradient(state.params, gradients, self._frozen, example, totals, draw)
                 shares.append(sums)
             state, norm = self._apply(state, gradients)
@@ -150,7 +150,7 @@ def _loss_metrics(sums: Sums, totals: Denominators, norm) -> dict[str, float]:
 
 
 class Observations(NamedTuple):
-    """What a step's groups look like; arrays over all prompts of all processes, [N, G] or [N]."""
+    """What a step's groups look like; arrays over all valid prompts of all processes, [N, G] or [N]."""
 
     lengths: np.ndarray
     finished: np.ndarray
@@ -162,11 +162,12 @@ class Observations(NamedTuple):
 
 def _observe(rollouts: list[Rollout], judged: list[JudgedGroups], zero_variance: np.ndarray) -> Observations:
     local = [
-        (rollout.lengths, rollout.finished, groups.total, groups.terms, groups.degenerate)
+        (rollout.valid, rollout.lengths, rollout.finished, groups.total, groups.terms, groups.degenerate)
         for rollout, groups in zip(rollouts, judged)
     ]
     joined = jax.tree.map(lambda *parts: np.concatenate(parts), *local)
-    return Observations(*all_rows((*joined, zero_variance)))
+    valid, *arrays = all_rows((*joined, zero_variance))
+    return Observations(*jax.tree.map(lambda x: x[valid], arrays))
 
 
 def _completion_metrics(seen: Observations) -> dict[str, float]:
@@ -209,27 +210,32 @@ def _spread(values: np.ndarray) -> float:
 def _describe_groups(
     rollouts: list[Rollout], judged: list[JudgedGroups], advantages: list[np.ndarray]
 ) -> list[dict[str, Any]]:
-    """One record a prompt; not-a-number becomes None, which JSON has."""
+    """One record a valid prompt of all processes, by number; not-a-number becomes None, which JSON has."""
 
     def number(value) -> float | None:
         return round(float(value), 6) if np.isfinite(value) else None
 
-    return [
-        {
-            "utterance_id": info.utterance_id,
-            "label": info.label,
-            "references": list(info.references),
-            "completions": [
-                {
-                    "text": text,
-                    "finished": bool(rollout.finished[b, g]),
-                    "reward": number(groups.total[b, g]),
-                    "rewards": {name: number(term[b, g]) for name, term in groups.terms.items()},
-                    "advantage": number(advantage[b, g]),
-                }
-                for g, text in enumerate(rollout.texts[b])
-            ],
-        }
+    local = [
+        (
+            int(row),
+            {
+                "utterance_id": info.utterance_id,
+                "label": info.label,
+                "references": list(info.references),
+                "completions": [
+                    {
+                        "text": text,
+                        "finished": bool(rollout.finished[b, g]),
+                        "reward": number(groups.total[b, g]),
+                        "rewards": {name: number(term[b, g]) for name, term in groups.terms.items()},
+                        "advantage": number(advantage[b, g]),
+                    }
+                    for g, text in enumerate(rollout.texts[b])
+                ],
+            },
+        )
         for rollout, groups, advantage in zip(rollouts, judged, advantages)
-        for b, info in enumerate(rollout.micro.infos)
+        for b, (row, info) in enumerate(zip(local_rows(rollout.micro.rows), rollout.micro.infos))
+        if rollout.valid[b]
     ]
+    return [group for _, group in sorted(all_items(local), key=lambda numbered: numbered[0])]

@@ -39,7 +39,7 @@ class MicroBatch:
     Attributes:
       prompt: B prompts on the mesh.
       rows: int32 [B] on the mesh, the prompts' numbers within the step.
-      valid: bool [B] on the mesh, False for a clip that could not be decoded.
+      valid: bool [B] on the mesh, False for a row that fills the batch up and for a clip that could not be decoded.
       infos: one for each of this process's rows.
       references: tokenised captions whose likelihood is part of the objective, or None.
     """
@@ -62,7 +62,8 @@ class Rollout:
       reference_logprobs: of the reference policy, on the mesh, or None.
       texts: this process's completions as text, [B_local][G].
       finished, lengths: this process's part, bool and int [B_local, G].
-      rewards: this process's rewards, in the order of the flattened texts.
+      valid: this process's part, bool [B_local].
+      rewards: this process's rewards, in the order of the flattened texts of valid rows.
     """
 
     micro: MicroBatch
@@ -72,6 +73,7 @@ class Rollout:
     texts: list[list[str]]
     finished: np.ndarray
     lengths: np.ndarray
+    valid: np.ndarray
     rewards: Future[RewardBatch]
 
 
@@ -120,6 +122,7 @@ class RolloutEngine:
             micro.prompt,
             np.array([self._seed, step], np.uint32),
             micro.rows,
+            valid=micro.valid,
             group_size=self._config.group_size,
             max_new_tokens=self._config.max_new_tokens,
             temperature=self._config.temperature,
@@ -128,7 +131,8 @@ class RolloutEngine:
         )
 
     def _judge(self, micro: MicroBatch, generation: Generation) -> Rollout:
-        tokens, lengths, finished = (local_rows(x) for x in (generation.tokens, generation.length, generation.finished))
+        arrays = (generation.tokens, generation.length, generation.finished, micro.valid)
+        tokens, lengths, finished, valid = map(local_rows, arrays)
         texts = [
             [self._tokenizer.decode(ids[:n]) for ids, n in zip(group, group_lengths)]
             for group, group_lengths in zip(tokens, lengths)
@@ -136,6 +140,7 @@ class RolloutEngine:
         samples = [
             Sample(text, bool(done), info.prompt, info.utterance_id, info.references, info.label, group)
             for group, info in enumerate(micro.infos)
+            if valid[group]
             for text, done in zip(texts[group], finished[group])
         ]
         rewards = self._reward.submit(samples)
@@ -149,7 +154,7 @@ class RolloutEngine:
                 completions,
                 temperature=self._config.temperature,
             )
-        return Rollout(micro, generation, completions, reference, texts, finished, lengths, rewards)
+        return Rollout(micro, generation, completions, reference, texts, finished, lengths, valid, rewards)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +162,7 @@ class JudgedGroups:
     """This process's rewards of one micro-batch.
 
     Attributes:
-      total: float32 [B_local, G], NaN where a completion has no reward.
+      total: float32 [B_local, G], NaN where a completion has no reward, as in every row that is not valid.
       terms: float32 [B_local, G] by name, unweighted.
       degenerate: bool [B_local, G].
     """
@@ -169,10 +174,12 @@ class JudgedGroups:
 
 def collect_rewards(rollout: Rollout) -> JudgedGroups:
     """Waits for the rewards of a rollout."""
-    batch, shape = rollout.rewards.result(), rollout.lengths.shape
+    batch = rollout.rewards.result()
 
-    def grouped(values):
-        return np.asarray(values, np.float32).reshape(shape)
+    def grouped(values, missing):
+        groups = np.full(rollout.lengths.shape, missing)
+        groups[rollout.valid] = np.asarray(values).reshape(-1, groups.shape[1])
+        return groups
 
-    terms = {name: grouped(values) for name, values in batch.terms.items()}
-    return JudgedGroups(grouped(batch.total), terms, np.asarray(batch.degenerate).reshape(shape))
+    terms = {name: grouped(values, np.float32(np.nan)) for name, values in batch.terms.items()}
+    return JudgedGroups(grouped(batch.total, np.float32(np.nan)), terms, grouped(batch.degenerate, False))

@@ -21,10 +21,11 @@ from mecap_jax.train_state import TrainState, make_update, make_zeros, shardings
 
 
 class SftBatch(NamedTuple):
-    """B prompts and R tokenised references each, on the mesh."""
+    """B prompts, R tokenised references each, and their numbers within the step, int32 [B]; on the mesh."""
 
     prompt: PromptBatch
     targets: Completions
+    rows: Array
 
 
 def normaliser(targets: Completions, normalization: str) -> Array:
@@ -37,14 +38,16 @@ def normaliser(targets: Completions, normalization: str) -> Array:
     return jnp.sum(jnp.any(mask, axis=(-1, -2))).astype(jnp.float32)
 
 
-def negative_log_likelihood(model, batch: SftBatch, normalization: str) -> tuple[Array, Array]:
+def negative_log_likelihood(
+    model, prompt: PromptBatch, targets: Completions, normalization: str
+) -> tuple[Array, Array]:
     """This batch's sum of the loss before it is divided by `normaliser`, and the plain sum over tokens.
 
     L_SFT = - sum_i sum_t log P(y_it | y_i<t, M_i); "sequence" takes the mean over each reference's tokens first. The
     prompt is masked: only caption tokens are predicted.
     """
-    mask = batch.targets.mask
-    logprobs = score_completions(model, batch.prompt, batch.targets.tokens).logprobs
+    mask = targets.mask
+    logprobs = score_completions(model, prompt, targets.tokens).logprobs
     per_token = -jnp.where(mask, logprobs, 0.0)
     total = jnp.sum(per_token)
     if normalization == "sequence":
@@ -63,7 +66,7 @@ def make_gradient(graphdef: nnx.GraphDef, params: Any, normalization: str):
         def value(params):
             model = nnx.merge(graphdef, merge_params(params, frozen))
             use_dropout(model, draw)
-            loss, total = negative_log_likelihood(model, batch, normalization)
+            loss, total = negative_log_likelihood(model, batch.prompt, batch.targets, normalization)
             return loss / jnp.maximum(divisor, 1.0), total
 
         (loss, total), gradients = jax.value_and_grad(value, has_aux=True)(params)
@@ -75,10 +78,10 @@ def make_gradient(graphdef: nnx.GraphDef, params: Any, normalization: str):
 
 
 @functools.partial(jax.jit, static_argnames="graphdef")
-def token_nll(graphdef: nnx.GraphDef, params: Any, batch: SftBatch) -> tuple[Array, Array]:
+def token_nll(graphdef: nnx.GraphDef, params: Any, prompt: PromptBatch, targets: Completions) -> tuple[Array, Array]:
     """Summed negative log-likelihood of the targets and how many tokens they have; for validation."""
-    _, total = negative_log_likelihood(nnx.merge(graphdef, params), batch, "token")
-    return total, jnp.sum(batch.targets.mask)
+    _, total = negative_log_likelihood(nnx.merge(graphdef, params), prompt, targets, "token")
+    return total, jnp.sum(targets.mask)
 
 
 class SftLearner:
@@ -105,8 +108,8 @@ class SftLearner:
         divisor = sum(normaliser(batch.targets, self._normalization) for batch in micro_batches)
         gradients = self._zeros() if len(micro_batches) > 1 else None
         losses, totals, tokens = [], [], []
-        for number, batch in enumerate(micro_batches):
-            draw = Draw(self._seed, state.step, np.int32(number))
+        for batch in micro_batches:
+            draw = Draw(self._seed, state.step, batch.rows)
             gradients, loss, total = self._gradient(state.params, gradients, self._frozen, batch, divisor, draw)
             losses.append(loss)
             totals.append(total)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from mecap_jax.config import Bucket
-from mecap_jax.data.batch_plan import BatchPlan, assign_bucket, evaluation_batches
+from mecap_jax.data.batch_plan import BatchPlan, assign_bucket, evaluation_batches, take
+from mecap_jax.data.collate import fits
 
 BUCKETS = (Bucket(32, 2, 2, 1), Bucket(64, 4, 4, 1))
 SMALL, LARGE = Bucket(20, 1, 2, 1), Bucket(20, 3, 2, 1)  # LARGE has too much audio for the first bucket
@@ -56,9 +57,14 @@ def test_the_seed_decides_and_travels(needs):
 def test_evaluation_takes_every_row_once(needs):
     rows = list(range(7, 50))
     batches = evaluation_batches(rows, needs, BUCKETS, 8)
-    counted = [row for chosen, valid, _ in batches for row in chosen[valid]]
-    assert sorted(counted) == rows
-    assert all(len(chosen) == 8 for chosen, _, _ in batches)
+    assert sorted(row for chosen, _ in batches for row in chosen) == rows
+    assert sum(len(chosen) < 8 for chosen, _ in batches) <= len(BUCKETS)
+    assert all(fits(needs[row], bucket) for chosen, bucket in batches for row in chosen)
+
+
+def test_places_behind_the_last_row_do_not_count():
+    rows, counted = take(np.array([7, 8, 9]), np.array([2, 0, 3, 5]))
+    assert rows.tolist() == [9, 7, 7, 7] and counted.tolist() == [True, True, False, False]
 
 
 def test_too_few_rows_and_too_large_rows_are_refused(needs):

@@ -132,7 +132,7 @@ def test_media_stand_where_the_tokens_point(dataset, tokenizer):
     for batch in dataset.evaluation_batches(dataset.rows("train"), 6):
         prompt = batch.prompt
         audio_slots = prompt.audio.shape[1] * MODEL.audio.chunk_tokens
-        for b, row in enumerate(batch.rows):
+        for b, row in enumerate(batch.rows[batch.valid]):
             entry, n = dataset.index[row], prompt.length[b]
             tokens, index = prompt.tokens[b, :n], prompt.media_index[b, :n]
             is_audio, is_video = (
@@ -156,7 +156,7 @@ def test_training_and_the_processor_see_the_same(dataset, tokenizer, reader):
     processor = Processor(tokenizer, MODEL, settings)
     for batch in dataset.evaluation_batches(dataset.rows("train"), 6):
         conversations = []
-        for row in batch.rows:
+        for row in batch.rows[batch.valid]:
             utterance, content = reader[row], []
             if dataset.index[row].has_audio:
                 sound = utterance.video if utterance.audio is None else utterance.audio
@@ -167,7 +167,8 @@ def test_training_and_the_processor_see_the_same(dataset, tokenizer, reader):
             content.append({"type": "text", "text": dataset.prompt_text(row)})
             conversations.append([{"role": "user", "content": content}])
         bucket = Bucket(batch.prompt.tokens.shape[1], batch.prompt.audio.shape[1], *batch.prompt.patches.shape[1:3])
-        jax.tree.map(np.testing.assert_array_equal, processor(conversations, bucket=bucket), batch.prompt)
+        counted = jax.tree.map(lambda x, valid=batch.valid: x[valid], batch.prompt)
+        jax.tree.map(np.testing.assert_array_equal, processor(conversations, bucket=bucket), counted)
 
 
 def test_a_batch_takes_the_smallest_bucket_that_holds_it(dataset):
@@ -187,13 +188,13 @@ def test_a_hidden_modality_leaves_no_trace(dataset, tokenizer):
         assert (batch.prompt.media_index == -1).all()
 
 
-def batches(dataset, process=(0, 1), steps=6, seed=3, augmentation=None):
+def batches(dataset, places=None, steps=6, seed=3, augmentation=None):
     if augmentation is not None:
         dataset = CaptionDataset(
             dataset._reader, dataclasses.replace(DATA, augment=augmentation), MODEL, dataset._tokenizer
         )
     return dataset.training_batches(
-        dataset.rows("train"), batch_size=4, steps=steps, seed=seed, references=2, max_target_tokens=12, process=process
+        dataset.rows("train"), batch_size=4, steps=steps, seed=seed, references=2, max_target_tokens=12, places=places
     )
 
 
@@ -202,10 +203,13 @@ AUGMENT = AugmentConfig(0.5, 3.0, 10, 4, 0.2, 2)
 
 def test_processes_divide_a_batch_and_change_nothing(dataset):
     whole = list(batches(dataset, augmentation=AUGMENT))
-    parts = zip(batches(dataset, (0, 2), augmentation=AUGMENT), batches(dataset, (1, 2), augmentation=AUGMENT))
+    # The second one has a place more than there are rows.
+    parts = zip(batches(dataset, (2, 0), augmentation=AUGMENT), batches(dataset, (1, 3, 4), augmentation=AUGMENT))
     for batch, (first, second) in zip(whole, parts, strict=True):
-        joined = jax.tree.map(lambda a, b: np.concatenate([a, b]), first, second)
+        joined = jax.tree.map(lambda a, b: np.concatenate([a, b])[[1, 2, 0, 3]], first, second)
         jax.tree.map(np.testing.assert_array_equal, joined, batch)
+        assert second.valid.tolist() == [True, True, False] and not second.targets.mask[2].any()
+        assert (second.prompt.media_index[2] == -1).all() and second.prompt.length[2] > 0
 
 
 def test_the_seed_decides_and_an_iterator_resumes(dataset):

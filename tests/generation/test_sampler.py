@@ -84,6 +84,14 @@ def test_rows_do_not_depend_on_their_batch():
     np.testing.assert_array_equal(together.tokens[1:2], alone.tokens)
 
 
+def test_rows_that_do_not_count_are_empty_and_change_nothing():
+    prompt, rows = miniature.prompts(), jnp.arange(3)
+    whole, part = _generate(prompt, rows=rows), _generate(prompt, rows=rows, valid=jnp.array([True, False, True]))
+    np.testing.assert_array_equal(part.tokens[::2], whole.tokens[::2])
+    np.testing.assert_array_equal(part.length[::2], whole.length[::2])
+    assert (part.tokens[1] == END).all() and not part.logprobs[1].any() and (whole.length[1] > 1).any()
+
+
 def test_the_group_is_diverse_and_the_seed_decides():
     prompt = miniature.prompts()
     first, again, later, other = (_generate(prompt, seed=seed) for seed in ((0, 1), (0, 1), (0, 2), (1, 1)))

@@ -123,7 +123,7 @@ def test_dropout_is_drawn_in_training_only_and_is_unbiased():
 
     def drawn(*draw):
         model = nnx.merge(graphdef, state)
-        use_dropout(model, Draw(*map(jnp.int32, draw)))
+        use_dropout(model, Draw(jnp.int32(draw[0]), jnp.int32(draw[1]), draw[2] + jnp.arange(7)))
         return model(x)
 
     np.testing.assert_array_equal(nnx.merge(graphdef, state)(x), expected)
@@ -139,7 +139,7 @@ def test_dropout_differs_between_prompt_and_completions():
     layer = one(LoraConfig(rank=4, alpha=4.0, dropout=0.5))
     layer.kernel[...] = jnp.zeros((100, 40))
     layer.lora_b[...] = jnp.ones((4, 40))
-    use_dropout(layer, Draw(np.int32(0), np.int32(0), np.int32(0)))
+    use_dropout(layer, Draw(np.int32(0), np.int32(0), np.arange(2)))
     x = jnp.ones((2, 3, 100))
     assert np.abs(layer(x) - layer(x[:, :, None])[:, :, 0]).max() > 0.1
 

@@ -18,12 +18,12 @@ from mecap_jax.models.parameters import merge_params, split_params
 from mecap_jax.rewards.combine import RewardFunction
 from mecap_jax.rl.learner import GrpoLearner
 from mecap_jax.rl.rollout import MicroBatch, PromptInfo, RolloutEngine
-from mecap_jax.sharding import put_batch
+from mecap_jax.sharding import divide, local_shards, put_batch
 from mecap_jax.train_state import TrainState, abstract_model, init_state, make_optimizer
 from mecap_jax.training.sft import SftBatch, SftLearner
 from tests import miniature
 
-BATCH, LENGTH, STEPS = 8, 6, 4
+BATCH, LENGTH, STEPS = 7, 6, 4  # seven rows divide over no mesh: one place is filled up
 # Batch numbers with all modalities in every row, and with no sound in any; the others mix.
 COMPLETE, SILENT = 100, 101
 # Plain gradient descent shows a gradient as it is; Adam divides it by its own size and blows up rounding.
@@ -111,12 +111,23 @@ def _targets(step: int, count: int) -> Completions:
     return Completions(tokens.astype(np.int32), np.arange(LENGTH) < lengths[..., None])
 
 
-def rows(step: int, part: slice = slice(None)):
-    """Rows of the batch at a step: prompts with mixed lengths and missing modalities, and targets."""
+def rows(step: int):
+    """The batch at a step: prompts with mixed lengths and missing modalities, and targets."""
     prompt = jax.tree.map(np.asarray, miniature.prompts(BATCH, seed=step, missing=step != COMPLETE))
     if step == SILENT:
         prompt = prompt._replace(audio_frames=np.zeros_like(prompt.audio_frames))
-    return jax.tree.map(lambda x: x[part], (prompt, _targets(step, 2), _targets(step, 1)))
+    return prompt, _targets(step, 2), _targets(step, 1)
+
+
+def _micro_batches(step: int, on: Mesh, at_once: int):
+    """(prompt, targets, references, numbers, valid) of each micro-batch, this process's rows."""
+    for places in divide(BATCH, on, at_once).places(local_shards(on)):
+        # A place that is filled up holds some other row: what is in it must not matter.
+        prompt, targets, references = jax.tree.map(lambda x, p=places: x[p % BATCH], rows(step))
+        valid = places < BATCH
+        targets = targets._replace(mask=targets.mask & valid[:, None, None])
+        references = references._replace(mask=references.mask & valid[:, None, None])
+        yield prompt, targets, references, places.astype(np.int32), valid
 
 
 # Learners hold no state: tests share them, and their compiled programs.
@@ -138,54 +149,40 @@ def _grpo_learner(on: Mesh, optimizer: optax.GradientTransformation, config: Grp
     return GrpoLearner(graphdef, state, frozen, engine, optimizer, config, reward.weights, on, seed=5)
 
 
-def sft_step(on: Mesh, micro: int = BATCH, part: slice = slice(None), optimizer=None, parts: Parts = EVERYTHING):
+def sft_step(on: Mesh, micro: int = 0, optimizer=None, parts: Parts = EVERYTHING):
     """(graphdef, state, step function over batch numbers) of supervised training."""
     optimizer = optimizer or _SFT_OPTIMIZER
     graphdef, state = initial_state(on, optimizer, parts)
     learner = _sft_learner(on, optimizer, parts)
 
     def step(state, number):
-        batches = []
-        prompt, targets, _ = rows(int(number), part)
-        for start in range(0, len(prompt.tokens), micro):
-            cut = jax.tree.map(lambda x, s=start: x[s : s + micro], (prompt, targets))
-            batches.append(SftBatch(*put_batch(cut, on)))
+        batches = [
+            SftBatch(*put_batch((prompt, targets, numbers), on))
+            for prompt, targets, _, numbers, _ in _micro_batches(int(number), on, micro)
+        ]
         state, metrics = learner.step(state, batches)
         return state, metrics, ()
 
     return graphdef, state, step
 
 
-def grpo_step(
-    on: Mesh,
-    micro: int = BATCH,
-    part: slice = slice(None),
-    optimizer=None,
-    config: GrpoConfig = GRPO,
-    parts: Parts = EVERYTHING,
-):
+def grpo_step(on: Mesh, micro: int = 0, optimizer=None, config: GrpoConfig = GRPO, parts: Parts = EVERYTHING):
     """(graphdef, state, step function over batch numbers) of reinforcement learning."""
     optimizer = optimizer or _GRPO_OPTIMIZER
-    first = part.start or 0
     graphdef, state = initial_state(on, optimizer, parts)
     learner = _grpo_learner(on, optimizer, config, parts)
 
     def step(state, number):
-        prompt, _, references = rows(int(number), part)
-        size = len(prompt.tokens)
-        micro_batches = []
-        for start in range(0, size, micro):
-            cut = slice(start, start + micro)
-            numbers = np.arange(first + start, first + start + micro, dtype=np.int32)
-            micro_batches.append(
-                MicroBatch(
-                    prompt=put_batch(jax.tree.map(lambda x, c=cut: x[c], prompt), on),
-                    rows=put_batch(numbers, on),
-                    valid=put_batch(numbers != 3, on),  # one clip could not be decoded
-                    infos=[PromptInfo(f"clip-{i}", "describe", ("a b c",), None) for i in numbers],
-                    references=put_batch(jax.tree.map(lambda x, c=cut: x[c], references), on),
-                )
+        micro_batches = [
+            MicroBatch(
+                prompt=put_batch(prompt, on),
+                rows=put_batch(numbers, on),
+                valid=put_batch(valid & (numbers != 3), on),  # one clip could not be decoded
+                infos=[PromptInfo(f"clip-{i}", "describe", ("a b c",), None) for i in numbers],
+                references=put_batch(references, on),
             )
+            for prompt, _, references, numbers, valid in _micro_batches(int(number), on, micro)
+        ]
         state, result = learner.step(state, micro_batches)
         return state, result.metrics, result.groups
 

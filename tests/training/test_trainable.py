@@ -56,9 +56,9 @@ def test_the_gradient_has_no_frozen_leaf():
         state.params,
         None,
         harness.frozen_params(on, harness.ADAPTERS),
-        SftBatch(*put_batch((prompt, targets), on)),
+        SftBatch(*put_batch((prompt, targets, np.arange(harness.BATCH, dtype=np.int32)), on)),
         jnp.float32(1),
-        Draw(np.uint32(0), jnp.int32(0), np.int32(0)),
+        Draw(np.uint32(0), jnp.int32(0), jnp.arange(harness.BATCH)),
     )
     assert jax.tree.structure(gradients) == jax.tree.structure(state.params)
 
