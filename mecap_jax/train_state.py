@@ -39,14 +39,13 @@ class TrainState(NamedTuple):
     skipped: jax.Array
 
 
-def abstract_model(config: ModelConfig, mesh: Mesh, rules: ShardingRules | None = None) -> tuple[nnx.GraphDef, Any]:
+def abstract_model(config: ModelConfig, mesh: Mesh) -> tuple[nnx.GraphDef, Any]:
     """The model without its weights: graph definition, and a dict of ShapeDtypeStructs that carry shardings."""
-    rules = rules or ShardingRules()
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: _model(config, 0, mesh)))
+    graphdef, state = _abstract(config, mesh)
 
     def place(variable):
         axes = variable.get_metadata()["logical_axes"]
-        spec = rules.spec(axes, variable.shape, mesh)
+        spec = ShardingRules().spec(axes, variable.shape, mesh)
         sharding = jax.sharding.NamedSharding(mesh, spec)
         return jax.ShapeDtypeStruct(variable.shape, variable.dtype, sharding=sharding)
 
@@ -69,6 +68,12 @@ def init_params(
         return select(nnx.to_pure_dict(nnx.state(_model(config, seed, mesh), nnx.Param)))
 
     return graphdef, create()
+
+
+@functools.lru_cache(maxsize=16)
+def _abstract(config: ModelConfig, mesh: Mesh) -> tuple[nnx.GraphDef, nnx.State]:
+    """Tracing the initialisation takes a third of a second, and every stage asks for it."""
+    return nnx.split(nnx.eval_shape(lambda: _model(config, 0, mesh)))
 
 
 def _model(config: ModelConfig, seed: int, mesh: Mesh) -> MultimodalLM:

@@ -165,7 +165,7 @@ class SftConfig:
       batch_clips: clips a step, over all devices; where they do not divide evenly, rows that do not count fill up.
       micro_clips: most clips on a device at a time; 0 takes its whole share of the batch.
       clips: train on the "sft" share of the training clips (see `data.sft_share`) or on "all".
-      validate_every: steps between validations; 0 never. The best validation reward is kept.
+      validate_every: steps between validations; 0: only after the last step.
     """
 
     steps: PositiveInt = 1000

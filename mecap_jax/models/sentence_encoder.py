@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -64,12 +63,11 @@ class SentenceEncoder(Protocol):
         ...
 
 
-def load_sentence_encoder(path: str = "", device: jax.Device | None = None) -> SentenceEncoder:
+def load_sentence_encoder(path: str = "") -> SentenceEncoder:
     """Loads the encoder in directory `path`; "" takes the packaged all-MiniLM-L6-v2.
 
     Args:
       path: a directory with `modules.json`, `config.json`, `tokenizer.json`, `model.safetensors`, ...
-      device: where a Flax encoder's parameters live; None leaves that to jax.
 
     Raises:
       SentenceEncoderError: a file is missing or ill-formed, or what runs the model is not installed.
@@ -77,7 +75,7 @@ def load_sentence_encoder(path: str = "", device: jax.Device | None = None) -> S
     """
     directory = Path(path) if path else packaged_directory()
     try:
-        return _load(directory, bool(path), device)
+        return _load(directory, bool(path))
     except TextModelError as error:
         raise SentenceEncoderError(str(error)) from error
 
@@ -101,7 +99,7 @@ def packaged_directory() -> Path:
 # --- the directory ------------------------------------------------------------------------------------------------
 
 
-def _load(directory: Path, is_given: bool, device: jax.Device | None) -> SentenceEncoder:
+def _load(directory: Path, is_given: bool) -> SentenceEncoder:
     if not directory.is_dir():
         raise TextModelError(f"no such directory: {directory}")
     layout = _read_layout(directory)
@@ -117,7 +115,7 @@ def _load(directory: Path, is_given: bool, device: jax.Device | None) -> Sentenc
         config = BertConfig.from_hugging_face(layout.config)
     except ValueError as error:
         raise TextModelError(f"{layout.directory / 'config.json'}: {error}") from error
-    return FlaxSentenceEncoder(name, checksum, layout, config, device)
+    return FlaxSentenceEncoder(name, checksum, layout, config)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,12 +253,12 @@ class HostSentenceEncoder(_CachingEncoder):
 class FlaxSentenceEncoder(_CachingEncoder):
     """BERT, RoBERTa or XLM-R in Flax."""
 
-    def __init__(self, name: str, weights_sha256: str, layout: _Layout, config: BertConfig, device: jax.Device | None):
+    def __init__(self, name: str, weights_sha256: str, layout: _Layout, config: BertConfig):
         super().__init__(name, weights_sha256, config.hidden_size)
         tokenizer = load_tokenizer(layout.directory, config, layout.sentence.get("max_seq_length"))
         network = load_bert(weights_file(layout.directory), config)
         apply = _first_token_directions if _pooling_mode(layout.pooling) == "cls" else _mean_directions
-        self._texts = PackedTexts(tokenizer, config, network, apply, self.dim, device)
+        self._texts = PackedTexts(tokenizer, config, network, apply, self.dim)
 
     def _embed(self, texts: list[str]) -> np.ndarray:
         return self._texts(texts)

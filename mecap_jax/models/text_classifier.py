@@ -72,7 +72,7 @@ class TextClassifier:
         return self._texts(list(unique))[[unique[text] for text in texts]]
 
 
-def load_text_classifier(path: str | Path, device: jax.Device | None = None) -> TextClassifier:
+def load_text_classifier(path: str | Path) -> TextClassifier:
     """Loads the sequence classifier in directory `path`.
 
     The probabilities are sigmoids where `problem_type` in `config.json` is multi_label_classification and a softmax
@@ -81,7 +81,6 @@ def load_text_classifier(path: str | Path, device: jax.Device | None = None) -> 
 
     Args:
       path: a directory with `config.json`, `tokenizer.json` and `model.safetensors`.
-      device: where the parameters live; None leaves that to jax.
 
     Raises:
       TextModelError: a file is missing or ill-formed, or asks for what is not implemented.
@@ -102,7 +101,7 @@ def load_text_classifier(path: str | Path, device: jax.Device | None = None) -> 
     weights = weights_file(directory)
     network = _load_network(weights, config, len(labels))
     apply = functools.partial(_apply, probabilities)
-    packed = PackedTexts(tokenizer, config, network, apply, len(labels), device)
+    packed = PackedTexts(tokenizer, config, network, apply, len(labels))
     return TextClassifier(directory.resolve().name, sha256(weights), labels, packed)
 
 

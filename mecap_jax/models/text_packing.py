@@ -32,9 +32,8 @@ class PackedTexts:
         network: nnx.Module,
         apply: Callable[..., Array],
         width: int,
-        device: jax.Device | None,
     ):
-        """Keeps the network's parameters on a device.
+        """Keeps the network's parameters on the default device.
 
         Args:
           tokenizer: truncates to the longest text, see `load_tokenizer`.
@@ -42,13 +41,12 @@ class PackedTexts:
           network: whatever `apply` takes.
           apply: (network, tokens, positions, segments, sentences) -> [rows, sentences, width], see `Bert`.
           width: values of a text.
-          device: where the parameters live; None leaves that to jax.
         """
         max_tokens = tokenizer.truncation["max_length"]
         self._tokenizer, self._config, self._width = tokenizer, config, width
         self._lengths = [length for length in _ROW_LENGTHS if length < max_tokens] + [max_tokens]
         graphdef, state = nnx.split(network)
-        self.state = jax.device_put(state, device)
+        self.state = jax.device_put(state)
         self._forward = jax.jit(functools.partial(_forward, graphdef, apply))
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:

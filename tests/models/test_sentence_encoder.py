@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 
-import jax
 import numpy as np
 import pytest
 import transformers
@@ -248,14 +247,6 @@ def test_host_encoder_without_sentence_transformers_says_what_to_install(tmp_pat
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(SentenceEncoderError, match=r"pip install 'mecap_jax\[torch\]'"):
         load_sentence_encoder(str(directory))
-
-
-def test_parameters_live_on_the_given_device(bert_directory):
-    device = jax.devices()[-1]
-    encoder = load_sentence_encoder(str(bert_directory), device=device)
-    assert {d for leaf in jax.tree.leaves(encoder._texts.state) for d in leaf.devices()} == {device}
-    expected = load_sentence_encoder(str(bert_directory)).encode(WORDS)
-    np.testing.assert_allclose(encoder.encode(WORDS), expected, atol=1e-6, rtol=0)
 
 
 # --- directories that do not load ---------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ import tests.torch_reference  # noqa: F401, I001 - declares torchvision operator
 import json
 import shutil
 
-import jax
 import numpy as np
 import pytest
 import torch
@@ -135,12 +134,6 @@ def test_bad_texts_are_named(roberta):
         roberta.predict("fine")
     with pytest.raises(ValueError, match="text 1 is not valid Unicode"):
         roberta.predict(["fine", "\ud800"])
-
-
-def test_parameters_live_on_the_given_device(roberta_directory):
-    device = jax.devices()[-1]
-    classifier = load_text_classifier(roberta_directory, device=device)
-    assert {d for leaf in jax.tree.leaves(classifier._texts.state) for d in leaf.devices()} == {device}
 
 
 # --- directories that do not load ---------------------------------------------------------------------------------
