@@ -2,7 +2,10 @@
 
   python scripts/train.py --config=configs/grpo.py --workdir=runs/grpo [--config.grpo.group_size=4]
 
-The same command resumes an interrupted run. SIGTERM and Ctrl-C save and stop.
+The same command resumes an interrupted run. SIGTERM and Ctrl-C save and stop; the exit status is 75 then.
+
+A run on several machines is this command on each of them, with a workdir that all share. On TPU pods and under SLURM
+they find each other; elsewhere --coordinator_address=HOST:PORT, --num_processes and --process_id say where they meet.
 """
 
 import sys
@@ -11,6 +14,7 @@ from pathlib import Path
 from absl import app, flags, logging
 
 from mecap_jax.config import ConfigError, load
+from mecap_jax.distributed import joined
 
 _CONFIG = flags.DEFINE_string("config", None, "Recipe: path/to/recipe.py[:argument].", required=True)
 _WORKDIR = flags.DEFINE_string("workdir", "", "Directory of the run; runs/RECIPE where not given.")
@@ -38,13 +42,14 @@ def main(argv: list[str], overrides: list[str]) -> None:
     from mecap_jax.experiment.setup import USER_ERRORS
     from mecap_jax.training.loop import Interrupted, StopSignal
 
-    try:
-        with StopSignal() as should_stop:
+    with joined(), StopSignal() as should_stop:
+        try:
             story.run(config, workdir, should_stop)
-    except Interrupted as stop:
-        print(stop, file=sys.stderr)
-    except USER_ERRORS as error:
-        sys.exit(f"error: {error}")
+        except Interrupted as stop:
+            print(stop, file=sys.stderr)
+            sys.exit(Interrupted.STATUS)
+        except USER_ERRORS as error:
+            sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ ROOT = Path(mecap_jax.__file__).parent
 # Upstream first; what stands in one row may not import each other.
 ORDER = (
     ("field_types",),
-    ("emotions", "json_files", "model_config", "text_files"),
+    ("distributed", "emotions", "json_files", "model_config", "text_files"),
     ("config", "batch"),
     ("sharding",),
     ("data",),

@@ -9,14 +9,21 @@ from typing import Any
 
 import grain
 import jax
+import numpy as np
 
+from mecap_jax.sharding import all_rows
 from mecap_jax.train_state import TrainState
 from mecap_jax.training.checkpointing import StageCheckpoints
 from mecap_jax.training.logging import RunLogger
 
 
 class Interrupted(Exception):
-    """The run was asked to stop and has saved its state; the same command resumes it."""
+    """The run was asked to stop and has saved its state; the same command resumes it.
+
+    Scripts then exit with `STATUS`, EX_TEMPFAIL of sysexits.h: not done, and worth another try.
+    """
+
+    STATUS = 75
 
 
 class NonFiniteError(RuntimeError):
@@ -24,7 +31,10 @@ class NonFiniteError(RuntimeError):
 
 
 class StopSignal:
-    """Turns SIGTERM and the first Ctrl-C into a request to stop after the step that is under way."""
+    """Turns SIGTERM and the first Ctrl-C into a request to stop after the step that is under way.
+
+    A signal to one process stops all of them: they agree whenever they ask, and have to ask at the same steps.
+    """
 
     def __init__(self):
         self._event = threading.Event()
@@ -46,7 +56,7 @@ class StopSignal:
         self._event.set()
 
     def __call__(self, step: int) -> bool:
-        return self._event.is_set()
+        return bool(np.any(all_rows(np.array([self._event.is_set()]))))
 
 
 # (state, batch) -> (state, metrics, sampled groups)

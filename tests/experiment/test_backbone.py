@@ -45,8 +45,7 @@ def omni(tmp_path_factory):
 
 
 def run_config(directory, *overrides, recipe="qwen2_5_omni_3b,smoke", **model):
-    sizes = ("sft.steps=1", "sft.batch_clips=8", "sft.micro_clips=8", "grpo.prompts=8", "grpo.micro_prompts=8")
-    config = load(f"configs/grpo.py:{recipe}", [*sizes, *overrides])
+    config = load(f"configs/grpo.py:{recipe}", ["sft.steps=1", *overrides])
     found = dataclasses.replace(read_config(directory), name="miniature", **model)
     return dataclasses.replace(config, backbone=str(directory), model=found)
 

@@ -1,0 +1,49 @@
+"""One of two processes of a run that ends badly: `python -m tests.peer HOW --coordinator_address=... ...`.
+
+Process 1 does what HOW says while process 0 waits for it; HOW:0 turns them around.
+"""
+
+import os
+import signal
+import sys
+
+from tests.xla_flags import xla_flags
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = xla_flags(devices=2)
+
+import jax
+import numpy as np
+from absl import app, logging
+from jax._src.distributed import global_state
+
+from mecap_jax.distributed import joined
+from mecap_jax.sharding import all_rows
+from mecap_jax.training.loop import StopSignal
+
+
+def main(argv: list[str]) -> None:
+    logging.set_verbosity(logging.WARNING)  # as the scripts do
+    how, _, who = argv[1].partition(":")
+    with joined(), StopSignal() as should_stop:
+        all_rows(np.zeros(1))
+        print("joined", jax.process_count(), jax.device_count(), flush=True)
+        if jax.process_index() == int(who or 1):
+            if how == "raises":
+                raise RuntimeError("the reward is on fire")
+            if how == "exits":
+                sys.exit("error: the disk is full")
+            if how == "dies":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if how == "stops":
+                os.kill(os.getpid(), signal.SIGTERM)
+        if how == "dies":  # no connection of its own breaks: the runtime notices
+            global_state.client.wait_at_barrier("never", 60_000)
+        for step in range(1, 1000):
+            if should_stop(step):
+                print("stopped after", step, flush=True)
+                return
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,66 @@
+"""Every command that README and docs show: its flags exist, its recipe loads, and it runs on the devices it names."""
+
+import ast
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from mecap_jax.config import ConfigError, load, validate_devices
+
+ROOT = Path(__file__).parents[1]
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+
+
+def documented():
+    """(words of the command, its comment) of every command of ours in a block of shell."""
+    for page in PAGES:
+        for block in re.finditer(r"^```sh\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S):
+            for line in block[1].replace("\\\n", " ").splitlines():
+                if line.startswith("python scripts/"):
+                    words = shlex.split(line, comments=True)
+                    yield pytest.param(words[1:], line.partition("   #")[2], id=f"{page.name}: {line[7:70]}")
+
+
+COMMANDS = list(documented())
+TRAINING = [command for command in COMMANDS if command.values[0][0] == "scripts/train.py"]
+
+
+def defined_flags(path: Path) -> set[str]:
+    """Names of the flags that a file defines."""
+    calls = (node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call))
+    names = (call.args[0] for call in calls if getattr(call.func, "attr", "").startswith("DEFINE_"))
+    return {name.value for name in names if isinstance(name, ast.Constant)}
+
+
+def test_the_pages_have_commands():
+    assert {words[0] for words, _ in (command.values for command in COMMANDS)} >= {
+        f"scripts/{name}.py" for name in ("train", "prepare_data", "evaluate", "caption", "export_hf")
+    }
+
+
+@pytest.mark.parametrize("words, comment", COMMANDS)
+def test_flags_exist(words, comment):
+    script = ROOT / words[0]
+    known = defined_flags(script)
+    if "joined()" in script.read_text(encoding="utf-8"):
+        known |= defined_flags(ROOT / "mecap_jax" / "distributed.py")
+    used = {word[2:].partition("=")[0] for word in words if word.startswith("--") and not word.startswith("--config.")}
+    assert used <= known
+
+
+@pytest.mark.parametrize("words, comment", TRAINING)
+def test_recipes_run_on_the_devices_they_name(words, comment):
+    options = dict(word[2:].split("=", 1) for word in words if word.startswith("--") and "=" in word)
+    overrides = [f"{key[7:]}={value}" for key, value in options.items() if key.startswith("config.")]
+    config = load(str(ROOT / options["config"]), overrides)
+    needed = config.mesh.fsdp * config.mesh.tensor
+    if needed > 1:
+        assert f"on {needed} devices" in comment, "the page has to say on how many devices this runs"
+    for count in (1, 8, 64):
+        if count % needed:
+            with pytest.raises(ConfigError, match=f"does not fit {count} devices"):
+                validate_devices(config, count)
+        else:
+            validate_devices(config, count)
