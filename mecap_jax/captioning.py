@@ -16,11 +16,12 @@ from mecap_jax.captioner import Captioner
 from mecap_jax.config import ConfigError
 from mecap_jax.data.clips import decode_clip
 from mecap_jax.data.collate import Row
-from mecap_jax.data.importers import MAX_CLIP_BYTES
 from mecap_jax.data.importers.feature_files import DIRECTORY, find_features
+from mecap_jax.data.importers.files import MAX_CLIP_BYTES, is_junk
 from mecap_jax.data.media import streams
 from mecap_jax.data.pipeline import clip_row, request_text
 from mecap_jax.data.utterance import Utterance
+from mecap_jax.text_files import printable
 
 SUFFIXES = tuple(".wav .flac .ogg .oga .opus .mp3 .aac .m4a .mp4 .m4v .mov .3gp .mka .mkv .webm .avi".split())
 _DECODERS = 2  # threads that decode while the device works
@@ -243,10 +244,11 @@ def find_requests(arguments: Iterable[str], lines: Iterable[str] = (), ids: bool
             requests.append(Request(clip, transcript))
             continue
         try:
-            inside = sorted(path for path in Path(clip).iterdir() if path.suffix.lower() in SUFFIXES)
+            found = sorted(path for path in Path(clip).iterdir() if path.suffix.lower() in SUFFIXES)
         except OSError as error:
             requests.append(Request(clip, problem=error.strerror))
             continue
+        inside = [path for path in found if not is_junk(path)]
         if not inside:
             requests.append(Request(clip, problem=f"holds no media files ({', '.join(SUFFIXES)})"))
         for path in inside:
@@ -258,7 +260,7 @@ def find_requests(arguments: Iterable[str], lines: Iterable[str] = (), ids: bool
 
 def as_lines(answer: Captioned) -> list[str]:
     """`CLIP: caption`, one line a caption."""
-    return [f"{_printable(answer.clip)}: {' '.join(caption.text.split())}" for caption in answer.captions]
+    return [f"{printable(answer.clip)}: {printable(' '.join(caption.text.split()))}" for caption in answer.captions]
 
 
 def as_json(answer: Captioned) -> list[str]:
@@ -267,9 +269,9 @@ def as_json(answer: Captioned) -> list[str]:
     Keys: file, caption, logprob (of the whole caption, in nats), finished (False: cut off), seconds (of the clip,
     where it has a length), sample (its number, where there are several); or file, error.
     """
-    whole: dict[str, Any] = {"file": _printable(answer.clip)}
+    whole: dict[str, Any] = {"file": printable(answer.clip)}
     if answer.error:
-        return [json.dumps(whole | {"error": _printable(answer.error)}, ensure_ascii=False)]
+        return [json.dumps(whole | {"error": printable(answer.error)}, ensure_ascii=False, allow_nan=False)]
     lines = []
     for number, caption in enumerate(answer.captions):
         fields = whole | {"caption": caption.text, "logprob": round(caption.logprob, 4), "finished": caption.finished}
@@ -277,15 +279,10 @@ def as_json(answer: Captioned) -> list[str]:
             fields["seconds"] = round(answer.seconds, 3)
         if len(answer.captions) > 1:
             fields["sample"] = number
-        lines.append(json.dumps(fields, ensure_ascii=False))
+        lines.append(json.dumps(fields, ensure_ascii=False, allow_nan=False))
     return lines
 
 
 def as_error(answer: Captioned) -> str:
     """`error: CLIP: reason`, for a person."""
-    return f"error: {_printable(answer.clip)}: {_printable(answer.error)}"
-
-
-def _printable(text: str) -> str:
-    """Names of files may hold bytes that are no UTF-8."""
-    return os.fsencode(text).decode("utf-8", "replace")
+    return f"error: {printable(answer.clip)}: {printable(answer.error)}"

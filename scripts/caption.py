@@ -14,6 +14,7 @@ from absl import app, flags, logging
 from mecap_jax.captioner import DTYPES, Captioner
 from mecap_jax.captioning import as_error, as_json, as_lines, caption_clips, find_requests
 from mecap_jax.experiment.setup import USER_ERRORS
+from mecap_jax.text_files import decode_text, split_lines
 from mecap_jax.training.logging import RunLogger
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -66,8 +67,9 @@ def main(argv: list[str]) -> int:
 
 def _read_list(name: str) -> list[str]:
     try:
-        return list(sys.stdin) if name == "-" else Path(name).read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
+        data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+        return split_lines(decode_text(data))
+    except OSError as error:
         sys.exit(f"error: --list={name}: {error}")
 
 

@@ -1,6 +1,7 @@
 """Files become the captions that the same clips get inside a run; what cannot be captioned says why."""
 
 import dataclasses
+import json
 import shutil
 import threading
 
@@ -8,7 +9,18 @@ import numpy as np
 import pytest
 
 from mecap_jax.captioner import Captioner
-from mecap_jax.captioning import ClipReader, Request, _ahead, as_json, as_lines, caption_clips, find_requests
+from mecap_jax.captioning import (
+    Caption,
+    Captioned,
+    ClipReader,
+    Request,
+    _ahead,
+    as_error,
+    as_json,
+    as_lines,
+    caption_clips,
+    find_requests,
+)
 from mecap_jax.config import ConfigError
 from mecap_jax.data import shards
 from mecap_jax.data.pipeline import CaptionDataset
@@ -210,6 +222,23 @@ def test_paths_beside_a_stage_are_explained(run):
 
 
 # --- requests ---------------------------------------------------------------------------------------------------------
+
+
+def test_names_cannot_write_to_the_terminal():
+    hostile = "a\x1b[2J\n\u202eb\udcff.wav"
+    answer = Captioned(hostile, captions=(Caption("calm\x1b[1m voice", -1.0, True),))
+    assert as_lines(answer) == ["a\\x1b[2J\\n\\u202eb\\xff.wav: calm\\x1b[1m voice"]
+    assert as_error(Captioned(hostile, error="no\x07")) == "error: a\\x1b[2J\\n\\u202eb\\xff.wav: no\\x07"
+    (line,) = as_json(answer)
+    assert line.encode() and "\n" not in line and json.loads(line)["caption"] == "calm\x1b[1m voice"
+
+
+def test_what_systems_leave_in_a_directory_is_no_clip(tmp_path):
+    for name in ("a.wav", "._a.wav", ".DS_Store", "b.txt"):
+        (tmp_path / name).write_bytes(b"")
+    assert find_requests([str(tmp_path)]) == [Request(str(tmp_path / "a.wav"))]
+    (tmp_path / "a.wav").unlink()
+    assert "holds no media files" in find_requests([str(tmp_path)])[0].problem
 
 
 def test_arguments_become_requests(tmp_path, monkeypatch):

@@ -61,6 +61,12 @@ class QuarantinedClip(TypedDict):
     reason: str
 
 
+class DuplicateClip(TypedDict):
+    __pydantic_config__ = ConfigDict(**_STRICT, extra="forbid")
+    id: str
+    of: str
+
+
 class SplitCounts(TypedDict):
     __pydantic_config__ = _STRICT
     records: Count
@@ -81,6 +87,7 @@ class ShardManifest(Manifest):
     licences: dict[str, Count]
     splits: dict[str, SplitCounts]
     quarantined: list[QuarantinedClip]
+    duplicates: list[DuplicateClip]
 
 
 class ShardError(ValueError):
@@ -97,6 +104,18 @@ class BadClip:
     def __post_init__(self):
         for field in ("id", "reason"):
             object.__setattr__(self, field, printable(" ".join(getattr(self, field).split())))
+
+
+@dataclasses.dataclass(frozen=True)
+class Duplicate:
+    """A clip that was left out because it is, byte for byte, the clip `of` that was taken; no bad clip."""
+
+    id: str
+    of: str
+
+    def __post_init__(self):
+        for field in ("id", "of"):
+            object.__setattr__(self, field, printable(getattr(self, field)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,10 +11,10 @@ It appears under its name only when complete, and a reader refuses it when a sin
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
-import shutil
-import uuid
+import re
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -22,10 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from mecap_jax.data import media
+from mecap_jax.data.building import building, remove_unfinished
 from mecap_jax.data.manifest import (
     INDEX,
     MANIFEST,
     BadClip,
+    Duplicate,
     IndexRow,
     ShardError,
     ShardManifest,
@@ -37,14 +39,19 @@ from mecap_jax.data.manifest import (
 )
 from mecap_jax.data.records import RecordReader, RecordWriter, check_sum
 from mecap_jax.data.utterance import SPLITS, Utterance, deserialize, serialize
+from mecap_jax.text_files import printable
 
-__all__ = ["BadClip", "IndexRow", "ShardError", "ShardReader", "find_finished", "summarise_bad", "write"]
+__all__ = ["BadClip", "Duplicate", "IndexRow", "ShardError", "ShardReader", "find_finished", "summarise_bad", "write"]
 
+Item = Utterance | BadClip | Duplicate
+Inspected = tuple[Utterance, dict[str, Any]] | BadClip | Duplicate
 _INDEX_ATTRIBUTE = 200  # characters: longer attributes are in the record alone
+
+_NAMES_AND_NUMBERS = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|\d+(?:\.\d+)?""")
 
 
 def write(
-    items: Iterable[Utterance | BadClip],
+    items: Iterable[Item],
     directory: str | os.PathLike,
     command: str,
     source: Mapping[str, Any],
@@ -55,11 +62,12 @@ def write(
     """Streams utterances into a new directory of shards and returns its manifest.
 
     Every clip is decoded once: one whose media fail `media.probe`, or last longer than `max_seconds`, joins the
-    quarantined ones. A finished directory with the same `source` is left as it is and its manifest is returned,
-    without touching `items`. When anything goes wrong, nothing stays behind.
+    quarantined ones, and so does one whose id is taken. A finished directory with the same `source` is left as it is
+    and its manifest is returned, without touching `items`. When anything goes wrong, nothing stays behind, and what
+    killed builds left beside `directory` is removed.
 
     Args:
-      items: utterances and clips that the importer could not read, in any order.
+      items: utterances, clips that the importer could not read, and copies of others, in any order.
       directory: is made, with its parents; may exist if empty.
       command: what was run, for the manifest.
       source: settings that determine the content, JSON-serialisable.
@@ -67,28 +75,24 @@ def write(
       max_bad_fraction: more than this share of bad clips is an error.
 
     Raises:
-      ShardError: the directory holds something else, an id occurs twice, no clip is left, or too many are bad.
+      ShardError: the directory holds something else, no clip is left, or too many are bad.
     """
     directory = Path(directory)
     source = json.loads(json.dumps(source, allow_nan=False))
+    remove_unfinished(directory.parent)
     finished = find_finished(directory, source)
     if finished is not None:
         return finished
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    building = directory.parent / f".{directory.name}.{uuid.uuid4().hex[:8]}.building"
-    building.mkdir()
-    try:
-        manifest = _build(building, _inspected(items, max_seconds), source, shard_size, max_bad_fraction)
-        manifest = write_manifest(building, {"command": command, "source": source, **manifest})
+    with building(directory) as unfinished:
+        manifest = _build(unfinished, _inspected(items, max_seconds), source, shard_size, max_bad_fraction)
+        manifest = write_manifest(unfinished, {"command": printable(command), "source": source, **manifest})
         try:
-            building.rename(directory)
+            unfinished.rename(directory)
         except OSError:  # another process may have finished the same build meanwhile
             manifest = find_finished(directory, source)
             if manifest is None:
                 raise
-        return manifest
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+    return manifest
 
 
 def find_finished(directory: str | os.PathLike, source: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -168,7 +172,7 @@ class ShardReader:
 # --- building ---------------------------------------------------------------------------------------------------
 
 
-def _inspected(items: Iterable[Utterance | BadClip], max_seconds: float) -> Iterator[tuple[Utterance, dict] | BadClip]:
+def _inspected(items: Iterable[Item], max_seconds: float) -> Iterator[Inspected]:
     """Adds what decoding tells to each utterance, in order; decoders run in threads, a few clips ahead."""
     workers = min(8, os.cpu_count() or 1)
     pending: deque = deque()
@@ -181,8 +185,8 @@ def _inspected(items: Iterable[Utterance | BadClip], max_seconds: float) -> Iter
             yield pending.popleft().result()
 
 
-def _inspect(item: Utterance | BadClip, max_seconds: float) -> tuple[Utterance, dict] | BadClip:
-    if isinstance(item, BadClip):
+def _inspect(item: Item, max_seconds: float) -> Inspected:
+    if not isinstance(item, Utterance):
         return item
     audio = video = media.MediaInfo()
     for field in ("audio", "video"):
@@ -211,27 +215,36 @@ def _inspect(item: Utterance | BadClip, max_seconds: float) -> tuple[Utterance, 
 
 def _build(
     directory: Path,
-    items: Iterator[tuple[Utterance, dict] | BadClip],
+    items: Iterator[Inspected],
     source: Mapping[str, Any],
     shard_size: int,
     max_bad_fraction: float,
 ) -> dict[str, Any]:
     """Writes shards and index; returns the part of the manifest that follows from the records."""
     bad: list[BadClip] = []
-    seen: dict[str, str] = {}
+    duplicates: list[Duplicate] = []
+    seen: dict[str, tuple[str, bytes]] = {}
     licences: Counter[str] = Counter()
     splits = {split: _SplitWriter(directory, split, shard_size) for split in SPLITS}
     for number, item in enumerate(items):
         if isinstance(item, BadClip):
             bad.append(item)
             continue
+        if isinstance(item, Duplicate):
+            duplicates.append(item)
+            continue
         utterance, facts = item
+        record = serialize(utterance)
         here = f"record {number} ({utterance.split}, speaker {utterance.speaker!r})"
-        if utterance.id in seen:
-            raise ShardError(f"id {utterance.id!r} occurs twice: {seen[utterance.id]} and {here}")
-        seen[utterance.id] = here
+        known = seen.setdefault(utterance.id, (here, (digest := hashlib.sha256(record).digest())))
+        if known[0] != here:
+            if known[1] == digest:
+                duplicates.append(Duplicate(utterance.id, utterance.id))
+            else:
+                bad.append(BadClip(utterance.id, f"id {utterance.id!r} occurs twice: {known[0]} and {here}"))
+            continue
         licences[utterance.licence] += 1
-        splits[utterance.split].write(utterance, facts)
+        splits[utterance.split].write(utterance, record, facts)
     total = len(seen) + len(bad)
     if not total:
         raise ShardError("there are no clips to write")
@@ -252,23 +265,28 @@ def _build(
         "captioned": dict(Counter(kind for row in rows for kind in row.captions if row.captions[kind])),
         "licences": dict(licences.most_common()),
         "quarantined": [dataclasses.asdict(clip) for clip in bad],
+        "duplicates": [dataclasses.asdict(clip) for clip in duplicates],
         "index": {"file": INDEX, "records": len(rows), "sha256": sha256(directory / INDEX)},
         "shards": [shard for writer in splits.values() for shard in writer.shards],
     }
 
 
 def summarise_bad(bad: Iterable[BadClip], reasons: int = 10, examples: int = 3) -> str:
-    """Returns one line a reason, the most frequent first, with a few ids; "" where nothing is bad."""
-    by_reason: dict[str, list[str]] = {}
+    """Returns one line a kind of reason, the most frequent first, with a few ids; "" where nothing is bad.
+
+    Reasons that differ in names and numbers only are of one kind: the first of them stands for all.
+    """
+    kinds: dict[str, list[BadClip]] = {}
     for clip in bad:
-        by_reason.setdefault(clip.reason, []).append(clip.id)
-    ordered = sorted(by_reason.items(), key=lambda item: -len(item[1]))
-    lines = [
-        f"  {len(ids)} x {reason}: {', '.join(ids[:examples])}{', ...' if len(ids) > examples else ''}"
-        for reason, ids in ordered[:reasons]
-    ]
+        kinds.setdefault(_NAMES_AND_NUMBERS.sub("", clip.reason), []).append(clip)
+    ordered = sorted(kinds.values(), key=lambda clips: -len(clips))
+    lines = []
+    for clips in ordered[:reasons]:
+        alike = " and the like" if len({clip.reason for clip in clips}) > 1 else ""
+        ids = ", ".join(clip.id for clip in clips[:examples]) + (", ..." if len(clips) > examples else "")
+        lines.append(f"  {len(clips)} x {clips[0].reason}{alike}: {ids}")
     if len(ordered) > reasons:
-        lines.append(f"  and {sum(len(ids) for _, ids in ordered[reasons:])} more for {len(ordered) - reasons} reasons")
+        lines.append(f"  and {sum(map(len, ordered[reasons:]))} more for {len(ordered) - reasons} reasons")
     return "\n".join(lines)
 
 
@@ -293,8 +311,8 @@ class _SplitWriter:
     def shards(self) -> list[dict[str, Any]]:
         return [{**shard, "split": self._split} for shard in self._records.shards]
 
-    def write(self, utterance: Utterance, facts: Mapping[str, Any]) -> None:
-        name, position = self._records.write(serialize(utterance))
+    def write(self, utterance: Utterance, record: bytes, facts: Mapping[str, Any]) -> None:
+        name, position = self._records.write(record)
         copied = ("id", "dataset", "split", "speaker", "dialogue", "language", "valence", "transcript")
         row = IndexRow(
             **{field: getattr(utterance, field) for field in copied},

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import shutil
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
 
+from mecap_jax.data.building import building, remove_unfinished
 from mecap_jax.data.manifest import MANIFEST, sha256
 from mecap_jax.data.pipeline import EncodingBatch
 from mecap_jax.data.shards import find_finished
@@ -82,19 +82,20 @@ def _digest(params: Any) -> str:
 def _build(bench: Workbench, graphdef: nnx.GraphDef, params: Any, directory: Path, source: dict, should_stop) -> None:
     """Encodes every clip on the mesh; each process writes those that it decoded, the first one joins the parts."""
     process = (jax.process_index(), jax.process_count())
+    if process[0] == 0:
+        remove_unfinished(directory.parent)
     # One directory for all processes, another one for every attempt: a run that was killed is in nobody's way.
     attempt = multihost_utils.broadcast_one_to_all(np.frombuffer(uuid.uuid4().bytes[:4], np.uint8))
-    building = directory.parent / f".{directory.name}.{np.asarray(attempt).astype(np.uint8).tobytes().hex()}.building"
-    building.mkdir(parents=True, exist_ok=True)
+    attempt = np.asarray(attempt).astype(np.uint8).tobytes().hex()
     sharding = batch_sharding(bench.mesh)
     encode = jax.jit(
         lambda params, prompt: to_raw(nnx.merge(graphdef, params).prompt_media(prompt)), out_shardings=sharding
     )
-    writer = TokenWriter(building, process[0])
     total = sum(len(bench.dataset.rows(split)) for split in ("train", "validation", "test"))
     size, places = evaluation_places(total, bench.mesh, bench.config.evaluation.batch_clips)
     batches = bench.dataset.encoding_batches(size, places)
-    try:
+    with building(directory, attempt, owner=process[0] == 0) as unfinished:
+        writer = TokenWriter(unfinished, process[0])
         waiting: tuple[EncodingBatch, jax.Array] | None = None
         done = 0
         with bench.logger.progress("encoding clips", total) as progress:
@@ -112,11 +113,8 @@ def _build(bench: Workbench, graphdef: nnx.GraphDef, params: Any, directory: Pat
         writer.close()
         _meet()
         if process[0] == 0:
-            finish(building, directory, process[1], source)
+            finish(unfinished, directory, process[1], source)
         _meet()
-    finally:
-        if process[0] == 0:
-            shutil.rmtree(building, ignore_errors=True)
 
 
 def _write(writer: TokenWriter, batch: EncodingBatch, tokens: jax.Array, model) -> int:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import multiprocessing
 import pickle
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ import pytest
 
 from mecap_jax.data import shards
 from mecap_jax.data.manifest import read_manifest, sha256, write_manifest
-from mecap_jax.data.shards import BadClip, ShardError, ShardReader
+from mecap_jax.data.shards import BadClip, Duplicate, ShardError, ShardReader
 from mecap_jax.data.utterance import Utterance
 from tests.data.clips import audio_file, video_file
 
@@ -95,7 +96,7 @@ def test_the_manifest_counts_and_names_everything(built):
     manifest = ShardReader(built).manifest
     assert manifest["command"] == "make test" and manifest["source"] == SOURCE
     assert manifest["records"] == 10 and manifest["licences"] == {"CC0-1.0": 10}
-    assert manifest["quarantined"] == [{"id": "broken", "reason": "no such file"}]
+    assert manifest["quarantined"] == [{"id": "broken", "reason": "no such file"}] and manifest["duplicates"] == []
     train = manifest["splits"]["train"]
     assert (train["records"], train["speakers"]) == (6, 2)
     assert train["labels"] == {"happy": 3, "sad": 3}
@@ -147,14 +148,33 @@ def test_an_interrupted_build_leaves_nothing_behind(tmp_path, media):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_duplicate_ids_are_an_error_that_names_both(tmp_path):
+def test_an_id_that_is_taken_costs_the_second_clip_and_a_copy_costs_nothing(tmp_path):
+    anna = Utterance(id="same", dataset="test", split="train", speaker="anna")
     items = [
-        Utterance(id="same", dataset="test", split="train", speaker="anna"),
+        anna,
         Utterance(id="same", dataset="test", split="test", speaker="bert"),
+        anna,
+        Duplicate("b/x", "a/x"),
+        Utterance(id="other", dataset="test", split="train", speaker="anna"),
     ]
-    with pytest.raises(ShardError, match="'same' occurs twice: record 0 .*'anna'.* and record 1 .*'bert'"):
-        shards.write(items, tmp_path / "s", "", SOURCE)
-    assert not (tmp_path / "s").exists()
+    manifest = shards.write(items, tmp_path / "s", "", SOURCE, max_bad_fraction=0.34)
+    assert manifest["records"] == 2
+    assert manifest["duplicates"] == [{"id": "same", "of": "same"}, {"id": "b/x", "of": "a/x"}]
+    (bad,) = manifest["quarantined"]
+    assert bad["id"] == "same"
+    assert re.search(r"'same' occurs twice: record 0 .*'anna'.* and record 1 .*'bert'", bad["reason"])
+    with pytest.raises(ShardError, match=r"1 of 3 clips are bad \(allowed: 20.0%\)"):
+        shards.write(items, tmp_path / "t", "", SOURCE, max_bad_fraction=0.2)
+
+
+def test_reasons_that_differ_in_names_only_are_one_line():
+    bad = [BadClip(f"c{i}", f"line {i}: no such file: '{i}\\'s.wav'") for i in range(12)]
+    bad += [BadClip("x", "too\x1b[2Jloud"), BadClip("y\n", "a\nb")]
+    assert shards.summarise_bad(bad).splitlines() == [
+        "  12 x line 0: no such file: '0\\'s.wav' and the like: c0, c1, c2, ...",
+        "  1 x too\\x1b[2Jloud: x",
+        "  1 x a b: y",
+    ]
 
 
 def test_a_finished_build_is_reused_or_protected(built, tmp_path, media):

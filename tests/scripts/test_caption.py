@@ -21,7 +21,7 @@ def test_captions_go_out_and_errors_do_not_stop_them(tmp_path):
     options = ["--json", "--max_new_tokens=3", "--dtype=bfloat16", "--instruction=Say it."]
     done = subprocess.run(
         [*command, *options, "a.wav", "b.mp4"],
-        input="c.mp4\twhat she says\n",
+        input="\ufeffc.mp4\twhat she\u2028says\r\n",
         capture_output=True,
         text=True,
         cwd=tmp_path,

@@ -1,12 +1,14 @@
 """Importers: one module a corpus, each turning raw files into utterances.
 
-An importer has `read(input, settings) -> Iterator[Utterance | BadClip]`, and `count(input, settings) -> int`, the
-number of items to expect. It yields a `BadClip` for whatever it cannot read, so that nothing is lost silently;
-`prepare` checks the media of the rest, writes the shards and records every bad clip in the manifest.
+An importer has `read(input, settings) -> Iterator[Item]`, and `count(input, settings) -> int`, the number of items to
+expect. It yields a `BadClip` for whatever it cannot read and a `Duplicate` for what it took already, so that nothing is
+lost silently and one bad input never ends an import; `prepare` checks the media of the rest, writes the shards and
+records what was left out in the manifest.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib
@@ -22,15 +24,26 @@ from rich.progress import track
 
 from mecap_jax.config import SyntheticConfig
 from mecap_jax.data import media, shards
+from mecap_jax.data.building import remove_unfinished
 from mecap_jax.data.importers import tables, template_captions
 from mecap_jax.data.importers.files import MAX_CLIP_BYTES, ImporterError, walk
-from mecap_jax.data.shards import BadClip
+from mecap_jax.data.shards import BadClip, Duplicate, Item
 from mecap_jax.data.utterance import Utterance
 from mecap_jax.emotions import LABELS, canonical_label
 from mecap_jax.json_files import read_json_object
 from mecap_jax.text_files import printable
 
-__all__ = ["CAPTIONS", "IMPORTERS", "MAX_CLIP_BYTES", "BadClip", "ImporterError", "ImportSettings", "prepare"]
+__all__ = [
+    "CAPTIONS",
+    "IMPORTERS",
+    "MAX_CLIP_BYTES",
+    "BadClip",
+    "Duplicate",
+    "ImporterError",
+    "ImportSettings",
+    "Item",
+    "prepare",
+]
 
 IMPORTERS = {
     "synthetic": "mecap_jax.data.importers.synthetic",
@@ -120,6 +133,7 @@ def prepare(
         described["fingerprint"] = _fingerprint(input, output, settings.allow_outside)
         asked = {"allow_outside": allow_outside, "label_map": settings.label_map, "captions": captions}
         described |= {name: value for name, value in asked.items() if value not in (False, {}, "own")}
+    remove_unfinished(output.parent)
     finished = shards.find_finished(output, described)
     if finished is not None:
         _say(f"{output} is finished already and made from the same source: reused")
@@ -159,9 +173,10 @@ def _fingerprint(directory: Path, without: Path, allow_outside: bool) -> str:
     for name in walk(directory, allow_outside):
         path = directory / name
         if not path.is_relative_to(without):
-            digest.update(f"{name}\0{path.stat().st_size}\0".encode("utf-8", "surrogateescape"))
+            digest.update(f"{name}\0{os.path.getsize(path)}\0".encode("utf-8", "surrogateescape"))
             if path.suffix.lower() in tables.SUFFIXES:
-                digest.update(path.read_bytes())
+                with contextlib.suppress(OSError):  # the importer says why it cannot be read
+                    digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
@@ -181,6 +196,9 @@ def _summary(output: Path, manifest: dict[str, Any]) -> str:
     if unknown := sorted(labels.difference(LABELS)):
         names = ", ".join(map(repr, map(printable, unknown)))
         lines.append(f"labels that the lexicon does not know are kept as they are: {names} (--label_map=FILE renames)")
+    if copies := [Duplicate(**clip) for clip in manifest["duplicates"]]:
+        examples = ", ".join(f"{copy.id} (of {copy.of})" for copy in copies[:3]) + (", ..." if len(copies) > 3 else "")
+        lines.append(f"left out {len(copies)} copies of clips that were taken: {examples}")
     if manifest["quarantined"]:
         bad = [BadClip(**clip) for clip in manifest["quarantined"]]
         lines += [f"quarantined {len(bad)} bad clips:", shards.summarise_bad(bad)]

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +23,11 @@ def find_features(directory: Path, clip: str, allow_outside: bool = False) -> di
     Raises:
       ValueError: as in `read_features`.
     """
-    if Path(clip).name != clip or not (directory / DIRECTORY).is_dir():
+    if Path(clip).name != clip or not os.path.isdir(directory / DIRECTORY):
         return {}
     folders = sorted(path.name for path in (directory / DIRECTORY).iterdir() if path.name.endswith(_KINDS))
     paths = {name: f"{DIRECTORY}/{name}/{clip}.npy" for name in folders}
-    found = {name: path for name, path in paths.items() if (directory / path).is_file()}
+    found = {name: path for name, path in paths.items() if os.path.isfile(directory / path)}
     return {name: read_features(directory, path, allow_outside) for name, path in found.items()}
 
 

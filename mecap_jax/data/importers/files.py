@@ -37,7 +37,7 @@ def walk(directory: Path, allow_outside: bool = False) -> Iterator[Path]:
         below.sort()
         found += [Path(os.path.relpath(os.path.join(folder, name), directory)) for name in names]
     for path in sorted(found, key=lambda path: (path.name, path)):
-        if not is_junk(path) and (directory / path).is_file():
+        if not is_junk(path) and os.path.isfile(directory / path):
             yield path
 
 

@@ -29,6 +29,7 @@ All paths are relative to the directory.
 `transcription` and `sentence` for `transcript`. Any further column becomes an attribute. In CSV and TSV, an object or a
 list is written as JSON.
 
+Rows of files that share a stem and agree in everything else are copies: one is taken (a corpus that was unpacked twice).
 A row needs audio, video, features or a transcript. A row with a bad value, a missing file or a path out of the directory
 is reported as a bad clip with its line number; `--allow_outside` follows absolute paths and links. When no row has a
 split, speakers are ordered by a hash of their names and divided 80 / 10 / 10 (at least one each for validation and test
@@ -40,6 +41,7 @@ Precomputed features in EmotionTalk's layout need not be named: `features/<model
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import hashlib
 import json
@@ -50,10 +52,10 @@ from pathlib import Path
 from typing import Any
 
 from mecap_jax.data import media
-from mecap_jax.data.importers import BadClip, ImporterError, ImportSettings, tables
+from mecap_jax.data.importers import BadClip, Duplicate, ImporterError, ImportSettings, Item, tables
 from mecap_jax.data.importers.feature_files import find_features, read_features
 from mecap_jax.data.importers.files import read_clip
-from mecap_jax.data.utterance import CAPTION_KINDS, MODALITIES, SPLITS, Utterance
+from mecap_jax.data.utterance import CAPTION_KINDS, MODALITIES, SPLITS, Utterance, serialize
 from mecap_jax.json_files import parse_json
 from mecap_jax.text_files import printable
 
@@ -78,7 +80,7 @@ _OTHER_SPLITS = {"val": "validation", "dev": "validation", "valid": "validation"
 Row = dict[str, Any]
 
 
-def read(input: Path, settings: ImportSettings) -> Iterator[Utterance | BadClip]:
+def read(input: Path, settings: ImportSettings) -> Iterator[Item]:
     """Yields the utterances of a folder, in the order of its manifest.
 
     Raises:
@@ -89,18 +91,26 @@ def read(input: Path, settings: ImportSettings) -> Iterator[Utterance | BadClip]
     rows = [_tidy(row) for _, row in table]
     good = [row for row in rows if isinstance(row, dict)]
     _report_further_columns(path, good)
-    _choose_ids(good)
+    by_path = _choose_ids(good)
     splits = None
     if not any("split" in row for row in good):
         splits = _assign_splits({_speaker(row) for row in good})
         sizes = ", ".join(f"{sum(s == split for s in splits.values())} {split}" for split in SPLITS)
         print(f"{path} names no splits: speakers are divided by a hash ({sizes})", file=sys.stderr)
+    taken: dict[bytes, str] = {}
     for (number, raw), row in zip(table, rows, strict=True):
         try:
             if isinstance(row, ValueError):
                 raise row
-            yield _utterance(input, row, splits, settings)
-        except ValueError as error:
+            utterance = _utterance(input, row, splits, settings)
+            if (
+                utterance.id in by_path
+                and (first := taken.setdefault(_content(utterance, row), utterance.id)) != row["id"]
+            ):
+                yield Duplicate(utterance.id, first)
+            else:
+                yield utterance
+        except (OSError, ValueError) as error:
             named = next((known["id"] for known in (row, raw) if isinstance(known, dict) and known.get("id")), "")
             yield BadClip(str(named) or f"line {number}", f"line {number}: {error}")
 
@@ -186,14 +196,27 @@ def _report_further_columns(path: Path, rows: list[Row]) -> None:
         print(f"{path}: kept as attributes: {', '.join(listed)}", file=sys.stderr)
 
 
-def _choose_ids(rows: list[Row]) -> None:
-    """Gives an id to every row that has a file and none: its stem, or its path where several files share the stem."""
+def _choose_ids(rows: list[Row]) -> set[str]:
+    """Gives an id to every row that has a file and none: its stem, or its path where several files share the stem.
+
+    Returns the ids that are paths.
+    """
     paths = {id(row): Path(next(row[key] for key in _PATHS if key in row)) for row in rows
              if "id" not in row and any(key in row for key in _PATHS)}  # fmt: skip
     files = Counter(path.stem for path in set(paths.values()))
+    by_path = set()
     for row in rows:
         if path := paths.get(id(row)):
             row["id"] = printable(path.stem if files[path.stem] == 1 else str(path.with_suffix("")))
+            if files[path.stem] > 1:
+                by_path.add(row["id"])
+    return by_path
+
+
+def _content(utterance: Utterance, row: Row) -> bytes:
+    """A checksum of all that is known of a clip but its place."""
+    anonymous = dataclasses.replace(utterance, id="-", speaker=row.get("speaker", ""))
+    return hashlib.sha256(serialize(anonymous)).digest()
 
 
 def _speaker(row: Row) -> str:

@@ -17,8 +17,8 @@ label, the intensity and the measured voice.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
+import filecmp
 import hashlib
 import math
 import sys
@@ -30,10 +30,11 @@ import librosa
 import numpy as np
 
 from mecap_jax.data import media
-from mecap_jax.data.importers import BadClip, ImporterError, ImportSettings, ravdess_captions
-from mecap_jax.data.importers.files import read_clip, walk
+from mecap_jax.data.importers import BadClip, Duplicate, ImporterError, ImportSettings, Item, ravdess_captions, tables
+from mecap_jax.data.importers.files import is_junk, read_clip, walk
 from mecap_jax.data.importers.ravdess_captions import Levels
 from mecap_jax.data.utterance import Utterance
+from mecap_jax.text_files import decode_text, printable
 
 _EMOTIONS = ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised")
 _STATEMENTS = ("Kids are talking by the door.", "Dogs are sitting by the door.")
@@ -41,6 +42,7 @@ _SYLLABLES = 7  # of either statement
 _TRAIN_ACTORS = range(1, 15)
 _VALIDATION_ACTORS = range(15, 17)
 _MEDIA = (".wav", ".flac", ".mp4")
+_CLIP = "clip"  # the first column of a table of facial features
 _LICENCE = "CC-BY-NC-SA-4.0"
 
 SAMPLE_RATE = 16_000
@@ -87,7 +89,7 @@ class Voice:
     rate_per_s: float
 
 
-def read(input: Path, settings: ImportSettings) -> Iterator[Utterance | BadClip]:
+def read(input: Path, settings: ImportSettings) -> Iterator[Item]:
     """Yields the spoken takes in a directory, ordered by name.
 
     All voices are measured before the first one is yielded, because a caption compares them.
@@ -95,13 +97,15 @@ def read(input: Path, settings: ImportSettings) -> Iterator[Utterance | BadClip]
     Raises:
       ImporterError: no RAVDESS files, or facial features that cannot be read.
     """
-    takes, bad = _find_takes(input, settings.allow_outside)
-    yield from bad
-    features, provenance = _read_features(input)
+    takes, left_out = _find_takes(input, settings.allow_outside)
+    yield from left_out
+    features, provenance, problems = _read_features(input)
     print(f"measuring {len(takes)} voices", file=sys.stderr)
     voices: dict[str, Voice] = {}
     for key, files in takes.items():
         try:
+            if key in problems:
+                raise ValueError(problems[key])
             voices[key] = measure(media.decode_audio(_sound(input, files, settings.allow_outside)))
         except ValueError as error:
             yield BadClip(f"ravdess_{key}", str(error))
@@ -111,6 +115,11 @@ def read(input: Path, settings: ImportSettings) -> Iterator[Utterance | BadClip]
         levels = _levels(voice, take.gender, borders)
         rng = np.random.default_rng(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]))
         label = settings.label(take.emotion)
+        try:
+            files = {field: read_clip(input, path, settings.allow_outside) for field, path in takes[key].items()}
+        except ValueError as error:
+            yield BadClip(f"ravdess_{key}", str(error))
+            continue
         yield Utterance(
             id=f"ravdess_{key}",
             dataset="ravdess",
@@ -129,14 +138,14 @@ def read(input: Path, settings: ImportSettings) -> Iterator[Utterance | BadClip]
                 **({"openwillis": provenance} if key in features else {}),
             },
             licence=_LICENCE,
-            **{field: read_clip(input, path, settings.allow_outside) for field, path in takes[key].items()},
+            **files,
         )
 
 
 def count(input: Path, settings: ImportSettings) -> int:
     """Returns the number of takes."""
-    takes, bad = _find_takes(input, settings.allow_outside)
-    return len(takes) + len(bad)
+    takes, left_out = _find_takes(input, settings.allow_outside)
+    return len(takes) + len(left_out)
 
 
 def parse(key: str) -> Take:
@@ -191,10 +200,10 @@ def measure(waveform: np.ndarray) -> Voice:
     )
 
 
-def _find_takes(directory: Path, allow_outside: bool) -> tuple[dict[str, dict[str, str]], list[BadClip]]:
-    """Returns the files (field -> relative path) of each take, and media files with other names."""
+def _find_takes(directory: Path, allow_outside: bool) -> tuple[dict[str, dict[str, str]], list[BadClip | Duplicate]]:
+    """Returns the files (field -> relative path) of each take, and what is left out: other names, second files."""
     takes: dict[str, dict[str, str]] = {}
-    bad = []
+    left_out: list[BadClip | Duplicate] = []
     songs = 0
     for path in walk(directory, allow_outside):
         if path.suffix.lower() not in _MEDIA:
@@ -207,24 +216,33 @@ def _find_takes(directory: Path, allow_outside: bool) -> tuple[dict[str, dict[st
                 raise ValueError(f"{path.name!r} is not named as RAVDESS names its files")
             parse(key)
         except ValueError as error:
-            bad.append(BadClip(name, str(error)))
+            left_out.append(BadClip(name, str(error)))
             continue
         if channel == "02":
             songs += 1
             continue
         files = takes.setdefault(key, {})
         field = "audio" if modality == "03" else "video"
-        if field == "video" and files.get("video", "").rpartition("/")[2].startswith("01"):
+        if modality == "02" and Path(files.get("video", "")).name.startswith("01"):
             continue  # the picture of 02 is that of 01, which has sound as well
         if field in files:
-            bad.append(BadClip(name, f"same take as {files[field]!r}"))
+            left_out.append(_second_file(directory, name, files[field]))
             continue
         files[field] = name
     if songs:
         print(f"{directory}: {songs} songs are left out, only speech is imported", file=sys.stderr)
     if not takes:
         raise ImporterError(f"{directory} holds no RAVDESS speech files (such as 03-01-05-01-02-01-01.wav)")
-    return dict(sorted(takes.items())), bad
+    return dict(sorted(takes.items())), left_out
+
+
+def _second_file(directory: Path, name: str, taken: str) -> BadClip | Duplicate:
+    try:
+        if filecmp.cmp(directory / name, directory / taken, shallow=False):
+            return Duplicate(name, taken)
+    except OSError as error:
+        return BadClip(name, f"cannot read {name!r}: {error.strerror}")
+    return BadClip(name, f"same take as {taken!r}")
 
 
 def _sound(directory: Path, files: Mapping[str, str], allow_outside: bool) -> bytes:
@@ -234,46 +252,66 @@ def _sound(directory: Path, files: Mapping[str, str], allow_outside: bool) -> by
 # --- facial features --------------------------------------------------------------------------------------------
 
 
-def _read_features(directory: Path) -> tuple[dict[str, np.ndarray], str]:
-    """Returns standardised features float32 `[1, columns]` by take, and where they come from."""
+def _read_features(directory: Path) -> tuple[dict[str, np.ndarray], str, dict[str, str]]:
+    """Returns standardised features float32 `[1, columns]` by take, where they come from, and what is wrong by take."""
     path = _find_table(directory)
     if path is None:
-        return {}, ""
-    with path.open(newline="", encoding="utf-8") as file:
-        header, *rows = csv.reader(file)
+        return {}, "", {}
     values: dict[str, np.ndarray] = {}
-    for number, row in enumerate(rows, start=2):
-        if len(row) != len(header):
-            raise ImporterError(f"{path}, line {number}: {len(row)} columns, expected {len(header)}")
-        key = Path(row[0]).stem[6:]  # without modality and channel
+    problems: dict[str, str] = {}
+    columns: list[str] = []
+    for number, row in tables.read_table(path):
+        key = ""
         try:
-            parse(key)
-            values[key] = np.array(row[1:], np.float64)
+            if isinstance(row, ValueError):
+                raise row
+            columns = columns or [name for name in row if name != _CLIP]
+            take = Path(row.get(_CLIP, "")).stem[6:]  # without modality and channel
+            parse(take)
+            key = take
+            values[key] = _numbers(row, columns)
         except ValueError as error:
-            raise ImporterError(f"{path}, line {number}: {error}") from error
-        if not np.isfinite(values[key]).all():
-            raise ImporterError(f"{path}, line {number}: a value is not finite")
+            problems[key or f"line {number}"] = f"{path.name}, line {number}: {error}"
+    if lost := [problem for key, problem in problems.items() if key.startswith("line ")]:
+        print(f"{path}: lines that are of no take: {len(lost)}, e.g. {printable(lost[0])}", file=sys.stderr)
     train = {key: row for key, row in values.items() if parse(key).split == "train"}
     if not train:
-        raise ImporterError(f"{path} has no train actor (01 to 14) to standardise its columns with")
+        hint = f" ({next(iter(problems.values()))})" if problems else ""
+        raise ImporterError(f"{path} has no train actor (01 to 14) to standardise its columns with{hint}")
     table = np.stack(list(train.values()))
     mean, deviation = table.mean(axis=0), np.maximum(table.std(axis=0), 1e-6)
     actors = {parse(key).actor for key in train}
     provenance = f"{path.name}, columns standardised over {len(train)} takes of {len(actors)} train actors"
-    return {key: ((row - mean) / deviation).astype(np.float32)[None] for key, row in values.items()}, provenance
+    features = {key: ((row - mean) / deviation).astype(np.float32)[None] for key, row in values.items()}
+    return features, provenance, problems
+
+
+def _numbers(row: Mapping[str, str], columns: list[str]) -> np.ndarray:
+    if missing := set(columns) - set(row):
+        raise ValueError(f"column {min(missing)!r} is empty")
+    numbers = np.array([row[name] for name in columns], np.float64)
+    if not np.isfinite(numbers).all():
+        raise ValueError("a value is not finite")
+    return numbers
 
 
 def _find_table(directory: Path) -> Path | None:
     directory = directory.resolve()
     places = (directory, directory / "visual", directory.parent / "visual", directory.parent.parent / "visual")
-    tables = []
-    for path in sorted({path for place in places for path in place.glob("*.csv")}):
-        with path.open(encoding="utf-8", errors="replace") as file:
-            if file.readline().startswith("clip,"):
-                tables.append(path)
-    if len(tables) > 1:
-        raise ImporterError(f"more than one table of facial features: {', '.join(map(str, tables))}")
-    return tables[0] if tables else None
+    candidates = {path for place in places for path in place.glob("*.csv") if path.is_file() and not is_junk(path)}
+    found = [path for path in sorted(candidates) if _is_feature_table(path)]
+    if len(found) > 1:
+        raise ImporterError(f"more than one table of facial features: {', '.join(map(str, found))}")
+    return found[0] if found else None
+
+
+def _is_feature_table(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            start = decode_text(file.read(4096)).lstrip()
+    except OSError:
+        return False
+    return start.startswith((f"{_CLIP},", f"{_CLIP};", f'"{_CLIP}"'))
 
 
 # --- comparison -------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 
-from mecap_jax.data.importers import BadClip, ImportSettings
+from mecap_jax.data.importers import BadClip, ImportSettings, Item
 from mecap_jax.data.synthetic.corpus import ClipSpec, plan, render
 from mecap_jax.data.synthetic.espeak import SpeechError
 from mecap_jax.data.utterance import Utterance
@@ -23,7 +23,7 @@ def count(input: None, settings: ImportSettings) -> int:
     return settings.synthetic.clips
 
 
-def read(input: None, settings: ImportSettings) -> Iterator[Utterance | BadClip]:
+def read(input: None, settings: ImportSettings) -> Iterator[Item]:
     """Yields the clips of the corpus in the order of its plan.
 
     Args:

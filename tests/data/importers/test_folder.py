@@ -10,7 +10,7 @@ import unicodedata
 import numpy as np
 import pytest
 
-from mecap_jax.data.importers import BadClip, ImporterError, ImportSettings, folder
+from mecap_jax.data.importers import BadClip, Duplicate, ImporterError, ImportSettings, folder
 from mecap_jax.data.utterance import Utterance
 from tests.data.clips import audio_file, video_file
 
@@ -365,6 +365,16 @@ def test_files_that_share_a_stem_have_their_paths_as_ids(directory):
     (directory / "b" / "a.wav").write_bytes(audio_file(seconds=0.2))
     items = read(directory, {"audio": "wav/a.wav"}, {"audio": "b/a.wav"}, {"id": "a", "transcript": "x"})
     assert [item.id for item in items] == ["wav/a", "b/a", "a"]
+
+
+def test_rows_of_copies_are_one_clip(directory):
+    """A manifest of every file that is there, of a corpus that was unpacked twice."""
+    (directory / "again").mkdir()
+    (directory / "again" / "a.wav").write_bytes((directory / "wav" / "a.wav").read_bytes())
+    first, second = read(directory, {"audio": "wav/a.wav"}, {"audio": "again/a.wav"})
+    assert first.id == "wav/a" and second == Duplicate("again/a", "wav/a")
+    first, second = read(directory, {"audio": "wav/a.wav"}, {"audio": "again/a.wav", "transcript": "But this."})
+    assert (first.id, second.id) == ("wav/a", "again/a")
 
 
 def test_labels_are_an_open_set_and_a_map_has_the_first_word(directory):

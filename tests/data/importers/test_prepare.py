@@ -66,6 +66,14 @@ def test_the_same_input_is_reused_and_a_changed_one_is_noticed(raw, tmp_path, ca
         prepare("folder", raw, tmp_path / "out")
 
 
+def test_what_systems_leave_is_no_change_of_the_input(raw, tmp_path, capsys):
+    prepare("folder", raw, tmp_path / "out")
+    (raw / ".DS_Store").write_bytes(b"x")
+    (raw / "._0.wav").write_bytes(b"x")
+    prepare("folder", raw, tmp_path / "out")
+    assert "reused" in capsys.readouterr().err
+
+
 def test_shards_inside_the_input_do_not_count_as_input(raw):
     prepare("folder", raw, raw / "shards")
     prepare("folder", raw, raw / "shards")

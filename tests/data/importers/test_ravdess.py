@@ -1,14 +1,16 @@
 """RAVDESS: names are read, takes joined, voices measured, captions true to label and measurement."""
 
 import itertools
+import os
 import re
 
 import numpy as np
 import pytest
 
-from mecap_jax.data.importers import BadClip, ImporterError, ImportSettings, ravdess, ravdess_captions
+from mecap_jax.data.importers import BadClip, ImporterError, ImportSettings, prepare, ravdess, ravdess_captions
 from mecap_jax.data.importers.ravdess_captions import Levels
 from mecap_jax.data.media import decode_audio
+from mecap_jax.data.shards import ShardReader
 from mecap_jax.data.utterance import CAPTION_KINDS, Utterance
 from mecap_jax.emotions import EMOTIONS, first_emotion_word
 from tests.data.clips import SHARED, audio_file, needs_shared_data, video_file
@@ -44,7 +46,7 @@ def test_files_of_one_take_become_one_utterance(tmp_path, capsys):
         "Actor_03/02-01-05-01-01-01-03.mp4": silent,
         "Actor_04/03-01-06-01-01-01-04.wav": speech,
         "Actor_04/02-01-06-01-01-01-04.mp4": silent,
-        "copy/03-01-06-01-01-01-04.wav": speech,
+        "copy/03-01-06-01-01-01-04.wav": speech + b"more",
         "song/03-02-06-01-01-01-04.wav": speech,
         "Actor_05/03-01-09-01-01-01-05.wav": speech,
         "Actor_05/holiday.mp4": talking,
@@ -202,22 +204,75 @@ def test_the_measured_pitch_agrees_with_a_slower_probabilistic_tracker():
     assert np.median(np.abs(errors)) < 1.0  # semitones
 
 
-@needs_shared_data
-def test_ill_formed_facial_features_are_named(tmp_path):
-    table = (SHARED / "visual/ravdess_openwillis.csv").read_text().splitlines()
-    (tmp_path / "03-01-01-01-01-01-01.wav").write_bytes(audio_file())
+def feature_table(*lines):
+    return "\n".join(["clip,smile,frown", *lines, ""])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_facial_features_are_found_in_any_encoding(tmp_path, encoding):
+    for actor in ("01", "02"):
+        (tmp_path / f"03-01-01-01-01-01-{actor}.wav").write_bytes(audio_file())
+    text = feature_table("03-01-01-01-01-01-01,1,5", "03-01-01-01-01-01-02,3,5").replace("\n", "\r\n")
+    (tmp_path / "features.csv").write_bytes(text.encode(encoding))
+    first, second = ravdess.read(tmp_path, ImportSettings())
+    np.testing.assert_allclose(first.features["openwillis"], [[-1, 0]])
+    np.testing.assert_allclose(second.features["openwillis"], [[1, 0]])
+
+
+def test_a_line_of_facial_features_that_is_wrong_costs_its_take(tmp_path, capsys):
+    for actor in range(1, 7):
+        (tmp_path / f"03-01-01-01-01-01-0{actor}.wav").write_bytes(audio_file())
+    good = "03-01-01-01-01-01-01,1,2"
+    wrong = (
+        "03-01-01-01-01-01-02,1,high",
+        "03-01-01-01-01-01-03,1,nan",
+        "03-01-01-01-01-01-04,1,",
+        "03-01-01-01-01-01-05,1,2,3",
+        "somebody,1,2",
+    )
+    (tmp_path / "features.csv").write_text(feature_table(good, *wrong))
+    items = list(ravdess.read(tmp_path, ImportSettings()))
+    bad = {item.id[-2:]: item.reason for item in items if isinstance(item, BadClip)}
+    assert set(bad) == {"02", "03", "04"}
+    assert "features.csv, line 3: could not convert" in bad["02"] and "line 4: a value is not finite" in bad["03"]
+    assert "line 5: column 'frown' is empty" in bad["04"]
+    assert {item.id[-2:]: bool(item.features) for item in items if isinstance(item, Utterance)} == {
+        "01": True,
+        "05": False,
+        "06": False,
+    }
+    assert "lines that are of no take: 2, e.g. features.csv, line 6: 4 columns, expected 3" in capsys.readouterr().err
+
     for lines, message in (
-        ([*table[:3], table[3] + ",1"], "line 4: 58 columns, expected 57"),
-        ([*table[:2], table[2].rpartition(",")[0] + ",high"], "line 3: could not convert"),
-        ([*table[:2], table[2].rpartition(",")[0] + ",nan"], "line 3: a value is not finite"),
-        ([table[0], "somebody" + table[1][20:]], "line 2: "),
-        ([table[0], table[-1]], "no train actor"),
+        (wrong[:2], r"no train actor \(01 to 14\) .*line 2: could not convert"),
+        (("03-01-01-01-01-01-20,1,2",), "no train actor"),
+        ((), "is empty"),
     ):
-        (tmp_path / "features.csv").write_text("\n".join(lines))
+        (tmp_path / "features.csv").write_text(feature_table(*lines))
         with pytest.raises(ImporterError, match=f"features.csv.*{message}"):
             list(ravdess.read(tmp_path, ImportSettings()))
-    (tmp_path / "features.csv").write_text("\n".join(table))
     (tmp_path / "visual").mkdir()
-    (tmp_path / "visual" / "again.csv").write_text("\n".join(table))
+    (tmp_path / "visual" / "again.csv").write_text(feature_table(good))
     with pytest.raises(ImporterError, match="more than one table"):
         list(ravdess.read(tmp_path, ImportSettings()))
+
+
+def test_a_corpus_unpacked_twice_with_what_systems_leave(tmp_path, capsys):
+    """Identical files are copies of the first; resource forks are no clips; a name need not be UTF-8."""
+    speech = audio_file()
+    names = [f"03-01-01-01-01-01-{actor:02d}.wav" for actor in (1, 2, 3)]
+    for name in (f"{place}/{name}" for place in ("ravdess", "ravdess (1)/ravdess") for name in names):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(speech)
+    for name in (f"__MACOSX/ravdess/._{names[0]}", f"ravdess/._{names[1]}", "ravdess/.DS_Store"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"\0\x05\x16\x07")
+    with open(os.fsencode(tmp_path) + b"/ravdess/\xfcber\n.wav", "wb") as file:
+        file.write(speech)
+    manifest = prepare("ravdess", tmp_path, tmp_path.parent / "out", max_bad_fraction=0.3)
+    assert manifest["records"] == 3
+    assert manifest["duplicates"] == [{"id": f"ravdess (1)/ravdess/{n}", "of": f"ravdess/{n}"} for n in names]
+    (bad,) = manifest["quarantined"]
+    assert bad["id"] == "ravdess/\\xfcber .wav" and "is not named as RAVDESS" in bad["reason"]
+    assert f"left out 3 copies of clips that were taken: ravdess (1)/ravdess/{names[0]} (of " in capsys.readouterr().err
+    assert len(ShardReader(tmp_path.parent / "out")) == 3
