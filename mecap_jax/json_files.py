@@ -1,11 +1,15 @@
-"""JSON that others wrote, read strictly: an object, or one error that names the file."""
+"""Files that others wrote: whether they are there, and the JSON in them, read strictly; errors name the file."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
+import stat
 from pathlib import Path
 from typing import Any
+
+_LARGEST = 2**24  # bytes: what is parsed takes twenty times as much memory, at worst
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -20,24 +24,62 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path, largest: int = _LARGEST) -> dict[str, Any]:
     """Reads the JSON object in a file.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: it cannot be read, or holds something else.
+      ValueError: it cannot be read, is larger than `largest` bytes, or holds something else.
     """
+    return read_json(path, dict, largest)
+
+
+def read_json(path: Path, kind: type, largest: int = _LARGEST) -> Any:
+    """Reads the JSON value in a file, which must be of this type. Raises as `read_json_object`."""
+    content = read_file(path, largest)
     try:
-        value = parse_json(path.read_bytes())
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no such file: {path}") from None
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+        value = parse_json(content)
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(value).__name__}")
+    if not isinstance(value, kind):
+        wanted = "object" if kind is dict else kind.__name__
+        raise ValueError(f"{path} must hold a JSON {wanted}, got {type(value).__name__}")
     return value
+
+
+def read_file(path: Path, largest: int = _LARGEST) -> bytes:
+    """Reads a whole file.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it cannot be read, or is larger than `largest` bytes.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would never end
+            raise ValueError(f"{path} cannot be read: it is not a file")
+        with path.open("rb") as file:
+            content = file.read(largest + 1)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"no such file: {path}{_link(path)}") from error
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    if len(content) > largest:
+        raise ValueError(f"{path} has more than {largest} bytes")
+    return content
+
+
+def is_named(path: Path) -> bool:
+    """Whether a directory has an entry of this name. A link to nowhere is one: it must fail, not be passed over."""
+    return os.path.lexists(path)
+
+
+def why_unreadable(path: Path, error: OSError) -> str:
+    """Says in words why a file cannot be opened."""
+    return f"no such file{_link(path)}" if isinstance(error, FileNotFoundError) else error.strerror or str(error)
+
+
+def _link(path: Path) -> str:
+    return f" (it is a link to {os.readlink(path)}, which is not there)" if path.is_symlink() else ""
 
 
 def _finite(text: str) -> float:

@@ -12,7 +12,7 @@ ROOT = Path(mecap_jax.__file__).parent
 ORDER = (
     ("field_types",),
     ("distributed", "emotions", "json_files", "model_config", "text_files"),
-    ("config", "batch"),
+    ("config", "batch", "tokenizer_files"),
     ("sharding",),
     ("data",),
     ("models",),

@@ -1,8 +1,8 @@
 """Chat templates: from a list of messages to the text that the tokenizer reads.
 
 A published directory brings its own Jinja template; a tokenizer that was trained here gets `default_template`. Both
-run in a sandbox (`template_sandbox`) and see plain strings only. What people wrote is data: special tokens in it are
-broken up before the template puts its own around it.
+run in a process of their own (`template_sandbox`) and see plain strings only. What people wrote is data: special tokens
+in it are broken up before the template puts its own around it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mecap_jax.data.template_sandbox import run_template
-from mecap_jax.json_files import read_json_object
+from mecap_jax.json_files import is_named, read_file, read_json_object
 
 END_OF_TEXT = "<|endoftext|>"
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"
@@ -79,19 +79,19 @@ def default_template(family: str) -> str:
     )
 
 
-def read_template(directory: Path) -> str | None:
-    """The chat template of a directory in the Hugging Face layout, in the order in which its processors look.
+def read_template(directory: Path) -> tuple[str, Path] | None:
+    """The chat template of a directory in the Hugging Face layout and its file, in the order in which processors look.
 
     Raises:
       ValueError: a file cannot be read, holds something else than templates, or several and none is called "default".
     """
-    if (path := directory / "chat_template.jinja").is_file():
+    if is_named(path := directory / "chat_template.jinja"):
         try:
-            return path.read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
+            return read_file(path).decode(), path
+        except UnicodeDecodeError as error:
             raise ValueError(f"{path} cannot be read: {error}") from error
     for name in ("chat_template.json", "tokenizer_config.json"):
-        if not (path := directory / name).is_file():
+        if not is_named(path := directory / name):
             continue
         template = read_json_object(path).get("chat_template")
         if isinstance(template, list):
@@ -105,23 +105,27 @@ def read_template(directory: Path) -> str | None:
         if template is not None and not isinstance(template, str):
             raise ValueError(f"{path}: 'chat_template' is a {type(template).__name__}, not a string")
         if template is not None:
-            return template
+            return template, path
     return None
 
 
-def render(template: str, messages: Sequence[Mapping[str, Any]], family: str) -> str:
+def render(template: str, messages: Sequence[Mapping[str, Any]], family: str, name: str = "the chat template") -> str:
     """Renders messages, ready for the assistant's turn.
 
     Args:
       messages: each has a "role" and a "content": a string, or items {"type": "text", "text": ...}, {"type": "audio"},
         {"type": "image"}, {"type": "video"} and {"type": "features"}. Other keys are not shown to the template, which
         in some families takes any item with a key "audio" for audio.
+      name: what errors call the template.
 
     Raises:
       ValueError: an unknown role or item, media that the family does not read, or a template that fails.
     """
     plain = [_plain_message(message, MEDIA_TOKENS[family], family) for message in messages]
-    return run_template(template, messages=plain, add_generation_prompt=True, tools=None, documents=None)
+    try:
+        return run_template(template, messages=plain, add_generation_prompt=True, tools=None, documents=None)
+    except ValueError as error:
+        raise ValueError(f"{name} {error}") from None
 
 
 def defuse(text: str) -> str:

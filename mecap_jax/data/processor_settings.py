@@ -16,7 +16,7 @@ from typing import Any
 
 from mecap_jax.data.features import HOP, MAX_SAMPLES, N_FFT, PIXEL_MEAN, PIXEL_STD, SAMPLE_RATE
 from mecap_jax.data.media import MIN_FRAMES
-from mecap_jax.json_files import read_json_object
+from mecap_jax.json_files import is_named, read_json_object
 from mecap_jax.model_config import ModelConfig
 
 _CELL = 28 * 28  # pixels behind one decoder token
@@ -75,7 +75,7 @@ def read_settings(directory: Path, model: ModelConfig) -> ProcessorSettings:
             # transformers' processor of this family passes its own limits over those of the video processor's file.
             whole = directory / "processor_config.json"
             video = {**video, "min_pixels": None, "max_pixels": None, "size": None}
-            if whole.is_file() and (limits := read_json_object(whole).get("videos_kwargs")) is not None:
+            if is_named(whole) and (limits := read_json_object(whole).get("videos_kwargs")) is not None:
                 file, video = f"{whole}: videos_kwargs", video | _object(f"{whole}: videos_kwargs", limits)
         settings |= _area("video", file, video) | _rates(file, video)
     try:
@@ -207,10 +207,10 @@ def _section(directory: Path, part: str, *names: str) -> tuple[str, dict[str, An
 
 def _candidates(directory: Path, part: str, names: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
     whole = directory / "processor_config.json"
-    if whole.is_file() and part in (content := read_json_object(whole)):
+    if is_named(whole) and part in (content := read_json_object(whole)):
         yield f"{whole}: {part}", _object(f"{whole}: {part}", content[part])
     for path in (directory / name for name in names):
-        if path.is_file():
+        if is_named(path):
             yield str(path), read_json_object(path)
 
 

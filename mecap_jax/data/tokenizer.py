@@ -22,6 +22,7 @@ from mecap_jax.data.chat_template import (
     read_template,
     render,
 )
+from mecap_jax.tokenizer_files import LONGEST_TEXT, QWEN2_WORDS, read_tokenizer
 
 # What a published directory keeps of its tokenizer.
 TOKENIZER_FILES = (
@@ -45,10 +46,6 @@ _ATTRIBUTES = {
     "vision_start": "vision_bos_token",
     "vision_end": "vision_eos_token",
 }
-# How the published tokenizers split text into words, single digits, punctuation and white space.
-_QWEN2_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 
 
 def special_tokens(family: str) -> tuple[str, ...]:
@@ -79,8 +76,13 @@ class Tokenizer:
         family: str = "qwen2_5_omni",
         template: str | None = None,
         source: Path | None = None,
+        template_file: Path | None = None,
     ):
-        """Wraps `backend`; `source` is the directory that it was read from.
+        """Wraps `backend`.
+
+        Args:
+          template: the chat template; None takes `default_template`.
+          source, template_file: the directory and the file that they were read from.
 
         Raises:
           ValueError: the backend lacks special tokens of the family.
@@ -96,6 +98,7 @@ class Tokenizer:
         self.family = family
         self.media = MEDIA_TOKENS[family]
         self.template = default_template(family) if template is None else template
+        self._template_name = f"the chat template of {template_file}" if template_file else "the chat template"
         self.vocab_size = max(backend.get_vocab().values()) + 1  # ids may have gaps
         self.pad_id = backend.token_to_id(END_OF_TEXT)
         self.end_ids = (backend.token_to_id(IM_END), backend.token_to_id(END_OF_TEXT))
@@ -110,7 +113,7 @@ class Tokenizer:
     @classmethod
     def from_file(cls, path: str | Path, family: str = "qwen2_5_omni") -> Tokenizer:
         """Loads a `tokenizer.json` with the default chat template."""
-        return cls(_read(Path(path)), family)
+        return cls(read_tokenizer(Path(path)), family)
 
     @classmethod
     def from_directory(cls, path: str | Path, family: str) -> Tokenizer:
@@ -121,9 +124,10 @@ class Tokenizer:
           ValueError: special tokens of the family are missing, or a file does not hold what it should.
         """
         directory = Path(path)
-        backend = _read(directory / "tokenizer.json")
+        backend = read_tokenizer(directory / "tokenizer.json")
         try:
-            return cls(backend, family, read_template(directory), directory)
+            template, file = read_template(directory) or (None, None)
+            return cls(backend, family, template, directory, file)
         except ValueError as error:
             raise ValueError(f"{directory}: {error}") from error
 
@@ -166,7 +170,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text. Special tokens written out in `text` are data, not control: they are split like words."""
-        return self._backend.encode(defuse(text), add_special_tokens=False).ids
+        return self._encode(defuse(text))
 
     def encode_conversation(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """Ids of messages as `chat_template.render` takes them: one placeholder id an item of media.
@@ -174,7 +178,12 @@ class Tokenizer:
         Raises:
           ValueError: as `chat_template.render` does.
         """
-        return self._backend.encode(render(self.template, messages, self.family), add_special_tokens=False).ids
+        return self._encode(render(self.template, messages, self.family, self._template_name))
+
+    def _encode(self, text: str) -> list[int]:
+        if len(text) > LONGEST_TEXT:
+            raise ValueError(f"a text of {len(text)} characters is longer than any prompt ({LONGEST_TEXT})")
+        return self._backend.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens dropped."""
@@ -185,17 +194,8 @@ def _splitting(family: str) -> pre_tokenizers.PreTokenizer:
     if family == "qwen2_5_omni":  # results with this rule are published
         return pre_tokenizers.ByteLevel(add_prefix_space=False)
     # transformers gives models of type "qwen2" this rule whatever their tokenizer.json says.
-    split = pre_tokenizers.Split(tokenizers.Regex(_QWEN2_WORDS), behavior="isolated")
+    split = pre_tokenizers.Split(tokenizers.Regex(QWEN2_WORDS), behavior="isolated")
     return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-
-
-def _read(path: Path) -> tokenizers.Tokenizer:
-    if not path.is_file():
-        raise FileNotFoundError(f"no tokenizer at {path}")
-    try:
-        return tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library has no narrower one
-        raise ValueError(f"{path} is not a tokenizer: {error}") from error
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, family: str = "qwen2_5_omni") -> Tokenizer:

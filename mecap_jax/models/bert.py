@@ -17,9 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
+from mecap_jax.models.checkpoints.safetensors_files import TensorFiles
 from mecap_jax.models.checkpoints.table import CheckpointError, Row, load_tensors
 from mecap_jax.models.layers import gelu
 
@@ -224,9 +223,9 @@ def load_bert(path: Path, config: BertConfig) -> Bert:
     """Reads the encoder in `model.safetensors`, whether published alone or within the network it was trained in.
 
     Raises:
-      CheckpointError: no safetensors file, or keys and shapes that do not fit (all are listed); names the file.
+      CheckpointError: no safetensors file, or what is in it does not fit (see `load_tensors`); names the file.
     """
-    tensors = read_tensors(path)
+    tensors = TensorFiles(path.parent, single=path.name)
     prefix = config.key_prefix if any(key.startswith(config.key_prefix) for key in tensors) else ""
     # The heads of pre-training (masked words, next sentences) say nothing about a sentence.
     heads = [r"cls\.(predictions|seq_relationship)\..*", r"lm_head\..*"] if prefix else []
@@ -259,21 +258,9 @@ def ignored_tensors(key_prefix: str) -> list[str]:
     return [rf"{prefix}embeddings\.position_ids", rf"{prefix}pooler\.dense\.(weight|bias)"]
 
 
-def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """Reads a safetensors file.
-
-    Raises:
-      CheckpointError: it is none; names the file.
-    """
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is no safetensors file: {error}") from error
-
-
 def fill_network(
     make: Callable[[], Network],
-    tensors: Mapping[str, np.ndarray],
+    tensors: TensorFiles,
     rows: Sequence[Row],
     ignored: Sequence[str],
     path: Path,
@@ -281,11 +268,12 @@ def fill_network(
     """Builds the network that `make` describes out of published tensors; its parameters are float32 numpy arrays.
 
     Raises:
-      CheckpointError: keys and shapes that do not fit (all are listed); names the file at `path`.
+      CheckpointError: as `load_tensors`; names the file at `path`.
     """
     graphdef, state = nnx.split(nnx.eval_shape(make))
     try:
-        params = load_tensors(tensors, rows, ignored, _split_qkv(nnx.to_pure_dict(state)))
+        known = dict(problems=tensors.problems, is_complete=tensors.is_complete)
+        params = load_tensors(tensors, rows, ignored, _split_qkv(nnx.to_pure_dict(state)), **known)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     nnx.replace_by_pure_dict(state, _fuse_qkv(params))

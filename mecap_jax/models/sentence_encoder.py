@@ -27,6 +27,7 @@ from mecap_jax.models.text_directory import (
     weights_file,
 )
 from mecap_jax.models.text_packing import PackedTexts, check_texts
+from mecap_jax.tokenizer_files import check_tokenizer
 
 PACKAGED_NAME = "all-MiniLM-L6-v2"
 PACKAGED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -237,6 +238,11 @@ class HostSentenceEncoder(_CachingEncoder):
                 f"{directory} is no BERT, RoBERTa or XLM-R encoder with mean or CLS pooling, so it runs through "
                 f"sentence-transformers, which cannot be imported ({error}): pip install 'mecap_jax[torch]'"
             ) from error
+        for path in sorted(directory.rglob("tokenizer.json")):
+            try:
+                check_tokenizer(path)
+            except ValueError as error:
+                raise TextModelError(str(error)) from None
         self._model = SentenceTransformer(
             str(directory),
             device="cpu",

@@ -25,8 +25,8 @@ from mecap_jax.models.bert import (
     first_tokens,
     ignored_tensors,
     linear_rows,
-    read_tensors,
 )
+from mecap_jax.models.checkpoints.safetensors_files import TensorFiles
 from mecap_jax.models.text_directory import (
     TextModelError,
     load_tokenizer,
@@ -169,7 +169,7 @@ def _load_network(path: Path, config: BertConfig, labels: int) -> _BertClassifie
     rows = [*encoder_rows(prefix, "encoder."), *(row for key, path_ in head for row in linear_rows(key, path_))]
     return fill_network(
         lambda: _BertClassifier(config, labels, rngs=nnx.Rngs(0)),
-        read_tensors(path),
+        TensorFiles(path.parent, single=path.name),
         rows,
         ignored_tensors(prefix),
         path,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
+from mecap_jax import json_files
+from mecap_jax.json_files import is_named
 from mecap_jax.models.bert import BertConfig
+from mecap_jax.tokenizer_files import read_tokenizer
 
 
 class TextModelError(ValueError):
@@ -20,19 +22,14 @@ def read_json(path: Path, kind: type, optional: bool = False) -> Any:
     """Reads a JSON value of type `kind`; an optional file that is not there reads as an empty one.
 
     Raises:
-      TextModelError: the file is missing, no JSON, or of another type.
+      TextModelError: as `json_files.read_json`.
     """
-    if optional and not path.is_file():
+    if optional and not is_named(path):
         return kind()
     try:
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise TextModelError(f"no such file: {path}") from None
-    except (ValueError, RecursionError) as error:
-        raise TextModelError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(value, kind):
-        raise TextModelError(f"{path} must hold a JSON {kind.__name__}, got {type(value).__name__}")
-    return value
+        return json_files.read_json(path, kind)
+    except (OSError, ValueError) as error:
+        raise TextModelError(str(error)) from None
 
 
 def weights_file(directory: Path) -> Path:
@@ -66,12 +63,10 @@ def load_tokenizer(directory: Path, config: BertConfig, max_tokens: int | None =
     """
     settings = read_json(directory / "tokenizer_config.json", dict, optional=True)
     path = directory / "tokenizer.json"
-    if not path.is_file():
-        raise TextModelError(f"no such file: {path}")
     try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises bare exceptions
-        raise TextModelError(f"{path} is no tokenizer: {error}") from error
+        tokenizer = read_tokenizer(path)
+    except (OSError, ValueError) as error:
+        raise TextModelError(str(error)) from None
     if tokenizer.get_vocab_size() > config.vocab_size:
         raise TextModelError(
             f"{path} has {tokenizer.get_vocab_size()} tokens, more than the {config.vocab_size} of config.json"

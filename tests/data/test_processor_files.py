@@ -2,15 +2,19 @@
 
 import tests.torch_reference  # noqa: F401, I001 - declares torchvision operators before transformers is imported
 
+import concurrent.futures
 import dataclasses
 import json
+import multiprocessing
 import pickle
+import resource
 
 import numpy as np
 import pytest
 import tokenizers
 from transformers import AutoProcessor, AutoTokenizer, Qwen2_5OmniProcessor, Qwen2_5_VLProcessor
 
+from mecap_jax.data import template_sandbox
 from mecap_jax.data.chat_template import default_template, render
 from mecap_jax.data.processor import Processor
 from mecap_jax.data.processor_settings import ProcessorSettings, read_settings
@@ -22,6 +26,7 @@ from tests.hub_layout import TEXTS, chat_template, write_processor
 
 CLASSES = {"qwen2_5_omni": Qwen2_5OmniProcessor, "qwen2_5_vl": Qwen2_5_VLProcessor}
 CONVERSATION = user(image(60, 90), text("Describe the emotion, 24 times."), video(3, 56, 56))
+ENDLESS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
 
 
 @pytest.fixture(params=list(MODELS))
@@ -162,7 +167,7 @@ def test_missing_files_are_named(tmp_path):
     with pytest.raises(ValueError, match="image_pad.*of the family 'qwen2_5_vl'"):
         Tokenizer.from_directory(tmp_path, "qwen2_5_vl")
     (tmp_path / "tokenizer.json").write_text("[]")
-    with pytest.raises(ValueError, match="tokenizer.json is not a tokenizer"):
+    with pytest.raises(ValueError, match="tokenizer.json must hold a JSON object"):
         Tokenizer.from_directory(tmp_path, "qwen2_5_omni")
 
 
@@ -238,33 +243,82 @@ def test_templates_run_in_a_sandbox_and_fail_with_a_reason(template, message):
         "{{ 'a'.ljust(1000000000) }}",
         "{{ messages|tojson(indent=1000000000) }}",
         "{{ range(1000000000)|list }}",
-        "{{ 5|round(1000000000) }}",
         "{% set x = 'a' * 1000000 %}{{ x|replace('a', x) }}",
         "{% set n = namespace(x='a') %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}",
         "{% set n = namespace(x='a') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
         "{% set n = namespace(x='a') %}{% for i in range(60) %}{% set n.x %}{{ n.x }}{{ n.x }}{% endset %}{% endfor %}",
         "{% set n = namespace(x='a') %}{% for i in range(60) %}{% set n.x = [n.x, n.x] %}{% endfor %}{{ n.x }}",
         "{% set n = namespace(x=3) %}{% for i in range(60) %}{% set n.x = n.x * n.x %}{% endfor %}",
-        "{% for i in range(99999) %}{% for j in range(99999) %}words{% endfor %}{% endfor %}",
+        "{% set u = 'a' * 100 %}{% set x = u * 80000 %}{% set l = [" + "x[1:]," * 2000 + "] %}",
+        "{% set f = '{0:\U0001f600>999}' * 750000 %}{{ f.format(1)|length }}",
+        "{% set x = (('f' * 100) * 80000)|int(0, 16) %}{% set y = (('e' * 100) * 40000)|int(0, 16) %}{{ x // y }}",
         "x" * 200_000,
+        "{{ 'x' * 2000000 }}",
     ],
 )
 def test_no_template_crashes_or_takes_all_memory(template):
-    with pytest.raises(ValueError, match=r"^the chat template"):
+    with pytest.raises(ValueError, match=r"^the chat template .*") as error:
         render(template, [{"role": "user", "content": "x"}], "qwen2")
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
     "template",
     [
-        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        ENDLESS,
+        "{% for i in range(99999) %}{% for j in range(99999) %}words{% endfor %}{% endfor %}",
         "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+        "{% set n = namespace(x=['a'], y=['a']) %}{% for i in range(40) %}{% set n.x = [n.x, n.x] %}"
+        "{% set n.y = [n.y, n.y] %}{% endfor %}{{ n.x == n.y }}",
+        "{{ ([[0]] * 400000)|sum(start=[])|length }}",
     ],
 )
 def test_no_template_runs_for_ever(monkeypatch, template):
-    monkeypatch.setattr("mecap_jax.data.template_sandbox._SECONDS", 0.05)
-    with pytest.raises(ValueError, match="the chat template fails: it runs for more than 0.05 s"):
-        render(template, [{"role": "user", "content": "x"}], "qwen2")
+    monkeypatch.setattr(template_sandbox, "_CPU_SECONDS", 0.2)
+    with pytest.raises(ValueError, match="^the chat template of here runs for more than 0.2 s$"):
+        render(template, [{"role": "user", "content": "x"}], "qwen2", "the chat template of here")
+
+
+def test_the_operating_system_bounds_a_templates_memory():
+    render("{{ messages[0].role }}", [{"role": "user", "content": "x"}], "qwen2")
+    limits = resource.prlimit(template_sandbox._worker._process.pid, resource.RLIMIT_AS)
+    assert limits == (template_sandbox.MEMORY,) * 2 and limits[0] < 512 * 2**20
+
+
+def test_what_a_template_did_is_forgotten_by_the_next_one(monkeypatch):
+    """Also by threads that ask at the same time, by another process, and after something else ended the worker."""
+    monkeypatch.setattr(template_sandbox, "_CPU_SECONDS", 0.2)
+    good, bad = "{{ messages[0].content }}", ENDLESS
+
+    def ask(number):
+        try:
+            return render(bad if number % 4 == 3 else good, [{"role": "user", "content": f"fork {number}"}], "qwen2")
+        except ValueError:
+            return None
+
+    expected = [None if number % 4 == 3 else f"fork {number}" for number in range(12)]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(ask, range(12))) == expected
+    with multiprocessing.get_context("forkserver").Pool(1) as pool:
+        assert pool.apply(render, (good, [{"role": "user", "content": "other process"}], "qwen2")) == "other process"
+    template_sandbox._worker._process.kill()
+    template_sandbox._worker._process.wait()
+    assert ask(100) == "fork 100"
+
+
+def test_a_hostile_template_is_refused_with_its_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(template_sandbox, "_CPU_SECONDS", 0.2)
+    messages = [{"role": "user", "content": "x"}]
+    for name, content in (
+        ("chat_template.jinja", ENDLESS),
+        ("tokenizer_config.json", json.dumps({"chat_template": "{{ 'a' * 10**10 }}"})),
+    ):
+        write_processor(tmp_path / name, "qwen2")
+        (tmp_path / name / name).write_text(content)
+        with pytest.raises(
+            ValueError, match=f"^the chat template of {tmp_path / name / name} (runs for|takes) more than"
+        ):
+            Tokenizer.from_directory(tmp_path / name, "qwen2").encode_conversation(messages)
 
 
 def test_templates_see_what_transformers_gives_them(tmp_path):
@@ -292,12 +346,10 @@ def test_templates_see_what_transformers_gives_them(tmp_path):
         ({"image_mean": [{}]}, "image_mean .* is not implemented"),
         ({"image_std": ["0.26862954", "0.26130258", "0.27577711"]}, "image_std .* is not implemented"),
         ({"patch_size": 10**400}, "patch_size .* is not implemented"),
-        ({"min_pixels": float("inf")}, "min_pixels = inf is not a whole number"),
         ({"min_pixels": True}, "min_pixels = True is not a whole number"),
         ({"min_pixels": "many"}, "min_pixels = 'many' is not a whole number"),
         ({"max_pixels": 1e14}, "max_pixels = 1.* is not a whole number"),
         ({"fps": "2"}, "fps = '2' is not a positive number"),
-        ({"fps": float("nan")}, "fps = nan is not a positive number"),
         ({"max_frames": "x"}, "max_frames = 'x' is not a whole number"),
     ],
 )

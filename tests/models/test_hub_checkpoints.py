@@ -4,12 +4,15 @@ import tests.torch_reference  # noqa: F401, I001 - declares torchvision operator
 
 import dataclasses
 import json
+import re
 import shutil
+from pathlib import Path
 
 import jax
 import ml_dtypes
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from flax import nnx
 from safetensors.numpy import load_file, save_file
@@ -172,11 +175,100 @@ def test_files_that_are_missing_truncated_or_at_odds_with_the_index(omni, tmp_pa
         assert text in str(error.value)
 
 
-@pytest.mark.parametrize("index", [b"{", b"[]", b'{"weight_map": {"a": "../x.safetensors"}}', b'{"weight_map": 3}'])
+@pytest.fixture
+def sharded(omni, tmp_path):
+    """(directory, configuration, its shards)."""
+    config = read_config(omni)
+    save_weights(tmp_path, config, load_weights(omni, config, abstract(config)), max_shard_bytes=20_000)
+    return tmp_path, config, sorted(tmp_path.glob("model-*.safetensors"))
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["first", "second"])
+@pytest.mark.parametrize("fault", ["missing", "dangling", "directory", "unreadable"])
+def test_a_shard_that_cannot_be_read_is_named(sharded, monkeypatch, which, fault):
+    directory, config, shards = sharded
+    shard = shards[which]
+    expected = {"missing": "no such file", "dangling": "a link to ../blobs/5e6f", "directory": "Is a directory"}
+    if fault == "unreadable":  # whoever runs the tests may be allowed to read everything
+        unpatched = Path.open
+
+        def refuse(path, *args, **kwargs):
+            if path == shard:
+                raise PermissionError(13, "Permission denied")
+            return unpatched(path, *args, **kwargs)
+
+        monkeypatch.setattr(Path, "open", refuse)
+    else:
+        shard.unlink()
+        if fault == "dangling":
+            shard.symlink_to("../blobs/5e6f")
+        elif fault == "directory":
+            shard.mkdir()
+    with pytest.raises(CheckpointError) as error:
+        load_weights(directory, config, abstract(config))
+    assert f"{shard.name}: " in str(error.value) and expected.get(fault, "Permission denied") in str(error.value)
+    assert "no tensor for parameter" not in str(error.value)
+
+
+def test_links_to_nowhere_are_not_passed_over(omni, tmp_path):
+    config = read_config(omni)
+    for name in ("model.safetensors", "model.safetensors.index.json", "config.json"):
+        directory = tmp_path / name
+        directory.mkdir()
+        (directory / name).symlink_to("../blobs/5e6f")
+        with pytest.raises(CheckpointError, match=rf"{re.escape(name)}.*a link to \.\./blobs/5e6f, which is not there"):
+            read_config(directory) if name == "config.json" else load_weights(directory, config, abstract(config))
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        "{", "[]", '{"weight_map": 3}', '{"weight_map": {}}', "[" * 200_000, '{"weight_map": {"a": {}}}',
+        *(json.dumps({"weight_map": {"a": name}}) for name in ("../x.safetensors", "/x.safetensors", "..", ".", "")),
+        *(json.dumps({"weight_map": {"a": name}}) for name in ("a/b.safetensors", "config.json", "\0.safetensors", 3)),
+    ],
+)  # fmt: skip
 def test_a_hostile_index(tmp_path, index):
-    (tmp_path / "model.safetensors.index.json").write_bytes(index)
+    (tmp_path / "model.safetensors.index.json").write_text(index)
     with pytest.raises(CheckpointError, match="index"):
         TensorFiles(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_finite_are_refused_by_name(omni, tmp_path, dtype, value):
+    shutil.copytree(omni, tmp_path / "broken")
+    path = tmp_path / "broken" / "model.safetensors"
+    tensors = {key: np.asarray(x, dtype) for key, x in load_file(path).items()}
+    bad = ("model.norm.weight", "visual.blocks.1.attn.k.weight")
+    for key in bad:
+        tensors[key].reshape(-1)[-1] = value
+    tensors["model.layers.0.input_layernorm.weight"][:2] = -0.0, np.finfo(np.float16).max  # as large as float16 goes
+    save_file(tensors, path)
+    config = read_config(omni)
+    with pytest.raises(CheckpointError, match=f"NaN or infinity: {', '.join(bad)}$"):
+        load_weights(path.parent, config, abstract(config))
+
+
+@pytest.mark.parametrize(
+    "suffix, dtype, words",
+    [
+        ("weight", torch.float8_e4m3fn, r"float8_e4m3fn weights \(quantised\) are not supported"),
+        ("weight", torch.float8_e5m2, r"float8_e5m2 weights \(quantised\) are not supported"),
+        ("qweight", torch.int32, "quantised with GPTQ or AWQ are not supported"),
+        ("weight_packed", torch.int32, "quantised with compressed-tensors are not supported"),
+        ("weight.absmax", torch.float32, "quantised with bitsandbytes are not supported"),
+    ],
+)
+def test_quantised_weights_are_refused_in_words(omni, tmp_path, suffix, dtype, words):
+    shutil.copytree(omni, tmp_path / "broken")
+    path = tmp_path / "broken" / "model.safetensors"
+    tensors = safetensors.torch.load_file(path)
+    tensors[f"model.layers.0.mlp.up_proj.{suffix}"] = torch.zeros((48, 32), dtype=dtype)
+    safetensors.torch.save_file(tensors, path)
+    config = read_config(omni)
+    with pytest.raises(CheckpointError, match=f"{words}.*up_proj.*use the bfloat16 release"):
+        load_weights(path.parent, config, abstract(config))
 
 
 @pytest.mark.parametrize(

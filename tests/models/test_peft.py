@@ -4,6 +4,7 @@ import tests.torch_reference  # noqa: F401, I001 - declares torchvision operator
 
 import dataclasses
 import json
+import re
 
 import chex
 import jax
@@ -18,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 from mecap_jax.model_config import FeatureProjectorConfig, LoraConfig
 from mecap_jax.models.checkpoints.hub import load_weights, save_weights
 from mecap_jax.models.checkpoints.hub_config import read_config
-from mecap_jax.models.checkpoints.peft import load_peft, save_peft
+from mecap_jax.models.checkpoints.peft import load_peft, read_peft_config, save_peft
 from mecap_jax.models.checkpoints.table import CheckpointError, flatten
 from mecap_jax.models.lora import merge_lora
 from mecap_jax.models.multimodal_lm import MultimodalLM
@@ -155,6 +156,53 @@ def test_names_of_a_whole_omni_and_of_published_files_are_read(written, tmp_path
     chex.assert_trees_all_equal(load_peft(tmp_path, params, miniature.LORA), split_params(params, ())[0])
 
 
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        "base_model.model.{module}.default.weight",
+        "module.base_model.model.{module}.emotion.weight",
+        "base_model.model._orig_mod.{module}.weight",
+        "_orig_mod.module.base_model.model.model.{module}.default.weight",
+        "{module}.weight",
+    ],
+)
+def test_adapters_that_were_saved_with_what_was_wrapped_around_them_are_read(written, tmp_path, wrapped):
+    """PEFT's own names in memory hold the adapter's, DDP, torch.compile and Lightning put theirs in front."""
+    directory, params = written
+    names = {key: key.removeprefix("base_model.model.").removesuffix(".weight") for key in tensors_of(directory)}
+    renamed = {wrapped.format(module=names[key]): value for key, value in tensors_of(directory).items()}
+    rewrite(directory, tmp_path, tensors=renamed)
+    chex.assert_trees_all_equal(load_peft(tmp_path, params, miniature.LORA), split_params(params, ())[0])
+
+
+def test_two_adapters_in_one_file_are_refused(written, tmp_path):
+    directory, params = written
+    tensors = tensors_of(directory)
+    key = next(iter(tensors))
+    other = key.replace(".weight", ".second.weight")
+    with pytest.raises(CheckpointError, match=f"a second tensor {re.escape(key)}"):
+        load_peft(rewrite(directory, tmp_path, tensors=tensors | {other: tensors[key]}), params, miniature.LORA)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"r": 2.5}, {"r": 10**30}, {"r": True}, {"lora_alpha": 1e300}, {"r": [2]}, {"r": None}]
+)
+def test_ranks_and_scales_that_are_none_are_refused(written, tmp_path, settings):
+    directory, params = written
+    rewrite(directory, tmp_path, settings)
+    with pytest.raises(CheckpointError, match=f"{next(iter(settings))} must be a positive number"):
+        read_peft_config(tmp_path, split_params(params, ())[1], miniature.CONFIG)
+
+
+def test_adapters_that_are_not_finite_are_refused(written, tmp_path):
+    directory, params = written
+    tensors = tensors_of(directory)
+    key = next(iter(tensors))
+    tensors[key][0, 0] = np.nan
+    with pytest.raises(CheckpointError, match=f"NaN or infinity: {re.escape(key)}"):
+        load_peft(rewrite(directory, tmp_path, tensors=tensors), params, miniature.LORA)
+
+
 def test_every_problem_is_named_at_once(written, tmp_path):
     directory, params = written
     tensors = tensors_of(directory)
@@ -171,8 +219,9 @@ def test_every_problem_is_named_at_once(written, tmp_path):
         load_peft(tmp_path, params, miniature.LORA)
     message = str(error.value)
     for words in (
-        f"no tensor {layer}1.mlp.down_proj.lora_A.weight",
-        f"an adapter for other shapes: {layer}0.self_attn.q_proj.lora_B.weight is (7, 2), wanted is (32, 2)",
+        "no tensor for parameter language_model.layers.1.mlp.down_proj.lora_a",
+        f"tensor {layer}0.self_attn.q_proj.lora_B.weight has shape (7, 2)",
+        "parameter language_model.layers.0.self_attn.q_proj.lora_b wants (32, 2)",
         f"unknown tensor {layer}5.self_attn.q_proj.lora_A.weight",
         "r is 4, here it is 2",
         "lora_alpha is 4, here it is 8.0",

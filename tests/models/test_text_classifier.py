@@ -256,7 +256,7 @@ def test_pickled_weights_are_not_read(broken_roberta):
 
 def test_ill_formed_and_absent_files_are_named(broken_roberta):
     (broken_roberta / "model.safetensors").write_bytes(b"not safetensors")
-    with pytest.raises(CheckpointError, match="model.safetensors is no safetensors file"):
+    with pytest.raises(CheckpointError, match="model.safetensors: no safetensors header"):
         load_text_classifier(broken_roberta)
     (broken_roberta / "tokenizer_config.json").write_text('{"truncation_side": "middle"}')
     with pytest.raises(TextModelError, match="tokenizer_config.json: truncation_side 'middle' is no side"):
@@ -267,13 +267,13 @@ def test_ill_formed_and_absent_files_are_named(broken_roberta):
     with pytest.raises(TextModelError, match="tokenizer.json puts no token before a text"):
         load_text_classifier(broken_roberta)
     (broken_roberta / "tokenizer.json").write_text("{}")
-    with pytest.raises(TextModelError, match="tokenizer.json is no tokenizer"):
+    with pytest.raises(TextModelError, match="tokenizer.json: the model is none of"):
         load_text_classifier(broken_roberta)
     (broken_roberta / "tokenizer.json").unlink()
     with pytest.raises(TextModelError, match="no such file: .*tokenizer.json"):
         load_text_classifier(broken_roberta)
     (broken_roberta / "config.json").write_text("[]")
-    with pytest.raises(TextModelError, match="config.json must hold a JSON dict, got list"):
+    with pytest.raises(TextModelError, match="config.json must hold a JSON object, got list"):
         load_text_classifier(broken_roberta)
     with pytest.raises(TextModelError, match="no such directory: .*nowhere"):
         load_text_classifier(broken_roberta / "nowhere")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from mecap_jax.model_config import FeatureProjectorConfig, ModelConfig
 from mecap_jax.models.checkpoints.families import CARRIED, PROJECTOR, TABLES
 from mecap_jax.models.checkpoints.hub_config import read_config, read_json
 from mecap_jax.models.checkpoints.safetensors_files import TensorFiles, write_file, write_tensors
-from mecap_jax.models.checkpoints.table import CheckpointError, by_path, flatten, load_tensors
+from mecap_jax.models.checkpoints.table import CheckpointError, Row, by_path, flatten, load_tensors
 
 # Beside the published files, for models that read precomputed features.
 PROJECTOR_CONFIG, PROJECTOR_FILE = "feature_projector.json", "feature_projector.safetensors"
@@ -86,7 +86,7 @@ def load_projector(directory: Path, abstract_params: Any) -> dict[str, Any]:
     """The projector's parameters, under their name in the tree. Raises as `load_weights`."""
     files = TensorFiles(directory, single=PROJECTOR_FILE)
     part = {_PROJECTOR: abstract_params[_PROJECTOR]}
-    return load_tensors(files, PROJECTOR, (), part, _place, problems=files.problems)
+    return _load(directory, files, PROJECTOR, (), part)
 
 
 _PROJECTOR = "feature_projector"
@@ -108,16 +108,20 @@ def load_weights(
     """
     table = TABLES[model.family]
     files = TensorFiles(directory, table.key)
-    rows, ignored, problems = table.rows, table.ignored, files.problems
-    if model.decoder.tie_word_embeddings and {_HEAD, _EMBEDDINGS} <= set(files) and not problems:
+    rows, ignored = table.rows, table.ignored
+    if model.decoder.tie_word_embeddings and {_HEAD, _EMBEDDINGS} <= set(files) and not files.problems:
         # Some files hold the output weights a second time; where they are not the embeddings, they are not tied.
         if np.array_equal(files[_HEAD].view(), files[_EMBEDDINGS].view()):
             rows, ignored = tuple(row for row in rows if row.key != _HEAD), (*ignored, re.escape(_HEAD))
     patch = _patch_shape(model) if model.vision else ()
+    return _load(directory, files, rows, ignored, abstract_params, wanted=wanted, patch=patch)
+
+
+def _load(directory: Path, files: TensorFiles, rows: Sequence[Row], ignored: Sequence[str], params: Any, **rest) -> Any:
+    """`load_tensors` onto the devices; errors name the directory, and what is wrong with its files."""
+    known = dict(problems=files.problems, is_complete=files.is_complete)
     try:
-        return load_tensors(
-            files, rows, ignored, abstract_params, _place, wanted=wanted, patch=patch, problems=problems
-        )
+        return load_tensors(files, rows, ignored, params, _place, **known, **rest)
     except CheckpointError as error:
         raise CheckpointError(f"{directory}: {error}") from None
 

