@@ -17,8 +17,9 @@ import numpy as np
 from absl import app, logging
 from jax._src.distributed import global_state
 
+from mecap_jax.config import ConfigError, MeshConfig
 from mecap_jax.distributed import joined
-from mecap_jax.sharding import all_rows
+from mecap_jax.sharding import all_rows, make_mesh
 from mecap_jax.training.loop import StopSignal
 
 
@@ -27,6 +28,10 @@ def main(argv: list[str]) -> None:
     how, _, who = argv[1].partition(":")
     with joined(), StopSignal() as should_stop:
         all_rows(np.zeros(1))
+        try:
+            make_mesh(MeshConfig(tensor=4))
+        except ConfigError as error:
+            print(error, flush=True)
         print("joined", jax.process_count(), jax.device_count(), flush=True)
         if jax.process_index() == int(who or 1):
             if how == "raises":

@@ -72,6 +72,8 @@ def test_a_signal_to_one_stops_all_at_one_step():
     assert [code for code, _, _ in results] == [0, 0]
     (first,), (second,) = ([x for x in out.splitlines() if x.startswith("stopped")] for _, out, _ in results)
     assert first == second
+    refused = "config key 'mesh.tensor': 4 devices share rows, and must be on one host, which has 2"
+    assert all(refused in out.splitlines() for _, out, _ in results)
 
 
 def test_flags_belong_together():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mecap_jax.config import MeshConfig
-from mecap_jax.sharding import Division, divide, local_shards, make_mesh
+from mecap_jax.sharding import Division, divide, fitting_mesh, local_shards, make_mesh
 
 
 @pytest.mark.parametrize("config", [MeshConfig(), MeshConfig(fsdp=4), MeshConfig(fsdp=2, tensor=4)])
@@ -29,3 +29,17 @@ def test_processes_share_the_places():
     np.testing.assert_array_equal(mine[0], [0, 4, 8, 1, 5, 9])
     assert sorted(np.concatenate([mine, theirs]).ravel()) == list(range(24))
     assert abs((mine < 21).sum() - (theirs < 21).sum()) <= 2
+
+
+@pytest.mark.parametrize(
+    "trained, found",
+    [
+        (MeshConfig(), MeshConfig()),
+        (MeshConfig(data=2, fsdp=2, tensor=2), MeshConfig(fsdp=2, tensor=2)),
+        (MeshConfig(fsdp=64), MeshConfig(fsdp=8)),
+        (MeshConfig(fsdp=3, tensor=12), MeshConfig(fsdp=1, tensor=4)),
+    ],
+)
+def test_a_run_fits_onto_the_eight_devices_that_are_there(trained, found):
+    assert fitting_mesh(trained) == found
+    make_mesh(found)

@@ -85,14 +85,14 @@ def set_up(config: Config, workdir: Path, logger: RunLogger) -> Workbench:
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(Path(config.compilation_cache).resolve()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    _first_process(lambda: claim(workdir, config))
+    first_process(lambda: claim(workdir, config))
     directory = shards_directory(config)
-    _first_process(lambda: build_shards(config, directory))
+    first_process(lambda: build_shards(config, directory))
     reader = ShardReader(directory)
-    _first_process(lambda: (workdir / PROCESSOR).exists() or save_processor(config, reader, workdir / PROCESSOR))
+    first_process(lambda: (workdir / PROCESSOR).exists() or save_processor(config, reader, workdir / PROCESSOR))
     encoder = load_sentence_encoder(config.encoder.path)
     if not config.encoder.anchors:
-        _first_process(
+        first_process(
             lambda: (workdir / ANCHORS).exists() or make_anchors(config, reader, encoder).save(workdir / ANCHORS)
         )
     return _assemble(config, workdir, reader, encoder, logger)
@@ -252,7 +252,7 @@ def make_anchors(config: Config, reader: ShardReader, encoder: SentenceEncoder) 
     return build_anchors(encoder, captions, kind="captions", source=f"{reader.directory}, split train")
 
 
-def _first_process(action: Callable[[], object]) -> None:
+def first_process(action: Callable[[], object]) -> None:
     """Runs `action` on the first process only; the others wait until it is done."""
     if jax.process_index() == 0:
         action()

@@ -20,7 +20,7 @@ from mecap_jax.data.pipeline import CaptionDataset
 from mecap_jax.evaluation.report import write_report
 from mecap_jax.evaluation.stage import StageResult
 from mecap_jax.experiment.scoring import evaluate_stage, open_meteor
-from mecap_jax.experiment.setup import Workbench, set_up
+from mecap_jax.experiment.setup import Workbench, first_process, set_up
 from mecap_jax.experiment.stages import copy_trainable, train_grpo, train_sft
 from mecap_jax.experiment.tower_cache import with_tower_cache
 from mecap_jax.experiment.weights import stage_params, starting_params
@@ -105,10 +105,13 @@ _EXTRA_ROWS = {"text_only": _text_only, "sft_control": _sft_control, "grpo_seman
 def _control_steps(bench: Workbench) -> int:
     """SFT steps that take as long as all GRPO steps did, by the median time of a step; decided once a run."""
     path = bench.workdir / CONTROL
-    if not path.exists():
+
+    def decide() -> None:
         seconds = _step_seconds(bench.workdir)
         steps = round(bench.config.grpo.steps * seconds["grpo"] / seconds["sft"])
         path.write_text(json.dumps({"steps": max(1, steps), "seconds_per_step": seconds}) + "\n", encoding="utf-8")
+
+    first_process(lambda: path.exists() or decide())
     return json.loads(path.read_text(encoding="utf-8"))["steps"]
 
 

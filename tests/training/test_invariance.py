@@ -58,8 +58,9 @@ def test_a_step_moves_every_parameter(expected):
 
 
 @pytest.mark.slow
-def test_two_processes_take_the_same_step_as_one(expected, tmp_path):
-    """Each of two processes with two devices brings about half of the rows."""
+@pytest.mark.parametrize("processes, devices", [(2, 2), (1, 64)])
+def test_other_processes_take_the_same_step(expected, tmp_path, processes, devices):
+    """Each of two processes with two devices brings about half of the rows; on 64 devices most places are filled up."""
     make, params, metrics = expected
     kind = "grpo" if make is harness.grpo_step else "sft"
     with socket.socket() as probe:
@@ -67,12 +68,13 @@ def test_two_processes_take_the_same_step_as_one(expected, tmp_path):
         port = probe.getsockname()[1]
     output = tmp_path / "result.npz"
     command = [sys.executable, "-m", "tests.training.worker", kind]
+    rest = [str(processes), str(port), str(devices), output]
     workers = [
-        subprocess.Popen([*command, str(i), "2", str(port), output], cwd=ROOT, stderr=subprocess.PIPE, text=True)
-        for i in range(2)
+        subprocess.Popen([*command, str(i), *rest], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        for i in range(processes)
     ]
     messages = [worker.communicate(timeout=400)[1] for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0], messages[0][-3000:]
+    assert [worker.returncode for worker in workers] == [0] * processes, messages[0][-3000:]
     result = np.load(output)
     expected_values = harness.flat(params, metrics)
     assert set(result.files) == set(expected_values)

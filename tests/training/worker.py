@@ -1,5 +1,5 @@
 """One of several processes that take the same steps together: `python -m tests.training.worker KIND INDEX COUNT PORT
-OUTPUT`. The first one writes parameters and metrics."""
+DEVICES OUTPUT`, with so many devices each. The first one writes parameters and metrics."""
 
 import os
 import sys
@@ -7,20 +7,21 @@ import sys
 from tests.xla_flags import xla_flags
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = xla_flags(devices=2)
+os.environ["XLA_FLAGS"] = xla_flags(devices=int(sys.argv[5]))
 
 import jax
 
 
 def main(kind: str, index: int, count: int, port: str, output: str) -> None:
-    jax.distributed.initialize(f"127.0.0.1:{port}", count, index)
+    if count > 1:
+        jax.distributed.initialize(f"127.0.0.1:{port}", count, index)
     import numpy as np
 
     from tests.training import harness
 
     make = {"sft": harness.sft_step, "grpo": harness.grpo_step}[kind]
     # Parameters are divided over devices of both processes: every gather crosses the boundary.
-    _, state, step = make(harness.mesh(data=2, fsdp=2), micro=1, optimizer=harness.DESCENT)
+    _, state, step = make(harness.mesh(data=jax.device_count() // 2, fsdp=2), micro=1, optimizer=harness.DESCENT)
     rows = []
     for number in range(2):
         state, metrics, groups = step(state, number)
@@ -36,4 +37,4 @@ def main(kind: str, index: int, count: int, port: str, output: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:6])
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[6])
