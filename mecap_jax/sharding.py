@@ -121,7 +121,7 @@ class Division:
 def divide(rows: int, mesh: Mesh, at_once: int = 0) -> Division:
     """Spreads `rows` evenly, with at most `at_once` of them on a device at a time; 0: as many as there are."""
     shards = shard_count(mesh)
-    each = -(-rows // shards)
+    each = max(1, -(-rows // shards))
     parts = -(-each // (at_once or each))
     return Division(rows, parts, -(-each // parts), shards)
 

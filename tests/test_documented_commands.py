@@ -58,7 +58,7 @@ def test_recipes_run_on_the_devices_they_name(words, comment):
     needed = config.mesh.fsdp * config.mesh.tensor
     if needed > 1:
         assert f"on {needed} devices" in comment, "the page has to say on how many devices this runs"
-    for count in (1, 8, 64):
+    for count in (1, 8, 64, 256):
         if count % needed:
             with pytest.raises(ConfigError, match=f"does not fit {count} devices"):
                 validate_devices(config, count)
