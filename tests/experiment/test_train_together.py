@@ -1,0 +1,127 @@
+"""`train.py` as two processes with two devices each: one run in one directory, equal to one process with four."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import chex
+import jax
+import pytest
+
+from mecap_jax.config import load
+from mecap_jax.experiment.weights import describe
+from mecap_jax.sharding import make_mesh
+from mecap_jax.train_state import abstract_model
+from mecap_jax.training.checkpointing import load_params
+from mecap_jax.training.logging import read_jsonl
+from mecap_jax.training.loop import Interrupted
+from tests.data.clips import audio_file
+from tests.experiment.test_story import SMALL
+from tests.test_distributed import pair
+from tests.xla_flags import xla_flags
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = str(ROOT / "scripts" / "train.py")
+# A term that is worth nothing. In the first step of the second process it sends that process a signal, once.
+REWARD = """
+import os, pathlib, signal
+import jax
+
+def stop(samples):
+    sent = pathlib.Path(__file__).with_name("sent")
+    if jax.process_index() == 1 and not sent.exists():
+        sent.touch()
+        os.kill(os.getpid(), signal.SIGTERM)
+    return [0.0] * len(samples)
+"""
+# Seven clips and five prompts divide over nothing; parameters are divided over devices of both processes.
+OPTIONS = (
+    "mesh.fsdp=4",
+    "sft.steps=1",
+    "sft.batch_clips=7",
+    "sft.micro_clips=1",
+    "sft.validate_every=0",
+    "grpo.prompts=5",
+    "grpo.micro_prompts=1",
+    "grpo.loss.reference_likelihood=0",
+    "evaluation.rows=()",
+    "evaluation.ablation=False",
+)
+
+
+def environment(devices):
+    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags(devices=devices), "PYTHONPATH": str(ROOT)}
+    return os.environ | flags
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, shared):
+    """(configuration, directory of the run of one process, that of two, what the two said at the stop)."""
+    root = tmp_path_factory.mktemp("together")
+    (root / "reward.py").write_text(REWARD)
+    overrides = [*SMALL, *OPTIONS, *shared, f"grpo.reward.custom=('{root / 'reward.py'}:stop=1',)"]
+    command = [SCRIPT, f"--config={ROOT / 'configs' / 'grpo.py'}", *(f"--config.{item}" for item in overrides)]
+    alone = [sys.executable, *command, f"--workdir={root / 'alone'}"]
+    done = subprocess.run(alone, env=environment(4), cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    together = [*command, f"--workdir={root / 'together'}"]
+    stopped = pair(*together, env=environment(2), cwd=root)
+    for code, _, stderr in pair(*together, env=environment(2), cwd=root):
+        assert code == 0, stderr
+    return load(str(ROOT / "configs" / "grpo.py"), overrides), root / "alone", root / "together", stopped
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_stops_both_after_the_same_step(runs):
+    *_, stopped = runs
+    assert [code for code, _, _ in stopped] == [Interrupted.STATUS] * 2
+    for _, _, stderr in stopped:
+        assert "grpo: stopped after step 1 of 2; the same command resumes" in stderr and "Traceback" not in stderr
+
+
+@pytest.mark.slow
+def test_one_run_in_one_directory(runs):
+    _, alone, together, stopped = runs
+    assert {path.name for path in together.iterdir()} == {path.name for path in alone.iterdir()}
+    assert "12% of the work is filled up" in stopped[0][2] and "38% of the work is filled up" in stopped[0][2]
+    for one, other in zip(*(read_jsonl(path / "metrics.jsonl") for path in (alone, together)), strict=True):
+        assert (one["stage"], one["step"]) == (other["stage"], other["step"]) and one.keys() == other.keys()
+        numbers = [name for name in one if name not in ("stage", "time") and not name.startswith("timing_s")]
+        for name in numbers:
+            assert one[name] == pytest.approx(other[name], rel=1e-3, abs=1e-4), name
+    groups = [read_jsonl(path / "completions.jsonl") for path in (alone, together)]
+    assert len(groups[0]) == 2 * 5
+    for one, other in zip(*groups, strict=True):
+        assert one["utterance_id"] == other["utterance_id"]
+        assert [c["text"] for c in one["completions"]] == [c["text"] for c in other["completions"]]
+    reports = [json.loads((path / "report.json").read_text()) for path in (alone, together)]
+    assert reports[0]["data"] == reports[1]["data"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["sft", "grpo"])
+def test_the_same_parameters(runs, stage):
+    config, alone, together, _ = runs
+    _, abstract = abstract_model(config.model, make_mesh(config.mesh))
+    one, other = (load_params(path / "checkpoints" / stage, abstract, describe(config)) for path in (alone, together))
+    chex.assert_trees_all_close(jax.device_get(one), jax.device_get(other), atol=1e-4)
+
+
+@pytest.mark.slow
+def test_what_four_devices_trained_is_evaluated_and_captions_on_one(runs, tmp_path):
+    _, alone, *_ = runs
+    checkpoint = f"--checkpoint={alone / 'checkpoints' / 'grpo'}"
+    (tmp_path / "clip.wav").write_bytes(audio_file())
+    for script, *arguments in (
+        ("evaluate.py", checkpoint, "--split=test", f"--output={tmp_path / 'scores.json'}"),
+        ("caption.py", checkpoint, "--max_new_tokens=3", str(tmp_path / "clip.wav")),
+    ):
+        command = [sys.executable, str(ROOT / "scripts" / script), *arguments]
+        done = subprocess.run(command, env=environment(1), cwd=alone.parent, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{tmp_path / 'clip.wav'}: ")
+    scores = json.loads((tmp_path / "scores.json").read_text())["eval"]
+    expected = json.loads((alone / "report.json").read_text())["eval"]["grpo"]
+    assert scores == pytest.approx(expected, rel=1e-3, abs=1e-3)
