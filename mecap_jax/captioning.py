@@ -179,14 +179,14 @@ class ClipReader:
     def _utterance(self, clip: str) -> tuple[Utterance, bool]:
         """The encoded clip, and whether it has sound."""
         parts: dict[str, Any] = {}
-        sound = pictures = False
+        sound, pictures = False, None
         if self._media:
             data = _read_file(Path(clip))
             sound, pictures = streams(data)
-            parts["video" if pictures else "audio"] = data
+            parts["video" if pictures is not None else "audio"] = data
         if self._features is not None:
             parts["features"] = find_features(self._features, Path(clip).stem if self._media else clip)
-        has = {"audio": sound, "video": pictures, "features": bool(parts.get("features"))}
+        has = {"audio": sound, "video": pictures is not None, "features": bool(parts.get("features"))}
         if not any(has[modality] for modality in self._data.modalities):
             missing = " and no ".join(self._data.modalities)
             raise ValueError(f"has no {missing}, and the model reads nothing else")

@@ -23,7 +23,8 @@ from mecap_jax.data.clips import Clip, ClipCache, augment, decode_clip, frame_si
 from mecap_jax.data.collate import TOKEN_DTYPES, Row, collate, collate_targets, needed, video_grid
 from mecap_jax.data.features import audio_tokens
 from mecap_jax.data.manifest import BadClip, IndexRow
-from mecap_jax.data.media import TEMPORAL_PATCH_SIZE, MediaError
+from mecap_jax.data.media import MediaError
+from mecap_jax.data.pictures import TEMPORAL_PATCH_SIZE
 from mecap_jax.data.prompts import AudioSpan, FeatureSpan, Media, encode_target, lay_out, user_turn
 from mecap_jax.data.shards import ShardReader
 from mecap_jax.data.tokenizer import Tokenizer

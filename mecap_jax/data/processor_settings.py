@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mecap_jax.data.features import HOP, MAX_SAMPLES, N_FFT, PIXEL_MEAN, PIXEL_STD, SAMPLE_RATE
-from mecap_jax.data.media import MIN_FRAMES
+from mecap_jax.data.pictures import MIN_FRAMES
 from mecap_jax.json_files import is_named, read_json_object
 from mecap_jax.model_config import ModelConfig
 

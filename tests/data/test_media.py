@@ -12,9 +12,9 @@ import soundfile
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 from transformers.video_utils import VideoMetadata
 
-from mecap_jax.data import media
-from mecap_jax.data.media import MediaError, decode_audio, decode_video, probe, streams
+from mecap_jax.data.media import MediaError, decode_audio, decode_stretches, decode_video, probe, streams
 
+from mecap_jax.data.pictures import Timeline, sample
 from tests.data.clips import SHARED, audio_file, frame_index, needs_shared_data, sound_file, tone, video_file
 
 AUDIO = {
@@ -116,8 +116,8 @@ def test_frames_are_sampled_as_by_the_video_processor_of_transformers():
             for fps, max_frames in ((2.0, 768), (2.0, 16), (1.0, 16), (5.0, 31)):
                 metadata = VideoMetadata(total_num_frames=total, fps=rate, duration=total / rate)
                 theirs = video_processor.sample_frames(metadata, fps=fps, max_frames=max_frames, num_frames=None)
-                timeline = media._Timeline([i / rate for i in range(total)], total / rate)
-                ours = media._sample(timeline, max_frames, fps)
+                timeline = Timeline([i / rate for i in range(total)], total / rate)
+                ours = sample(timeline, max_frames, fps)
                 # Their arange in floating point sometimes ends with one index too many, the number of frames.
                 assert ours == [i for i in theirs.tolist() if i < total], (total, rate, fps, max_frames)
 
@@ -261,13 +261,27 @@ def test_what_is_no_clip_is_refused_with_its_reason(clip, reason):
             decode(clip)
 
 
-def test_streams_are_known_from_the_header():
-    assert streams(audio_file()) == streams(audio_file("MP3")) == (True, False)
-    assert streams(video_file()) == (True, True)
-    assert streams(video_file("matroska", sound=None)) == (False, True)
+def test_streams_are_known_without_decoding():
+    assert streams(audio_file()) == streams(audio_file("MP3")) == (True, None)
+    assert streams(video_file()) == (True, pytest.approx(1.0))
+    assert streams(video_file("matroska", sound=None)) == (False, pytest.approx(1.0))
     for hostile in (b"", b"<?xml", video_file()[:20]):
         with pytest.raises(MediaError):
             streams(hostile)
+
+
+def test_stretches_of_a_video_are_sampled_as_if_they_were_whole():
+    clip = video_file(frames=25, fps=10)
+    first, middle, last, behind = decode_stretches(clip, [(0, 1), (0.95, 2.05), (2.2, 9), (2.5, 3)], 5, 0)
+    assert [frame_index(frame) for frame in first.pixels] == [0, 2, 4, 6, 8]
+    np.testing.assert_allclose(first.timestamps, [0, 0.2, 0.4, 0.6, 0.8], atol=1e-3)
+    assert first.seconds_per_frame == pytest.approx(0.2)
+    assert [frame_index(frame) for frame in middle.pixels] == [9, 11, 13, 16, 18]
+    assert middle.seconds_per_frame == pytest.approx(1.1 / 5)
+    assert [frame_index(frame) for frame in last.pixels] == [22, 23, 24]
+    assert last.seconds_per_frame == pytest.approx(0.1, abs=1e-3) and behind is None
+    (whole,) = decode_stretches(clip, [(0, 99)], 16, 2.0)
+    np.testing.assert_array_equal(whole.pixels, decode_video(clip, 16, 2.0).pixels)
 
 
 def test_content_decides_not_the_name():
