@@ -85,17 +85,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
 
     Weight decay is on matrices only.
     """
-    rate, end = config.learning_rate, config.learning_rate * config.end_factor
-    decay_steps = max(1, steps - config.warmup_steps)
-    if config.schedule == "cosine":
-        after = optax.cosine_decay_schedule(rate, decay_steps, config.end_factor)
-    elif config.schedule == "linear":
-        after = optax.linear_schedule(rate, end, decay_steps)
-    else:
-        after = optax.constant_schedule(rate)
-    warmup = optax.linear_schedule(0.0, rate, config.warmup_steps)
-    # The first update of a warm-up would have rate 0 and waste a batch: count from one.
-    schedule = optax.join_schedules([lambda step: warmup(step + 1), after], [config.warmup_steps])
+    schedule = learning_rate_schedule(config, steps)
     optimizer = optax.adamw(
         schedule,
         b1=config.beta1,
@@ -109,16 +99,38 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
 
 
+def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """The learning rate by the number of updates before."""
+    rate, end = config.learning_rate, config.learning_rate * config.end_factor
+    decay_steps = max(1, steps - config.warmup_steps)
+    if config.schedule == "cosine":
+        after = optax.cosine_decay_schedule(rate, decay_steps, config.end_factor)
+    elif config.schedule == "linear":
+        after = optax.linear_schedule(rate, end, decay_steps)
+    else:
+        after = optax.constant_schedule(rate)
+    warmup = optax.linear_schedule(0.0, rate, config.warmup_steps)
+    # The first update of a warm-up would have rate 0 and waste a batch: count from one.
+    return optax.join_schedules([lambda step: warmup(step + 1), after], [config.warmup_steps])
+
+
+def last_learning_rate(schedule: optax.Schedule, state: TrainState) -> float:
+    """The rate of the newest update that was made; one that was skipped does not count."""
+    updates = int(optax.tree.get_all_with_path(state.opt_state, "count")[0][1])
+    return float(schedule(max(updates - 1, 0)))
+
+
 # Muon's updates are scaled to the size that AdamW's have, so that both take the same learning rates (arXiv 2502.16982).
 _ADAM_RMS = 0.2
 
 
 def _muon_labels(params: Any) -> Any:
-    """Muon takes the matrices of layers; an embedding's rows are looked up one by one, it is no linear map."""
+    """Muon takes the matrices of layers. Embeddings and output weights have a row a token, most without a gradient in a
+    step; they stay with AdamW, as Muon's author has it, tied or not."""
 
     def label(path, x):
-        embedding = any("embed_tokens" in str(key) for key in path)
-        return "layers" if x.ndim == 2 and not embedding else "rest"
+        vocabulary = any(name in str(key) for key in path for name in ("embed_tokens", "lm_head"))
+        return "layers" if x.ndim == 2 and not vocabulary else "rest"
 
     return jax.tree_util.tree_map_with_path(label, params)
 

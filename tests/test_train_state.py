@@ -14,6 +14,7 @@ from tests.training import harness
 PARAMS = {
     "embed_tokens": {"embedding": jnp.ones((6, 4))},
     "layer": {"kernel": jnp.eye(4), "scale": jnp.ones(4)},
+    "lm_head": {"kernel": jnp.ones((4, 6))},
     "conv": {"kernel": jnp.ones((3, 4, 4))},
 }
 STEADY = {"schedule": "constant", "clip_norm": 1e9}
@@ -57,7 +58,7 @@ def test_muon_orthogonalises_the_matrices_of_layers_and_nothing_else():
     assert singular.max() / singular.min() < 2  # five Newton-Schulz steps get this close to 1
     rms = float(jnp.sqrt(jnp.mean(muon["layer"]["kernel"] ** 2)))
     assert 0.1 * 0.1 < rms < 0.1 * 0.3  # the size of an Adam update at this rate
-    for name in ("embed_tokens", "conv"):
+    for name in ("embed_tokens", "lm_head", "conv"):
         chex.assert_trees_all_close(muon[name], adam[name], rtol=1e-5)
     chex.assert_trees_all_close(muon["layer"]["scale"], adam["layer"]["scale"], rtol=1e-5)
 

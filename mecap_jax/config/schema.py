@@ -9,13 +9,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, FiniteFloat, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from mecap_jax.field_types import Regex, Seed, Share, ShareBelowOne
 from mecap_jax.model_config import ModelConfig
 
 Modality = Literal["audio", "video", "features"]
 Row = Literal["text_only", "sft_control", "grpo_semantic"]
+Weight = Annotated[float, Field(ge=-1e6, le=1e6)]
 
 
 class ConfigError(ValueError):
@@ -139,7 +140,8 @@ class OptimizerConfig:
     """Linear warm-up, then cosine or linear decay to `end_factor`, or a constant rate.
 
     Attributes:
-      name: "adamw", or "muon": Muon for the matrices of all layers, AdamW for embeddings, norms and biases.
+      name: "adamw", or "muon": Muon for the matrices of all layers, AdamW for embeddings, output weights, norms
+        and biases.
       beta1, beta2: of AdamW; Muon has a momentum of 0.95.
     """
 
@@ -216,20 +218,22 @@ class RewardConfig:
       semantic: Sentence-BERT cosine to the best reference.
       rouge_l: ROUGE-L against the best reference.
       cider_d: CIDEr-D against the references, document frequencies from the train captions.
-      distinctiveness: how much closer a caption is to its own references than to those of the other prompts.
+      distinctiveness: how much closer a caption is to its own references than to those of the training clips.
       form: emotion coordinates: "softmax", "centred", "raw" or "text_centred" (see `rewards.emotion`).
       custom: further terms, "path/to/file.py:function=weight".
-      timeout_s: a term that takes longer earns nothing in this step and is counted.
+      timeout_s: a term that takes longer for a micro-group has failed for it.
+      validation_timeout_s: the same for the captions of all validation clips.
     """
 
-    emotion: FiniteFloat = 1.0
-    semantic: FiniteFloat = 0.5
-    rouge_l: FiniteFloat = 0.0
-    cider_d: FiniteFloat = 0.0
-    distinctiveness: FiniteFloat = 0.0
+    emotion: Weight = 1.0
+    semantic: Weight = 0.5
+    rouge_l: Weight = 0.0
+    cider_d: Weight = 0.0
+    distinctiveness: Weight = 0.0
     form: Literal["softmax", "centred", "raw", "text_centred"] = "softmax"
     custom: tuple[str, ...] = ()
     timeout_s: PositiveFloat = 60.0
+    validation_timeout_s: PositiveFloat = 600.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,6 +251,7 @@ class GrpoConfig:
       clips: train on "all" clips or on the ones "held_out" from SFT.
       augment: sample from augmented media (`data.augment`); a reward that judges a caption of a clip whose sound was
         masked out is mostly noise.
+      max_reward_failures: so many steps in a row in which a reward term failed, or had no value at all, stop the run.
     """
 
     steps: PositiveInt = 100
@@ -265,6 +270,7 @@ class GrpoConfig:
     reward: RewardConfig = RewardConfig()
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-6)
     validate_every: NonNegativeInt = 0
+    max_reward_failures: PositiveInt = 3
 
 
 @dataclasses.dataclass(frozen=True)

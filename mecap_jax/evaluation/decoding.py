@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from flax import nnx
@@ -14,6 +14,13 @@ from mecap_jax.data.pipeline import CaptionDataset, ClipBatch
 from mecap_jax.data.tokenizer import Tokenizer
 from mecap_jax.generation.sampler import generate
 from mecap_jax.sharding import divide, local_shards, put_batch, shard_count
+
+
+class Caption(NamedTuple):
+    """A caption, and whether it ended by itself: False where it was cut at the longest length."""
+
+    text: str
+    finished: bool
 
 
 def caption_rows(
@@ -27,13 +34,13 @@ def caption_rows(
     batch_clips: int,
     max_new_tokens: int,
     progress: Callable[[int], None] = lambda done: None,
-) -> dict[int, str]:
+) -> dict[int, Caption]:
     """Captions every row greedily; the same on every process.
 
     At most `batch_clips` are on a device at a time (0: all). Returns captions by row. A clip that cannot be decoded has
     none.
     """
-    captions: dict[int, str] = {}
+    captions: dict[int, Caption] = {}
     for batch in spread_evaluation(dataset, rows, mesh, batch_clips):
         numbers, valid = put_batch((batch.rows, batch.valid), mesh)
         generation = generate(
@@ -48,11 +55,11 @@ def caption_rows(
             temperature=0.0,
             end_ids=tokenizer.end_ids,
         )
-        parts = (generation.tokens[:, 0], generation.length[:, 0], numbers, valid)
-        tokens, lengths, numbers, valid = multihost_utils.process_allgather(parts, tiled=True)
-        for ids, length, row, counts in zip(tokens, lengths, numbers, valid):
+        own = (generation.tokens[:, 0], generation.length[:, 0], generation.finished[:, 0])
+        gathered = multihost_utils.process_allgather((*own, numbers, valid), tiled=True)
+        for ids, length, finished, row, counts in zip(*gathered):
             if counts:
-                captions[int(row)] = tokenizer.decode(ids[:length])
+                captions[int(row)] = Caption(tokenizer.decode(ids[:length]), bool(finished))
         progress(len(captions))
     return captions
 

@@ -13,13 +13,14 @@ import numpy as np
 from flax import nnx
 
 from mecap_jax.config import ConfigError
-from mecap_jax.evaluation.decoding import caption_rows
+from mecap_jax.evaluation.decoding import Caption, caption_rows
 from mecap_jax.evaluation.java_tools import Meteor
 from mecap_jax.evaluation.stage import Clip, StageResult, score_stage
 from mecap_jax.experiment.setup import Workbench, reopen
 from mecap_jax.experiment.weights import run_of, stage_params
 from mecap_jax.rewards.base import Sample, normalise_text
 from mecap_jax.rewards.emotion import EmotionReward, emotion_coordinates
+from mecap_jax.rewards.validity import is_degenerate
 from mecap_jax.train_state import abstract_model
 from mecap_jax.training.logging import RunLogger
 
@@ -103,24 +104,31 @@ def evaluate_stage(
 
 
 def score_captions(
-    bench: Workbench, rows: Sequence[int], captions: Sequence[str], meteor: Meteor | None
+    bench: Workbench, rows: Sequence[int], captions: Sequence[Caption], meteor: Meteor | None
 ) -> StageResult:
-    """Scores captions of `rows`: n-gram metrics, sentence similarity, emotion by nearest anchor and by first word."""
+    """Scores captions of `rows`: n-gram metrics, sentence similarity, emotion by nearest anchor and by first word.
+
+    Degenerate captions earn no emotion reward, as in training.
+    """
     dataset, anchors, encoder = bench.dataset, bench.anchors, bench.encoder
     form = bench.config.grpo.reward.form if bench.config.grpo else "centred"
     clips, samples = [], []
     for row, caption in zip(rows, captions):
         entry, references = dataset.index[row], dataset.references(row)
         clips.append(Clip(entry.id, entry.speaker, references, entry.label, entry.caption_language))
-        samples.append(Sample(caption, True, "", entry.id, references, entry.label, len(samples)))
-    embeddings = encoder.encode([normalise_text(caption) for caption in captions])
-    rewards = EmotionReward(encoder, anchors, form)(samples)
+        samples.append(Sample(*caption, "", entry.id, references, entry.label, len(samples)))
+    texts = [caption.text for caption in captions]
+    embeddings = encoder.encode([normalise_text(text) for text in texts])
+    rewards = [
+        0.0 if value is None or is_degenerate(*caption) else value
+        for caption, value in zip(captions, EmotionReward(encoder, anchors, form)(samples))
+    ]
     return score_stage(
         clips,
-        captions,
+        texts,
         anchors.labels,
         encode=encoder.encode,
         coordinates=emotion_coordinates(embeddings, anchors, form),
-        rewards=np.array([0.0 if value is None else value for value in rewards]),
+        rewards=np.array(rewards),
         meteor=meteor,
     )

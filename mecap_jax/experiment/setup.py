@@ -29,6 +29,8 @@ from mecap_jax.models.multimodal_lm import TOWERS
 from mecap_jax.models.parameters import split_params
 from mecap_jax.models.sentence_encoder import SentenceEncoder, SentenceEncoderError, load_sentence_encoder
 from mecap_jax.rewards.anchors import Anchors, AnchorsError, build_anchors, captions_by_label, check_encoder
+from mecap_jax.rewards.base import RewardError
+from mecap_jax.rewards.custom import load_custom
 from mecap_jax.sharding import fitting_mesh, make_mesh
 from mecap_jax.train_state import abstract_model
 from mecap_jax.training.logging import RunLogger
@@ -46,6 +48,7 @@ USER_ERRORS = (
     DataError,
     ImporterError,
     NonFiniteError,
+    RewardError,
     SentenceEncoderError,
     ShardError,
 )
@@ -74,14 +77,17 @@ def set_up(config: Config, workdir: Path, logger: RunLogger) -> Workbench:
     """Prepares a run; what an earlier run left in `workdir` and `cache/` is used again.
 
     Raises:
-      ConfigError: the mesh does not fit, a pattern matches no parameter, or `workdir` belongs to a run with another
-        configuration.
+      ConfigError: the mesh does not fit, a pattern matches no parameter, a custom reward, the encoder or its anchors
+        cannot be loaded, or `workdir` belongs to a run with another configuration.
       ShardError, DataError: the data cannot be used.
       AnchorsError: the anchors belong to another encoder.
     """
     validate_devices(config, jax.device_count())
     check_backbone(config)
     check_trainable(config)
+    for spec in config.grpo.reward.custom if config.grpo else ():
+        load_custom(spec)
+    encoder = load_encoder(config)
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(Path(config.compilation_cache).resolve()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
@@ -90,12 +96,29 @@ def set_up(config: Config, workdir: Path, logger: RunLogger) -> Workbench:
     first_process(lambda: build_shards(config, directory))
     reader = ShardReader(directory)
     first_process(lambda: (workdir / PROCESSOR).exists() or save_processor(config, reader, workdir / PROCESSOR))
-    encoder = load_sentence_encoder(config.encoder.path)
     if not config.encoder.anchors:
         first_process(
             lambda: (workdir / ANCHORS).exists() or make_anchors(config, reader, encoder).save(workdir / ANCHORS)
         )
     return _assemble(config, workdir, reader, encoder, logger)
+
+
+def load_encoder(config: Config) -> SentenceEncoder:
+    """The sentence encoder, which the anchors that are asked for, if any, were built with.
+
+    Raises:
+      ConfigError: names the key of what cannot be loaded.
+    """
+    try:
+        encoder = load_sentence_encoder(config.encoder.path)
+    except SentenceEncoderError as error:
+        raise ConfigError(f"config key 'encoder.path': {error}") from error
+    if config.encoder.anchors:
+        try:
+            check_encoder(Anchors.load(config.encoder.anchors), encoder)
+        except AnchorsError as error:
+            raise ConfigError(f"config key 'encoder.anchors': {error}") from error
+    return encoder
 
 
 def check_trainable(config: Config) -> None:
@@ -131,7 +154,7 @@ def reopen(workdir: Path, data: Path | None, logger: RunLogger) -> Workbench:
     config = read_run(workdir)
     config = dataclasses.replace(config, mesh=fitting_mesh(config.mesh))
     reader = ShardReader(data or shards_directory(config))
-    return _assemble(config, workdir, reader, load_sentence_encoder(config.encoder.path), logger)
+    return _assemble(config, workdir, reader, load_encoder(config), logger)
 
 
 def _assemble(

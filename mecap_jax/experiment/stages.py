@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+import optax
 from flax import nnx
 
 from mecap_jax.config import GrpoConfig, SftConfig
@@ -18,12 +20,13 @@ from mecap_jax.experiment.weights import describe
 from mecap_jax.models.parameters import merge_params, split_params
 from mecap_jax.rewards.base import Sample
 from mecap_jax.rewards.combine import RewardFunction, build_reward
-from mecap_jax.rl.learner import GrpoLearner
+from mecap_jax.rewards.watch import RewardWatch
+from mecap_jax.rl.learner import GrpoLearner, mean
 from mecap_jax.rl.rollout import MicroBatch, PromptInfo, RolloutEngine
 from mecap_jax.sharding import Division, divide, local_shards, put_batch
-from mecap_jax.train_state import TrainState, init_state, make_optimizer
+from mecap_jax.train_state import TrainState, init_state, last_learning_rate, learning_rate_schedule, make_optimizer
 from mecap_jax.training.checkpointing import StageCheckpoints
-from mecap_jax.training.loop import run_stage
+from mecap_jax.training.loop import Step, ignore, run_stage
 from mecap_jax.training.sft import SftBatch, SftLearner, token_nll
 
 Stop = Callable[[int], bool]
@@ -46,12 +49,14 @@ def train_sft(
     _tell_filled(bench, name, division)
 
     def step(state: TrainState, batch: ClipBatch):
+        began = time.perf_counter()
         parts = [
             SftBatch(*put_batch((part.prompt, part.targets, np.int32(numbers)), mesh))
             for part, numbers in zip(_split(batch, division.parts), places)
         ]
+        transfer = time.perf_counter() - began
         state, metrics = learner.step(state, parts)
-        return state, metrics, ()
+        return state, {**metrics, "timing_s/transfer": transfer}, ()
 
     validation = dataset.rows("validation")
 
@@ -65,8 +70,11 @@ def train_sft(
             total, tokens = total + float(nll), tokens + float(count)
         return {"validation/token_nll": total / max(tokens, 1.0)}
 
+    rows = dataset.rows("train", config.clips)
+    schedule = learning_rate_schedule(config.optimizer, config.steps)
+    step = _with_progress(step, schedule, len(rows) // config.batch_clips)
     batches = dataset.training_batches(
-        dataset.rows("train", config.clips),
+        rows,
         batch_size=config.batch_clips,
         steps=config.steps,
         seed=seed,
@@ -87,6 +95,7 @@ def train_grpo(
     """
     dataset, mesh, seed = bench.dataset, bench.mesh, _stage_seed(bench.config.seed, "grpo")
     reward = make_reward(bench, config)
+    validation_reward = reward.with_timeout(config.reward.validation_timeout_s)
     engine = RolloutEngine(graphdef, params if config.loss.beta else None, config, bench.tokenizer, reward, mesh, seed)
     optimizer = make_optimizer(config.optimizer, config.steps * config.updates)
     # The reference policy keeps `params`; the state that the steps consume starts as a copy.
@@ -99,6 +108,7 @@ def train_grpo(
     references = config.loss.references if config.loss.reference_likelihood else 0
 
     def step(state: TrainState, batch: ClipBatch):
+        began = time.perf_counter()
         micro_batches = [
             MicroBatch(
                 prompt=put_batch(part.prompt, mesh),
@@ -109,17 +119,21 @@ def train_grpo(
             )
             for part, numbers in zip(_split(batch, division.parts), places)
         ]
+        transfer = time.perf_counter() - began
         state, result = learner.step(state, micro_batches)
-        return state, result.metrics, result.groups
+        return state, {**result.metrics, "timing_s/transfer": transfer}, result.groups
 
     validation = dataset.rows("validation")
 
     def validate(state: TrainState, step: int) -> dict[str, float]:
         params = merge_params(state.params, frozen)
-        return validation_rewards(bench, graphdef, params, reward, validation, config.max_new_tokens)
+        return validation_rewards(bench, graphdef, params, validation_reward, validation, config.max_new_tokens)
 
+    rows = dataset.rows("train", config.clips)
+    schedule = learning_rate_schedule(config.optimizer, config.steps * config.updates)
+    step = _with_progress(step, schedule, len(rows) // config.prompts)
     batches = dataset.training_batches(
-        dataset.rows("train", config.clips),
+        rows,
         batch_size=config.prompts,
         steps=config.steps,
         seed=seed,
@@ -128,7 +142,8 @@ def train_grpo(
         max_target_tokens=config.max_new_tokens,
         places=places.ravel(),
     )
-    trained = _run(bench, name, state, step, batches, config, validate if validation else None, should_stop)
+    watch = RewardWatch(reward, config.max_reward_failures)
+    trained = _run(bench, name, state, step, batches, config, validate if validation else None, should_stop, watch)
     return merge_params(trained, frozen)
 
 
@@ -141,7 +156,7 @@ def make_reward(bench: Workbench, config: GrpoConfig) -> RewardFunction:
 def validation_rewards(
     bench: Workbench, graphdef: nnx.GraphDef, params: Any, reward: RewardFunction, rows: list[int], max_new_tokens: int
 ) -> dict[str, float]:
-    """Mean rewards of greedy captions."""
+    """Mean rewards of greedy captions, and for how many of them a term failed."""
     captions = caption_rows(
         graphdef,
         params,
@@ -155,13 +170,27 @@ def validation_rewards(
     samples = []
     for group, (row, caption) in enumerate(captions.items()):
         info = _prompt_info(bench.dataset, row)
-        samples.append(Sample(caption, True, info.prompt, info.utterance_id, info.references, info.label, group))
+        samples.append(Sample(*caption, info.prompt, info.utterance_id, info.references, info.label, group))
     judged = reward(samples)
-    means = {f"validation/rewards/{name}": values for name, values in judged.terms.items()}
-    return {name: float(np.nanmean(values)) for name, values in {"validation/reward": judged.total, **means}.items()}
+    metrics = {"validation/reward": mean(judged.total)}
+    for name, values in judged.terms.items():
+        metrics[f"validation/rewards/{name}"] = mean(values)
+        metrics[f"validation/rewards/{name}/failures"] = float(judged.failed[name].sum())
+    return metrics
 
 
-def _run(bench: Workbench, name, state, step, batches, config, validate, should_stop) -> Any:
+def _with_progress(step: Step, schedule: optax.Schedule, steps_per_epoch: int) -> Step:
+    """The same step, whose metrics also say how far training is and at which rate."""
+
+    def with_progress(state: TrainState, batch: ClipBatch):
+        state, metrics, groups = step(state, batch)
+        rate = last_learning_rate(schedule, state)
+        return state, {**metrics, "learning_rate": rate, "epoch": int(state.step) / steps_per_epoch}, groups
+
+    return with_progress
+
+
+def _run(bench: Workbench, name, state, step, batches, config, validate, should_stop, watch=ignore) -> Any:
     directory = bench.workdir / "checkpoints" / name
     with StageCheckpoints(directory, bench.config.checkpoint, describe(bench.config)) as checkpoints:
         state = run_stage(
@@ -176,6 +205,7 @@ def _run(bench: Workbench, name, state, step, batches, config, validate, should_
             validate=validate,
             validate_every=config.validate_every,
             should_stop=should_stop,
+            watch=watch,
         )
     return state.params
 
@@ -207,4 +237,6 @@ def _tell_filled(bench: Workbench, name: str, division: Division) -> None:
 
 def _prompt_info(dataset: CaptionDataset, row: int) -> PromptInfo:
     entry = dataset.index[row]
-    return PromptInfo(entry.id, dataset.prompt_text(row), dataset.references(row), entry.labels.get("multimodal"))
+    return PromptInfo(
+        entry.id, dataset.prompt_text(row), entry.transcript, dataset.references(row), entry.labels.get("multimodal")
+    )

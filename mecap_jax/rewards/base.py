@@ -7,9 +7,13 @@ from collections.abc import Sequence
 from typing import Protocol
 
 
-@dataclasses.dataclass(frozen=True)
+class RewardError(RuntimeError):
+    """A reward term that goes on failing; the message names the term and its reason."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Sample:
-    """One sampled completion and what it is judged by.
+    """One sampled completion and what it is judged by; nothing in it can be changed, all terms share it.
 
     Attributes:
       completion: the sampled text.
@@ -31,7 +35,10 @@ class Sample:
 
 
 class Reward(Protocol):
-    """One term of the reward: called with a batch, returns one value a sample, None where it has nothing to say."""
+    """One term of the reward: called with a batch, returns one value a sample, None where it has nothing to say.
+
+    Several batches may be under way at once, each in a thread of its own.
+    """
 
     name: str
 

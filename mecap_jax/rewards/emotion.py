@@ -98,36 +98,41 @@ class SemanticReward:
 
 
 class DistinctivenessReward:
-    """How much closer a completion is to its own references than to those of the other prompts in the batch.
+    """How much closer a completion is to its own references than to those of the training clips on average.
 
-    Embeddings are centred by the anchors' text mean; a prompt's references count by their mean. The value is the
-    cosine to the own mean less the average cosine to the others', in [-2, 2]. It is None without own references or
-    without another prompt that has some.
+    Embeddings are centred by the anchors' text mean; a clip's references count by their mean. The value is the cosine
+    to the own mean less the average cosine to the training clips' means, in [-2, 2]. It is None for a sample without
+    references.
+
+    Args:
+      train_references: the references of each training clip.
+
+    Raises:
+      AnchorsError: the anchors were built with another encoder.
     """
 
     name = "distinctiveness"
 
-    def __init__(self, encoder: SentenceEncoder, anchors: Anchors):
+    def __init__(self, encoder: SentenceEncoder, anchors: Anchors, train_references: Sequence[Sequence[str]]):
         check_encoder(anchors, encoder)
         self._encoder, self._centre = encoder, anchors.text_mean.astype(np.float64)
+        counts = [len(references) for references in train_references if references]
+        texts = [normalise_text(text) for references in train_references for text in references]
+        parts = np.split(encoder.encode(texts).astype(np.float64), np.cumsum(counts)[:-1])
+        # An average of cosines with unit vectors is one product with the average of the vectors.
+        self._average = np.mean([self._mean(part) for part in parts], axis=0)
 
     def __call__(self, samples: Sequence[Sample]) -> list[float | None]:
-        embedded = _embed(self._encoder, samples)
-        means = {
-            sample.group: references.mean(axis=0) - self._centre
-            for sample, (_, references) in zip(samples, embedded)
-            if references is not None
-        }
         return [
-            self._score(completion - self._centre, sample.group, means)
-            for sample, (completion, _) in zip(samples, embedded)
+            None if references is None else self._score(_unit(completion - self._centre), references)
+            for completion, references in _embed(self._encoder, samples)
         ]
 
-    def _score(self, completion: np.ndarray, group: int, means: dict[int, np.ndarray]) -> float | None:
-        others = [mean for other, mean in means.items() if other != group]
-        if group not in means or not others:
-            return None
-        return float(_cosine(completion, means[group]) - _cosine(completion, np.stack(others)).mean())
+    def _score(self, completion: np.ndarray, references: np.ndarray) -> float:
+        return float(completion @ self._mean(references) - completion @ self._average)
+
+    def _mean(self, references: np.ndarray) -> np.ndarray:
+        return _unit(references.mean(axis=0) - self._centre)
 
 
 def _embed(encoder: SentenceEncoder, samples: Sequence[Sample]) -> list[tuple[np.ndarray, np.ndarray | None]]:

@@ -30,7 +30,8 @@ class StepResult:
     """What a step leaves behind besides the new state.
 
     Attributes:
-      metrics: numbers for the log, named as in TRL; `timing_s/*` are seconds.
+      metrics: numbers for the log, named as in TRL; `timing_s/*` are seconds. `rewards/NAME/failures` counts the
+        samples for which a term failed, `rewards/NAME/missing` is the share of those without a value for any reason.
       groups: all processes' sampled groups with every reward term and advantage, for `completions.jsonl`.
     """
 
@@ -62,7 +63,6 @@ class GrpoLearner:
 
     def step(self, state: TrainState, micro_batches: list[MicroBatch]) -> tuple[TrainState, StepResult]:
         """Samples, judges and learns from `micro_batches`; the given state is consumed."""
-        started = time.perf_counter()
         step = int(state.step)
         rollouts, timing = self._engine.run(merge_params(state.params, self._frozen), micro_batches, step)
         waiting = time.perf_counter()
@@ -84,7 +84,6 @@ class GrpoLearner:
         state, sums, totals, norm = self._update(state, examples, [micro.rows for micro in micro_batches])
         jax.block_until_ready(norm)
         timing["update"] = time.perf_counter() - updating
-        timing["step"] = time.perf_counter() - started
         seen = _observe(rollouts, judged, zero_variance)
         metrics = {
             **_loss_metrics(sums, totals, norm),
@@ -156,13 +155,22 @@ class Observations(NamedTuple):
     finished: np.ndarray
     rewards: np.ndarray
     terms: dict[str, np.ndarray]
+    failed: dict[str, np.ndarray]
     degenerate: np.ndarray
     zero_variance: np.ndarray
 
 
 def _observe(rollouts: list[Rollout], judged: list[JudgedGroups], zero_variance: np.ndarray) -> Observations:
     local = [
-        (rollout.valid, rollout.lengths, rollout.finished, groups.total, groups.terms, groups.degenerate)
+        (
+            rollout.valid,
+            rollout.lengths,
+            rollout.finished,
+            groups.total,
+            groups.terms,
+            groups.failed,
+            np.not_equal(groups.degenerate, None),
+        )
         for rollout, groups in zip(rollouts, judged)
     ]
     joined = jax.tree.map(lambda *parts: np.concatenate(parts), *local)
@@ -185,19 +193,22 @@ def _completion_metrics(seen: Observations) -> dict[str, float]:
 
 def _reward_metrics(seen: Observations) -> dict[str, float]:
     metrics = {
-        "reward": _mean(seen.rewards),
-        "reward_std": _mean([_spread(group) for group in seen.rewards]),
+        "reward": mean(seen.rewards),
+        "reward_std": mean([_spread(group) for group in seen.rewards]),
         "frac_reward_zero_std": float(seen.zero_variance.mean()),
         "frac_degenerate": float(seen.degenerate.mean()),
         "frac_reward_missing": float(np.isnan(seen.rewards).mean()),
     }
     for name, term in seen.terms.items():
-        metrics[f"rewards/{name}/mean"] = _mean(term)
+        metrics[f"rewards/{name}/mean"] = mean(term)
         metrics[f"rewards/{name}/std"] = _spread(term.ravel())
+        metrics[f"rewards/{name}/missing"] = float(np.isnan(term).mean())
+        metrics[f"rewards/{name}/failures"] = float(seen.failed[name].sum())
     return metrics
 
 
-def _mean(values) -> float:
+def mean(values) -> float:
+    """The mean of what is there; NaN where nothing is."""
     values = np.asarray(values, np.float64)
     return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
 
@@ -221,11 +232,14 @@ def _describe_groups(
             {
                 "utterance_id": info.utterance_id,
                 "label": info.label,
+                "prompt": info.prompt,
+                "transcript": info.transcript,
                 "references": list(info.references),
                 "completions": [
                     {
                         "text": text,
                         "finished": bool(rollout.finished[b, g]),
+                        "degenerate": groups.degenerate[b, g],
                         "reward": number(groups.total[b, g]),
                         "rewards": {name: number(term[b, g]) for name, term in groups.terms.items()},
                         "advantage": number(advantage[b, g]),

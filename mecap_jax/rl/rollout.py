@@ -24,10 +24,11 @@ from mecap_jax.sharding import local_rows
 
 @dataclasses.dataclass(frozen=True)
 class PromptInfo:
-    """What rewards know of a prompt; one for each of this process's rows."""
+    """What rewards and logs know of a prompt; one for each of this process's rows."""
 
     utterance_id: str
     prompt: str
+    transcript: str
     references: tuple[str, ...]
     label: str | None
 
@@ -164,11 +165,13 @@ class JudgedGroups:
     Attributes:
       total: float32 [B_local, G], NaN where a completion has no reward, as in every row that is not valid.
       terms: float32 [B_local, G] by name, unweighted.
-      degenerate: bool [B_local, G].
+      failed: bool [B_local, G] by name, where a term failed.
+      degenerate: object [B_local, G], why a completion earns nothing, None for proper text.
     """
 
     total: np.ndarray
     terms: dict[str, np.ndarray]
+    failed: dict[str, np.ndarray]
     degenerate: np.ndarray
 
 
@@ -178,8 +181,13 @@ def collect_rewards(rollout: Rollout) -> JudgedGroups:
 
     def grouped(values, missing):
         groups = np.full(rollout.lengths.shape, missing)
-        groups[rollout.valid] = np.asarray(values).reshape(-1, groups.shape[1])
+        groups[rollout.valid] = np.asarray(values, groups.dtype).reshape(-1, groups.shape[1])
         return groups
 
-    terms = {name: grouped(values, np.float32(np.nan)) for name, values in batch.terms.items()}
-    return JudgedGroups(grouped(batch.total, np.float32(np.nan)), terms, grouped(batch.degenerate, False))
+    nothing = np.float32(np.nan)
+    return JudgedGroups(
+        total=grouped(batch.total, nothing),
+        terms={name: grouped(values, nothing) for name, values in batch.terms.items()},
+        failed={name: grouped(values, False) for name, values in batch.failed.items()},
+        degenerate=grouped(batch.degenerate, None),
+    )

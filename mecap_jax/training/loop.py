@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -63,6 +64,10 @@ class StopSignal:
 Step = Callable[[TrainState, Any], tuple[TrainState, Mapping[str, float], Iterable[Mapping[str, Any]]]]
 
 
+def ignore(step: int, metrics: Mapping[str, float]) -> None:
+    """Watches nothing."""
+
+
 def run_stage(
     name: str,
     state: TrainState,
@@ -76,6 +81,7 @@ def run_stage(
     validate: Callable[[TrainState, int], Mapping[str, float]] | None = None,
     validate_every: int = 0,
     should_stop: Callable[[int], bool] = lambda step: False,
+    watch: Callable[[int, Mapping[str, float]], None] = ignore,
 ) -> TrainState:
     """Runs a stage from its newest checkpoint, or from `state`, to its last step.
 
@@ -84,6 +90,7 @@ def run_stage(
       batches: element i is the batch of step i.
       validate: called every `validate_every` steps and after the last one; its metrics are logged.
       should_stop: asked after every step; the state is saved before the loop ends.
+      watch: given every step's metrics once they are logged; what it raises ends the run.
 
     Raises:
       Interrupted: `should_stop` said so; the state is saved.
@@ -99,8 +106,11 @@ def run_stage(
     logger.rewind(name, start)
     with logger.progress(name, steps, start) as progress:
         for step in range(start + 1, steps + 1):
-            state, metrics, groups = step_function(state, next(iterator))
-            metrics = dict(metrics)
+            began = time.perf_counter()
+            batch = next(iterator)
+            waited = time.perf_counter() - began
+            state, metrics, groups = step_function(state, batch)
+            metrics = {**metrics, "timing_s/data": waited, "timing_s/step": time.perf_counter() - began}
             skipped = int(state.skipped)
             metrics["skipped_steps_in_a_row"] = float(skipped)
             if validate is not None and (step == steps or (validate_every and step % validate_every == 0)):
@@ -113,6 +123,7 @@ def run_stage(
                     f"{name}: the gradient was not finite in {skipped} steps in a row, the last one step {step} "
                     f"(config key 'max_nonfinite_steps'); the checkpoint of step {checkpoints.latest_step} is kept"
                 )
+            watch(step, metrics)
             if step == steps:
                 break
             if should_stop(step):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import time
 from typing import Any, NamedTuple
 
 import jax
@@ -104,7 +103,6 @@ class SftLearner:
 
     def step(self, state: TrainState, micro_batches: list[SftBatch]) -> tuple[TrainState, dict[str, float]]:
         """One optimiser step over all micro-batches; the given state is consumed."""
-        started = time.perf_counter()
         divisor = sum(normaliser(batch.targets, self._normalization) for batch in micro_batches)
         gradients = self._zeros() if len(micro_batches) > 1 else None
         losses, totals, tokens = [], [], []
@@ -122,5 +120,4 @@ class SftLearner:
             "token_nll": float(sum(totals)) / max(count, 1.0),
             "grad_norm": float(norm),
             "num_tokens": count,
-            "timing_s/step": time.perf_counter() - started,
         }

@@ -5,18 +5,35 @@ import json
 
 import pytest
 
-from mecap_jax.config import load
+from mecap_jax.config import ConfigError, load
 from mecap_jax.data import shards
 from mecap_jax.data.importers import prepare
 from mecap_jax.data.manifest import MANIFEST
 from mecap_jax.data.shards import ShardError, ShardReader
 from mecap_jax.data.utterance import Utterance
-from mecap_jax.experiment.setup import build_shards, shards_directory
+from mecap_jax.experiment.setup import build_shards, set_up, shards_directory
+from mecap_jax.training.logging import RunLogger
 from tests.data.clips import audio_file
 
 
 def recipe(*overrides):
     return load("configs/grpo.py", list(overrides))
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("grpo.reward.custom=absent.py:f=1", "'grpo.reward.custom': .*no such file: absent.py"),
+        ("encoder.path=absent", "'encoder.path': no such directory: absent"),
+        ("encoder.anchors=absent", "'encoder.anchors': no such anchors file: absent"),
+    ],
+)
+def test_rewards_and_encoders_are_loaded_before_any_data(tmp_path, override, message):
+    whole = ("grpo.prompts=8", "grpo.micro_prompts=0")  # eight devices
+    config = recipe(override, *whole, f"data.path={tmp_path / 'absent'}", f"compilation_cache={tmp_path / 'jax'}")
+    with RunLogger(None, enabled=False) as logger, pytest.raises(ConfigError, match=message):
+        set_up(config, tmp_path / "run", logger)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_mistyped_path_never_trains_on_something_else(tmp_path):

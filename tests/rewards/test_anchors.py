@@ -116,9 +116,10 @@ def test_another_encoder_is_refused_with_both_names(table, encoder, anchors):
         check_encoder(table, encoder)
     for value in ("'table'", "0" * 64, "'all-MiniLM-L6-v2'", encoder.weights_sha256):
         assert value in str(error.value)
-    for term in (EmotionReward, DistinctivenessReward):
-        with pytest.raises(AnchorsError):
-            term(encoder, table)
+    with pytest.raises(AnchorsError):
+        EmotionReward(encoder, table)
+    with pytest.raises(AnchorsError):
+        DistinctivenessReward(encoder, table, [["a text"]])
 
 
 def test_templates_exist_for_every_label_and_only_those():

@@ -1,3 +1,4 @@
+import dataclasses
 import logging
 import math
 import subprocess
@@ -5,12 +6,16 @@ import sys
 import threading
 import time
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mecap_jax.config import ConfigError, RewardConfig
 from mecap_jax.rewards.anchors import AnchorsError, build_anchors
-from mecap_jax.rewards.combine import RewardFunction, build_reward, load_custom
+from mecap_jax.rewards.base import RewardError
+from mecap_jax.rewards.combine import RewardFunction, build_reward
+from mecap_jax.rewards.custom import load_custom
+from mecap_jax.rewards.watch import RewardWatch
 from tests.rewards.captions import CAPTIONS
 from tests.rewards.conftest import TableEncoder, sample
 
@@ -35,7 +40,8 @@ def test_weighted_sum_by_hand():
     np.testing.assert_allclose(batch.total, [0.5, -1.0, -4.5])
     np.testing.assert_array_equal(batch.terms["a"], [1, 0.5, -1])
     assert batch.total.dtype == batch.terms["b"].dtype == np.float64
-    assert not batch.degenerate.any() and batch.failures == {}
+    assert batch.degenerate == (None,) * 3 and batch.failures == {}
+    assert not batch.failed["a"].any() and not batch.failed["b"].any()
 
 
 def test_missing_values_are_skipped():
@@ -43,22 +49,57 @@ def test_missing_values_are_skipped():
     batch = RewardFunction(terms, 10)(texts(4))
     np.testing.assert_array_equal(batch.total, [3, 2, np.nan, np.nan])
     np.testing.assert_array_equal(batch.terms["b"], [2, 2, np.nan, np.nan])
-    assert "1 of 4 values are not finite" in batch.failures["b"]
+    assert "1 of 4 values are not finite" in batch.failures["b"] and "inf" in batch.failures["b"]
+    assert batch.failed["a"].tolist() == [False, False, False, True]  # None is an answer, NaN is none
+    assert batch.failed["b"].tolist() == [False, False, False, True]
+
+
+@pytest.mark.parametrize("value, weight", [(1e308, 1.0), (-1e308, 1.0), (1.1e6, 0.01), (10.0, 2e5)])
+def test_a_huge_value_is_blamed_on_its_own_term(value, weight):
+    batch = RewardFunction([(Term("huge", [value, 1.0]), weight), (Term("good", [0.25, 0.5]), 1.0)], 10)(texts(2))
+    np.testing.assert_allclose(batch.total, [0.25, 0.5 + weight])
+    assert list(batch.failures) == ["huge"] and f"such as {value:g}" in batch.failures["huge"]
+    assert batch.failed["huge"].tolist() == [True, False] and not batch.failed["good"].any()
+
+
+@pytest.mark.parametrize(
+    "values", [(0.0, 1.0), [False, np.True_], np.array([0, 1]), np.float32([0, 1]), jnp.arange(2), [jnp.float32(0), 1]]
+)
+def test_lists_arrays_and_truth_values_are_numbers(values):
+    batch = RewardFunction([(Term("a", values), 1.0)], 10)(texts(2))
+    assert batch.failures == {} and batch.total.tolist() == [0, 1]
+
+
+def test_samples_cannot_be_changed():
+    def meddle(samples):
+        for change in (
+            lambda: setattr(samples[0], "completion", "praise me"),
+            lambda: samples[0].references.append("praise me"),
+            lambda: samples[0].__dict__.update(completion="praise me"),
+            lambda: samples.clear(),
+        ):
+            with pytest.raises((AttributeError, dataclasses.FrozenInstanceError)):
+                change()
+        return [1.0]
+
+    batch = RewardFunction([(Term("meddle", meddle), 1.0)], 10)([sample("a text", ["a reference"])])
+    assert batch.failures == {}
 
 
 def test_degenerate_texts_earn_nothing_but_still_lose():
     samples = [sample("very very sad"), sample("a proper text"), sample("cut off", finished=False), sample("")]
     terms = [(Term("good", [1.0] * 4), 1.0), (Term("penalty", [-0.5] * 4), 2.0), (Term("length", [3.0] * 4), -0.1)]
     batch = RewardFunction(terms, 10)(samples)
-    np.testing.assert_array_equal(batch.degenerate, [True, False, True, True])
+    assert batch.degenerate == ("repeated word", None, "endless", "empty")
     np.testing.assert_allclose(batch.total, [-1.3, -0.3, -1.3, -1.3])
     np.testing.assert_array_equal(batch.terms["good"], [0, 1, 0, 0])
     np.testing.assert_array_equal(batch.terms["penalty"], [-0.5] * 4)
 
 
 def test_no_samples():
-    batch = RewardFunction([(Term("a", []), 1.0)], 10)([])
-    assert batch.total.shape == batch.degenerate.shape == batch.terms["a"].shape == (0,)
+    batch = RewardFunction([(Term("a", lambda samples: 1 / len(samples)), 1.0)], 10)([])
+    assert batch.failures == {}
+    assert batch.total.shape == batch.failed["a"].shape == batch.terms["a"].shape == (0,)
 
 
 @pytest.mark.parametrize(
@@ -67,8 +108,15 @@ def test_no_samples():
         (lambda samples: 1 / 0, "ZeroDivisionError: division by zero"),
         (lambda samples: sys.exit("stop"), "SystemExit: stop"),
         ([1.0], "returned 1 values for 2 samples"),
-        (["high", "low"], "high"),
-        (None, "NoneType"),
+        (["high", "low"], "returned 'high' for a sample, expected a number or None"),
+        ("12", "returned '12', expected a list of one number or None a sample"),
+        ({0: 1.0, 1: 2.0}, "returned {0: 1.0, 1: 2.0}, expected a list"),
+        ({1.0, 2.0}, "returned {1.0, 2.0}, expected a list"),
+        (1.0, "returned 1.0, expected a list"),
+        (np.zeros((2, 1)), "returned [0.0] for a sample"),
+        ([1j, 2], "returned 1j for a sample"),
+        ([10**400, 1], "too large"),
+        (None, "returned None, expected a list"),
     ],
 )
 def test_a_failing_term_leaves_the_others_alone(values, message, caplog):
@@ -78,8 +126,9 @@ def test_a_failing_term_leaves_the_others_alone(values, message, caplog):
             batch = reward(texts(2))
             np.testing.assert_array_equal(batch.total, [0.25, 0.5])
             assert np.isnan(batch.terms["bad"]).all() and list(batch.failures) == ["bad"]
+            assert batch.failed["bad"].all() and not batch.failed["good"].any()
             assert message in batch.failures["bad"]
-    assert reward.failure_counts == {"bad": 3}
+    assert list(reward.reasons) == ["bad"]
     assert len(caplog.records) == 1 and "'bad'" in caplog.text and message in caplog.text
 
 
@@ -111,6 +160,22 @@ def test_a_slow_term_times_out_and_the_run_goes_on():
     np.testing.assert_array_equal(batch.total, [3, 3])
 
 
+def test_a_call_that_hangs_for_one_purpose_keeps_no_other_waiting():
+    release = threading.Event()
+
+    def slow(samples):
+        if len(samples) > 2:
+            release.wait(60)
+        return [1.0] * len(samples)
+
+    training = RewardFunction([(Term("slow", slow), 1.0)], 30)
+    validation = training.with_timeout(0.1)
+    assert "took longer than 0.1 s" in validation(texts(3)).failures["slow"]
+    assert training(texts(2)).failures == {}
+    assert "still running" in validation(texts(2)).failures["slow"]
+    release.set()
+
+
 def test_a_hanging_term_does_not_keep_the_interpreter_alive():
     code = (
         "import threading\n"
@@ -138,6 +203,34 @@ def test_terms_run_beside_each_other_and_beside_the_caller():
     future = reward.submit(texts(2))
     meeting.wait()  # both terms are running while this thread is here
     np.testing.assert_array_equal(future.result(timeout=30).total, [2, 2])
+
+
+# --- a term that goes on failing ----------------------------------------------------------------------------------
+
+
+def metrics(failures, missing):
+    return {"rewards/a/failures": failures, "rewards/a/missing": missing}
+
+
+def test_a_term_that_goes_on_failing_stops_the_run():
+    reward = RewardFunction([(Term("a", lambda samples: 1 / 0), 1.0)], 10)
+    watch = RewardWatch(reward, 3)
+    reward(texts(2))
+    for step, (failures, missing) in enumerate([(1, 0.5), (0, 1), (0, 0.9), (2, 1), (1, 0.5)]):
+        watch(step, metrics(failures, missing))  # a step with values in between starts the count anew
+    with pytest.raises(
+        RewardError, match=r"term 'a' failed in 3 steps in a row, the last one step 9 .*'grpo.max_rewar"
+    ):
+        watch(9, metrics(2, 1))
+    with pytest.raises(RewardError, match="ZeroDivisionError: division by zero"):
+        watch(10, metrics(2, 1))
+
+
+def test_a_term_without_any_value_stops_the_run():
+    reward = RewardFunction([(Term("a", [None, None]), 1.0)], 10)
+    assert reward(texts(2)).failures == {}
+    with pytest.raises(RewardError, match="'a' failed in 1 steps.*no value for any sample"):
+        RewardWatch(reward, 1)(1, metrics(0, 1))
 
 
 def test_names_must_differ():
@@ -223,7 +316,7 @@ def test_build_reward_has_the_configured_terms(encoder, anchors, custom_file):
     )
     assert batch.failures == {} and not np.isnan(batch.total).any()
     assert batch.total[0] > batch.total[1] < batch.total[2]
-    assert batch.degenerate.tolist() == [False, False, False, True] and batch.total[3] < 0
+    assert batch.degenerate == (None, None, None, "repeated word") and batch.total[3] < 0
     np.testing.assert_allclose(batch.total, sum(reward.weights[name] * x for name, x in batch.terms.items()))
 
 
@@ -232,6 +325,18 @@ def test_terms_of_weight_zero_are_left_out(encoder, anchors):
     assert list(build_reward(config, encoder, anchors["captions"], []).weights) == ["rouge_l"]
     with pytest.raises(ConfigError, match="grpo.reward"):
         build_reward(RewardConfig(emotion=0, semantic=0), encoder, anchors["captions"], [])
+
+
+def test_a_file_is_imported_once_and_files_of_one_name_are_two(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "terms.py").write_text(
+            f"calls = []\ndef f(samples):\n    return [{ord(folder)}]\ndef g(samples):\n    return calls\n"
+        )
+    first, again = (load_custom(f"{tmp_path}/a/terms.py:{name}=1")[0] for name in "fg")
+    other, _ = load_custom(f"{tmp_path}/b/terms.py:f=1")
+    assert (first([None]), other([None])) == ([ord("a")], [ord("b")])
+    assert first.function.__globals__ is again.function.__globals__
 
 
 def test_custom_term_may_not_take_a_name_twice(encoder, anchors, tmp_path):

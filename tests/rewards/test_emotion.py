@@ -141,13 +141,17 @@ def test_semantic_reward_takes_the_best_reference():
 
 def test_distinctiveness_prefers_the_own_references(table_anchors):
     # The text mean is (1/2, 1/2), from where joy, rage and glee lie at (1, -1), (-1, 1) and nearly (1, -1).
-    reward = DistinctivenessReward(TableEncoder(TABLE), table_anchors)
-    own, other = reward([sample("joy", ["joy"], group=0), sample("joy", ["rage"], group=1)])
-    assert own == pytest.approx(2, abs=1e-6) and other == pytest.approx(-2, abs=1e-6)
-    common = reward([sample("glee", ["joy"], group=0), sample("glee", ["joy"], group=1)])
-    assert common == [pytest.approx(0, abs=1e-6)] * 2
-    assert reward([sample("joy", ["joy"]), sample("rage", ["joy"])]) == [None, None]
-    assert reward([sample("joy", [], group=0), sample("joy", ["joy"], group=1)]) == [None, None]
+    reward = DistinctivenessReward(TableEncoder(TABLE), table_anchors, [["rage"], [], ["rage", "rage"]])
+    own, other, nothing = reward([sample("joy", ["joy"]), sample("joy", ["rage"]), sample("joy", [])])
+    assert own == pytest.approx(2, abs=1e-6) and other == pytest.approx(0, abs=1e-6) and nothing is None
+    balanced = DistinctivenessReward(TableEncoder(TABLE), table_anchors, [["rage"], ["joy"]])
+    assert balanced([sample("joy", ["joy"])]) == [pytest.approx(1, abs=1e-6)]
+
+
+def test_distinctiveness_does_not_depend_on_what_is_judged_beside(table_anchors):
+    reward = DistinctivenessReward(TableEncoder(TABLE), table_anchors, [["joy"], ["rage"], ["cold", "glee"]])
+    samples = [sample(text, [reference], group) for group, (text, reference) in enumerate(zip(TABLE, reversed(TABLE)))]
+    assert reward(samples) == pytest.approx([reward([one])[0] for one in samples], abs=1e-12)
 
 
 def test_terms_ignore_case_and_whitespace(encoder, anchors):
@@ -157,7 +161,7 @@ def test_terms_ignore_case_and_whitespace(encoder, anchors):
         EmotionReward(encoder, anchors["templates"], "softmax"),
         EmotionReward(encoder, anchors["captions"]),
         SemanticReward(encoder),
-        DistinctivenessReward(encoder, anchors["captions"]),
+        DistinctivenessReward(encoder, anchors["captions"], [captions]),
     ):
         expected = term([sample(text, captions[-2:], group=i) for i, text in enumerate(captions)])
         for change in changes:

@@ -131,7 +131,7 @@ def _micro_batches(step: int, on: Mesh, at_once: int):
 
 
 # Learners hold no state: tests share them, and their compiled programs.
-_SFT_OPTIMIZER, _GRPO_OPTIMIZER = make_optimizer(SFT.optimizer, STEPS), make_optimizer(GRPO.optimizer, STEPS)
+_SFT_OPTIMIZER, GRPO_OPTIMIZER = make_optimizer(SFT.optimizer, STEPS), make_optimizer(GRPO.optimizer, STEPS)
 
 
 @functools.cache
@@ -140,7 +140,7 @@ def _sft_learner(on: Mesh, optimizer: optax.GradientTransformation, parts: Parts
 
 
 @functools.cache
-def _grpo_learner(on: Mesh, optimizer: optax.GradientTransformation, config: GrpoConfig, parts: Parts) -> GrpoLearner:
+def grpo_learner(on: Mesh, optimizer: optax.GradientTransformation, config: GrpoConfig, parts: Parts) -> GrpoLearner:
     graphdef, state = initial_state(on, optimizer, parts)
     frozen = frozen_params(on, parts)
     reference = merge_params(initial_state(on, optimizer, parts)[1].params, frozen)
@@ -168,9 +168,9 @@ def sft_step(on: Mesh, micro: int = 0, optimizer=None, parts: Parts = EVERYTHING
 
 def grpo_step(on: Mesh, micro: int = 0, optimizer=None, config: GrpoConfig = GRPO, parts: Parts = EVERYTHING):
     """(graphdef, state, step function over batch numbers) of reinforcement learning."""
-    optimizer = optimizer or _GRPO_OPTIMIZER
+    optimizer = optimizer or GRPO_OPTIMIZER
     graphdef, state = initial_state(on, optimizer, parts)
-    learner = _grpo_learner(on, optimizer, config, parts)
+    learner = grpo_learner(on, optimizer, config, parts)
 
     def step(state, number):
         micro_batches = [
@@ -178,7 +178,7 @@ def grpo_step(on: Mesh, micro: int = 0, optimizer=None, config: GrpoConfig = GRP
                 prompt=put_batch(prompt, on),
                 rows=put_batch(numbers, on),
                 valid=put_batch(valid & (numbers != 3), on),  # one clip could not be decoded
-                infos=[PromptInfo(f"clip-{i}", "describe", ("a b c",), None) for i in numbers],
+                infos=[PromptInfo(f"clip-{i}", "describe", "so they say", ("a b c",), None) for i in numbers],
                 references=put_batch(references, on),
             )
             for prompt, _, references, numbers, valid in _micro_batches(int(number), on, micro)
