@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -194,7 +193,7 @@ class Captioner:
 def _next_token_logits(graphdef, params, prompts: PromptBatch):
     model = nnx.merge(graphdef, params)
     last, _ = model.prefill(prompts)
-    return model.language_model.logits(last).astype(jnp.float32)
+    return model.language_model.logits(last)
 
 
 def _with_dtype(model: ModelConfig, dtype: str | None) -> ModelConfig:

@@ -188,12 +188,14 @@ class LossConfig:
     Attributes:
       name: aggregation: "grpo", "dr_grpo", "dapo", "gspo" or "cispo".
       importance: ratio per "token" or per "sequence".
-      clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high].
-      clip_dual: upper bound on the loss of tokens with negative advantage (0: off).
-      kl: estimator of the KL divergence to the reference policy: "k1", "k2" or "k3".
+      clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high]; in "cispo" from above only.
+      clip_dual: upper bound on the loss of tokens with negative advantage, in units of it; above 1, or 0 for none.
+      kl: estimator of the KL divergence to the reference policy, "k2" or "k3". "k1", the plain log-ratio, is none of
+        them: as a loss its expected gradient is zero.
       beta: its weight; 0 drops the reference policy altogether.
       entropy: weight of an entropy bonus.
-      reference_likelihood: weight of the token-normalised log-likelihood of references of the same prompt.
+      reference_likelihood: weight of the token-normalised log-likelihood of references of the same prompt, at
+        temperature 1.
       references: how many references of a prompt that term scores.
     """
 
@@ -202,7 +204,7 @@ class LossConfig:
     clip_low: NonNegativeFloat = 0.2
     clip_high: NonNegativeFloat = 0.2
     clip_dual: NonNegativeFloat = 0.0
-    kl: Literal["k1", "k2", "k3"] = "k3"
+    kl: Literal["k2", "k3"] = "k3"
     beta: NonNegativeFloat = 0.04
     entropy: NonNegativeFloat = 0.0
     reference_likelihood: NonNegativeFloat = 0.0

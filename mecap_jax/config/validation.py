@@ -102,11 +102,15 @@ def _heads(config: Config) -> Problems:
         yield "model.decoder.num_key_value_heads", f"must divide num_attention_heads = {decoder.num_attention_heads}"
 
 
-def _rewards(config: Config) -> Problems:
+def _objective(config: Config) -> Problems:
     if config.grpo is None:
         return
     if not config.grpo.reward.custom and not any(getattr(config.grpo.reward, name) for name in REWARD_TERMS):
         yield "grpo.reward", "every weight is 0, nothing would be learnt"
+    if 0 < config.grpo.loss.clip_dual <= 1:
+        yield "grpo.loss.clip_dual", "must be above 1, or 0 for none"
+    if config.grpo.loss.clip_dual and config.grpo.loss.name == "cispo":
+        yield "grpo.loss.clip_dual", "cispo clips the weight and not the objective; must be 0"
 
 
 def _rows(config: Config) -> Problems:
@@ -125,7 +129,7 @@ def _input(config: Config) -> Problems:
 
 
 _CHECKS = (
-    _stages, _trainable, _modalities, _tower_cache, _pixels, _buckets, _heads, _rewards, _rows, _input
+    _stages, _trainable, _modalities, _tower_cache, _pixels, _buckets, _heads, _objective, _rows, _input
 )  # fmt: skip
 
 

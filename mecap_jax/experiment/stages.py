@@ -71,6 +71,7 @@ def train_sft(
         return {"validation/token_nll": total / max(tokens, 1.0)}
 
     rows = dataset.rows("train", config.clips)
+    _tell_of_cut_references(bench, name, rows, config.max_target_tokens)
     schedule = learning_rate_schedule(config.optimizer, config.steps)
     step = _with_progress(step, schedule, len(rows) // config.batch_clips)
     batches = dataset.training_batches(
@@ -130,6 +131,8 @@ def train_grpo(
         return validation_rewards(bench, graphdef, params, validation_reward, validation, config.max_new_tokens)
 
     rows = dataset.rows("train", config.clips)
+    if references:
+        _tell_of_cut_references(bench, name, rows, config.max_new_tokens)
     schedule = learning_rate_schedule(config.optimizer, config.steps * config.updates)
     step = _with_progress(step, schedule, len(rows) // config.prompts)
     batches = dataset.training_batches(
@@ -177,6 +180,16 @@ def validation_rewards(
         metrics[f"validation/rewards/{name}"] = mean(values)
         metrics[f"validation/rewards/{name}/failures"] = float(judged.failed[name].sum())
     return metrics
+
+
+def _tell_of_cut_references(bench: Workbench, name: str, rows: Sequence[int], max_tokens: int) -> None:
+    """Says how many references are too long to be learnt to their end."""
+    references = [text for row in rows for text in bench.dataset.references(row)]
+    cut = sum(len(bench.tokenizer.encode(text)) >= max_tokens for text in references)
+    if cut:
+        bench.logger.say(
+            f"{name}: {cut} of {len(references)} references are cut after {max_tokens} tokens and teach no ending"
+        )
 
 
 def _with_progress(step: Step, schedule: optax.Schedule, steps_per_epoch: int) -> Step:

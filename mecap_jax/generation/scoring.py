@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -26,9 +27,14 @@ class Scores(NamedTuple):
 
 
 def score_completions(
-    model: MultimodalLM, prompt: PromptBatch, tokens: Int[Array, "B G T"], temperature: float = 1.0
+    model: MultimodalLM,
+    prompt: PromptBatch,
+    tokens: Int[Array, "B G T"],
+    temperature: float | Float[np.ndarray, " G"] = 1.0,
 ) -> Scores:
     """Log-probability of every completion token under softmax(logits / temperature), and the entropy there.
+
+    The temperature is one for all, or one for each completion of a group.
 
     Equal, gradients included, to scoring G separate sequences [prompt, completion].
     """
@@ -37,7 +43,9 @@ def score_completions(
     return Scores(logprobs, entropy)
 
 
-def _token_scores(decoder, hidden: Float[Array, "B G T D"], tokens: Int[Array, "B G T"], temperature: float):
+def _token_scores(decoder, hidden: Float[Array, "B G T D"], tokens: Int[Array, "B G T"], temperature):
+    temperature = np.reshape(np.asarray(temperature, np.float32), (-1, 1, 1))
+
     def scores(hidden, tokens):
         logits = decoder.logits(hidden) / temperature
         normaliser = jax.nn.logsumexp(logits, axis=-1)

@@ -90,7 +90,7 @@ class Decoder(nnx.Module):
         self.lm_head = (
             None
             if config.tie_word_embeddings
-            else Linear(config.hidden_size, config.vocab_size, ("embed", "vocab"), dtypes, rngs, bias=False)
+            else Linear(config.hidden_size, config.vocab_size, ("embed", "vocab"), dtypes, rngs, bias=False, wide=True)
         )
 
     def prefill(
@@ -155,9 +155,8 @@ class Decoder(nnx.Module):
         return self.norm(x), updated if cache is not None else None
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
-        """Output logits in float32."""
-        output = self.embed_tokens.attend(hidden) if self.lm_head is None else self.lm_head(hidden)
-        return output.astype(jnp.float32)
+        """Output logits, accumulated and kept in float32."""
+        return self.embed_tokens.attend(hidden) if self.lm_head is None else self.lm_head(hidden)
 
 
 def rotary_angles(

@@ -26,24 +26,52 @@ class Dtypes:
     compute: jnp.dtype
 
 
+@jax.custom_vjp
+def wide_product(x: Float[Array, "*batch in"], kernel: Float[Array, "in out"]) -> Float[Array, "*batch out"]:
+    """`x @ kernel`, accumulated and kept in float32; its gradient takes products in the operands' dtype.
+
+    Left to itself, a backward pass would multiply the float32 cotangent with a float32 copy of the kernel.
+    """
+    return jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
+
+
+def _wide_product_backward(operands, cotangent):
+    return jax.vjp(jnp.matmul, *operands)[1](cotangent.astype(operands[0].dtype))
+
+
+wide_product.defvjp(lambda x, kernel: (wide_product(x, kernel), (x, kernel)), _wide_product_backward)
+
+
 class Linear(nnx.Module):
-    """`x @ kernel + bias`, kernel stored as [in, out]."""
+    """`x @ kernel + bias`, kernel stored as [in, out]; with `wide` the result is float32 whatever the dtype."""
 
     def __init__(
-        self, in_dim: int, out_dim: int, axes: tuple[str | None, str], dtypes: Dtypes, rngs: nnx.Rngs, *, bias: bool
+        self,
+        in_dim: int,
+        out_dim: int,
+        axes: tuple[str | None, str],
+        dtypes: Dtypes,
+        rngs: nnx.Rngs,
+        *,
+        bias: bool,
+        wide: bool = False,
     ):
         init = jax.nn.initializers.lecun_normal()
         self.kernel = nnx.Param(init(rngs.params(), (in_dim, out_dim), dtypes.param), logical_axes=axes)
         self.bias = nnx.Param(jnp.zeros((out_dim,), dtypes.param), logical_axes=axes[1:]) if bias else None
-        self.dtype = dtypes.compute
+        self.dtype, self.wide = dtypes.compute, wide
 
     def __call__(self, x: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:
-        y = x.astype(self.dtype) @ self.kernel[...].astype(self.dtype)
+        y = self.product(x, self.kernel[...])
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+
+    def product(self, x: Float[Array, "*batch in"], kernel: Float[Array, "in out"]) -> Float[Array, "*batch out"]:
+        """`x @ kernel` in the dtypes of this projection."""
+        return (wide_product if self.wide else jnp.matmul)(x.astype(self.dtype), kernel.astype(self.dtype))
 
 
 class Embedding(nnx.Module):
-    """A table of token embeddings; `attend` multiplies by its transpose (tied output weights)."""
+    """A table of token embeddings; `attend` multiplies by its transpose (tied output weights), into float32."""
 
     def __init__(self, size: int, dim: int, dtypes: Dtypes, rngs: nnx.Rngs):
         init = jax.nn.initializers.normal(dim**-0.5)
@@ -54,7 +82,7 @@ class Embedding(nnx.Module):
         return jnp.take(self.embedding[...], ids, axis=0).astype(self.dtype)
 
     def attend(self, x):
-        return x.astype(self.dtype) @ self.embedding[...].astype(self.dtype).T
+        return wide_product(x.astype(self.dtype), self.embedding[...].astype(self.dtype).T)
 
 
 class RMSNorm(nnx.Module):

@@ -48,7 +48,7 @@ class LoraLinear(Linear):
     """
 
     def __init__(self, base: Linear, config: LoraConfig, rngs: nnx.Rngs):
-        self.kernel, self.bias, self.dtype = base.kernel, base.bias, base.dtype
+        self.kernel, self.bias, self.dtype, self.wide = base.kernel, base.bias, base.dtype, base.wide
         in_axis, out_axis = base.kernel.get_metadata()["logical_axes"]
         in_dim, out_dim = base.kernel.shape
         # U(-1/sqrt(in), 1/sqrt(in)): what PEFT's kaiming_uniform_(a=sqrt(5)) comes to.
@@ -64,7 +64,7 @@ class LoraLinear(Linear):
         if self.dropout and self.dropout_keys is not None:
             x = _drop(x, self.dropout_keys, self.dropout)
         x = x.astype(self.dtype) @ self.lora_a[...].astype(self.dtype)
-        return y + x @ self.lora_b[...].astype(self.dtype) * self.scale
+        return y + self.product(x, self.lora_b[...]) * self.scale
 
 
 def _drop(x: Float[Array, "*batch in"], keys: Key[Array, " B"], share: float) -> Float[Array, "*batch in"]:

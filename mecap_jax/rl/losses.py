@@ -58,8 +58,8 @@ def policy_loss(
 
     GRPO (arXiv 2402.03300, eq. 3), Dr.GRPO (arXiv 2503.20783) and DAPO (arXiv 2503.14476) share it and differ in how
     tokens are averaged; GSPO (arXiv 2507.18071) takes the ratio per sequence; CISPO (arXiv 2506.13585, eq. 4) clips
-    the weight instead of the objective, so that every token keeps a gradient. `clip_dual` bounds the loss of tokens
-    with negative advantage (arXiv 1912.09729, eq. 5).
+    the weight instead of the objective, from above only, so that every token keeps a gradient. `clip_dual` bounds the
+    loss of tokens with negative advantage (arXiv 1912.09729, eq. 5).
     """
     level = "sequence" if config.name == "gspo" else config.importance
     log_ratio = importance_log_ratio(logprobs, old_logprobs, mask, level)
@@ -68,7 +68,8 @@ def policy_loss(
     advantages = advantages[..., None]
     outside_low, outside_high = (ratio < low) & (advantages < 0), (ratio > high) & (advantages > 0)
     if config.name == "cispo":
-        weight = jax.lax.stop_gradient(jnp.clip(ratio, low, high))
+        outside_low = jnp.zeros_like(outside_low)
+        weight = jax.lax.stop_gradient(jnp.minimum(ratio, high))
         loss = -weight * advantages * jnp.where(mask, logprobs, 0.0)
     else:
         loss = -jnp.minimum(ratio * advantages, jnp.clip(ratio, low, high) * advantages)
@@ -82,13 +83,12 @@ def kl_divergence(
 ) -> Float[Array, "B G T"]:
     """Estimate of KL(policy || reference) at each sampled token (Schulman, "Approximating KL divergence", 2020).
 
-    "k1" is the log-ratio itself, "k2" half its square, "k3" exp(-d) - 1 + d with d = log(policy / reference), which is
-    never negative. d is clamped to +-20.
+    "k2" is half the square of d = log(policy / reference), "k3" exp(-d) - 1 + d; neither is ever negative. As a loss,
+    "k2" has the expected gradient of KL(policy || reference), "k3" that of KL(reference || policy). "k1", d itself, is
+    no loss: its expected gradient is zero. d is clamped to +-20.
     """
     d = jnp.where(mask, logprobs - reference_logprobs, 0.0)
     d = jnp.clip(d, -_LOG_RATIO_LIMIT, _LOG_RATIO_LIMIT)
-    if kind == "k1":
-        return d
     if kind == "k2":
         return 0.5 * d**2
     if kind == "k3":

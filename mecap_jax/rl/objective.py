@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from mecap_jax.batch import Array, Completions, PromptBatch
@@ -78,13 +79,16 @@ def objective(
     """This micro-batch's share of the loss: shares of all micro-batches add up to the loss of the batch.
 
     policy + beta * KL - entropy bonus, averaged as the variant says, plus the token-normalised negative
-    log-likelihood of references of the same prompts (scored in the same pass, behind the same prefix).
+    log-likelihood of references of the same prompts (scored in the same pass, behind the same prefix, at temperature 1
+    as in supervised training).
     """
     tokens, mask = example.completions
     group = tokens.shape[1]
+    temperatures = np.full(group, temperature)
     if example.references is not None:
         tokens = jnp.concatenate([tokens, example.references.tokens], axis=1)
-    scores = score_completions(model, example.prompt, tokens, temperature)
+        temperatures = np.append(temperatures, np.ones(example.references.tokens.shape[1]))
+    scores = score_completions(model, example.prompt, tokens, temperatures)
     logprobs, entropy = scores.logprobs[:, :group], scores.entropy[:, :group]
 
     policy = policy_loss(logprobs, example.old_logprobs, example.advantages, mask, loss)
