@@ -25,11 +25,12 @@ def _scores(params, tokens, temperature):
 def test_references_are_scored_at_temperature_one_whatever_the_sampling_temperature():
     graphdef, params = miniature.model()
     rng = np.random.default_rng(0)
-    tokens = rng.integers(4, miniature.CONFIG.decoder.vocab_size, (3, GROUP + REFERENCES, LENGTH)).astype(np.int32)
+    tokens = rng.integers(4, miniature.CONFIG.decoder.vocab_size, (3, GROUP + REFERENCES, LENGTH))
     mask = np.arange(LENGTH) < rng.integers(1, LENGTH + 1, (3, GROUP + REFERENCES))[..., None]
+    tokens, mask = jnp.asarray(tokens, jnp.int32), jnp.asarray(mask)
     sampled, taught = (Completions(tokens[:, part], mask[:, part]) for part in (slice(GROUP), slice(GROUP, None)))
     hot, plain = (_scores(params, tokens, temperature) for temperature in (HOT, 1.0))
-    old = np.asarray(hot.logprobs[:, :GROUP]) - 0.01
+    old = hot.logprobs[:, :GROUP] - 0.01
     example = TrainExample(miniature.prompts(), sampled, old, None, jnp.ones((3, GROUP)), taught)
     loss = LossConfig(beta=0.0, reference_likelihood=0.5)
 
