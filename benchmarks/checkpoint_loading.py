@@ -20,6 +20,7 @@ import ml_dtypes
 import numpy as np
 from absl import app, flags
 
+from mecap_jax.json_files import to_json, write_json
 from mecap_jax.model_config import ModelConfig
 
 _PRESET = flags.DEFINE_string("preset", "qwen2_5_omni_3b", "Name of the preset.")
@@ -63,7 +64,7 @@ def write(directory: Path, model: ModelConfig) -> None:
 
     directory.mkdir(parents=True, exist_ok=True)
     save_weights(directory, model, jax.tree.map(_Noise, _abstract(model)))
-    (directory / "config.json").write_text(json.dumps(format_config(model, {})))
+    write_json(directory / "config.json", format_config(model, {}))
 
 
 def read(directory: Path) -> None:
@@ -119,7 +120,7 @@ def _forget(directory: Path) -> None:
 def main(argv: list[str]) -> None:
     directory, model = Path(_DIRECTORY.value), getattr(ModelConfig, _PRESET.value)()
     if _MEASURE.value:
-        print(json.dumps(measure(directory, model, _MEASURE.value)))
+        print(to_json(measure(directory, model, _MEASURE.value)))
         return
     if not (directory / "config.json").exists():
         write(directory, model)
@@ -139,9 +140,9 @@ def main(argv: list[str]) -> None:
                 load_["peak_gb"] - load_["base_gb"] - load_["destination_gb"]
             ) / load_["largest_shard_gb"]
             results[state].append(pair)
-            print(state, json.dumps(pair), flush=True)
+            print(state, to_json(pair), flush=True)
     if _OUTPUT.value:
-        Path(_OUTPUT.value).write_text(json.dumps(results, indent=2) + "\n")
+        write_json(Path(_OUTPUT.value), results)
 
 
 if __name__ == "__main__":

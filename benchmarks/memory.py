@@ -12,7 +12,6 @@ end schedules what is rematerialised early, so that it saves nothing there. `--k
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from mecap_jax.config import load
 from mecap_jax.data.collate import collate
 from mecap_jax.generation.sampler import generate
 from mecap_jax.generation.scoring import completion_logprobs
+from mecap_jax.json_files import to_json, write_json
 from mecap_jax.models.lora import Draw
 from mecap_jax.models.parameters import merge_params, split_params
 from mecap_jax.rl.objective import Denominators, TrainExample, make_gradient
@@ -106,9 +106,9 @@ def main(argv: list[str]) -> None:
         "temporaries_gb": temporaries,
         "total_gb": sum(kept.values()) + max(temporaries.values(), default=0.0),
     }
-    print(json.dumps(result))
+    print(to_json(result))
     if _OUTPUT.value:
-        Path(_OUTPUT.value).write_text(json.dumps(result, indent=2) + "\n")
+        write_json(Path(_OUTPUT.value), result)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ two, so that both meet the same load on the machine. PyTorch is measured at seve
 one counts. Prints JSON; seconds are medians a batch.
 """
 
-import json
 import os
 import statistics
 import sys
@@ -23,6 +22,7 @@ sys.modules.setdefault("torchvision", None)
 from sentence_transformers import SentenceTransformer  # noqa: E402
 
 from mecap_jax.emotions import EMOTIONS  # noqa: E402
+from mecap_jax.json_files import to_json  # noqa: E402
 from mecap_jax.models.sentence_encoder import load_sentence_encoder, packaged_directory  # noqa: E402
 from mecap_jax.rewards.templates import template_sentences  # noqa: E402
 
@@ -61,7 +61,7 @@ def main(argv: list[str]) -> None:
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     best = min((name for name in runs if name != "flax"), key=medians.get)
     print(
-        json.dumps(
+        to_json(
             {
                 "batch": _BATCH.value,
                 "words": _WORDS,

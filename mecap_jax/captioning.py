@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,6 +20,7 @@ from mecap_jax.data.importers.files import MAX_CLIP_BYTES, is_junk
 from mecap_jax.data.media import streams
 from mecap_jax.data.pipeline import clip_row, request_text
 from mecap_jax.data.utterance import Utterance
+from mecap_jax.json_files import to_json
 from mecap_jax.text_files import printable
 
 SUFFIXES = tuple(".wav .flac .ogg .oga .opus .mp3 .aac .m4a .mp4 .m4v .mov .3gp .mka .mkv .webm .avi".split())
@@ -271,7 +271,7 @@ def as_json(answer: Captioned) -> list[str]:
     """
     whole: dict[str, Any] = {"file": printable(answer.clip)}
     if answer.error:
-        return [json.dumps(whole | {"error": printable(answer.error)}, ensure_ascii=False, allow_nan=False)]
+        return [to_json(whole | {"error": printable(answer.error)})]
     lines = []
     for number, caption in enumerate(answer.captions):
         fields = whole | {"caption": caption.text, "logprob": round(caption.logprob, 4), "finished": caption.finished}
@@ -279,7 +279,7 @@ def as_json(answer: Captioned) -> list[str]:
             fields["seconds"] = round(answer.seconds, 3)
         if len(answer.captions) > 1:
             fields["sample"] = number
-        lines.append(json.dumps(fields, ensure_ascii=False, allow_nan=False))
+        lines.append(to_json(fields))
     return lines
 
 

@@ -1,4 +1,6 @@
-"""Files that others wrote: whether they are there, and the JSON in them, read strictly; errors name the file."""
+"""Files that others wrote: whether they are there, and the JSON in them, read strictly; errors name the file. And JSON
+that anybody can read.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +8,39 @@ import json
 import math
 import os
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 _LARGEST = 2**24  # bytes: what is parsed takes twenty times as much memory, at worst
+
+
+def to_json(value: Any, indent: int | None = None, *, sort_keys: bool = False) -> str:
+    """Returns a JSON text in one line, or indented; a number that is not finite becomes null.
+
+    Half a surrogate pair, which no UTF-8 file can hold, is escaped.
+
+    Raises:
+      TypeError: a value that JSON does not have.
+    """
+    text = json.dumps(_without_nan(value), indent=indent, sort_keys=sort_keys, ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def as_json(value: Any) -> Any:
+    """Returns `value` as it will be read back: tuples are lists, numbers that are not finite None."""
+    return json.loads(to_json(value))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes an indented JSON file as a whole: a reader finds the old one or the new one.
+
+    Raises:
+      TypeError: as `to_json` does.
+    """
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(to_json(value, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -80,6 +111,14 @@ def why_unreadable(path: Path, error: OSError) -> str:
 
 def _link(path: Path) -> str:
     return f" (it is a link to {os.readlink(path)}, which is not there)" if path.is_symlink() else ""
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    return [_without_nan(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _finite(text: str) -> float:

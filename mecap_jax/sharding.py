@@ -19,6 +19,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mecap_jax.config import ConfigError, MeshConfig
+from mecap_jax.json_files import to_json
 
 BATCH_AXES = ("data", "fsdp")
 
@@ -160,7 +161,7 @@ def all_items(items: list[Any]) -> list[Any]:
     """Every process's items (JSON trees) on every process, those of the first process first."""
     if jax.process_count() == 1:
         return items
-    text = np.frombuffer(json.dumps(items).encode(), np.uint8)
+    text = np.frombuffer(to_json(items).encode(), np.uint8)
     lengths = multihost_utils.process_allgather(np.int32(len(text)))
     texts = multihost_utils.process_allgather(np.pad(text, (0, max(lengths) - len(text))))
     return [item for text, length in zip(texts, lengths) for item in json.loads(text[:length].tobytes())]

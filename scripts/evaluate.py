@@ -5,7 +5,6 @@
 It runs on the devices that are there, whatever the run was trained on; several machines join as in `train.py`.
 """
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from mecap_jax.distributed import joined
 from mecap_jax.evaluation.tables import format_value, metric_cell, ordered
 from mecap_jax.experiment.scoring import evaluate_checkpoint
 from mecap_jax.experiment.setup import USER_ERRORS
+from mecap_jax.json_files import write_json
 from mecap_jax.training.logging import RunLogger
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A stage of a run: RUN/checkpoints/STAGE.", required=True)
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> None:
 def _write(result: dict[str, Any]) -> None:
     output = Path(_OUTPUT.value)
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(output, result)
     for key in ordered(result["eval"]):
         print(f"{metric_cell(key):40} {format_value(key, result['eval'][key], result['confidence'].get(key))}")
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from mecap_jax import json_files
 from mecap_jax.config.schema import Config, ConfigError
 from mecap_jax.config.validation import validate
 from mecap_jax.config.values import build, parse
@@ -65,7 +66,7 @@ def _parse(text: str, hint: Any) -> Any:
         return text
     try:
         value = ast.literal_eval(text)
-        json.dumps(value)  # what JSON does not have (sets, bytes) no field has
+        json.dumps(value, allow_nan=True)  # what JSON does not have (sets, bytes) no field has
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         value = text
     if isinstance(value, str) and typing.get_origin(hint) is tuple:
@@ -75,7 +76,7 @@ def _parse(text: str, hint: Any) -> Any:
 
 def to_json(config: Config) -> str:
     """Writes a configuration as JSON."""
-    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+    return json_files.to_json(dataclasses.asdict(config), indent=2) + "\n"
 
 
 def from_json(text: str) -> Config:

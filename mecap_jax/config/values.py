@@ -20,7 +20,7 @@ def build(tree: Mapping[str, Any]) -> Config:
     Raises:
       ConfigError: names every key that is unknown, missing, of the wrong type or out of range.
     """
-    return parse(json.dumps(tree))
+    return parse(json.dumps(tree, allow_nan=True))  # so that they are refused by name
 
 
 def parse(text: str) -> Config:

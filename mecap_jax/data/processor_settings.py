@@ -8,7 +8,6 @@ implement is an error, not a surprise in the results.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 from mecap_jax.data.features import HOP, MAX_SAMPLES, N_FFT, PIXEL_MEAN, PIXEL_STD, SAMPLE_RATE
 from mecap_jax.data.pictures import MIN_FRAMES
-from mecap_jax.json_files import is_named, read_json_object
+from mecap_jax.json_files import is_named, read_json_object, write_json
 from mecap_jax.model_config import ModelConfig
 
 _CELL = 28 * 28  # pixels behind one decoder token
@@ -95,15 +94,15 @@ def write_settings(settings: ProcessorSettings, directory: Path, model: ModelCon
     if model.family == "qwen2_5_omni":
         sound = {} if model.audio is None else {key: value for key, (value, _) in _sound(model).items()}
         image |= sound | {"feature_extractor_type": "WhisperFeatureExtractor", "return_attention_mask": True}
-    _dump(image, directory / "preprocessor_config.json")
+    write_json(directory / "preprocessor_config.json", image)
     size = _size(settings.video_min_pixels, settings.video_max_pixels)
     rates = {"fps": settings.fps, "max_frames": settings.max_frames}
     video = vision | size | rates | {"min_frames": MIN_FRAMES, "video_processor_type": "Qwen2VLVideoProcessor"}
-    _dump(video | {"processor_class": name}, directory / "video_preprocessor_config.json")
+    write_json(directory / "video_preprocessor_config.json", video | {"processor_class": name})
     whole: dict[str, Any] = {"processor_class": name}
     if model.family == "qwen2_5_omni":  # see `read_settings`; with transformers, pass it as `videos_kwargs`
         whole["videos_kwargs"] = {"size": size["size"]} | rates
-    _dump(whole, directory / "processor_config.json")
+    write_json(directory / "processor_config.json", whole)
 
 
 def _sound(model: ModelConfig) -> dict[str, tuple[Any, Any]]:
@@ -212,7 +211,3 @@ def _candidates(directory: Path, part: str, names: tuple[str, ...]) -> Iterator[
     for path in (directory / name for name in names):
         if is_named(path):
             yield str(path), read_json_object(path)
-
-
-def _dump(content: Mapping[str, Any], path: Path) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

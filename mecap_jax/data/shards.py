@@ -39,6 +39,7 @@ from mecap_jax.data.manifest import (
 )
 from mecap_jax.data.records import RecordReader, RecordWriter, check_sum
 from mecap_jax.data.utterance import SPLITS, Utterance, deserialize, serialize
+from mecap_jax.json_files import as_json
 from mecap_jax.text_files import printable
 
 __all__ = ["BadClip", "Duplicate", "IndexRow", "ShardError", "ShardReader", "find_finished", "summarise_bad", "write"]
@@ -107,7 +108,7 @@ def find_finished(directory: str | os.PathLike, source: Mapping[str, Any]) -> di
     if not (directory / MANIFEST).is_file():
         raise ShardError(f"{directory} exists and holds no finished shards; not overwriting it")
     manifest = read_manifest(directory)
-    source = json.loads(json.dumps(source))
+    source = as_json(source)
     theirs = manifest["source"]
     differing = [
         f"{key}: {theirs.get(key)!r} there, {source.get(key)!r} asked"

@@ -22,6 +22,7 @@ from mecap_jax.data.chat_template import (
     read_template,
     render,
 )
+from mecap_jax.json_files import write_json
 from mecap_jax.tokenizer_files import LONGEST_TEXT, QWEN2_WORDS, read_tokenizer
 
 # What a published directory keeps of its tokenizer.
@@ -138,7 +139,7 @@ class Tokenizer:
             return
         content = json.loads(self._backend.to_str())
         content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] != FEATURES]
-        Path(path).write_text(json.dumps(content, ensure_ascii=False, indent=2), encoding="utf-8")
+        write_json(Path(path), content)
 
     def save_directory(self, directory: Path) -> None:
         """Writes what transformers needs to load the tokenizer; files that were read are copied as they are."""
@@ -162,7 +163,7 @@ class Tokenizer:
             "model_max_length": 32768,
             "extra_special_tokens": media,
         }
-        (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        write_json(directory / "tokenizer_config.json", config)
 
     def special(self, token: str) -> int:
         """The id of a special token."""

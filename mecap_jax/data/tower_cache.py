@@ -10,7 +10,6 @@ It appears under its name only when complete, and a reader refuses it when a byt
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from mecap_jax.data.media import MediaError
 from mecap_jax.data.prompts import VideoGrid
 from mecap_jax.data.records import RecordReader, RecordWriter, check_sum
 from mecap_jax.data.shards import find_finished
-from mecap_jax.json_files import parse_json
+from mecap_jax.json_files import parse_json, to_json
 
 _INDEX = "clips.json"
 _SHARD_SIZE = 256  # a clip of ten seconds may have megabytes
@@ -59,7 +58,7 @@ class TokenWriter:
           ShardError: it could not be written in full.
         """
         self._records.close()
-        text = json.dumps({"ids": self._ids, "shards": self._records.shards})
+        text = to_json({"ids": self._ids, "shards": self._records.shards})
         _part_file(self._directory, self._part).write_text(text, encoding="utf-8")
 
 
@@ -72,7 +71,7 @@ def finish(building: Path, directory: Path, parts: int, source: Mapping[str, Any
     files = [_part_file(building, f"{part:03d}") for part in range(parts)]
     described = [parse_json(file.read_bytes()) for file in files]
     ids = [id for part in described for id in part["ids"]]
-    (building / _INDEX).write_text(json.dumps(ids), encoding="utf-8")
+    (building / _INDEX).write_text(to_json(ids), encoding="utf-8")
     manifest = {
         "source": source,
         "index": {"file": _INDEX, "records": len(ids), "sha256": sha256(building / _INDEX)},

@@ -7,7 +7,6 @@ strings, which are YAML, in the text by `tables.escape`, in code as Python liter
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 from mecap_jax.config import Config, GrpoConfig, SftConfig
 from mecap_jax.evaluation.card_usage import transformers_usage
 from mecap_jax.evaluation.tables import escape, format_value, markdown_table, metric_cell, ordered, stage_title
+from mecap_jax.json_files import to_json
 
 CARD_FILE = "README.md"
 # What was trained one after the other, up to each stage.
@@ -91,7 +91,7 @@ def _front_matter(export: Export) -> str:
     method = "grpo" if export.stage.startswith("grpo") else "sft"
     synthetic = ["synthetic-data"] if _synthetic(export) else []
     fields["tags"] = ["emotion-captioning", "emotion-recognition", method, *seen, *synthetic, "mecap-jax"]
-    lines = [f"{key}: {json.dumps(value)}" for key, value in fields.items()]
+    lines = [f"{key}: {to_json(value)}" for key, value in fields.items()]
     return "\n".join(["---", *lines, "---"])
 
 

@@ -19,6 +19,7 @@ from mecap_jax.evaluation import plots
 from mecap_jax.evaluation.report_text import render
 from mecap_jax.evaluation.stage import StageResult, compare
 from mecap_jax.evaluation.tables import PAIRS, pair_name
+from mecap_jax.json_files import to_json
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "pycocoevalcap")
 _ABLATION_KEYS = ("emotion_uar", "emotion_word_uar")
@@ -136,7 +137,7 @@ def _to_json(report: Mapping[str, Any]) -> str:
             json.dumps(part, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise ValueError(f"report key {key!r} cannot be written as JSON: {error}") from error
-    return json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+    return to_json(report, indent=2) + "\n"
 
 
 def _differences(results: Mapping[str, StageResult], options: tuple) -> dict[str, Any]:

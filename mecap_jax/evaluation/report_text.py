@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from mecap_jax.evaluation.tables import (
     ordered_stages,
     stage_title,
 )
+from mecap_jax.json_files import to_json
 
 _TOKENISATION = {
     "ptb": "the Penn Treebank tokenizer, punctuation removed",
@@ -222,7 +222,7 @@ def _made(report: Mapping[str, Any]) -> str:
         ["software", escape(f"Python {made['python']}, {packages}")],
         *([escape(f"time: {key}"), _inline(value)] for key, value in timing.items()),
     ]
-    config = json.dumps(report["config"], indent=2, ensure_ascii=False)
+    config = to_json(report["config"], indent=2)
     return (
         "## How it was made\n\n"
         + markdown_table(["", ""], rows, numbers=False)

@@ -26,6 +26,7 @@ from mecap_jax.experiment.weights import (
     read_run,
     run_of,
 )
+from mecap_jax.json_files import write_json
 from mecap_jax.models.checkpoints.config_writer import ARCHITECTURES, format_config, within_omni
 from mecap_jax.models.checkpoints.hub import save_model, save_projector
 from mecap_jax.models.checkpoints.hub_config import CONFIG_FILE, omni_thinker, read_config, read_json
@@ -140,8 +141,8 @@ def _write_model(
     tokenizer = Tokenizer.from_directory(directory, config.model.family)
     source = Path(config.backbone) if config.backbone else None
     fields = _model_config(config, tokenizer, dtype)
-    _write_json(directory / CONFIG_FILE, within_omni(fields) if whole else fields)
-    _write_json(directory / _GENERATION_FILE, _generation_ids(tokenizer, source))
+    write_json(directory / CONFIG_FILE, within_omni(fields) if whole else fields)
+    write_json(directory / _GENERATION_FILE, _generation_ids(tokenizer, source))
     stage = open_stage(checkpoint, mesh)
     prefix = "thinker." if whole else ""
     save_model(directory, stage.config.model, stage.params, source, max_shard_bytes, dtype, prefix)
@@ -230,7 +231,3 @@ def _data_facts(config: Config, workdir: Path) -> Mapping[str, Any]:
     fields = json.loads(manifest.read_text(encoding="utf-8"))
     names = ("source", "synthetic", "datasets", "caption_languages", "splits", "licences", "quarantined")
     return {name: fields[name] for name in names if name in fields}
-
-
-def _write_json(path: Path, fields: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

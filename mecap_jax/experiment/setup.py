@@ -23,6 +23,7 @@ from mecap_jax.data.shards import ShardError, ShardReader
 from mecap_jax.data.tokenizer import Tokenizer, train_tokenizer
 from mecap_jax.experiment.backbone import check_backbone
 from mecap_jax.experiment.weights import PROCESSOR, read_run
+from mecap_jax.json_files import as_json, to_json, write_json
 from mecap_jax.models.checkpoints.table import CheckpointError, flatten
 from mecap_jax.models.lora import ADAPTER_LEAVES
 from mecap_jax.models.multimodal_lm import TOWERS
@@ -185,7 +186,7 @@ def claim(workdir: Path, config: Config) -> None:
     """
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / "config.json"
-    mine = json.loads(json.dumps(dataclasses.asdict(config)))
+    mine = as_json(dataclasses.asdict(config))
     if path.exists():
         theirs = json.loads(path.read_text(encoding="utf-8"))
         different = [
@@ -198,9 +199,7 @@ def claim(workdir: Path, config: Config) -> None:
                 f"{workdir} holds a run with another configuration; choose another --workdir or the same settings:\n  "
                 + "\n  ".join(different)
             )
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(mine, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_json(path, mine)
 
 
 def shards_directory(config: Config) -> Path:
@@ -212,7 +211,7 @@ def shards_directory(config: Config) -> Path:
     settings = {"source": source, "input": data.input, "version": SCHEMA_VERSION}
     if source == SYNTHETIC:
         settings |= dataclasses.asdict(data.synthetic)
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+    digest = hashlib.sha256(to_json(settings, sort_keys=True).encode()).hexdigest()[:12]
     return CACHE / f"{source}-{digest}"
 
 

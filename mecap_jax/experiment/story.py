@@ -24,6 +24,7 @@ from mecap_jax.experiment.setup import Workbench, first_process, set_up
 from mecap_jax.experiment.stages import copy_trainable, train_grpo, train_sft
 from mecap_jax.experiment.tower_cache import with_tower_cache
 from mecap_jax.experiment.weights import stage_params, starting_params
+from mecap_jax.json_files import write_json
 from mecap_jax.models.checkpoints.table import flatten
 from mecap_jax.models.parameters import merge_params, split_params
 from mecap_jax.training.logging import RunLogger, read_jsonl
@@ -109,7 +110,7 @@ def _control_steps(bench: Workbench) -> int:
     def decide() -> None:
         seconds = _step_seconds(bench.workdir)
         steps = round(bench.config.grpo.steps * seconds["grpo"] / seconds["sft"])
-        path.write_text(json.dumps({"steps": max(1, steps), "seconds_per_step": seconds}) + "\n", encoding="utf-8")
+        write_json(path, {"steps": max(1, steps), "seconds_per_step": seconds})
 
     first_process(lambda: path.exists() or decide())
     return json.loads(path.read_text(encoding="utf-8"))["steps"]

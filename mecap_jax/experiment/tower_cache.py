@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +21,7 @@ from mecap_jax.data.shards import find_finished
 from mecap_jax.data.tower_cache import TokenReader, TokenWriter, finish
 from mecap_jax.evaluation.decoding import evaluation_places
 from mecap_jax.experiment.setup import CACHE, Workbench
+from mecap_jax.json_files import as_json, to_json
 from mecap_jax.models.checkpoints.table import flatten
 from mecap_jax.models.multimodal_lm import TOWERS, to_raw
 from mecap_jax.sharding import batch_sharding, local_rows, put_batch
@@ -40,7 +40,7 @@ def with_tower_cache(
       ShardError: the cache has changed, or something else has its name.
     """
     source = describe_source(bench, params)
-    digest = hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()[:12]
+    digest = hashlib.sha256(to_json(source, sort_keys=True).encode()).hexdigest()[:12]
     directory = CACHE / f"towers-{digest}"
     if find_finished(directory, source) is None:
         _build(bench, graphdef, params, directory, source, should_stop)
@@ -65,7 +65,7 @@ def describe_source(bench: Workbench, params: Any) -> dict[str, Any]:
         "dtype": model.dtype,
         "weights": _digest({name: params[TOWERS[name]] for name in modalities}),
     }
-    return json.loads(json.dumps(source))
+    return as_json(source)
 
 
 def _digest(params: Any) -> str:

@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 from mecap_jax.data.manifest import IndexRow
 from mecap_jax.data.utterance import Utterance
 from mecap_jax.emotions import EMOTIONS
+from mecap_jax.json_files import to_json
 from mecap_jax.models.sentence_encoder import SentenceEncoder
 from mecap_jax.rewards.base import normalise_text
 
@@ -90,7 +91,7 @@ class Anchors:
         about = dataclasses.asdict(self)
         tensors = {name: np.ascontiguousarray(about.pop(name)) for name in ("vectors", "text_mean")}
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        metadata = {"format": _FORMAT, "version": str(SCHEMA_VERSION), "anchors": json.dumps(about)}
+        metadata = {"format": _FORMAT, "version": str(SCHEMA_VERSION), "anchors": to_json(about)}
         save_file(tensors, path, metadata=metadata)
 
     @classmethod

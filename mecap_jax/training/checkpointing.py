@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from orbax.checkpoint import v1 as ocp
 
 from mecap_jax.config import CheckpointConfig, differences
+from mecap_jax.json_files import as_json
 from mecap_jax.models.checkpoints.table import CheckpointError
 from mecap_jax.train_state import TrainState
 
@@ -67,7 +67,7 @@ class StageCheckpoints(contextlib.AbstractContextManager):
     def _save(self, step: int, state: TrainState, iterator: Any) -> None:
         self._checkpointer.wait()  # one save at a time: a second would need a second copy of the state in memory
         self._checkpointer.save_checkpointables_async(
-            step, {**_parts(state), "data": iterator}, force=True, custom_metadata=_as_json(self._description)
+            step, {**_parts(state), "data": iterator}, force=True, custom_metadata=as_json(self._description)
         )
 
 
@@ -108,12 +108,8 @@ def _parts(state: TrainState) -> dict[str, Any]:
 
 def _check_description(checkpointer: ocp.training.Checkpointer, step: int, mine: dict[str, Any]) -> None:
     theirs = checkpointer.checkpointables_metadata(step).custom_metadata or {}
-    different = [f"{key}: {old!r} there, {new!r} here" for key, old, new in differences(theirs, _as_json(mine))]
+    different = [f"{key}: {old!r} there, {new!r} here" for key, old, new in differences(theirs, as_json(mine))]
     if different:
         raise CheckpointError(
             f"the checkpoint of step {step} in {checkpointer.directory} is of another run:\n  " + "\n  ".join(different)
         )
-
-
-def _as_json(value: Any) -> Any:
-    return json.loads(json.dumps(value))

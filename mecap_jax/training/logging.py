@@ -19,6 +19,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
+from mecap_jax.json_files import to_json
+
 # What a person watches; everything is in metrics.jsonl.
 _SHOWN = {
     "loss": "loss {:.3f}",
@@ -67,7 +69,7 @@ class RunLogger(contextlib.AbstractContextManager):
                 continue
             kept = [row for row in read_jsonl(path) if row["stage"] != stage or row["step"] <= step]
             temporary = path.with_suffix(".tmp")
-            temporary.write_text("".join(_json_line(row) for row in kept), encoding="utf-8")
+            temporary.write_text("".join(f"{to_json(row)}\n" for row in kept), encoding="utf-8")
             temporary.replace(path)
 
     def metrics(self, stage: str, step: int, values: Mapping[str, float]) -> None:
@@ -99,7 +101,8 @@ class RunLogger(contextlib.AbstractContextManager):
                 TextColumn("{task.fields[numbers]}"),
             )
             with Progress(*columns, console=self._console, speed_estimate_period=60) as bar:
-                task = bar.add_task(title, total=total, completed=start, numbers="")
+                # Rich estimates from the steps after the first one it is told of, whose time is mostly compilation.
+                task = bar.add_task(title, total=total, completed=start, numbers="compiling")
                 yield lambda step, values: bar.update(task, completed=step, numbers=_numbers(values))
         else:
             yield _Lines(self.say, title, total, start)
@@ -107,24 +110,32 @@ class RunLogger(contextlib.AbstractContextManager):
     def _write(self, name: str, row: Mapping[str, Any]) -> None:
         if name not in self._files:
             self._files[name] = (self._workdir / name).open("a", encoding="utf-8")
-        self._files[name].write(_json_line(row))
+        self._files[name].write(f"{to_json(row)}\n")
         self._files[name].flush()
 
 
 class _Lines:
-    """A line of text now and then, where there is no terminal to draw on."""
+    """A line of text now and then, where there is no terminal to draw on.
+
+    The first step is left out of the estimate of the time left: most of it is compilation.
+    """
 
     def __init__(self, say, title: str, total: int, start: int):
-        self._say, self._title, self._total, self._start = say, title, total, start
-        self._began = self._last = time.monotonic()
+        self._say, self._title, self._total = say, title, total
+        self._first: tuple[int, float] | None = None
+        self._last = time.monotonic()
+        if start < total:
+            say(f"{title} {start}/{total}  compiling")
 
     def __call__(self, step: int, values: Mapping[str, float]) -> None:
         now = time.monotonic()
+        first, began = self._first = self._first or (step, now)
         if step < self._total and now - self._last < _SECONDS_BETWEEN_LINES:
             return
         self._last = now
-        left = (now - self._began) / max(step - self._start, 1) * (self._total - step)
-        self._say(f"{self._title} {step}/{self._total}  {_numbers(values)}  {_duration(left)} left")
+        known = step > first or step == self._total
+        left = _duration((now - began) / max(step - first, 1) * (self._total - step)) if known else "?"
+        self._say(f"{self._title} {step}/{self._total}  {_numbers(values)}  {left} left")
 
 
 def _numbers(values: Mapping[str, float]) -> str:
@@ -134,13 +145,6 @@ def _numbers(values: Mapping[str, float]) -> str:
 def _duration(seconds: float) -> str:
     minutes, seconds = divmod(int(seconds), 60)
     return f"{minutes}:{seconds:02d}"
-
-
-def _json_line(row: Mapping[str, Any]) -> str:
-    def clean(value):
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    return json.dumps({key: clean(value) for key, value in row.items()}, ensure_ascii=False) + "\n"
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

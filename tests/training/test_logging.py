@@ -1,10 +1,10 @@
 """What a run writes while it goes: files a program reads, a display a person reads."""
 
 import io
-import json
 
 from rich.console import Console
 
+from mecap_jax.json_files import parse_json
 from mecap_jax.training import logging
 from mecap_jax.training.logging import RunLogger, read_jsonl
 
@@ -16,9 +16,12 @@ def quiet(workdir, **options):
 def test_metrics_are_strict_json(tmp_path):
     with quiet(tmp_path) as logger:
         logger.metrics("sft", 1, {"loss": 1.5, "bad": float("nan")})
+        logger.completions("sft", 1, [{"completions": [{"reward": float("-inf"), "text": "\udc80"}]}])
     (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    row = json.loads(line, parse_constant=lambda name: (_ for _ in ()).throw(ValueError(name)))
+    row = parse_json(line)
     assert (row["stage"], row["step"], row["loss"], row["bad"]) == ("sft", 1, 1.5, None)
+    (line,) = (tmp_path / "completions.jsonl").read_text().splitlines()
+    assert parse_json(line)["completions"] == [{"reward": None, "text": "\udc80"}]
     assert any((tmp_path / "tensorboard").iterdir())
 
 
@@ -46,13 +49,23 @@ def test_without_a_terminal_there_is_a_line_now_and_then(tmp_path, monkeypatch):
     monkeypatch.setattr(logging.time, "monotonic", lambda: now[0])
     with quiet(tmp_path) as logger:
         with logger.progress("sft", 100) as progress:
+            now[0] += 49.0  # the first step is compiled
             for step in range(1, 101):
                 now[0] += 1.0
                 progress(step, {"loss": 0.5, "timing_s/step": 1.0, "unseen": 3.0})
         lines = logger._console.file.getvalue().splitlines()
-    assert len(lines) == 5  # every twenty seconds, and the end
-    assert lines[0].startswith("sft 20/100  loss 0.500") and "1:20 left" in lines[0] and "unseen" not in lines[0]
+    assert lines[0] == "sft 0/100  compiling"
+    assert lines[1] == "sft 1/100  loss 0.500  1.00 s/step  ? left"
+    assert lines[2] == "sft 21/100  loss 0.500  1.00 s/step  1:19 left"  # and no part of those fifty seconds
+    assert len(lines) == 7  # every twenty seconds, and the end
     assert "\x1b" not in "".join(lines)
+
+
+def test_a_stage_that_is_finished_compiles_nothing(tmp_path):
+    with quiet(tmp_path) as logger:
+        with logger.progress("sft", 100, start=100):
+            pass
+        assert logger._console.file.getvalue() == ""
 
 
 def test_on_a_terminal_there_is_a_bar_with_the_time_left(tmp_path):

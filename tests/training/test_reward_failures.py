@@ -11,7 +11,6 @@ from mecap_jax.training.logging import RunLogger, read_jsonl
 from mecap_jax.training.loop import run_stage
 from tests.training import harness
 
-
 # One clip of the batch cannot be decoded and has no samples.
 PROMPTS = harness.BATCH - 1
 SAMPLES = PROMPTS * harness.GRPO.group_size

@@ -44,7 +44,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -56,7 +55,7 @@ from mecap_jax.data.importers import BadClip, Duplicate, ImporterError, ImportSe
 from mecap_jax.data.importers.feature_files import find_features, read_features
 from mecap_jax.data.importers.files import read_clip
 from mecap_jax.data.utterance import CAPTION_KINDS, MODALITIES, SPLITS, Utterance, serialize
-from mecap_jax.json_files import parse_json
+from mecap_jax.json_files import parse_json, to_json
 from mecap_jax.text_files import printable
 
 MANIFESTS = tuple(f"manifest{suffix}" for suffix in tables.SUFFIXES)
@@ -184,7 +183,7 @@ def _string(value: Any) -> str:
         return value
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return json.dumps(value, ensure_ascii=False)
+    return to_json(value)
 
 
 def _report_further_columns(path: Path, rows: list[Row]) -> None:

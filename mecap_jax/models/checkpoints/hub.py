@@ -7,7 +7,6 @@ than one of them beside the destination. Export is the way back; what was import
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mecap_jax.config import differences
+from mecap_jax.json_files import as_json, write_json
 from mecap_jax.model_config import FeatureProjectorConfig, ModelConfig
 from mecap_jax.models.checkpoints.families import CARRIED, PROJECTOR, TABLES
 from mecap_jax.models.checkpoints.hub_config import read_config, read_json
@@ -78,8 +78,7 @@ def save_projector(directory: Path, model: ModelConfig, params: Any, dtype: str 
         value = match.to_tensor([np.asarray(jax.device_get(leaf))])
         tensors[match.key] = _cast(match.key, value, dtype)
     write_file(directory / PROJECTOR_FILE, tensors)
-    fields = json.dumps(dataclasses.asdict(model.features), indent=2)
-    (directory / PROJECTOR_CONFIG).write_text(fields + "\n", encoding="utf-8")
+    write_json(directory / PROJECTOR_CONFIG, dataclasses.asdict(model.features))
 
 
 def load_projector(directory: Path, abstract_params: Any) -> dict[str, Any]:
@@ -216,7 +215,7 @@ def published_part(params: Mapping[str, Any]) -> dict[str, Any]:
 
 def describe_mismatch(asked: ModelConfig, found: ModelConfig) -> list[str]:
     """The fields in which a configured network differs from the one that a directory describes."""
-    asked, found = (json.loads(json.dumps(dataclasses.asdict(model))) for model in (asked, found))
+    asked, found = (as_json(dataclasses.asdict(model)) for model in (asked, found))
     return [
         f"model.{key}: {ours!r} asked, {theirs!r} there"
         for key, theirs, ours in differences(found, asked)

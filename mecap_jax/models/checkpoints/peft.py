@@ -6,7 +6,6 @@ transposition means that our Y is its X. The adapter is `lora_A` [rank, in] and 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mecap_jax.json_files import is_named
+from mecap_jax.json_files import is_named, write_json
 from mecap_jax.model_config import LoraConfig, ModelConfig
 from mecap_jax.models.checkpoints.families import TABLES
 from mecap_jax.models.checkpoints.hub_config import read_json
@@ -65,7 +64,7 @@ def save_peft(directory: Path, params: Any, config: ModelConfig, base_model_name
     }
     tensors = {keys[path]: _transposed(leaf) for path, leaf in flatten(adapters).items()}
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    write_json(directory / SETTINGS, settings)
     write_file(directory / TENSORS, tensors)
 
 

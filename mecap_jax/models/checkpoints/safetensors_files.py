@@ -14,7 +14,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from mecap_jax.json_files import is_named, read_json_object, why_unreadable
+from mecap_jax.json_files import is_named, read_json_object, why_unreadable, write_json
 from mecap_jax.models.checkpoints.table import CheckpointError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -222,4 +222,4 @@ def write_tensors(
         write_file(directory / name, {key: tensor(key) for key in keys})
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        write_json(directory / INDEX, index)
