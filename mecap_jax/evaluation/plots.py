@@ -62,7 +62,8 @@ def plot_grpo(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         steps, values = _series(rows, "reward")
         _, spread = _series(rows, "reward_std", like="reward")
         reward.fill_between(steps, values - spread, values + spread, color=COLOURS["grpo"], alpha=0.15, linewidth=0)
-        _curve(reward, rows, "reward", COLOURS["grpo"])
+        _curve(reward, rows, "reward", COLOURS["grpo"], label="training, sampled")
+        _points(reward, rows, "validation/reward", "validation, greedy")
         _label(reward, "Reward", "mean ± std within groups")
         names = sorted({key for row in rows for key in row if key.startswith("rewards/") and key.endswith("/mean")})
         for i, name in enumerate(names):
@@ -88,11 +89,12 @@ def plot_grpo(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def plot_sft(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draws the SFT loss over steps, with its running mean."""
+    """Draws the likelihood of captions over SFT steps, of the training batches and of the validation clips."""
     with matplotlib.rc_context(_STYLE):
         figure, (axis,) = _grid(1, 1, width=7, height=4)
-        _curve(axis, rows, "loss", COLOURS["sft"])
-        _label(axis, "SFT loss", "nats a token")
+        _curve(axis, rows, "token_nll", COLOURS["sft"], label="training")
+        _points(axis, rows, "validation/token_nll", "validation")
+        _label(axis, "Negative log-likelihood of captions", "nats a token")
         axis.set_ylim(bottom=0)
         axis.set_xlabel("SFT step")
         _save(figure, path)
@@ -214,21 +216,36 @@ def _series(rows: Sequence[Mapping[str, Any]], key: str, like: str = "") -> tupl
 
 
 def _curve(axis: Axes, rows: Sequence[Mapping[str, Any]], key: str, colour: str, label: str | None = None):
-    """Draws the raw series pale and its running mean (a twentieth of the run) on top."""
+    """Draws the raw series pale and its running mean on top."""
     steps, values = _series(rows, key)
     if not len(steps):
         axis.text(0.5, 0.5, "not logged", ha="center", va="center", transform=axis.transAxes, color="#888888")
         return
-    window = max(1, len(values) // 20)
-    smooth = np.array([_mean(values[max(0, i - window) : i + window + 1]) for i in range(len(values))])
     axis.plot(steps, values, color=colour, alpha=0.3, linewidth=1)
-    axis.plot(steps, smooth, color=colour, linewidth=2, label=label)
+    axis.plot(steps, running_mean(values), color=colour, linewidth=2, label=label)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
 
 
-def _mean(values: np.ndarray) -> float:
-    finite = values[np.isfinite(values)]
-    return float(finite.mean()) if finite.size else math.nan
+def _points(axis: Axes, rows: Sequence[Mapping[str, Any]], key: str, label: str):
+    """Draws the few steps that have `key` as points over the curve that is there, and tells the two apart."""
+    steps, values = _series(rows, key)
+    if len(steps):
+        axis.plot(steps, values, color=_INK, marker="o", markersize=5, linewidth=1, linestyle="--", label=label)
+        axis.legend(fontsize=9, loc="best")
+
+
+def running_mean(values: np.ndarray) -> np.ndarray:
+    """Returns the exponential mean of the values so far, over about a twentieth of them all; gaps are skipped.
+
+    It is divided by the weights so far, so that it begins at the first value instead of rising from zero.
+    """
+    decay = 1 - 1 / max(1, len(values) / 20)
+    total, weight, means = 0.0, 0.0, []
+    for value in values:
+        finite = math.isfinite(value)
+        total, weight = decay * total + (value if finite else 0), decay * weight + finite
+        means.append(total / weight if weight else math.nan)
+    return np.array(means)
 
 
 def _bar(

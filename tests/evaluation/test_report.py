@@ -20,7 +20,7 @@ DATA = {
     "labels": {"train": {"happy": 600, "sad": 600}, "test": {"happy": 60}},
     "quarantined": [{"id": "clip-7", "reason": "no <audio> | frames"}],
 }
-LOG = [{"step": i, "stage": "sft", "loss": 3.0 / (1 + i)} for i in range(40)] + [
+LOG = [{"step": i, "stage": "sft", "loss": 9.0, "token_nll": 3.0 / (1 + i)} for i in range(40)] + [
     {"step": i, "stage": "grpo", "loss": 0.1, "reward": 0.5 + i / 100, "reward_std": 0.1, "kl": i / 50,
      "rewards/emotion/mean": 0.4, "rewards/rouge_l/mean": 0.2, "entropy": math.nan if i == 3 else 1.0}
     for i in range(20)
