@@ -1,5 +1,5 @@
-"""Files that others wrote: whether they are there, and the JSON in them, read strictly; errors name the file. And JSON
-that anybody can read.
+"""JSON that the project writes, for anybody to read, and files that others wrote: whether they are there, and the JSON
+in them, read strictly; errors name the file.
 """
 
 from __future__ import annotations

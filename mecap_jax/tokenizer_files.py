@@ -106,7 +106,7 @@ def _part_problems(part: str, value: Any, known: list[str]) -> Iterator[str]:
     for step in steps:
         yield from (f"{part}: {step['type']}: {problem}" for problem in _step_problems(step))
     short = [{name: field for name, field in step.items() if name != "precompiled_charsmap"} for step in steps]
-    if len(json.dumps(short)) > _LARGEST_PART:
+    if len(json.dumps(short, allow_nan=True)) > _LARGEST_PART:
         yield f"{part}: more than {_LARGEST_PART} characters"
 
 
