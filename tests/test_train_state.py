@@ -8,7 +8,13 @@ import optax
 import pytest
 
 from mecap_jax.config import OptimizerConfig
-from mecap_jax.train_state import make_optimizer, make_update
+from mecap_jax.train_state import (
+    TrainState,
+    last_learning_rate,
+    learning_rate_schedule,
+    make_optimizer,
+    make_update,
+)
 from tests.training import harness
 
 PARAMS = {
@@ -42,6 +48,22 @@ def test_the_rate_warms_up_and_decays(schedule, expected):
         update, state = optimizer.update(gradients, state, params)
         if rate is not None:
             np.testing.assert_allclose(-update["x"], rate, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_the_rate_that_is_logged_is_the_one_that_was_taken(name):
+    config = OptimizerConfig(name=name, learning_rate=1.0, warmup_steps=2, schedule="linear", end_factor=0.2)
+    optimizer, schedule = make_optimizer(config, steps=6), learning_rate_schedule(config, steps=6)
+    state = TrainState(PARAMS, optimizer.init(PARAMS), jnp.int32(0), jnp.int32(0))
+    update = jax.jit(lambda state: optimizer.update(jax.tree.map(jnp.ones_like, PARAMS), state.opt_state, PARAMS))
+    rates = []
+    for _ in range(6):
+        updates, opt_state = update(state)
+        state = state._replace(opt_state=opt_state)
+        rates.append(last_learning_rate(schedule, state))
+        taken = -updates["layer"]["scale"][0]  # a vector has AdamW: its step on a constant gradient is the rate
+        np.testing.assert_allclose(rates[-1], taken, rtol=1e-3)
+    np.testing.assert_allclose(rates, [0.5, 1, 1, 0.8, 0.6, 0.4], rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])

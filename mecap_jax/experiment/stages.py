@@ -68,7 +68,7 @@ def train_sft(
         ):
             nll, count = jax.device_get(token_nll(graphdef, params, *put_batch((batch.prompt, batch.targets), mesh)))
             total, tokens = total + float(nll), tokens + float(count)
-        return {"validation/token_nll": total / max(tokens, 1.0)}
+        return {"validation/token_nll": total / tokens if tokens else float("nan")}
 
     rows = dataset.rows("train", config.clips)
     _tell_of_cut_references(bench, name, rows, config.max_target_tokens)
