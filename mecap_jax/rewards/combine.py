@@ -87,18 +87,13 @@ class RewardFunction:
         for (name, weight), future in zip(self.weights.items(), running):
             try:
                 values, failed[name] = _checked(self._collect(name, future, deadline), len(samples), weight)
+                problem = _describe_refused(values[failed[name]], weight)
             except Exception as error:
                 values, failed[name] = np.full(len(samples), np.nan), np.ones(len(samples), bool)
-                failures[name] = str(error)
-            else:
-                if failed[name].any():
-                    worst = values[failed[name]][0]
-                    failures[name] = (
-                        f"{failed[name].sum()} of {len(samples)} values are not finite, or with the weight {weight:g} "
-                        f"beyond {MAX_MAGNITUDE:g}, such as {worst:g}"
-                    )
-            if name in failures:
-                self._report(name, failures[name])
+                problem = str(error)
+            if problem:
+                failures[name] = problem
+                self._report(name, problem)
             values = np.where(failed[name], np.nan, values)
             values = np.where(degenerate & (weight * values > 0), 0.0, values)
             has_value = ~np.isnan(values)
@@ -161,6 +156,13 @@ def _checked(values: Any, n: int, weight: float) -> tuple[np.ndarray, np.ndarray
     array = np.array([np.nan if value is None else float(value) for value in values], np.float64)
     usable = np.abs(array) <= MAX_MAGNITUDE / max(1.0, abs(weight))
     return array, ~usable & np.array([value is not None for value in values], bool)
+
+
+def _describe_refused(values: np.ndarray, weight: float) -> str | None:
+    if not len(values):
+        return None
+    bound = f"not finite or, with the weight {weight:g}, beyond {MAX_MAGNITUDE:g}"
+    return f"numbers that cannot be used ({bound}) for {len(values)} samples, such as {values[0]:g}"
 
 
 def run_in_daemon(function: Callable, name: str) -> Future:

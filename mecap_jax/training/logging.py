@@ -34,6 +34,7 @@ _SHOWN = {
     "timing_s/step": "{:.2f} s/step",
 }
 _SECONDS_BETWEEN_LINES = 20.0
+_SPEED_WINDOW = 600.0  # seconds; two steps must fit in, or there is no estimate
 
 
 class RunLogger(contextlib.AbstractContextManager):
@@ -100,7 +101,7 @@ class RunLogger(contextlib.AbstractContextManager):
                 TimeRemainingColumn(),
                 TextColumn("{task.fields[numbers]}"),
             )
-            with Progress(*columns, console=self._console, speed_estimate_period=60) as bar:
+            with Progress(*columns, console=self._console, speed_estimate_period=_SPEED_WINDOW) as bar:
                 # Rich estimates from the steps after the first one it is told of, whose time is mostly compilation.
                 task = bar.add_task(title, total=total, completed=start, numbers="compiling")
                 yield lambda step, values: bar.update(task, completed=step, numbers=_numbers(values))

@@ -69,11 +69,15 @@ def test_a_stage_that_is_finished_compiles_nothing(tmp_path):
 
 
 def test_on_a_terminal_there_is_a_bar_with_the_time_left(tmp_path):
-    console = Console(file=io.StringIO(), force_terminal=True, width=160)
-    with RunLogger(tmp_path, console=console) as logger, logger.progress("grpo", 4) as progress:
-        progress(2, {"reward": 0.75, "kl": 0.01})
+    now = [0.0]
+    console = Console(file=io.StringIO(), force_terminal=True, width=160, get_time=lambda: now[0])
+    with RunLogger(tmp_path, console=console) as logger, logger.progress("grpo", 10) as progress:
+        for step, seconds in ((1, 300.0), (2, 90.0)):  # most of the first step is compilation
+            now[0] += seconds
+            progress(step, {"reward": 0.75, "kl": 0.01})
     shown = console.file.getvalue()
-    assert "grpo" in shown and "2/4" in shown and "reward 0.750" in shown and "left" in shown
+    assert "compiling" in shown and "grpo" in shown and "2/10" in shown and "reward 0.750" in shown
+    assert "0:12:00" in shown  # eight steps of 90 s
 
 
 def test_a_display_without_files(tmp_path):
