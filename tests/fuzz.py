@@ -1,7 +1,9 @@
 """Damage to files, drawn from a seed: what a disk, a network and somebody hostile do to bytes."""
 
+import copy
 import struct
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +25,66 @@ def mutant(data: bytes, random: np.random.Generator) -> bytes:
         if data:
             data = _KINDS[random.integers(len(_KINDS))](bytearray(data), random)
     return data
+
+
+def json_mutant(value: Any, random: np.random.Generator) -> Any:
+    """Returns a copy of a JSON value with one to three parts taken away, doubled, or put to something else."""
+    value = copy.deepcopy(value)
+    for _ in range(random.integers(1, 4)):
+        places = list(_json_places(value))
+        if not places:
+            break
+        container, key = places[random.integers(len(places))]
+        action = random.integers(5)
+        if action == 0:
+            del container[key]
+        elif action == 1 and isinstance(container, dict):
+            container[_HOSTILE_NAMES[random.integers(len(_HOSTILE_NAMES))]] = container.pop(key)
+        elif action == 1:
+            container.insert(key, container[key])
+        elif action == 2:
+            other, other_key = places[random.integers(len(places))]
+            container[key] = copy.deepcopy(other[other_key]) if other_key != key else None
+        else:
+            container[key] = copy.deepcopy(_HOSTILE_VALUES[random.integers(len(_HOSTILE_VALUES))])
+    return value
+
+
+def _json_places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Yields (container, key or index) of every part of a JSON value."""
+    for key, part in list(value.items() if isinstance(value, dict) else enumerate(value)):
+        yield value, key
+        if isinstance(part, dict | list):
+            yield from _json_places(part)
+
+
+def _nested(depth: int) -> Any:
+    value: Any = "deep"
+    for _ in range(depth):
+        value = [{"a": value}]
+    return value
+
+
+_HOSTILE_NAMES = ("", "..", "../x", "/etc/passwd", "a\0b", "\x1b[2J", "\ud800", "id", "x" * 5000, "__class__", "\u2028")
+_HOSTILE_VALUES = (
+    *_HOSTILE_NAMES,
+    *(None, True, False, 0, -1, 1, 3, 2**31, 2**63, 10**30, -1e300, 1.5, float("nan"), float("inf"), [], {}, [[]]),
+    *(
+        [None] * 3,
+        {"": {}},
+        "NaN",
+        "{",
+        "[1",
+        '{"overall": 3}',
+        "\ufeff",
+        "a,b;c\td",
+        "'",
+        '"',
+        "\n",
+        _nested(3),
+        _nested(120),
+    ),
+)
 
 
 def _place(data: bytearray, random: np.random.Generator) -> int:

@@ -25,13 +25,15 @@ _STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 
 
 def _plain_name(name: str) -> str:
-    if name in ("", ".", "..") or set(name) & set("/\\:\0"):
+    if name in ("", ".", "..") or set(name) & set("/\\:"):
         raise ValueError("leads out of the directory")
+    if printable(name) != name:
+        raise ValueError("has characters that no file of ours has in its name")
     return name
 
 
 Count = Annotated[int, Field(ge=0, lt=2**40)]
-FileName = Annotated[str, AfterValidator(_plain_name)]
+FileName = Annotated[str, Field(max_length=255), AfterValidator(_plain_name)]
 Checksum = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 

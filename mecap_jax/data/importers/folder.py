@@ -46,7 +46,7 @@ import difflib
 import hashlib
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +87,9 @@ def read(input: Path, settings: ImportSettings) -> Iterator[Item]:
     """
     path = _find_manifest(input)
     table = tables.read_table(path)
+    _report_further_columns(path, [name for _, raw in table if isinstance(raw, dict) for name in raw])
     rows = [_tidy(row) for _, row in table]
     good = [row for row in rows if isinstance(row, dict)]
-    _report_further_columns(path, good)
     by_path = _choose_ids(good)
     splits = None
     if not any("split" in row for row in good):
@@ -136,7 +136,7 @@ def _tidy(raw: Row | ValueError) -> Row | ValueError:
     if isinstance(raw, ValueError):
         return raw
     try:
-        values = {key.strip(): value for key, value in _present(raw).items()}
+        values = {name: value for key, value in _present(raw).items() if (name := key.strip())}
         for other, key in _OTHER_NAMES.items():
             if other in values and key not in values:
                 values[key] = values.pop(other)
@@ -158,6 +158,8 @@ def _tidy(raw: Row | ValueError) -> Row | ValueError:
         return row
     except ValueError as error:
         return error
+    except RecursionError:
+        return ValueError("nested too deeply")
 
 
 def _present(value: Any) -> Any:
@@ -186,13 +188,18 @@ def _string(value: Any) -> str:
     return to_json(value)
 
 
-def _report_further_columns(path: Path, rows: list[Row]) -> None:
-    """Says which columns became attributes: one of them may be a key that was mistyped."""
-    names = Counter(name for row in rows for name in row.get("attributes", ()))
-    if names:
-        close = {name: difflib.get_close_matches(name, _KEYS, n=1, cutoff=0.8) for name in names}
-        listed = [printable(name) + (f" (did you mean {close[name][0]!r}?)" if close[name] else "") for name in names]
-        print(f"{path}: kept as attributes: {', '.join(listed)}", file=sys.stderr)
+def _report_further_columns(path: Path, names: Iterable[str]) -> None:
+    """Says which columns become attributes: one of them may be a key that was mistyped."""
+    listed = []
+    for name in dict.fromkeys(name.strip() for name in names):
+        if name and name not in _KEYS and name not in _OTHER_NAMES:
+            close = difflib.get_close_matches(name[:100], _KEYS, n=1, cutoff=0.8)
+            listed.append(f"{printable(name):.100}" + (f" (did you mean {close[0]!r}?)" if close else ""))
+    if listed:
+        print(
+            f"{path}: kept as attributes: {', '.join(listed[:20])}{', ...' if len(listed) > 20 else ''}",
+            file=sys.stderr,
+        )
 
 
 def _choose_ids(rows: list[Row]) -> set[str]:
@@ -200,15 +207,14 @@ def _choose_ids(rows: list[Row]) -> set[str]:
 
     Returns the ids that are paths.
     """
-    paths = {id(row): Path(next(row[key] for key in _PATHS if key in row)) for row in rows
-             if "id" not in row and any(key in row for key in _PATHS)}  # fmt: skip
-    files = Counter(path.stem for path in set(paths.values()))
+    nameless = [(row, Path(row[key])) for row in rows if "id" not in row for key in _PATHS if key in row]
+    files = Counter(path.stem for path in {path for _, path in nameless})
     by_path = set()
-    for row in rows:
-        if path := paths.get(id(row)):
-            row["id"] = printable(path.stem if files[path.stem] == 1 else str(path.with_suffix("")))
-            if files[path.stem] > 1:
-                by_path.add(row["id"])
+    for row, path in nameless:
+        shared = files[path.stem] > 1
+        name = printable(str(path.parent / path.stem) if shared else path.stem)
+        if row.setdefault("id", name) == name and shared:
+            by_path.add(name)
     return by_path
 
 
