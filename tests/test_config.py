@@ -3,6 +3,7 @@
 import dataclasses
 import types
 import typing
+from pathlib import Path
 
 import pytest
 from pydantic import TypeAdapter
@@ -150,6 +151,21 @@ def test_meshes_must_fit_devices_and_model(overrides, devices, words):
     assert all(word in str(caught.value) for word in words)
 
 
+def test_what_json_does_not_have_is_refused_by_name():
+    config = load(RECIPE)
+    for value, said in ((Path("x"), "PosixPath"), ({1}, "{1}"), (float("nan"), "finite number")):
+        with pytest.raises(ConfigError, match="'grpo.temperature'") as caught:
+            validate(dataclasses.replace(config, grpo=dataclasses.replace(config.grpo, temperature=value)))
+        assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", b"\xff\xfe{}", "{} {}"])
+def test_what_is_no_json_object_is_one_line(text):
+    with pytest.raises(ConfigError) as caught:
+        from_json(text)
+    assert "\n" not in str(caught.value) and "key ''" not in str(caught.value)
+
+
 def test_json_round_trip():
     config = load(RECIPE, ["seed=5", "grpo=None", "evaluation.rows=text_only"])
     assert from_json(to_json(config)) == config
@@ -165,6 +181,9 @@ def test_json_round_trip():
         (None, "no such file"),
         ("x = 1", "defines no get_config"),
         ("def get_config(arg):\n    return 3", "returned int"),
+        ("def get_config(arg)", "recipe.py raised SyntaxError: expected ':'"),
+        ("import no_such_module", "raised ModuleNotFoundError: .*no_such_module"),
+        ("def get_config(arg):\n    return arg.sft", "raised AttributeError: .*'sft'"),
     ],
 )
 def test_recipe_files(tmp_path, text, message):

@@ -24,23 +24,34 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> Config:
     Raises:
       ConfigError: no such file, no `get_config`, an unknown key, a value of the wrong type, an impossible combination.
     """
-    path, _, arg = recipe.partition(":")
-    if not Path(path).is_file():
-        raise ConfigError(f"--config: no such file: {path}")
-    spec = importlib.util.spec_from_file_location("mecap_jax_recipe", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise ConfigError(f"--config: {path} defines no get_config(arg)")
-    config = module.get_config(arg)
-    if not isinstance(config, Config):
-        raise ConfigError(f"--config: get_config of {path} returned {type(config).__name__}, expected Config")
+    config = _run_recipe(*recipe.partition(":")[::2])
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
             raise ConfigError(f"override {override!r} must have the form key.path=value")
         config = build(dataclasses.asdict(_replace(config, key.split("."), value, key)))
     return validate(config)
+
+
+def _run_recipe(path: str, arg: str) -> Config:
+    if not Path(path).is_file():
+        raise ConfigError(f"--config: no such file: {path}")
+    spec = importlib.util.spec_from_file_location("mecap_jax_recipe", path)
+    if spec is None:
+        raise ConfigError(f"--config: {path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise ConfigError(f"--config: {path} defines no get_config(arg)")
+        config = module.get_config(arg)
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"--config: {path} raised {type(error).__name__}: {error}") from error
+    if not isinstance(config, Config):
+        raise ConfigError(f"--config: get_config of {path} returned {type(config).__name__}, expected Config")
+    return config
 
 
 def _replace(node: Any, path: list[str], text: str, key: str) -> Any:
@@ -79,7 +90,7 @@ def to_json(config: Config) -> str:
     return json_files.to_json(dataclasses.asdict(config), indent=2) + "\n"
 
 
-def from_json(text: str) -> Config:
+def from_json(text: str | bytes) -> Config:
     """Reads what `to_json` wrote; unknown or ill-typed keys raise `ConfigError`."""
     return parse(text)
 

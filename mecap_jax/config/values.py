@@ -20,10 +20,11 @@ def build(tree: Mapping[str, Any]) -> Config:
     Raises:
       ConfigError: names every key that is unknown, missing, of the wrong type or out of range.
     """
-    return parse(json.dumps(tree, allow_nan=True))  # so that they are refused by name
+    # NaN, and what JSON does not have, get as far as the check that refuses them by name.
+    return parse(json.dumps(tree, allow_nan=True, default=repr))
 
 
-def parse(text: str) -> Config:
+def parse(text: str | bytes) -> Config:
     """The same from JSON, whose arrays become tuples."""
     try:
         return _adapter().validate_json(text)
@@ -39,5 +40,7 @@ def _adapter() -> TypeAdapter[Config]:
 def _describe(error: Mapping[str, Any]) -> str:
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"]).removeprefix(".")
     problem = _WORDS.get(error["type"]) or error["msg"].removeprefix("Value error, ").replace("Input should", "must")
+    if not key:  # no JSON, or no object
+        return problem
     got = "" if error["type"] == "missing" else f" (got {error['input']!r})"
     return f"config key {key!r}: {problem}{got}"

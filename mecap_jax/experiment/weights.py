@@ -48,7 +48,10 @@ def read_run(workdir: Path) -> Config:
     path = workdir / "config.json"
     if not path.is_file():
         raise ConfigError(f"{workdir} holds no run: there is no config.json")
-    return validate(from_json(path.read_text(encoding="utf-8")))
+    try:
+        return validate(from_json(path.read_bytes()))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def starting_params(

@@ -12,6 +12,7 @@ from mecap_jax.data.manifest import MANIFEST
 from mecap_jax.data.shards import ShardError, ShardReader
 from mecap_jax.data.utterance import Utterance
 from mecap_jax.experiment.setup import build_shards, set_up, shards_directory
+from mecap_jax.experiment.weights import read_run
 from mecap_jax.training.logging import RunLogger
 from tests.data.clips import audio_file
 
@@ -34,6 +35,12 @@ def test_rewards_and_encoders_are_loaded_before_any_data(tmp_path, override, mes
     with RunLogger(None, enabled=False) as logger, pytest.raises(ConfigError, match=message):
         set_up(config, tmp_path / "run", logger)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_configuration_of_a_run_is_named(tmp_path):
+    (tmp_path / "config.json").write_bytes(b'{"name": "\xff')
+    with pytest.raises(ConfigError, match=r"config.json: Invalid JSON"):
+        read_run(tmp_path)
 
 
 def test_a_mistyped_path_never_trains_on_something_else(tmp_path):
