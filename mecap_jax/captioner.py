@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,16 +22,12 @@ from jax.sharding import Mesh
 
 from mecap_jax.batch import PromptBatch
 from mecap_jax.config import DataConfig
-from mecap_jax.data.features import MAX_SAMPLES, SAMPLE_RATE
-from mecap_jax.data.media import MAX_SECONDS
 from mecap_jax.data.processor import Processor
-from mecap_jax.experiment.weights import open_stage, read_run
+from mecap_jax.experiment.published import is_stage, open_published, published_settings, with_dtype
+from mecap_jax.experiment.weights import open_stage
 from mecap_jax.generation.sampler import generate
 from mecap_jax.model_config import ModelConfig
-from mecap_jax.models.checkpoints.hub import load_model, read_model
-from mecap_jax.models.checkpoints.hub_config import CONFIG_FILE, read_json
-from mecap_jax.models.checkpoints.peft import SETTINGS, load_peft, read_peft_config
-from mecap_jax.models.checkpoints.table import CheckpointError
+from mecap_jax.models.checkpoints.peft import load_peft, read_peft_config
 from mecap_jax.models.lora import merge_lora
 from mecap_jax.models.parameters import merge_params
 from mecap_jax.sharding import put_batch, shard_count, single_device
@@ -99,9 +94,9 @@ class Captioner:
         if dtype is not None and dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {DTYPES} or None, got {dtype!r}")
         path, mesh = Path(path), mesh or single_device()
-        if _is_stage(path):
+        if is_stage(path):
             stage = open_stage(path, mesh)
-            model = _with_dtype(stage.config.model, dtype)
+            model = with_dtype(stage.config.model, dtype)
             # At caption time nobody knows what is said, and the text-only row of a report has seen nothing else.
             modalities = () if stage.name == "text_only" else stage.config.data.modalities
             data = dataclasses.replace(stage.config.data, include_transcript=False, modalities=modalities)
@@ -109,16 +104,9 @@ class Captioner:
             params = jax.tree.map(lambda x, wanted: x.astype(wanted.dtype), stage.params, abstract)
             processor = Processor(stage.processor.tokenizer, model, stage.processor.settings)
         else:
-            _check_published(path)
-            model = read_model(path)
-            # The range of float16 is too small for what passes between layers of these families.
-            model = _with_dtype(model, dtype or ("float32" if model.param_dtype == "float16" else model.param_dtype))
-            try:
-                processor = Processor.from_directory(path, model)
-            except (OSError, ValueError) as error:
-                raise CheckpointError(str(error)) from error
-            data = _published_settings(processor)
-            params = load_model(path, model, abstract_model(model, mesh)[1])
+            published = open_published(path, mesh, dtype)
+            model, params, processor = published.model, published.params, published.processor
+            data = published_settings(processor)
         if adapter is not None:
             params = _merge_adapter(Path(adapter), params, model, mesh)
         return cls(abstract_model(model, mesh)[0], params, processor, data, mesh)
@@ -194,53 +182,6 @@ def _next_token_logits(graphdef, params, prompts: PromptBatch):
     model = nnx.merge(graphdef, params)
     last, _ = model.prefill(prompts)
     return model.language_model.logits(last)
-
-
-def _with_dtype(model: ModelConfig, dtype: str | None) -> ModelConfig:
-    return model if dtype is None else dataclasses.replace(model, param_dtype=dtype, dtype=dtype)
-
-
-def _is_stage(path: Path) -> bool:
-    """Whether a path has the form of a run's stage; a published model may stand in a directory of that name, too."""
-    in_run = path.parent.name == "checkpoints" and (path.parent.parent / CONFIG_FILE).is_file()
-    return in_run and path.is_dir() and not (path / CONFIG_FILE).is_file()
-
-
-def _check_published(path: Path) -> None:
-    """Explains what is wrong where a path is neither kind of model."""
-    expected = (
-        f"expected a directory in the Hugging Face layout ({CONFIG_FILE}, *.safetensors, tokenizer.json) "
-        "or a stage of a run (RUN/checkpoints/STAGE)"
-    )
-    if not path.is_dir():
-        named = re.fullmatch(r"[\w-]+/[\w.-]+", str(path))
-        hint = f"; to use the model {path} of the Hugging Face hub, download its files first" if named else ""
-        raise CheckpointError(f"no such directory: {path}; {expected}{hint}")
-    if not (path / CONFIG_FILE).is_file():
-        adapter = (path / SETTINGS).is_file()
-        hint = "; it holds an adapter: load its base model, with this as the adapter" if adapter else ""
-        raise CheckpointError(f"{path} has no {CONFIG_FILE}; {expected}{hint}")
-    if "model_type" not in (found := read_json(path / CONFIG_FILE)) and "model" in found:
-        read_run(path)  # a run whose configuration is not valid says so itself
-        stages = sorted(stage.name for stage in path.glob("checkpoints/*") if stage.is_dir())
-        raise CheckpointError(
-            f"{path} is a run; name one of its stages, RUN/checkpoints/STAGE (found: {', '.join(stages) or 'none yet'})"
-        )
-
-
-def _published_settings(processor: Processor) -> DataConfig:
-    """How files are read for a model that comes with a processor and without a run."""
-    model, settings = processor.model, processor.settings
-    parts = {"audio": model.audio, "video": model.vision, "features": model.features}
-    return DataConfig(
-        modalities=tuple(name for name, part in parts.items() if part is not None),
-        include_transcript=False,
-        max_seconds=MAX_SAMPLES / SAMPLE_RATE if model.audio else MAX_SECONDS,
-        fps=settings.fps,
-        max_frames=settings.max_frames,
-        min_pixels=settings.video_min_pixels,
-        max_pixels=settings.video_max_pixels,
-    )
 
 
 def _merge_adapter(directory: Path, params: Any, model: ModelConfig, mesh: Mesh) -> Any:

@@ -1,49 +1,60 @@
-"""Evaluates a checkpoint: all metrics with confidence intervals.
+"""Evaluates a checkpoint: all metrics with confidence intervals, and what was said of every clip.
 
   python scripts/evaluate.py --checkpoint=runs/grpo/checkpoints/grpo --data=SHARDS --split=test --output=FILE.json
+  python scripts/evaluate.py --checkpoint=DIR --data=SHARDS --output=FILE.json    # a directory of published files
+  python scripts/evaluate.py --report=runs/grpo    # a run's report anew, from the captions that it keeps
 
-It runs on the devices that are there, whatever the run was trained on; several machines join as in `train.py`.
+`predictions.jsonl` stands beside FILE.json. It runs on the devices that are there, whatever the run was trained on;
+several machines join as in `train.py`.
 """
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import jax
 from absl import app, flags, logging
 
 from mecap_jax.data.utterance import SPLITS
 from mecap_jax.distributed import joined
+from mecap_jax.evaluation.predictions import write_predictions
 from mecap_jax.evaluation.tables import format_value, metric_cell, ordered
 from mecap_jax.experiment.scoring import evaluate_checkpoint
 from mecap_jax.experiment.setup import USER_ERRORS
+from mecap_jax.experiment.story import report_again
 from mecap_jax.json_files import write_json
 from mecap_jax.training.logging import RunLogger
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A stage of a run: RUN/checkpoints/STAGE.", required=True)
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "RUN/checkpoints/STAGE, or a directory of published files.")
 _DATA = flags.DEFINE_string("data", "", "Directory of shards; empty: the data of the run.")
 _SPLIT = flags.DEFINE_enum("split", "test", SPLITS, "Whose clips are captioned.")
-_OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.", required=True)
+_OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
+_REPORT = flags.DEFINE_string("report", None, "A run's workdir: writes its report again, without captioning.")
 
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    if bool(_REPORT.value) == bool(_CHECKPOINT.value and _OUTPUT.value):
+        raise app.UsageError("name --checkpoint and --output, or --report alone")
     logging.set_verbosity(logging.WARNING)
     with joined():
         try:
             with RunLogger(None, enabled=jax.process_index() == 0) as logger:
-                data = Path(_DATA.value) if _DATA.value else None
-                result = evaluate_checkpoint(Path(_CHECKPOINT.value), data, _SPLIT.value, logger)
+                if _REPORT.value:
+                    report_again(Path(_REPORT.value), logger)
+                else:
+                    _evaluate(logger)
         except USER_ERRORS as error:
             sys.exit(f"error: {error}")
-        if jax.process_index() == 0:
-            _write(result)
 
 
-def _write(result: dict[str, Any]) -> None:
+def _evaluate(logger: RunLogger) -> None:
+    data = Path(_DATA.value) if _DATA.value else None
+    result, predictions = evaluate_checkpoint(Path(_CHECKPOINT.value), data, _SPLIT.value, logger)
+    if jax.process_index() != 0:
+        return
     output = Path(_OUTPUT.value)
-    output.parent.mkdir(parents=True, exist_ok=True)
+    write_predictions(output.with_name("predictions.jsonl"), predictions)
     write_json(output, result)
     for key in ordered(result["eval"]):
         print(f"{metric_cell(key):40} {format_value(key, result['eval'][key], result['confidence'].get(key))}")

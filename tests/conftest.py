@@ -4,6 +4,7 @@ annotations checked at run time, the files with whole runs first."""
 import collections
 import gc
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -34,6 +35,21 @@ def common(tmp_path_factory) -> Path:
     """A directory that all workers of the session share."""
     base = tmp_path_factory.getbasetemp()
     return base.parent if _IS_WORKER else base
+
+
+@pytest.fixture(scope="session")
+def java():
+    if shutil.which("java") is None:
+        pytest.skip("there is no `java` on the PATH: METEOR and the PTB tokenizer cannot run")
+
+
+@pytest.fixture(scope="session")
+def meteor(java):
+    """One running METEOR for all tests: it takes seconds to start."""
+    from mecap_jax.evaluation.java_tools import Meteor
+
+    with Meteor() as running:
+        yield running
 
 
 def pytest_collection_modifyitems(items):

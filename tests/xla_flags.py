@@ -8,5 +8,5 @@ def xla_flags(devices: int) -> str:
     flags = [f"--xla_force_host_platform_device_count={devices}", "--xla_backend_optimization_level=0"]
     version = tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2]))
     if version < (0, 11):  # later ones have no such flag, and XLA ends the process over a flag that it does not know
-        flags.append("--xla_cpu_use_fusion_emitters=false")
+        flags += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
     return " ".join(flags)

@@ -54,7 +54,8 @@ def ptb_tokenize(texts: Sequence[str]) -> list[str]:
 class Meteor:
     """METEOR 1.5 for English, a context manager.
 
-    The process starts at first use (about 7 s, for its paraphrase table) and serves until the end of the block.
+    The process starts with the block, which it serves to its end, and reads its paraphrase table (about 7 s) in the
+    background. What keeps it from starting is raised at first use.
     """
 
     def __init__(self):
@@ -62,6 +63,8 @@ class Meteor:
         self._process: subprocess.Popen | None = None
 
     def __enter__(self) -> Meteor:
+        with contextlib.suppress(JavaError):
+            self._start()
         return self
 
     def __exit__(self, *_):

@@ -2,55 +2,70 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from flax import nnx
 
-from mecap_jax.config import ConfigError
+from mecap_jax.config import Config, ConfigError, MeshConfig
+from mecap_jax.data.pipeline import CaptionDataset
+from mecap_jax.data.shards import ShardReader
 from mecap_jax.evaluation.decoding import Caption, caption_rows
 from mecap_jax.evaluation.java_tools import Meteor
+from mecap_jax.evaluation.predictions import predictions, read_captions, write_predictions
 from mecap_jax.evaluation.stage import Clip, StageResult, score_stage
-from mecap_jax.experiment.setup import Workbench, reopen
+from mecap_jax.experiment.published import check_published, open_published, published_settings
+from mecap_jax.experiment.setup import Workbench, make_anchors, reopen
 from mecap_jax.experiment.weights import run_of, stage_params
+from mecap_jax.models.checkpoints.hub_config import CONFIG_FILE
+from mecap_jax.models.sentence_encoder import load_sentence_encoder
 from mecap_jax.rewards.base import Sample, normalise_text
 from mecap_jax.rewards.emotion import EmotionReward, emotion_coordinates
 from mecap_jax.rewards.validity import is_degenerate
+from mecap_jax.sharding import make_mesh
 from mecap_jax.train_state import abstract_model
+from mecap_jax.training.checkpointing import latest_step
 from mecap_jax.training.logging import RunLogger
 
+EVALUATIONS = "evaluations"  # in a workdir: what each stage said
+_MAX_NEW_TOKENS = 96  # of a model without a run: what the recipes of published models allow
 
-def evaluate_checkpoint(checkpoint: Path, data: Path | None, split: str, logger: RunLogger) -> dict[str, Any]:
-    """All metrics of a stage's newest checkpoint, `RUN/checkpoints/STAGE`, on a split of its own or other data.
+
+def evaluate_checkpoint(
+    checkpoint: Path, data: Path | None, split: str, logger: RunLogger
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """All metrics of a model on a split of its own or other data.
 
     Returns a JSON tree: "eval" and "confidence" by metric as in `report.json`, "unavailable" with reasons, "captions"
-    by clip id, and what was evaluated.
+    by clip id, and what was evaluated; and the rows of `predictions.jsonl`.
+
+    Args:
+      checkpoint: a stage of a run, `RUN/checkpoints/STAGE`, whose newest checkpoint is taken, or a directory in the
+        Hugging Face layout: as it comes, it is asked as a run would ask it.
 
     Raises:
-      ConfigError: `checkpoint` is not a stage of a run, or the split has no clips.
-      CheckpointError: the stage has no checkpoint, or one of another model.
+      ConfigError: `checkpoint` is neither, there are no data, or the split has no clips.
+      CheckpointError: the stage has no checkpoint, or files do not fit.
     """
-    bench = reopen(run_of(checkpoint), data, logger)
-    if checkpoint.name == "text_only":
-        bench = bench.with_data(bench.dataset.with_modalities(()))
+    open_model = _open_published if (checkpoint / CONFIG_FILE).is_file() else _open_stage
+    bench, graphdef, params = open_model(checkpoint, data, logger)
     rows = bench.dataset.rows(split)
     if not rows:
         raise ConfigError(f"--split: {bench.reader.directory} has no usable clip in split {split!r}")
-    graphdef, _ = abstract_model(bench.config.model, bench.mesh)
-    params = stage_params(bench.config, bench.workdir, bench.mesh, checkpoint.name)
-    with open_meteor() as meteor:
-        result = evaluate_stage(bench, checkpoint.name, graphdef, params, rows, meteor)
+    with Meteor() as meteor:
+        captions = caption_stage(bench, checkpoint.name, graphdef, params, rows)
+        result = score_captions(bench, captions, meteor)
     options = bench.config.evaluation
     unseen = Counter(clip.label for clip in result.clips if clip.label and clip.label not in bench.anchors.labels)
     if unseen:
         counts = ", ".join(f"{label} ({count} clips)" for label, count in unseen.most_common())
         logger.say(f"labels that training never saw, counted as missed by nearest anchor: {counts}")
-    return {
+    summary = {
         "checkpoint": str(checkpoint),
         "data": str(bench.reader.directory),
         "split": split,
@@ -63,29 +78,67 @@ def evaluate_checkpoint(checkpoint: Path, data: Path | None, split: str, logger:
         "unavailable": dict(result.unavailable),
         "captions": {clip.id: caption for clip, caption in zip(result.clips, result.captions)},
     }
+    step = latest_step(checkpoint)
+    return summary, predictions(result, [caption.finished for caption in captions.values()], step)
 
 
-@contextlib.contextmanager
-def open_meteor():
-    """A running METEOR, or None on a machine without Java, where the metric is reported as unavailable."""
-    try:
-        meteor = Meteor()
-    except (FileNotFoundError, RuntimeError):
-        yield None
-        return
-    with meteor:
-        yield meteor
+def _open_stage(checkpoint: Path, data: Path | None, logger: RunLogger) -> tuple[Workbench, nnx.GraphDef, Any]:
+    bench = reopen(run_of(checkpoint), data, logger)
+    if checkpoint.name == "text_only":
+        bench = bench.with_data(bench.dataset.with_modalities(()))
+    graphdef, _ = abstract_model(bench.config.model, bench.mesh)
+    return bench, graphdef, stage_params(bench.config, bench.workdir, bench.mesh, checkpoint.name)
+
+
+def _open_published(directory: Path, data: Path | None, logger: RunLogger) -> tuple[Workbench, nnx.GraphDef, Any]:
+    """Anchors come from the train captions of the data, as in a run."""
+    check_published(directory)
+    if data is None:
+        raise ConfigError(f"--data: {directory} is no run, so name the shards that it is to caption")
+    reader, mesh = ShardReader(data), make_mesh(MeshConfig())
+    found = open_published(directory, mesh)
+    config = Config(directory.name, found.model, backbone=str(directory), data=published_settings(found.processor))
+    encoder, tokenizer = load_sentence_encoder(), found.processor.tokenizer
+    dataset = CaptionDataset(reader, config.data, config.model, tokenizer)
+    anchors = make_anchors(config, reader, encoder)
+    bench = Workbench(config, directory, mesh, reader, dataset, tokenizer, encoder, anchors, logger)
+    return bench, found.graphdef, found.params
 
 
 def evaluate_stage(
     bench: Workbench,
-    name: str,
-    graphdef: nnx.GraphDef,
-    params: Any,
+    stage: str,
     rows: Sequence[int],
-    meteor: Meteor | None,
+    meteor: Meteor,
+    caption: Callable[[], Mapping[int, Caption]],
+    condition: str = "",
 ) -> StageResult:
-    """Captions `rows` greedily and scores the captions; the same clips in the same order for every stage."""
+    """Scores what a finished stage says of `rows`.
+
+    The captions are those that the workdir keeps of the stage's newest checkpoint. Where they are not there,
+    `caption` makes them, and they are kept.
+
+    Args:
+      condition: what the model got to see, where that was not everything.
+    """
+    path = bench.workdir / EVALUATIONS / f"{'.'.join(filter(None, (stage, condition)))}.predictions.jsonl"
+    step = latest_step(bench.workdir / "checkpoints" / stage)
+    by_id = {bench.dataset.index[row].id: row for row in rows}
+    kept = read_captions(path, step)
+    if kept and kept.keys() <= by_id.keys():  # a clip that cannot be decoded has none
+        captions = {row: kept[name] for name, row in by_id.items() if name in kept}
+        return score_captions(bench, captions, meteor)
+    captions = caption()
+    result = score_captions(bench, captions, meteor)
+    if jax.process_index() == 0:
+        write_predictions(path, predictions(result, [caption.finished for caption in captions.values()], step))
+    return result
+
+
+def caption_stage(
+    bench: Workbench, name: str, graphdef: nnx.GraphDef, params: Any, rows: Sequence[int]
+) -> dict[int, Caption]:
+    """Greedy captions of `rows`, in their order; a clip that cannot be decoded has none."""
     config = bench.config
     with bench.logger.progress(f"captions {name}", len(rows)) as progress:
         captions = caption_rows(
@@ -96,32 +149,35 @@ def evaluate_stage(
             bench.tokenizer,
             bench.mesh,
             batch_clips=config.evaluation.batch_clips,
-            max_new_tokens=config.grpo.max_new_tokens if config.grpo else config.sft.max_target_tokens,
+            max_new_tokens=_longest_caption(config),
             progress=lambda done: progress(done, {}),
         )
-    kept = [row for row in rows if row in captions]
-    return score_captions(bench, kept, [captions[row] for row in kept], meteor)
+    return {row: captions[row] for row in rows if row in captions}
 
 
-def score_captions(
-    bench: Workbench, rows: Sequence[int], captions: Sequence[Caption], meteor: Meteor | None
-) -> StageResult:
-    """Scores captions of `rows`: n-gram metrics, sentence similarity, emotion by nearest anchor and by first word.
+def _longest_caption(config: Config) -> int:
+    if config.grpo is not None:
+        return config.grpo.max_new_tokens
+    return config.sft.max_target_tokens if config.sft is not None else _MAX_NEW_TOKENS
+
+
+def score_captions(bench: Workbench, captions: Mapping[int, Caption], meteor: Meteor) -> StageResult:
+    """Scores captions by row: n-gram metrics, sentence similarity, emotion by nearest anchor and by first word.
 
     Degenerate captions earn no emotion reward, as in training.
     """
     dataset, anchors, encoder = bench.dataset, bench.anchors, bench.encoder
     form = bench.config.grpo.reward.form if bench.config.grpo else "centred"
     clips, samples = [], []
-    for row, caption in zip(rows, captions):
+    for row, caption in captions.items():
         entry, references = dataset.index[row], dataset.references(row)
         clips.append(Clip(entry.id, entry.speaker, references, entry.label, entry.caption_language))
         samples.append(Sample(*caption, "", entry.id, references, entry.label, len(samples)))
-    texts = [caption.text for caption in captions]
+    texts = [caption.text for caption in captions.values()]
     embeddings = encoder.encode([normalise_text(text) for text in texts])
     rewards = [
         0.0 if value is None or is_degenerate(*caption) else value
-        for caption, value in zip(captions, EmotionReward(encoder, anchors, form)(samples))
+        for caption, value in zip(captions.values(), EmotionReward(encoder, anchors, form)(samples))
     ]
     return score_stage(
         clips,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,18 @@ import jax
 import numpy as np
 from flax import nnx
 
-from mecap_jax.config import Config
+from mecap_jax.config import Config, ConfigError
 from mecap_jax.data.pipeline import CaptionDataset
+from mecap_jax.evaluation.decoding import Caption
+from mecap_jax.evaluation.java_tools import Meteor
 from mecap_jax.evaluation.report import write_report
 from mecap_jax.evaluation.stage import StageResult
-from mecap_jax.experiment.scoring import evaluate_stage, open_meteor
-from mecap_jax.experiment.setup import Workbench, first_process, set_up
+from mecap_jax.experiment.forecast import forecast
+from mecap_jax.experiment.scoring import caption_stage, evaluate_stage
+from mecap_jax.experiment.setup import Workbench, first_process, reopen, set_up
 from mecap_jax.experiment.stages import copy_trainable, train_grpo, train_sft
 from mecap_jax.experiment.tower_cache import with_tower_cache
-from mecap_jax.experiment.weights import stage_params, starting_params
+from mecap_jax.experiment.weights import read_report, stage_params, starting_params
 from mecap_jax.json_files import write_json
 from mecap_jax.models.checkpoints.table import flatten
 from mecap_jax.models.parameters import merge_params, split_params
@@ -54,21 +58,48 @@ def run(config: Config, workdir: Path, should_stop: Stop = lambda step: False) -
         if config.data.tower_cache:
             with clock.measure("tower_cache"):
                 bench = with_tower_cache(bench, graphdef, params, should_stop)
+        ahead = forecast(bench)
+        logger.say(f"{ahead} from here on this machine, compilation not counted")
+
+        @contextlib.contextmanager
+        def stage(name: str):
+            with clock.measure(name):
+                yield
+            ahead.done(name, clock.parts[name])
+            logger.say(f"{name} is done; {ahead} from here")
+
         stages: dict[str, Workbench] = {}
         if config.sft is not None:
-            with clock.measure("sft"):
+            with stage("sft"):
                 params = train_sft(bench, "sft", config.sft, graphdef, params, should_stop)
             stages["sft"] = bench
         if config.grpo is not None:
-            with clock.measure("grpo"):
+            with stage("grpo"):
                 train_grpo(bench, "grpo", config.grpo, graphdef, params, should_stop)
             stages["grpo"] = bench
         for row in config.evaluation.rows:
-            with clock.measure(row):
+            with stage(row):
                 stages[row] = _EXTRA_ROWS[row](bench, graphdef, params, should_stop)
         with clock.measure("evaluation"):
-            results, ablation = evaluate(stages, graphdef, frozen)
-        return _report(bench, results, ablation, clock)
+            results, ablation = evaluate(stages, _captioner(bench, graphdef, frozen))
+        return _report(bench, results, ablation, clock.report(_step_seconds(workdir)))
+
+
+def report_again(workdir: Path, logger: RunLogger) -> dict[str, Any]:
+    """Writes the report of a run anew from the captions that it keeps: nothing is captioned, no weights are read.
+
+    Raises:
+      ConfigError: there is no run, or a stage of it has not been captioned yet.
+    """
+
+    def refuse(bench: Workbench, stage: str, title: str):
+        raise ConfigError(f"{workdir} keeps no captions of {title}; scripts/train.py with this --workdir makes them")
+
+    bench = reopen(workdir, None, logger)
+    main = [name for name in ("sft", "grpo") if getattr(bench.config, name) is not None]
+    results, ablation = evaluate(dict.fromkeys((*main, *bench.config.evaluation.rows), bench), refuse)
+    timing = read_report(workdir).get("timing") or {"steps": _step_seconds(workdir)}
+    return _report(bench, results, ablation, timing)
 
 
 # --- rows that the result is compared with --------------------------------------------------------------------------
@@ -129,28 +160,41 @@ def _step_seconds(workdir: Path) -> dict[str, float]:
 
 
 def evaluate(
-    stages: dict[str, Workbench], graphdef: nnx.GraphDef, frozen: Any
+    stages: dict[str, Workbench], caption: Callable[[Workbench, str, str], Mapping[int, Caption]]
 ) -> tuple[dict[str, StageResult], dict[str, dict[str, StageResult]]]:
-    """Captions the test speakers with every stage's final parameters, and the ablation of modalities.
+    """Scores what every finished stage says of the test speakers, and the ablation of modalities.
 
-    `frozen` is the part of the parameters that no stage trained.
+    Args:
+      caption: makes the captions that are not kept yet: (bench, stage, what is done, for people) -> captions by row.
     """
     bench = next(iter(stages.values()))
     config = bench.config
     rows = bench.dataset.rows("test")
     results, ablation = {}, defaultdict(dict)
-    with open_meteor() as meteor:
+    with Meteor() as meteor:
         for name, stage_bench in stages.items():
-            params = stage_params(config, bench.workdir, bench.mesh, name, frozen)
-            results[name] = evaluate_stage(stage_bench, name, graphdef, params, rows, meteor)
+            make = functools.partial(caption, stage_bench, name, name)
+            results[name] = evaluate_stage(stage_bench, name, rows, meteor, make)
             if not (config.evaluation.ablation and name in ("sft", "grpo") and len(config.data.modalities) > 1):
                 continue
             for modality in config.data.modalities:
                 alone = stage_bench.with_data(stage_bench.dataset.with_modalities((modality,)))
-                ablation[name][modality] = evaluate_stage(
-                    alone, f"{name} from {modality} only", graphdef, params, rows, meteor
-                )
+                make = functools.partial(caption, alone, name, f"{name} from {modality} only")
+                ablation[name][modality] = evaluate_stage(alone, name, rows, meteor, make, modality)
     return results, dict(ablation)
+
+
+def _captioner(bench: Workbench, graphdef: nnx.GraphDef, frozen: Any) -> Callable[..., Mapping[int, Caption]]:
+    """What captions the test speakers with a stage's final parameters; `frozen` is what no stage trained."""
+
+    @functools.lru_cache(maxsize=1)
+    def params(stage: str) -> Any:
+        return stage_params(bench.config, bench.workdir, bench.mesh, stage, frozen)
+
+    def caption(view: Workbench, stage: str, title: str) -> Mapping[int, Caption]:
+        return caption_stage(view, title, graphdef, params(stage), view.dataset.rows("test"))
+
+    return caption
 
 
 class Clock:
@@ -158,7 +202,7 @@ class Clock:
 
     def __init__(self):
         self._began = time.perf_counter()
-        self._parts: dict[str, float] = {}
+        self.parts: dict[str, float] = {}
         self._compile = 0.0
         jax.monitoring.register_event_duration_secs_listener(self._listen)
 
@@ -171,21 +215,20 @@ class Clock:
         """Counts the time of a block as `part`."""
         began = time.perf_counter()
         yield
-        self._parts[part] = round(time.perf_counter() - began, 2)
+        self.parts[part] = round(time.perf_counter() - began, 2)
 
     def report(self, step_seconds: dict[str, float]) -> dict[str, Any]:
         return {
             "total_s": round(time.perf_counter() - self._began, 2),
             "compile_s": round(self._compile, 2),
-            "parts": self._parts,
+            "parts": self.parts,
             "steps": {stage: round(seconds, 4) for stage, seconds in step_seconds.items()},
         }
 
 
-def _report(bench: Workbench, results, ablation, clock: Clock) -> dict[str, Any]:
+def _report(bench: Workbench, results, ablation, timing: Mapping[str, Any]) -> dict[str, Any]:
     config = bench.config
     log = read_jsonl(bench.workdir / "metrics.jsonl")
-    clock_report = clock.report(_step_seconds(bench.workdir))
     if jax.process_index() != 0:
         return {}
     report = write_report(
@@ -195,7 +238,7 @@ def _report(bench: Workbench, results, ablation, clock: Clock) -> dict[str, Any]
         data=_data_summary(bench),
         results=results,
         metrics_log=log,
-        timing=clock_report,
+        timing=timing,
         ablation=ablation,
         resamples=config.evaluation.bootstrap,
         confidence=config.evaluation.confidence,

@@ -1,7 +1,6 @@
-"""A small corpus of captions with known structure, and one METEOR process for all tests."""
+"""A small corpus of captions with known structure."""
 
 import random
-import shutil
 
 import numpy as np
 import pytest
@@ -9,18 +8,6 @@ import pytest
 from mecap_jax.emotions import EMOTIONS, LEXICON
 from mecap_jax.evaluation.java_tools import Meteor
 from mecap_jax.evaluation.stage import Clip, StageResult, score_stage
-
-
-@pytest.fixture(scope="session")
-def java():
-    if shutil.which("java") is None:
-        pytest.skip("there is no `java` on the PATH: METEOR and the PTB tokenizer cannot run")
-
-
-@pytest.fixture(scope="session")
-def meteor(java):
-    with Meteor() as running:
-        yield running
 
 
 @pytest.fixture

@@ -59,6 +59,7 @@ def test_the_vision_tower_trains_where_the_pattern_says_so():
         "sft.py:qwen2_5_omni_3b,smoke",
     ],
 )
+@pytest.mark.usefixtures("one_meteor")
 def test_smoke(recipe, common, tmp_path):
     # On eight simulated devices; a step of Emo-GRPO has four prompts, and fills up the rest.
     shards = common / ("smoke-shards-features" if "features" in recipe else "smoke-shards")

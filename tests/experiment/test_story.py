@@ -5,11 +5,13 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mecap_jax.config import ConfigError, load
 from mecap_jax.experiment import story
 from mecap_jax.experiment.scoring import evaluate_checkpoint
+from mecap_jax.models.checkpoints.table import CheckpointError
 from mecap_jax.rewards.anchors import Anchors
 from mecap_jax.training.checkpointing import latest_step
 from mecap_jax.training.logging import RunLogger, read_jsonl
@@ -116,22 +118,72 @@ def test_logs_name_metrics_as_trl_does(finished):
 
 
 @pytest.mark.slow
-def test_a_finished_run_is_only_reported_again(finished):
+@pytest.mark.usefixtures("one_meteor")
+def test_a_finished_run_is_only_reported_again(finished, monkeypatch):
     config, workdir, first = finished
+    monkeypatch.setattr(story, "caption_stage", lambda *_: pytest.fail("clips are captioned again"))
     again = story.run(config, workdir, lambda step: pytest.fail("a step was taken"))
     assert again["eval"] == first["eval"]
 
 
 @pytest.mark.slow
+def test_a_run_keeps_what_every_stage_said(finished):
+    _, workdir, report = finished
+    conditions = ("", ".audio", ".video")
+    names = {f"{stage}{condition}" for stage in ("sft", "grpo") for condition in conditions}
+    names |= {"text_only", "sft_control", "grpo_semantic"}
+    assert {path.name for path in (workdir / "evaluations").iterdir()} == {f"{n}.predictions.jsonl" for n in names}
+    rows = read_jsonl(workdir / "evaluations" / "grpo.predictions.jsonl")
+    assert len(rows) == report["test"]["clips"] and {row["step"] for row in rows} == {2}
+    assert np.mean([row["rewards"]["emotion"] for row in rows]) == pytest.approx(
+        report["eval"]["grpo"]["emotion_reward"]
+    )
+    right = [row["reading"]["anchor"] == row["label"] for row in rows]
+    assert np.mean(right) == pytest.approx(report["eval"]["grpo"]["emotion_war"])
+    assert all(row["references"] and row["finished"] in (True, False) for row in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_meteor")
+def test_the_report_is_written_again_without_captioning(finished, monkeypatch):
+    _, workdir, report = finished
+    before = (workdir / "report.md").read_text()
+    (workdir / "report.md").unlink()
+    monkeypatch.setattr(story, "stage_params", lambda *_: pytest.fail("weights are read"))
+    with RunLogger(None) as logger:
+        again = story.report_again(workdir, logger)
+    same = report.keys() - {"made", "timing"}
+    assert {key: again[key] for key in same} == {key: report[key] for key in same}
+    assert (workdir / "report.md").read_text().splitlines()[:1] == before.splitlines()[:1]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_meteor")
+def test_captions_of_another_step_are_not_taken(finished, tmp_path):
+    _, workdir, _ = finished
+    for name in ("config.json", "processor", "anchors.safetensors", "checkpoints", "metrics.jsonl"):
+        (tmp_path / name).symlink_to(workdir / name)
+    shutil.copytree(workdir / "evaluations", tmp_path / "evaluations")
+    path = tmp_path / "evaluations" / "sft.audio.predictions.jsonl"
+    path.write_text(path.read_text().replace('"step": 3', '"step": 2'))
+    with RunLogger(None) as logger, pytest.raises(ConfigError, match="no captions of sft from audio only"):
+        story.report_again(tmp_path, logger)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_meteor")
 def test_a_checkpoint_can_be_evaluated_by_itself(finished):
     config, workdir, report = finished
     with RunLogger(None) as logger:
-        found = evaluate_checkpoint(workdir / "checkpoints" / "grpo", Path(config.data.path), "test", logger)
+        found, rows = evaluate_checkpoint(workdir / "checkpoints" / "grpo", Path(config.data.path), "test", logger)
+        assert rows == read_jsonl(workdir / "evaluations" / "grpo.predictions.jsonl")
         assert found["eval"] == report["eval"]["grpo"] and found["split"] == "test"
         assert found["confidence"] == json.loads(json.dumps(report["confidence"]["grpo"]), object_hook=_tuples)
         assert len(found["captions"]) == found["clips"]
-        with pytest.raises(ConfigError, match="RUN/checkpoints/STAGE"):
+        with pytest.raises(CheckpointError, match="is a run; name one of its stages, RUN/checkpoints/STAGE"):
             evaluate_checkpoint(workdir, None, "test", logger)
+        with pytest.raises(ConfigError, match="RUN/checkpoints/STAGE"):
+            evaluate_checkpoint(workdir / "none", None, "test", logger)
         with pytest.raises(ConfigError, match="holds no run"):
             evaluate_checkpoint(workdir / "checkpoints" / "checkpoints" / "grpo", None, "test", logger)
 

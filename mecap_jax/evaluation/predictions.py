@@ -1,0 +1,68 @@
+"""What a stage said of every clip and how that was read: `predictions.jsonl`, one object a line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mecap_jax.emotions import first_emotion_word
+from mecap_jax.evaluation.decoding import Caption
+from mecap_jax.evaluation.stage import StageResult
+from mecap_jax.json_files import parse_json, to_json
+
+
+def predictions(result: StageResult, finished: Sequence[bool], step: int | None) -> list[dict[str, Any]]:
+    """Returns one row a clip, as JSON types.
+
+    Keys: `id`, `step` (of the checkpoint, null where there is none), `label` (or null), `references`, `caption`,
+    `finished` (false: cut off at the longest length), `reading` (the emotion that the caption expresses by nearest
+    `anchor` and by `first_word`, or null) and `rewards` (by term).
+    """
+    rewards = result.statistics["emotion_reward"].values[:, 0].tolist()
+    parts = zip(result.clips, result.captions, finished, result.predicted, rewards, strict=True)
+    return [
+        {
+            "id": clip.id,
+            "step": step,
+            "label": clip.label,
+            "references": list(clip.references),
+            "caption": caption,
+            "finished": ended,
+            "reading": {"anchor": nearest, "first_word": first_emotion_word(caption, result.classes)},
+            "rewards": {"emotion": reward},
+        }
+        for clip, caption, ended, nearest, reward in parts
+    ]
+
+
+def write_predictions(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes a file as a whole: a reader sees the old one or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text("".join(to_json(row) + "\n" for row in rows), encoding="utf-8")
+    temporary.replace(path)
+
+
+def read_captions(path: Path, step: int | None) -> dict[str, Caption]:
+    """Returns the captions of a checkpoint by clip id; empty where the file is not there, or is another checkpoint's.
+
+    `step` None takes those of any checkpoint.
+
+    Raises:
+      ValueError: a line is not a row of predictions.
+    """
+    captions: dict[str, Caption] = {}
+    if not path.is_file():
+        return captions
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], start=1):
+        try:
+            row = parse_json(line)
+            identity, text, finished = row["id"], row["caption"], row["finished"]
+            if [type(identity), type(text), type(finished)] != [str, str, bool]:
+                raise ValueError("a value of another type")
+            if step is None or row["step"] == step:
+                captions[identity] = Caption(text, finished)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}, line {number}, is no prediction: {error!r}") from error
+    return captions

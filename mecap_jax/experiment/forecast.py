@@ -1,0 +1,120 @@
+"""About how long a run will take on this machine: its work in floating-point operations, over the rate that the machine
+reaches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from mecap_jax.config import Bucket, GrpoConfig, SftConfig
+from mecap_jax.experiment.setup import Workbench
+from mecap_jax.model_config import ModelConfig
+from mecap_jax.models.checkpoints.table import flatten
+from mecap_jax.train_state import abstract_model
+from mecap_jax.training.checkpointing import latest_step
+
+# Of the rate of a large product of matrices, what training reaches: that of `configs/grpo.py` on a CPU.
+_UTILISATION = 0.3
+_BACKWARD = 2  # a gradient costs twice what its loss does
+_DECODING = 4  # a token that is decoded alone waits for memory: it costs what so many do that are read together
+_SAMPLE = 2048  # side of the matrices that are timed
+
+
+class Forecast:
+    """What is left of a run's work. The first estimate rests on a product of matrices; every part that is done
+    corrects the next ones."""
+
+    def __init__(self, work: Mapping[str, float], rate: float):
+        """`work` are floating-point operations by part, of which `rate` are done a second."""
+        self._left, self._rate = dict(work), rate
+
+    def seconds(self) -> float:
+        """What is left."""
+        return sum(self._left.values()) / self._rate
+
+    def done(self, part: str, seconds: float) -> None:
+        """Takes note of how long a part took."""
+        if work := self._left.pop(part, 0.0):
+            self._rate = work / seconds
+
+    def __str__(self) -> str:
+        minutes = round(self.seconds() / 60)
+        return f"about {minutes} minutes" if minutes > 1 else "about a minute"
+
+
+def forecast(bench: Workbench) -> Forecast:
+    """What is left of a run that is set up."""
+    return Forecast(run_work(bench), _UTILISATION * _matmul_rate(bench.config.model))
+
+
+def run_work(bench: Workbench) -> dict[str, float]:
+    """Floating-point operations by stage and for the evaluation; what checkpoints hold is done."""
+    config, dataset = bench.config, bench.dataset
+    shape = config.data.buckets[-1]
+    if config.data.tower_cache:  # media are encoded once, before the stages
+        shape = Bucket(shape.prompt_tokens)
+    cost = Cost(config.model, shape, bench.mesh)
+
+    def left(stage: str, steps: int) -> int:
+        return max(0, steps - (latest_step(bench.workdir / "checkpoints" / stage) or 0))
+
+    work = {}
+    if config.sft is not None:
+        work["sft"] = left("sft", config.sft.steps) * cost.sft_step(config.sft)
+    if config.grpo is not None:
+        work["grpo"] = left("grpo", config.grpo.steps) * cost.grpo_step(config.grpo)
+    for row in config.evaluation.rows:  # each is one of the two again
+        work[row] = work["sft" if row == "text_only" else "grpo"]
+    ablated = len(config.data.modalities) if config.evaluation.ablation and len(config.data.modalities) > 1 else 0
+    captioned = sum(1 + (ablated if name in ("sft", "grpo") else 0) for name in work)
+    longest = config.grpo.max_new_tokens if config.grpo is not None else config.sft.max_target_tokens
+    clips = len(dataset.rows("test"))
+    return work | {"evaluation": captioned * clips * (cost.prompt + longest * _DECODING * cost.token)}
+
+
+class Cost:
+    """Floating-point operations of one clip's prompt, media included, and of one token of a completion: two for every
+    parameter that a position is multiplied with."""
+
+    def __init__(self, model: ModelConfig, bucket: Bucket, mesh: jax.sharding.Mesh):
+        matrices = {path: x.size for path, x in flatten(abstract_model(model, mesh)[1]).items() if len(x.shape) > 1}
+
+        def of(part: str) -> int:
+            return sum(size for path, size in matrices.items() if path.startswith(part))
+
+        embedding = model.decoder.vocab_size * model.decoder.hidden_size
+        layers = of("language_model.layers")
+        self.token = 2.0 * (layers + embedding)
+        self.prompt = 2.0 * layers * bucket.prompt_tokens
+        if model.audio is not None:
+            self.prompt += 2.0 * of("audio_tower") * bucket.audio_chunks * model.audio.n_window
+        if model.vision is not None:
+            self.prompt += 2.0 * of("visual") * bucket.frames * bucket.windows * model.vision.window_patches
+        self.prompt += 2.0 * of("feature_projector") * bucket.feature_frames
+
+    def sft_step(self, config: SftConfig) -> float:
+        clip = self.prompt + config.references * config.max_target_tokens * self.token
+        return config.batch_clips * (1 + _BACKWARD) * clip
+
+    def grpo_step(self, config: GrpoConfig) -> float:
+        tokens = config.group_size * config.max_new_tokens * self.token
+        references = config.loss.references if config.loss.reference_likelihood else 0
+        sampled = self.prompt + _DECODING * tokens
+        reference = self.prompt + tokens if config.loss.beta else 0.0
+        update = (1 + _BACKWARD) * (self.prompt + tokens + references * config.max_new_tokens * self.token)
+        return config.prompts * (sampled + reference + config.updates * update)
+
+
+def _matmul_rate(model: ModelConfig) -> float:
+    """Floating-point operations a second, of all devices of this run, in the dtype of the model."""
+    a = jnp.ones((_SAMPLE, _SAMPLE), model.dtype)
+    multiply = jax.jit(jnp.matmul)
+    multiply(a, a).block_until_ready()
+    began = time.perf_counter()
+    multiply(a, a).block_until_ready()
+    seconds = time.perf_counter() - began
+    shared = 1 if jax.devices()[0].platform == "cpu" else jax.device_count()  # simulated devices share the cores
+    return 2 * _SAMPLE**3 / seconds * shared

@@ -1,0 +1,32 @@
+"""The estimate of a run's time."""
+
+import jax
+import pytest
+from flax import nnx
+
+from mecap_jax.config import Bucket
+from mecap_jax.experiment.forecast import Cost, Forecast
+from mecap_jax.train_state import abstract_model
+from tests import miniature
+from tests.training.harness import mesh
+
+
+def test_the_work_of_a_prompt_is_what_its_program_multiplies():
+    prompt = miniature.prompts(4)
+    on = mesh()
+    graphdef, params = abstract_model(miniature.CONFIG, on)
+    lowered = jax.jit(lambda p, b: nnx.merge(graphdef, p).prefill(b)[0]).lower(params, prompt)
+    media = (prompt.audio.shape[1], *prompt.patches.shape[1:3], prompt.features.shape[1])
+    counted = 4 * Cost(miniature.CONFIG, Bucket(prompt.tokens.shape[1], *media), on).prompt
+    # XLA also counts what the estimate leaves out: attention between positions, norms, positions.
+    assert 0.3 < counted / lowered.cost_analysis()["flops"] < 1.1
+
+
+def test_parts_that_are_done_correct_what_is_left():
+    ahead = Forecast({"sft": 600.0, "grpo": 1200.0, "evaluation": 0.0}, rate=10.0)
+    assert ahead.seconds() == 180 and str(ahead) == "about 3 minutes"
+    ahead.done("sft", 30.0)  # twice as fast
+    assert ahead.seconds() == pytest.approx(60) and str(ahead) == "about a minute"
+    ahead.done("grpo", 60.0)
+    ahead.done("evaluation", 0.0)
+    assert ahead.seconds() == 0
