@@ -1,6 +1,10 @@
 """Data flows one way: no part imports one downstream of it."""
 
 import ast
+import importlib.metadata
+import re
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -73,3 +77,21 @@ def test_workers_import_no_jax():
             if isinstance(node, ast.ImportFrom):
                 names = [node.module or ""]
             assert not [name for name in names if name.split(".")[0] in ("jax", "flax", "optax")], path
+
+
+def test_what_the_code_imports_is_what_it_declares():
+    """No dependency is missing, and none is installed for nothing."""
+    project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = {re.match(r"[\w-]+", line).group().lower().replace("_", "-") for line in project["dependencies"]}
+    files = [path for part in ("mecap_jax", "scripts", "configs") for path in (ROOT.parent / part).rglob("*.py")]
+    modules = set().union(*map(_imported_modules, files)) - set(sys.stdlib_module_names) - {"mecap_jax"}
+    names = importlib.metadata.packages_distributions()
+    imported = {names[module][0].lower().replace("_", "-") for module in modules - {"sentence_transformers"}}
+    assert imported - {"jaxlib"} == declared
+
+
+def _imported_modules(path: Path) -> set[str]:
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    names = [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
+    names += [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    return {name.split(".")[0] for name in names}
