@@ -4,13 +4,16 @@ model = Captioner.from_pretrained("DIR")
 prompts = model.processor([[{"role": "user", "content": [{"type": "audio", "audio": waveform}, ...]}]])
 model.next_token_logits(prompts)
 model.generate(prompts, group_size=8).text
+model.caption("clip.wav")
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +24,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from mecap_jax.batch import PromptBatch
+from mecap_jax.captioning import Request, as_differences, caption_clips
 from mecap_jax.config import DataConfig
 from mecap_jax.data.processor import Processor
 from mecap_jax.experiment.published import is_stage, open_published, published_settings, with_dtype
@@ -34,6 +38,8 @@ from mecap_jax.sharding import put_batch, shard_count, single_device
 from mecap_jax.train_state import abstract_model
 
 DTYPES = ("float32", "bfloat16")
+
+_log = logging.getLogger(__name__)
 
 
 class CompletionGroups(NamedTuple):
@@ -61,7 +67,8 @@ class Captioner:
     Attributes:
       model: shapes of the network.
       processor: turns conversations into the batches that the methods take.
-      data: how files become prompts: a run's own settings, or those of a published processor.
+      data: how files become prompts: a run's own settings, or those of a published processor. It also says what
+        training gave: modalities, longest clip, transcripts.
       mesh: the devices that the model is on.
     """
 
@@ -97,9 +104,9 @@ class Captioner:
         if is_stage(path):
             stage = open_stage(path, mesh)
             model = with_dtype(stage.config.model, dtype)
-            # At caption time nobody knows what is said, and the text-only row of a report has seen nothing else.
+            # The text-only row of a report has seen no media.
             modalities = () if stage.name == "text_only" else stage.config.data.modalities
-            data = dataclasses.replace(stage.config.data, include_transcript=False, modalities=modalities)
+            data = dataclasses.replace(stage.config.data, modalities=modalities)
             _, abstract = abstract_model(model, mesh)
             params = jax.tree.map(lambda x, wanted: x.astype(wanted.dtype), stage.params, abstract)
             processor = Processor(stage.processor.tokenizer, model, stage.processor.settings)
@@ -166,6 +173,61 @@ class Captioner:
         decode = self.processor.tokenizer.decode
         text = [[decode(ids[:n]) for ids, n in zip(*group)] for group in zip(tokens, lengths)]
         return CompletionGroups(text, logprobs, tokens, lengths, finished)
+
+    def caption(
+        self,
+        clips: str | os.PathLike | Sequence[str | os.PathLike],
+        *,
+        transcript: str | Sequence[str] = "",
+        instruction: str = "",
+        features: str | os.PathLike | None = None,
+        group_size: int = 1,
+        temperature: float = 0.0,
+        max_new_tokens: int = 64,
+        seed: int = 0,
+    ) -> str | list[str] | list[list[str]]:
+        """Captions media files; of a clip that is longer than those of training, the loudest stretch, and says so.
+
+        Args:
+          clips: one file, or several; ids of precomputed features for a model that reads nothing else.
+          transcript: what is said in the clip, or in each of several.
+          instruction: the request in the prompt; "" takes the one that was trained.
+          features: directory of precomputed features, for a model that reads them.
+          group_size, temperature, max_new_tokens, seed: as in `generate`; the temperature of 0 takes the likeliest.
+
+        Returns:
+          The caption of one file, a list for several; where `group_size` is above 1, a list of captions in its place.
+
+        Raises:
+          ValueError: a clip cannot be captioned; names it. `captioning.caption_clips` goes on with the others.
+          ConfigError: the model reads nothing that clips have, or it reads features and there are none.
+        """
+        single = isinstance(clips, str | os.PathLike)
+        paths = [os.fspath(clip) for clip in ([clips] if single else clips)]
+        said = [transcript] * len(paths) if isinstance(transcript, str) else list(transcript)
+        if len(said) != len(paths):
+            raise ValueError(f"{len(said)} transcripts for {len(paths)} clips")
+        answers, differs = [], Counter()
+        for answer in caption_clips(
+            self,
+            [Request(*pair) for pair in zip(paths, said, strict=True)],
+            instruction=instruction,
+            features=None if features is None else Path(features),
+            samples=group_size,
+            temperature=temperature,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+        ):
+            if answer.error:
+                raise ValueError(f"{answer.clip}: {answer.error}")
+            if answer.note:
+                _log.warning("%s: %s", answer.clip, answer.note)
+            differs.update(answer.differs)
+            texts = [caption.text for caption in answer.captions]
+            answers.append(texts if group_size > 1 else texts[0])
+        for line in as_differences(differs, len(paths)):
+            _log.warning("%s", line.removeprefix("note: "))
+        return answers[0] if single else answers
 
     def _placed(self, batch: Any) -> Any:
         """A batch on the devices; its last row is repeated until the rows divide evenly."""

@@ -3,31 +3,45 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from mecap_jax.captioner import Captioner
-from mecap_jax.config import ConfigError
-from mecap_jax.data.clips import decode_clip
+from mecap_jax.config import ConfigError, DataConfig
 from mecap_jax.data.collate import Row
 from mecap_jax.data.importers.feature_files import DIRECTORY, find_features
 from mecap_jax.data.importers.files import MAX_CLIP_BYTES, is_junk
-from mecap_jax.data.media import streams
+from mecap_jax.data.media import MAX_SECONDS, Stretch, streams
 from mecap_jax.data.pipeline import clip_row, request_text
+from mecap_jax.data.processor import Processor
+from mecap_jax.data.stretches import show_stretches
 from mecap_jax.data.utterance import Utterance
 from mecap_jax.json_files import to_json
+from mecap_jax.model_config import ModelConfig
 from mecap_jax.text_files import printable
 
 SUFFIXES = tuple(".wav .flac .ogg .oga .opus .mp3 .aac .m4a .mp4 .m4v .mov .3gp .mka .mkv .webm .avi".split())
+MAX_PROMPT_TOKENS = 32_768  # what Qwen2.5 was trained on
 _DECODERS = 2  # threads that decode while the device works
 
 T = TypeVar("T")
 S = TypeVar("S")
+
+
+class CaptionModel(Protocol):
+    """What captions are made with, as `Captioner` is.
+
+    Attributes:
+      data: how training read its clips: modalities, longest clip, whether prompts held what is said.
+    """
+
+    model: ModelConfig
+    processor: Processor
+    data: DataConfig
+    generate: Callable[..., Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,11 +61,19 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Caption:
-    """A caption, the log-probability of all its tokens together, and whether it came to an end by itself."""
+    """A caption.
+
+    Attributes:
+      text: what it says.
+      logprob: the log-probability of all its tokens together.
+      finished: whether it came to an end by itself.
+      window: the stretch of a longer clip that it is about; None where it is about the whole clip.
+    """
 
     text: str
     logprob: float
     finished: bool
+    window: Stretch | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,19 +82,23 @@ class Captioned:
 
     Attributes:
       clip: as requested.
-      captions: none where there is an error.
+      captions: none where there is an error; those of a window stand together.
       seconds: length of the clip, None for precomputed features.
+      note: what part of a clip that is too long was captioned, one line.
+      differs: in what the clip is not as training clips were: "transcript", "longer", or a modality that it lacks.
       error: one line, "" where all went well.
     """
 
     clip: str
     captions: tuple[Caption, ...] = ()
     seconds: float | None = None
+    note: str = ""
+    differs: tuple[str, ...] = ()
     error: str = ""
 
 
 def caption_clips(
-    captioner: Captioner,
+    captioner: CaptionModel,
     requests: Sequence[Request],
     *,
     instruction: str = "",
@@ -82,6 +108,7 @@ def caption_clips(
     temperature: float = 0.0,
     max_new_tokens: int = 64,
     seed: int = 0,
+    long: str = "trim",
 ) -> Iterator[Captioned]:
     """Yields an answer to every request, in order, as batches are done.
 
@@ -93,55 +120,77 @@ def caption_clips(
       features: directory of precomputed features in EmotionTalk's layout, for models that read them.
       samples: captions of each clip.
       temperature: 0 takes the most likely token each time.
+      long: of a clip that is longer than those of training, "trim" captions the loudest stretch, "windows" as many
+        stretches as cover it, each by itself, and "refuse" none.
 
     Raises:
       ConfigError: the model reads nothing that clips have, or it reads features and there are none.
     """
-    read = ClipReader(captioner, instruction or captioner.data.instruction, features)
-    ready, numbers, width = [], itertools.count(), 0
-    for answer in _ahead(read, requests, batch):
-        ready.append((next(numbers), answer))
-        good = [(number, row) for number, (_, row) in ready if row is not None]
-        if not good or len(good) == batch or len(requests) == ready[-1][0] + 1:
-            captions: Iterator[tuple[Caption, ...]] = iter(())
-            if good:
-                # The last batch is filled up like those before: one more row costs less than one more program.
-                width = max(width, len(good))
-                filled = good + [good[-1]] * (width - len(good))
-                captions = _caption(captioner, filled, samples, temperature, max_new_tokens, seed)
-            for _, (captioned, row) in ready:
-                yield captioned if row is None else dataclasses.replace(captioned, captions=next(captions))
-            ready = []
+    read = ClipReader(captioner, instruction or captioner.data.instruction, features, long)
+    pending: deque[_Pending] = deque()
+    waiting: list[tuple[_Pending, int, Row]] = []
+    width = 0
+
+    def caption(chosen: list[tuple[_Pending, int, Row]]) -> None:
+        nonlocal width
+        # The last batch is filled up like those before: one more row costs less than one more program.
+        width = max(width, len(chosen))
+        filled = chosen + [chosen[-1]] * (width - len(chosen))
+        groups = captioner.generate(
+            captioner.processor.batch([row for *_, row in filled]),
+            group_size=samples,
+            temperature=temperature,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            rows=[number for _, number, _ in filled],
+        )
+        sums = groups.logprobs.sum(axis=-1)
+        for (clip, *_), *group in zip(chosen, groups.text, sums.tolist(), groups.finished.tolist()):
+            clip.groups.append(list(zip(*group)))
+
+    for number, (answer, shown) in enumerate(_ahead(read, requests, batch)):
+        clip = _Pending(answer, [window for window, _ in shown])
+        pending.append(clip)
+        # The random stream of a clip's first window is its number; the others are far from all numbers.
+        waiting += [(clip, number + (place << 24), row) for place, (_, row) in enumerate(shown)]
+        while len(waiting) >= batch:
+            caption(waiting[:batch])
+            waiting = waiting[batch:]
+        while pending and pending[0].done:
+            yield pending.popleft().answer()
+    if waiting:
+        caption(waiting)
+    yield from (clip.answer() for clip in pending)
 
 
-def _caption(
-    captioner: Captioner,
-    numbered: Sequence[tuple[int, Row]],
-    samples: int,
-    temperature: float,
-    max_new_tokens: int,
-    seed: int,
-) -> Iterator[tuple[Caption, ...]]:
-    groups = captioner.generate(
-        captioner.processor.batch([row for _, row in numbered]),
-        group_size=samples,
-        temperature=temperature,
-        max_new_tokens=max_new_tokens,
-        seed=seed,
-        rows=[number for number, _ in numbered],
-    )
-    sums = groups.logprobs.sum(axis=-1)
-    for texts, logprobs, finished in zip(groups.text, sums.tolist(), groups.finished.tolist()):
-        yield tuple(map(Caption, texts, logprobs, finished))
+@dataclasses.dataclass
+class _Pending:
+    """A clip that waits for the captions of its windows: lists of (text, log-probability, finished), one a window."""
+
+    captioned: Captioned
+    windows: list[Stretch | None]
+    groups: list[list[tuple[str, float, bool]]] = dataclasses.field(default_factory=list)
+
+    @property
+    def done(self) -> bool:
+        return len(self.groups) == len(self.windows)
+
+    def answer(self) -> Captioned:
+        captions = [
+            Caption(*fields, window=window)
+            for window, group in zip(self.windows, self.groups, strict=True)
+            for fields in group
+        ]
+        return dataclasses.replace(self.captioned, captions=tuple(captions))
 
 
 class ClipReader:
-    """Reads what a model reads of a clip and lays out its prompt; safe under threads."""
+    """Reads what a model reads of a clip and lays out its prompts; safe under threads."""
 
-    def __init__(self, captioner: Captioner, instruction: str, features: Path | None = None):
+    def __init__(self, captioner: CaptionModel, instruction: str, features: Path | None = None, long: str = "trim"):
         """Raises as `caption_clips` does."""
         self._processor, self._data = captioner.processor, captioner.data
-        self._instruction, self._features = instruction, features
+        self._instruction, self._features, self._long = instruction, features, long
         modalities = set(self._data.modalities)
         if not modalities:
             raise ConfigError("the model reads text only: there is nothing of a clip that it could caption")
@@ -154,43 +203,66 @@ class ClipReader:
             raise ConfigError(f"--features: no such directory: {features / DIRECTORY}")
         self._media = modalities - {"features"}
 
-    def __call__(self, request: Request) -> tuple[Captioned, Row | None]:
-        """The answer so far, and the prompt; None where there is an error."""
+    def __call__(self, request: Request) -> tuple[Captioned, list[tuple[Stretch | None, Row]]]:
+        """The answer so far, and the prompt of each stretch that is shown; none where there is an error.
+
+        The stretch is None where the whole clip is shown.
+        """
         try:
             if request.problem:
                 raise ValueError(request.problem)
-            seconds, row = self._row(request)
-            return Captioned(request.clip, seconds=seconds), row
+            return self._read(request)
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            return Captioned(request.clip, error=" ".join(reason.split())), None
+            return Captioned(request.clip, error=" ".join(reason.split())), []
 
-    def _row(self, request: Request) -> tuple[float | None, Row]:
-        utterance, has_audio = self._utterance(request.clip)
-        clip = decode_clip(utterance, has_audio, self._data, self._processor.model)
+    def _read(self, request: Request) -> tuple[Captioned, list[tuple[Stretch | None, Row]]]:
+        utterance, has = self._utterance(request.clip)
+        data, model = self._data, self._processor.model
+        seconds, shown = show_stretches(utterance, has["audio"] > 0, has["video"], data, model, self._long)
         text = request_text(self._instruction, request.transcript)
-        row = clip_row(clip, text, self._processor.tokenizer, self._processor.model)
-        if not (row.mels or row.frames or row.features is not None):
+        whole = len(shown) == 1 and seconds <= data.max_seconds
+        rows = [
+            (None if whole else window, clip_row(clip, text, self._processor.tokenizer, model))
+            for window, clip in shown
+        ]
+        rows = [(window, row) for window, row in rows if row.mels or row.frames or row.features is not None]
+        if not rows:
             raise ValueError("is too short to hear anything")
-        lengths = [len(mel) / 100 for mel in row.mels]
-        lengths += [len(frames) * clip.seconds_per_frame for frames in row.frames]
-        return max(lengths, default=None), row
+        if (count := max(len(row.layout.tokens) for _, row in rows)) > MAX_PROMPT_TOKENS:
+            raise ValueError(f"makes a prompt of {count} tokens (at most {MAX_PROMPT_TOKENS}): cut it into pieces")
+        differs = [name for name in data.modalities if not has[name]]
+        if data.include_transcript and not request.transcript:
+            differs.append("transcript")
+        note = ""
+        if not whole:
+            differs.append("longer")
+            note = f"lasts {seconds:.2f} s, longer than the {data.max_seconds:g} s of training clips: "
+            begin, end = shown[0][0]
+            note += (
+                f"captioned in {len(rows)} windows" if len(shown) > 1 else f"captioned from {begin:.2f} to {end:.2f} s"
+            )
+        length = seconds if self._media else None
+        return Captioned(request.clip, seconds=length, note=note, differs=tuple(differs)), rows
 
-    def _utterance(self, clip: str) -> tuple[Utterance, bool]:
-        """The encoded clip, and whether it has sound."""
+    def _utterance(self, clip: str) -> tuple[Utterance, dict[str, float]]:
+        """The encoded clip, and of each modality whether it is there: for video, how long it is."""
         parts: dict[str, Any] = {}
-        sound, pictures = False, None
+        has: dict[str, float] = {"audio": 0, "video": 0}
         if self._media:
             data = _read_file(Path(clip))
             sound, pictures = streams(data)
-            parts["video" if pictures is not None else "audio"] = data
+            if (pictures or 0) > MAX_SECONDS:
+                raise ValueError(f"lasts {pictures:.0f} s (at most {MAX_SECONDS:.0f}): cut it into pieces")
+            parts["audio" if pictures is None else "video"] = data
+            has = {"audio": sound, "video": pictures or 0}
         if self._features is not None:
             parts["features"] = find_features(self._features, Path(clip).stem if self._media else clip)
-        has = {"audio": sound, "video": pictures is not None, "features": bool(parts.get("features"))}
+        has["features"] = bool(parts.get("features"))
         if not any(has[modality] for modality in self._data.modalities):
             missing = " and no ".join(self._data.modalities)
             raise ValueError(f"has no {missing}, and the model reads nothing else")
-        return Utterance(id=clip, dataset="", split="test", speaker="", **parts), sound
+        return Utterance(id=clip, dataset="", split="test", speaker="", **parts), has
 
 
 def _read_file(path: Path) -> bytes:
@@ -259,27 +331,52 @@ def find_requests(arguments: Iterable[str], lines: Iterable[str] = (), ids: bool
 
 
 def as_lines(answer: Captioned) -> list[str]:
-    """`CLIP: caption`, one line a caption."""
-    return [f"{printable(answer.clip)}: {printable(' '.join(caption.text.split()))}" for caption in answer.captions]
+    """`CLIP: caption`, one line a caption; where a clip was captioned in windows, `CLIP [0.0-2.4 s]: caption`."""
+    several, lines = len({caption.window for caption in answer.captions}) > 1, []
+    for caption in answer.captions:
+        place = " [{:.1f}-{:.1f} s]".format(*caption.window) if several else ""
+        lines.append(f"{printable(answer.clip)}{place}: {printable(' '.join(caption.text.split()))}")
+    return lines
 
 
 def as_json(answer: Captioned) -> list[str]:
     """A JSON object a caption, or one with the error.
 
     Keys: file, caption, logprob (of the whole caption, in nats), finished (False: cut off), seconds (of the clip,
-    where it has a length), sample (its number, where there are several); or file, error.
+    where it has a length), sample (its number, where there are several), window and note (of a clip that is longer
+    than those of training: from where to where in seconds this caption is about it, and why); or file, error.
     """
     whole: dict[str, Any] = {"file": printable(answer.clip)}
     if answer.error:
         return [to_json(whole | {"error": printable(answer.error)})]
-    lines = []
-    for number, caption in enumerate(answer.captions):
+    lines, numbers = [], Counter[Stretch | None]()
+    for caption in answer.captions:
         fields = whole | {"caption": caption.text, "logprob": round(caption.logprob, 4), "finished": caption.finished}
         if answer.seconds is not None:
             fields["seconds"] = round(answer.seconds, 3)
-        if len(answer.captions) > 1:
-            fields["sample"] = number
+        if caption.window is not None:
+            fields |= {"window": [round(second, 3) for second in caption.window], "note": answer.note}
+        if sum(other.window == caption.window for other in answer.captions) > 1:
+            fields["sample"] = numbers[caption.window]
+        numbers[caption.window] += 1
         lines.append(to_json(fields))
+    return lines
+
+
+def as_note(answer: Captioned) -> str:
+    """`note: CLIP: what of it was captioned`, for a person."""
+    return f"note: {printable(answer.clip)}: {printable(answer.note)}"
+
+
+def as_differences(differs: Mapping[str, int], total: int) -> list[str]:
+    """One line for each way in which clips were not as training clips were; `differs` counts them."""
+    says = {
+        "transcript": "came without what is said, which training prompts held (a --list can hold it)",
+        "longer": "are longer than training clips (--long=windows captions all of them, --long=refuse none)",
+    }
+    lines = []
+    for name, count in differs.items():
+        lines.append(f"note: {count} of {total} clips {says.get(name, f'have no {name}, which training clips had')}")
     return lines
 
 

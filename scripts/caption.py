@@ -6,13 +6,15 @@ could not be captioned.
 """
 
 import sys
+from collections import Counter
 from pathlib import Path
 
 import jax
 from absl import app, flags, logging
 
 from mecap_jax.captioner import DTYPES, Captioner
-from mecap_jax.captioning import as_error, as_json, as_lines, caption_clips, find_requests
+from mecap_jax.captioning import as_differences, as_error, as_json, as_lines, as_note, caption_clips, find_requests
+from mecap_jax.data.stretches import LONG
 from mecap_jax.experiment.setup import USER_ERRORS
 from mecap_jax.text_files import decode_text, split_lines
 from mecap_jax.training.logging import RunLogger
@@ -31,6 +33,12 @@ _TEMPERATURE = flags.DEFINE_float(
     "temperature", None, "Randomness; 0 takes the likeliest words. 0, or 1 with several samples.", lower_bound=0
 )
 _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 64, "Longest caption.", lower_bound=1)
+_LONG = flags.DEFINE_enum(
+    "long",
+    "trim",
+    LONG,
+    "Clips longer than those of training: caption the loudest stretch, windows that cover the clip, or refuse them.",
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Of the samples.")
 _JSON = flags.DEFINE_bool("json", False, "JSON Lines with log-probabilities, errors included.")
 
@@ -55,6 +63,7 @@ def main(argv: list[str]) -> int:
                 temperature=temperature,
                 max_new_tokens=_MAX_NEW_TOKENS.value,
                 seed=_SEED.value,
+                long=_LONG.value,
             )
             return _print(answers, len(requests), logger)
     except USER_ERRORS as error:
@@ -76,6 +85,7 @@ def _read_list(name: str) -> list[str]:
 def _print(answers, total: int, logger: RunLogger) -> int:
     """Prints answers as they come; the exit status."""
     stdout, failed = sys.stdout, 0  # a live bar puts something else in its place
+    differs = Counter()
 
     def put(line: str) -> None:
         if stdout.isatty() and sys.stderr.isatty():
@@ -90,7 +100,12 @@ def _print(answers, total: int, logger: RunLogger) -> int:
             if answer.error:
                 failed = 1
                 logger.say(as_error(answer))
+            if answer.note and not _JSON.value:
+                logger.say(as_note(answer))
+            differs.update(answer.differs)
             progress(done, {})
+    for line in as_differences(differs, total):
+        logger.say(line)
     return failed
 
 

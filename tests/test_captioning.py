@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 import threading
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from mecap_jax.captioning import (
     ClipReader,
     Request,
     _ahead,
+    as_differences,
     as_error,
     as_json,
     as_lines,
@@ -54,7 +56,7 @@ BAD = {
     "aa.wav": (lambda: audio_file()[:999], "truncated or corrupt wav file"),
     "bb.flac": (lambda: b"", "empty file"),
     "cc.mp4": (lambda: b"<!DOCTYPE html>", "unsupported container: an HTML page"),
-    "hh.wav": (lambda: audio_file(rate=8000, seconds=300.5), "longer than 300 s"),
+    "hh.wav": (lambda: audio_file(rate=8000, seconds=600.5), "longer than 600 s"),
     "ii.wav": (lambda: audio_file(seconds=0.005), "is too short to hear anything"),
 }
 
@@ -190,7 +192,7 @@ def test_a_file_becomes_the_prompt_and_the_caption_that_its_clip_has_in_the_run(
 
     read = ClipReader(captioner, captioner.data.instruction)
     (bucket,) = config.data.buckets
-    prompts = captioner.processor.batch([read(requests[list(files).index(name)])[1] for name in names], bucket)
+    prompts = captioner.processor.batch([read(requests[list(files).index(name)])[1][0][1] for name in names], bucket)
     for field, mine, theirs in zip(prompts._fields, prompts, dataset.assemble(rows, bucket).prompt):
         np.testing.assert_array_equal(mine, theirs, err_msg=field)
 
@@ -205,13 +207,111 @@ def test_a_file_becomes_the_prompt_and_the_caption_that_its_clip_has_in_the_run(
     assert not all(caption.finished for caption in theirs.values())
 
 
-def test_a_run_keeps_its_own_limits(run, clips, tmp_path):
-    _, workdir, *_ = run
-    captioner = Captioner.from_pretrained(str(workdir / "checkpoints" / "sft"))
+@pytest.fixture
+def long_clips(tmp_path):
+    """Clips longer than the run's 2.4 s: loud behind 3 s, or silent."""
+    quiet, loud = audio_file(seconds=3.0)[44:], audio_file(seconds=2.0)[44:]
+    quiet = (np.frombuffer(quiet, "<i2") // 100).astype("<i2").tobytes()
+    header = bytearray(audio_file(seconds=5.0)[:44])
+    (tmp_path / "a_voice.wav").write_bytes(bytes(header) + quiet + loud)
+    (tmp_path / "b_film.mp4").write_bytes(video_file(frames=100))
+    (tmp_path / "c_mute.mp4").write_bytes(video_file(frames=100, sound=None))
+    (tmp_path / "d_short.wav").write_bytes(audio_file())
+    return tmp_path
+
+
+def test_a_long_clip_is_captioned_from_its_loudest_stretch(run, long_clips):
+    captioner = Captioner.from_pretrained(run[1] / "checkpoints" / "sft")
     assert (captioner.data.instruction, captioner.data.max_seconds) == ("How do they feel?", 2.4)
-    (tmp_path / "long.wav").write_bytes(audio_file(seconds=2.5))
-    (answer,) = caption_clips(captioner, [Request(str(tmp_path / "long.wav"))])
-    assert answer.error == "longer than 2.4 s"
+    answers = list(caption_clips(captioner, find_requests([str(long_clips)]), max_new_tokens=4))
+    assert [len(answer.captions) for answer in answers] == [1, 1, 1, 1]
+    voice, film, mute, short = answers
+    (begin, end), length = voice.captions[0].window, voice.seconds
+    assert length == 5.0 and begin == pytest.approx(2.6, abs=0.05) and end == pytest.approx(5.0, abs=0.05)
+    assert (
+        voice.note
+        == f"lasts 5.00 s, longer than the 2.4 s of training clips: captioned from {begin:.2f} to {end:.2f} s"
+    )
+    assert film.captions[0].window[1] - film.captions[0].window[0] == pytest.approx(2.4)
+    assert mute.captions[0].window == pytest.approx((0.8, 3.2))  # where nothing is heard, the middle
+    assert short.captions[0].window is None and not short.note
+    assert f'"window": [{begin:.3g}, {end:.3g}]' in as_json(voice)[0] and '"note": "lasts 5.00 s' in as_json(voice)[0]
+    assert "window" not in as_json(short)[0] and as_lines(voice)[0].startswith(f"{voice.clip}: ")
+
+    # What the model sees of the stretch is what it sees of a file that holds nothing else.
+    cut = long_clips / "cut.wav"
+    wave = (long_clips / "a_voice.wav").read_bytes()[44:]
+    header = audio_file(seconds=2.4)[:44]
+    cut.write_bytes(header + wave[round(begin * 16_000) * 2 :][: 2 * round(2.4 * 16_000)])
+    (alone,) = caption_clips(captioner, [Request(str(cut))], max_new_tokens=4)
+    assert alone.captions[0].text == voice.captions[0].text
+
+
+def test_windows_cover_a_long_clip_and_each_is_captioned(run, long_clips):
+    captioner = Captioner.from_pretrained(run[1] / "checkpoints" / "sft")
+    requests = find_requests([str(long_clips)])
+    options = dict(samples=2, temperature=1.0, max_new_tokens=4)
+    answers = list(caption_clips(captioner, requests, batch=2, long="windows", **options))
+    assert [len(answer.captions) for answer in answers] == [6, 4, 4, 2]
+    windows = [caption.window for caption in answers[0].captions[::2]]
+    assert windows == [pytest.approx(window) for window in [(0, 2.4), (1.3, 3.7), (2.6, 5.0)]]
+    lines = [json.loads(line) for line in as_json(answers[0])]
+    assert [line["sample"] for line in lines] == [0, 1] * 3 and lines[0]["note"].endswith("captioned in 3 windows")
+    assert "[1.3-3.7 s]: " in as_lines(answers[0])[2]
+    single = list(caption_clips(captioner, requests, batch=8, long="windows", **options))
+    assert [a.captions[-1].text for a in answers] == [a.captions[-1].text for a in single]
+
+    (refused,) = caption_clips(captioner, requests[:1], long="refuse")
+    assert refused.error == "lasts 5.00 s, longer than the 2.4 s that the model was trained on"
+
+
+def test_clips_that_are_not_as_in_training_are_counted_by_kind(run, long_clips):
+    captioner = Captioner.from_pretrained(run[1] / "checkpoints" / "sft")
+    requests = find_requests([str(long_clips)])
+    requests[0] = dataclasses.replace(requests[0], transcript="Dogs sit.")
+    differs = Counter(
+        kind for answer in caption_clips(captioner, requests, max_new_tokens=2) for kind in answer.differs
+    )
+    assert differs == {"video": 2, "longer": 3, "transcript": 3, "audio": 1}
+    lines = as_differences(differs, 4)
+    assert "note: 3 of 4 clips came without what is said, which training prompts held" in " ".join(lines)
+    assert "note: 2 of 4 clips have no video, which training clips had" in lines
+
+
+def test_what_is_too_long_for_any_model_is_one_line(run, tmp_path, monkeypatch):
+    captioner = Captioner.from_pretrained(run[1] / "checkpoints" / "sft")
+    monkeypatch.setattr("mecap_jax.captioning.MAX_SECONDS", 3)
+    (tmp_path / "film.mp4").write_bytes(video_file(frames=100))
+    (tmp_path / "voice.wav").write_bytes(audio_file())
+    requests = find_requests([str(tmp_path)])
+    film, voice = caption_clips(captioner, requests, max_new_tokens=2)
+    assert film.error == "lasts 4 s (at most 3): cut it into pieces" and not voice.error
+    monkeypatch.setattr("mecap_jax.captioning.MAX_PROMPT_TOKENS", 10)
+    (voice,) = caption_clips(captioner, requests[1:], max_new_tokens=2)
+    assert "tokens (at most 10): cut it into pieces" in voice.error
+    monkeypatch.setattr("mecap_jax.data.stretches.MAX_WINDOWS", 1)
+    (tmp_path / "voice.wav").write_bytes(audio_file(seconds=3))
+    (voice,) = caption_clips(captioner, requests[1:], long="windows")
+    assert "that makes 2 windows (at most 1)" in voice.error
+
+
+def test_captions_of_paths(run, caplog, tmp_path):
+    """A path gives a caption, several a list; the same captions that the script prints."""
+    _, workdir, files, said, *_ = run
+    captioner = Captioner.from_pretrained(workdir / "checkpoints" / "sft")
+    paths = list(files.values())
+    requests = [Request(str(path), said[name]) for name, path in files.items()]
+    expected = [answer.captions[0].text for answer in caption_clips(captioner, requests, max_new_tokens=6)]
+    transcripts = list(said.values())
+    assert captioner.caption(paths, transcript=transcripts, max_new_tokens=6) == expected
+    assert captioner.caption(str(paths[0]), transcript=transcripts[0], max_new_tokens=6) == expected[0]
+    groups = captioner.caption(paths[:2], group_size=3, temperature=1.0, max_new_tokens=4)
+    assert [len(group) for group in groups] == [3, 3]
+    assert "2 of 2 clips came without what is said" in caplog.text
+    with pytest.raises(ValueError, match="absent.wav: no such file"):
+        captioner.caption([paths[0], "absent.wav"])
+    with pytest.raises(ValueError, match="1 transcripts for 2 clips"):
+        captioner.caption(paths[:2], transcript=["hello"])
 
 
 def test_paths_beside_a_stage_are_explained(run):

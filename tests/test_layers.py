@@ -27,8 +27,8 @@ ORDER = (
     ("training",),
     ("evaluation",),
     ("experiment",),
-    ("captioner",),
     ("captioning",),
+    ("captioner",),
 )
 RANK = {part: rank for rank, row in enumerate(ORDER) for part in row}
 # Beyond the order: parts that know nothing of each other although one stands downstream.

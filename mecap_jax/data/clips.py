@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -77,15 +78,17 @@ def decode_clip(utterance: Utterance, has_audio: bool, data: DataConfig, model: 
         waveform = decode_audio(sound, SAMPLE_RATE, data.max_seconds)
         mel = log_mel(waveform, model.audio.num_mel_bins)
     if "video" in data.modalities and utterance.video is not None:
-
-        def shrink(frame: np.ndarray) -> np.ndarray:
-            return resize_bicubic(frame[None], *frame_size(*frame.shape[:2], data, model))[0]
-
+        shrink = functools.partial(resize_frame, data=data, model=model)
         video = decode_video(utterance.video, data.max_frames, data.fps, data.max_seconds, shrink)
         frames, seconds_per_frame = video.pixels, video.seconds_per_frame
     if "features" in data.modalities and utterance.features:
         features = join_features(utterance.features, model.features)
     return Clip(mel, frames, seconds_per_frame, features)
+
+
+def resize_frame(frame: np.ndarray, data: DataConfig, model: ModelConfig) -> np.ndarray:
+    """A frame uint8 [H, W, 3] as the model sees it."""
+    return resize_bicubic(frame[None], *frame_size(*frame.shape[:2], data, model))[0]
 
 
 def frame_size(height: int, width: int, data: DataConfig, model: ModelConfig) -> tuple[int, int]:

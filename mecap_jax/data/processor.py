@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,25 @@ from mecap_jax.batch import PromptBatch
 from mecap_jax.config import Bucket
 from mecap_jax.data.clips import join_features
 from mecap_jax.data.collate import Row, collate, needed, video_grid
-from mecap_jax.data.features import audio_tokens, log_mel, smart_resize
+from mecap_jax.data.features import SAMPLE_RATE, audio_tokens, log_mel, smart_resize
 from mecap_jax.data.processor_settings import ProcessorSettings, read_settings, write_settings
 from mecap_jax.data.prompts import AudioSpan, FeatureSpan, ImageGrid, Media, lay_out
 from mecap_jax.data.resize import resize_bicubic
+from mecap_jax.data.sound import MAX_SAMPLE_RATE, resampled
 from mecap_jax.data.tokenizer import Tokenizer
 from mecap_jax.model_config import ModelConfig
 
 Conversation = Sequence[Mapping[str, Any]]
 # What transformers takes for the rate of frames that come without one.
 _UNKNOWN_FPS = {"qwen2_5_omni": 2.0, "qwen2_5_vl": 24.0}
+_KEYS = {
+    "text": {"type", "text"},
+    "audio": {"type", "audio", "sampling_rate"},
+    "image": {"type", "image"},
+    "video": {"type", "video", "fps", "audio", "sampling_rate"},
+    "features": {"type", "features"},
+}
+_LOWEST_RATE = 1000
 # Prompts are padded to a multiple of this, so that few programs are compiled.
 _PROMPT_STEP = 64
 
@@ -34,10 +44,10 @@ class Processor:
     string or a list of items:
 
     - {"type": "text", "text": str}
-    - {"type": "audio", "audio": float [S] at 16 kHz}
+    - {"type": "audio", "audio": float [S]}, one channel at 16 kHz or, where it is given, at "sampling_rate"
     - {"type": "image", "image": uint8 [H, W, 3]}
     - {"type": "video", "video": uint8 [F, H, W, 3]}, with "fps", the rate at which these frames were taken, where it
-      is known, and "audio", its sound, where that is to be interleaved
+      is known, and "audio", its sound (and "sampling_rate"), where that is to be interleaved
     - {"type": "features", "features": {name: float [N, E] or [E]}}, one entry for each of the model's features
 
     Attributes:
@@ -122,15 +132,17 @@ class Processor:
         while rest:
             item = rest.pop(0)
             kind = _kind(item)
+            if unknown := sorted(map(str, set(item) - _KEYS[kind])) if kind in _KEYS else []:
+                raise ValueError(f"an item of type {kind!r} has the unknown key {unknown[0]!r}")
             if kind == "video":
-                sound = item.get("audio")
+                sound = item if item.get("audio") is not None else None
                 if sound is not None and not use_audio_in_video:
                     raise ValueError("a video carries 'audio', which is read only with use_audio_in_video=True")
                 if use_audio_in_video and sound is None and rest and _kind(rest[0]) == "audio":
-                    sound = _payload(rest.pop(0))
+                    sound = rest.pop(0)
                 self._add_video(item, sound, collected)
             elif kind == "audio":
-                collected.add(AudioSpan(self._add_sound(_payload(item), collected)))
+                collected.add(AudioSpan(self._add_sound(item, collected)))
             elif kind == "image":
                 self._add_image(item, collected)
             elif kind == "features":
@@ -139,15 +151,19 @@ class Processor:
                 collected.add(FeatureSpan(len(features)))
             yield item
 
-    def _add_sound(self, waveform: Any, collected: _Collected) -> int:
-        """Adds a waveform's spectrogram; returns how many tokens it makes."""
+    def _add_sound(self, item: Mapping[str, Any], collected: _Collected) -> int:
+        """Adds the spectrogram of an item's sound; returns how many tokens it makes."""
         if self.model.audio is None:
             raise ValueError("the model reads no audio")
-        waveform = np.asarray(waveform)
+        waveform = np.asarray(_payload(item, "audio"))
         if waveform.ndim != 1 or not np.issubdtype(waveform.dtype, np.floating):
-            raise ValueError(f"audio is {waveform.dtype} {list(waveform.shape)}, not one channel of floats at 16 kHz")
+            raise ValueError(f"audio is {waveform.dtype} {list(waveform.shape)}, not one channel of floats")
         if not np.isfinite(waveform).all():
             raise ValueError("audio holds values that are not finite")
+        rate = SAMPLE_RATE if item.get("sampling_rate") is None else item["sampling_rate"]
+        if not isinstance(rate, Real) or not _LOWEST_RATE <= rate <= MAX_SAMPLE_RATE:
+            raise ValueError(f"audio has sampling_rate = {rate!r}, not a number of Hz from 1000 to {MAX_SAMPLE_RATE}")
+        waveform = resampled(waveform.astype(np.float32, copy=False), rate, SAMPLE_RATE)
         mel = log_mel(waveform, self.model.audio.num_mel_bins)
         tokens = audio_tokens(len(mel), self.model.audio.n_window)
         if not tokens:
@@ -162,7 +178,7 @@ class Processor:
         collected.frames.append(frames)
         collected.add(ImageGrid(grid.rows, grid.columns))
 
-    def _add_video(self, item: Mapping[str, Any], sound: Any, collected: _Collected) -> None:
+    def _add_video(self, item: Mapping[str, Any], sound: Mapping[str, Any] | None, collected: _Collected) -> None:
         pixels = self._pixels(_payload(item), "video", 4)
         fps = item.get("fps")
         fps = _UNKNOWN_FPS[self.model.family] if fps is None else float(fps)
@@ -213,9 +229,9 @@ def _kind(item: Any) -> Any:
     return item.get("type") if isinstance(item, Mapping) else None
 
 
-def _payload(item: Mapping[str, Any]) -> Any:
-    """What an item holds under the name of its type."""
-    kind = item["type"]
+def _payload(item: Mapping[str, Any], kind: str = "") -> Any:
+    """What an item holds of a kind, that of its type where none is named."""
+    kind = kind or item["type"]
     if item.get(kind) is None:
         raise ValueError(f"an item of type {kind!r} has no {kind!r}")
     return item[kind]
