@@ -67,13 +67,22 @@ class Captioner:
     Attributes:
       model: shapes of the network.
       processor: turns conversations into the batches that the methods take.
-      data: how files become prompts: a run's own settings, or those of a published processor. It also says what
-        training gave: modalities, longest clip, transcripts.
+      data: how files become prompts: a run's own settings, or those of a published processor.
+      training: how a run's training read its clips; None for a published model, of which nobody tells.
       mesh: the devices that the model is on.
     """
 
-    def __init__(self, graphdef: nnx.GraphDef, params: Any, processor: Processor, data: DataConfig, mesh: Mesh):
+    def __init__(
+        self,
+        graphdef: nnx.GraphDef,
+        params: Any,
+        processor: Processor,
+        data: DataConfig,
+        mesh: Mesh,
+        training: DataConfig | None = None,
+    ):
         self.model, self.processor, self.data, self.mesh = processor.model, processor, data, mesh
+        self.training = training
         self._graphdef, self._params = graphdef, params
 
     @classmethod
@@ -106,17 +115,17 @@ class Captioner:
             model = with_dtype(stage.config.model, dtype)
             # The text-only row of a report has seen no media.
             modalities = () if stage.name == "text_only" else stage.config.data.modalities
-            data = dataclasses.replace(stage.config.data, modalities=modalities)
+            data = training = dataclasses.replace(stage.config.data, modalities=modalities)
             _, abstract = abstract_model(model, mesh)
             params = jax.tree.map(lambda x, wanted: x.astype(wanted.dtype), stage.params, abstract)
             processor = Processor(stage.processor.tokenizer, model, stage.processor.settings)
         else:
             published = open_published(path, mesh, dtype)
             model, params, processor = published.model, published.params, published.processor
-            data = published_settings(processor)
+            data, training = published_settings(processor), None
         if adapter is not None:
             params = _merge_adapter(Path(adapter), params, model, mesh)
-        return cls(abstract_model(model, mesh)[0], params, processor, data, mesh)
+        return cls(abstract_model(model, mesh)[0], params, processor, data, mesh, training)
 
     def next_token_logits(self, prompts: PromptBatch) -> np.ndarray:
         """Logits of the token that follows each prompt: float32 [B, V]."""

@@ -35,12 +35,14 @@ class CaptionModel(Protocol):
     """What captions are made with, as `Captioner` is.
 
     Attributes:
-      data: how training read its clips: modalities, longest clip, whether prompts held what is said.
+      data: how files are read: modalities, the longest clip that is shown whole.
+      training: how training read its clips; None where nobody tells.
     """
 
     model: ModelConfig
     processor: Processor
     data: DataConfig
+    training: DataConfig | None
     generate: Callable[..., Any]
 
 
@@ -189,7 +191,7 @@ class ClipReader:
 
     def __init__(self, captioner: CaptionModel, instruction: str, features: Path | None = None, long: str = "trim"):
         """Raises as `caption_clips` does."""
-        self._processor, self._data = captioner.processor, captioner.data
+        self._processor, self._data, self._training = captioner.processor, captioner.data, captioner.training
         self._instruction, self._features, self._long = instruction, features, long
         modalities = set(self._data.modalities)
         if not modalities:
@@ -231,8 +233,8 @@ class ClipReader:
             raise ValueError("is too short to hear anything")
         if (count := max(len(row.layout.tokens) for _, row in rows)) > MAX_PROMPT_TOKENS:
             raise ValueError(f"makes a prompt of {count} tokens (at most {MAX_PROMPT_TOKENS}): cut it into pieces")
-        differs = [name for name in data.modalities if not has[name]]
-        if data.include_transcript and not request.transcript:
+        differs = [name for name in data.modalities if not has[name]] if self._training else []
+        if self._training and self._training.include_transcript and not request.transcript:
             differs.append("transcript")
         note = ""
         if not whole:

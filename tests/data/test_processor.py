@@ -338,6 +338,15 @@ ONE = np.zeros((28, 28, 3), np.uint8)
         (user({"type": "audio", "audio": np.zeros(320, np.float32)}), "320 samples is too short"),
         (user({"type": "audio", "audio": np.zeros(0, np.float32)}), "0 samples is too short"),
         (user({"type": "audio", "audio": np.zeros(16_000 * 300 + 1, np.float32)}), "longer than 300 s"),
+        (user({"type": "audio", "audio": np.zeros(1600), "sampling_rate": 0}), "sampling_rate = 0, not a number of Hz"),
+        (
+            user({"type": "audio", "audio": np.zeros(1600), "sampling_rate": "16k"}),
+            "sampling_rate = '16k', not a number",
+        ),
+        (user({"type": "audio", "audio": np.zeros(1600), "sampling_rate": np.nan}), "sampling_rate = nan"),
+        (user({"type": "audio", "audio": np.zeros(1600), "sample_rate": 8000}), "unknown key 'sample_rate'"),
+        (user({"type": "video", "video": ONE[None], "nframes": 8}), "unknown key 'nframes'"),
+        (user({"type": "text", "text": "x", "language": "en"}), "unknown key 'language'"),
         (user({"type": "image", "image": ONE / 255}), "image is float64"),
         (user({"type": "image", "image": ONE[..., 0]}), r"not uint8 \[height, width, 3\]"),
         (user({"type": "video", "video": ONE}), r"not uint8 \[frames, height, width, 3\]"),
@@ -352,6 +361,24 @@ def test_bad_input_names_row_and_reason(pairs, conversation, message):
     ours, _ = pairs["qwen2_5_omni"]
     with pytest.raises(ValueError, match=f"row 1: .*{message}"):
         ours([user(text()), conversation])
+
+
+@pytest.mark.parametrize("rate", [8_000, 22_050, 44_100, np.int64(48_000), 16_000])
+def test_sound_at_another_sampling_rate_is_what_it_is_at_16_khz(pairs, rate):
+    ours, _ = pairs["qwen2_5_omni"]
+
+    def tone(rate):
+        return 0.4 * np.sin(2 * np.pi * 440 * np.arange(rate) / rate)
+
+    plain = ours([user({"type": "audio", "audio": tone(16_000)})])
+    given = ours([user({"type": "audio", "audio": tone(rate), "sampling_rate": rate})])
+    np.testing.assert_array_equal(given.tokens, plain.tokens)
+    # The band of the tone, away from the edges, where a resampling filter rings.
+    loudest = plain.audio[0, 0, 20:80].mean(axis=0).argmax()
+    assert given.audio[0, 0, 20:80].mean(axis=0).argmax() == loudest
+    np.testing.assert_allclose(given.audio[0, 0, 20:80, loudest], plain.audio[0, 0, 20:80, loudest], atol=0.01)
+    untold = ours([user({"type": "audio", "audio": tone(rate)})])
+    assert (untold.audio[0, 0, 20:80].mean(axis=0).argmax() == loudest) == (rate == 16_000)
 
 
 def test_media_of_another_family_are_refused(pairs, directories):
