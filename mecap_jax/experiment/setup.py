@@ -24,6 +24,7 @@ from mecap_jax.data.tokenizer import Tokenizer, train_tokenizer
 from mecap_jax.experiment.backbone import check_backbone
 from mecap_jax.experiment.weights import PROCESSOR, read_run
 from mecap_jax.json_files import as_json, to_json, write_json
+from mecap_jax.locking import LockedError
 from mecap_jax.models.checkpoints.table import CheckpointError, flatten
 from mecap_jax.models.lora import ADAPTER_LEAVES
 from mecap_jax.models.multimodal_lm import TOWERS
@@ -48,6 +49,7 @@ USER_ERRORS = (
     ConfigError,
     DataError,
     ImporterError,
+    LockedError,
     NonFiniteError,
     RewardError,
     SentenceEncoderError,

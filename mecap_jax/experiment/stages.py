@@ -12,19 +12,26 @@ import numpy as np
 import optax
 from flax import nnx
 
-from mecap_jax.config import GrpoConfig, SftConfig
+from mecap_jax.config import ConfigError, GrpoConfig, SftConfig
 from mecap_jax.data.pipeline import CaptionDataset, ClipBatch
 from mecap_jax.evaluation.decoding import caption_rows, spread_evaluation
 from mecap_jax.experiment.setup import Workbench
-from mecap_jax.experiment.weights import describe
-from mecap_jax.models.parameters import merge_params, split_params
+from mecap_jax.experiment.weights import RunModel, describe
+from mecap_jax.models.parameters import merge_params
 from mecap_jax.rewards.base import Sample
 from mecap_jax.rewards.combine import RewardFunction, build_reward
 from mecap_jax.rewards.watch import RewardWatch
 from mecap_jax.rl.learner import GrpoLearner, mean
 from mecap_jax.rl.rollout import MicroBatch, PromptInfo, RolloutEngine
 from mecap_jax.sharding import Division, divide, local_shards, put_batch
-from mecap_jax.train_state import TrainState, init_state, last_learning_rate, learning_rate_schedule, make_optimizer
+from mecap_jax.train_state import (
+    TrainState,
+    abstract_state,
+    init_state,
+    last_learning_rate,
+    learning_rate_schedule,
+    make_optimizer,
+)
 from mecap_jax.training.checkpointing import StageCheckpoints
 from mecap_jax.training.loop import Step, ignore, run_stage
 from mecap_jax.training.sft import SftBatch, SftLearner, token_nll
@@ -32,18 +39,23 @@ from mecap_jax.training.sft import SftBatch, SftLearner, token_nll
 Stop = Callable[[int], bool]
 
 
-def train_sft(
-    bench: Workbench, name: str, config: SftConfig, graphdef: nnx.GraphDef, params: Any, should_stop: Stop
-) -> Any:
-    """Runs a supervised stage from `params` and returns the parameters it ends with.
+# Makes the parameters that a stage starts from: the part that trains, fresh arrays at each call.
+Start = Callable[[], Any]
 
-    What trains of `params` is consumed, what is frozen is part of the result.
-    """
+
+def train_sft(bench: Workbench, name: str, config: SftConfig, model: RunModel, start: Start, should_stop: Stop) -> None:
+    """Runs a supervised stage; what it learns is in its last checkpoint. A finished one is left alone."""
+    with _checkpoints(bench, name) as checkpoints:
+        if not _finished(name, checkpoints, config.steps):
+            _sft(bench, name, config, model, start, should_stop, checkpoints)
+
+
+def _sft(bench: Workbench, name: str, config: SftConfig, model: RunModel, start: Start, should_stop, checkpoints):
     dataset, mesh, seed = bench.dataset, bench.mesh, _stage_seed(bench.config.seed, name)
+    graphdef, frozen = model.graphdef, model.frozen
     optimizer = make_optimizer(config.optimizer, config.steps)
-    trainable, frozen = split_params(params, bench.config.trainable)
-    state = init_state(trainable, optimizer, mesh)
-    learner = SftLearner(graphdef, state, frozen, optimizer, config, seed)
+    abstract = abstract_state(model.trainable, optimizer, mesh)
+    learner = SftLearner(graphdef, abstract, frozen, optimizer, config, seed)
     division = divide(config.batch_clips, mesh, config.micro_clips)
     places = division.places(local_shards(mesh))
     _tell_filled(bench, name, division)
@@ -83,26 +95,37 @@ def train_sft(
         max_target_tokens=config.max_target_tokens,
         places=places.ravel(),
     )
-    trained = _run(bench, name, state, step, batches, config, validate if validation else None, should_stop)
-    return merge_params(trained, frozen)
+
+    def initial() -> TrainState:
+        return init_state(start(), optimizer, mesh)
+
+    validate = validate if validation else None
+    _run(bench, name, abstract, initial, step, batches, config, validate, should_stop, checkpoints)
 
 
 def train_grpo(
-    bench: Workbench, name: str, config: GrpoConfig, graphdef: nnx.GraphDef, params: Any, should_stop: Stop
-) -> Any:
-    """Runs a reinforcement stage from `params`, which stay as the reference policy; returns the trained ones.
+    bench: Workbench, name: str, config: GrpoConfig, model: RunModel, start: Start, should_stop: Stop
+) -> None:
+    """Runs a reinforcement stage; what it starts from stays as the reference policy where `loss.beta` asks for one.
 
-    Frozen parameters are the same arrays in both.
+    What it learns is in its last checkpoint. A finished stage is left alone.
     """
+    with _checkpoints(bench, name) as checkpoints:
+        if not _finished(name, checkpoints, config.steps):
+            _grpo(bench, name, config, model, start, should_stop, checkpoints)
+
+
+def _grpo(bench: Workbench, name: str, config: GrpoConfig, model: RunModel, start: Start, should_stop, checkpoints):
     dataset, mesh, seed = bench.dataset, bench.mesh, _stage_seed(bench.config.seed, "grpo")
+    graphdef, frozen = model.graphdef, model.frozen
     reward = make_reward(bench, config)
     validation_reward = reward.with_timeout(config.reward.validation_timeout_s)
-    engine = RolloutEngine(graphdef, params if config.loss.beta else None, config, bench.tokenizer, reward, mesh, seed)
+    reference = start() if config.loss.beta else None
+    policy = None if reference is None else merge_params(reference, frozen)
+    engine = RolloutEngine(graphdef, policy, config, bench.tokenizer, reward, mesh, seed)
     optimizer = make_optimizer(config.optimizer, config.steps * config.updates)
-    # The reference policy keeps `params`; the state that the steps consume starts as a copy.
-    trainable, frozen = split_params(copy_trainable(params, bench.config.trainable), bench.config.trainable)
-    state = init_state(trainable, optimizer, mesh)
-    learner = GrpoLearner(graphdef, state, frozen, engine, optimizer, config, reward.weights, mesh, seed)
+    abstract = abstract_state(model.trainable, optimizer, mesh)
+    learner = GrpoLearner(graphdef, abstract, frozen, engine, optimizer, config, reward.weights, mesh, seed)
     division = divide(config.prompts, mesh, config.micro_prompts)
     places = division.places(local_shards(mesh))
     _tell_filled(bench, name, division)
@@ -146,8 +169,14 @@ def train_grpo(
         places=places.ravel(),
     )
     watch = RewardWatch(reward, config.max_reward_failures)
-    trained = _run(bench, name, state, step, batches, config, validate if validation else None, should_stop, watch)
-    return merge_params(trained, frozen)
+
+    def initial() -> TrainState:
+        # The state is consumed by the first step: where the reference policy stays, it starts as a copy.
+        params = start() if reference is None else jax.tree.map(lambda x: x.copy(), reference)
+        return init_state(params, optimizer, mesh)
+
+    validate = validate if validation else None
+    _run(bench, name, abstract, initial, step, batches, config, validate, should_stop, checkpoints, watch)
 
 
 def make_reward(bench: Workbench, config: GrpoConfig) -> RewardFunction:
@@ -203,30 +232,36 @@ def _with_progress(step: Step, schedule: optax.Schedule, steps_per_epoch: int) -
     return with_progress
 
 
-def _run(bench: Workbench, name, state, step, batches, config, validate, should_stop, watch=ignore) -> Any:
+def _checkpoints(bench: Workbench, name: str) -> StageCheckpoints:
     directory = bench.workdir / "checkpoints" / name
-    with StageCheckpoints(directory, bench.config.checkpoint, describe(bench.config)) as checkpoints:
-        state = run_stage(
-            name,
-            state,
-            step,
-            batches,
-            steps=config.steps,
-            checkpoints=checkpoints,
-            logger=bench.logger,
-            max_nonfinite=bench.config.max_nonfinite_steps,
-            validate=validate,
-            validate_every=config.validate_every,
-            should_stop=should_stop,
-            watch=watch,
-        )
-    return state.params
+    return StageCheckpoints(directory, bench.config.checkpoint, describe(bench.config), bench.logger.say)
 
 
-def copy_trainable(params: Any, trainable: Sequence[str]) -> Any:
-    """The same parameters with a copy of what trains, for a stage that starts where another still looks."""
-    part, frozen = split_params(params, trainable)
-    return merge_params(jax.tree.map(lambda x: x.copy(), part), frozen)
+def _finished(name: str, checkpoints: StageCheckpoints, steps: int) -> bool:
+    done = checkpoints.latest_step or 0
+    if done > steps:
+        raise ConfigError(f"{name}: {done} steps were taken, {steps} asked; steps can only become more")
+    return done == steps
+
+
+def _run(
+    bench: Workbench, name, abstract, initial, step, batches, config, validate, should_stop, checkpoints, watch=ignore
+) -> None:
+    run_stage(
+        name,
+        abstract,
+        initial,
+        step,
+        batches,
+        steps=config.steps,
+        checkpoints=checkpoints,
+        logger=bench.logger,
+        max_nonfinite=bench.config.max_nonfinite_steps,
+        validate=validate,
+        validate_every=config.validate_every,
+        should_stop=should_stop,
+        watch=watch,
+    )
 
 
 def _stage_seed(seed: int, name: str) -> int:

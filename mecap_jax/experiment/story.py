@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 
 from mecap_jax.config import Config, ConfigError
 from mecap_jax.data.pipeline import CaptionDataset
@@ -25,16 +24,18 @@ from mecap_jax.evaluation.stage import StageResult
 from mecap_jax.experiment.forecast import forecast
 from mecap_jax.experiment.scoring import caption_stage, evaluate_stage
 from mecap_jax.experiment.setup import Workbench, first_process, reopen, set_up
-from mecap_jax.experiment.stages import copy_trainable, train_grpo, train_sft
+from mecap_jax.experiment.stages import Start, train_grpo, train_sft
 from mecap_jax.experiment.tower_cache import with_tower_cache
-from mecap_jax.experiment.weights import read_report, stage_params, starting_params
+from mecap_jax.experiment.weights import RunModel, open_model, read_report, stage_trainable, starting_trainable
 from mecap_jax.json_files import write_json
-from mecap_jax.models.checkpoints.table import flatten
-from mecap_jax.models.parameters import merge_params, split_params
+from mecap_jax.locking import locked
+from mecap_jax.models.parameters import merge_params
 from mecap_jax.training.logging import RunLogger, read_jsonl
 
 # How many steps the "sft_control" row takes, and why.
 CONTROL = "control.json"
+# Held by the process that runs in a workdir; evaluation, captions and export only read, and need no lock.
+LOCK = "run.lock"
 
 Stop = Callable[[int], bool]
 
@@ -45,19 +46,22 @@ def run(config: Config, workdir: Path, should_stop: Stop = lambda step: False) -
     Whatever `workdir` already holds is not done again: the same command resumes an interrupted run.
 
     Raises:
+      LockedError: another process runs in `workdir`.
       Interrupted: `should_stop` said so; the state is saved.
     """
     clock = Clock()
-    workdir.mkdir(parents=True, exist_ok=True)
-    with RunLogger(workdir, enabled=jax.process_index() == 0) as logger:
+    first = jax.process_index() == 0
+    with contextlib.ExitStack() as stack:
+        if first:
+            stack.enter_context(locked(workdir / LOCK, str(workdir)))
+        logger = stack.enter_context(RunLogger(workdir, enabled=first))
         with clock.measure("set_up"):
             bench = set_up(config, workdir, logger)
         logger.say(_describe(bench))
-        graphdef, params = starting_params(bench.config, bench.mesh)
-        _, frozen = split_params(params, config.trainable)
+        model = open_model(config, bench.mesh)
         if config.data.tower_cache:
             with clock.measure("tower_cache"):
-                bench = with_tower_cache(bench, graphdef, params, should_stop)
+                bench = with_tower_cache(bench, model, should_stop)
         ahead = forecast(bench)
         logger.say(f"{ahead} from here on this machine, compilation not counted")
 
@@ -71,17 +75,17 @@ def run(config: Config, workdir: Path, should_stop: Stop = lambda step: False) -
         stages: dict[str, Workbench] = {}
         if config.sft is not None:
             with stage("sft"):
-                params = train_sft(bench, "sft", config.sft, graphdef, params, should_stop)
+                train_sft(bench, "sft", config.sft, model, _first_start(bench), should_stop)
             stages["sft"] = bench
         if config.grpo is not None:
             with stage("grpo"):
-                train_grpo(bench, "grpo", config.grpo, graphdef, params, should_stop)
+                train_grpo(bench, "grpo", config.grpo, model, _second_start(bench), should_stop)
             stages["grpo"] = bench
         for row in config.evaluation.rows:
             with stage(row):
-                stages[row] = _EXTRA_ROWS[row](bench, graphdef, params, should_stop)
+                stages[row] = _EXTRA_ROWS[row](bench, model, should_stop)
         with clock.measure("evaluation"):
-            results, ablation = evaluate(stages, _captioner(bench, graphdef, frozen))
+            results, ablation = evaluate(stages, _captioner(bench, model))
         return _report(bench, results, ablation, clock.report(_step_seconds(workdir)))
 
 
@@ -102,32 +106,42 @@ def report_again(workdir: Path, logger: RunLogger) -> dict[str, Any]:
     return _report(bench, results, ablation, timing)
 
 
+def _first_start(bench: Workbench) -> Start:
+    """Where a run starts."""
+    return lambda: starting_trainable(bench.config, bench.mesh)
+
+
+def _second_start(bench: Workbench) -> Start:
+    """Where SFT ended; where the run starts if it has none."""
+    if bench.config.sft is None:
+        return _first_start(bench)
+    return lambda: stage_trainable(bench.config, bench.workdir, bench.mesh, "sft")
+
+
 # --- rows that the result is compared with --------------------------------------------------------------------------
 
 
-def _text_only(bench: Workbench, graphdef: nnx.GraphDef, params: Any, should_stop: Stop) -> Workbench:
+def _text_only(bench: Workbench, model: RunModel, should_stop: Stop) -> Workbench:
     """SFT of a model that sees the transcript only: what can be had without listening and looking."""
     data = dataclasses.replace(bench.config.data, modalities=())
     blind = bench.with_data(CaptionDataset(bench.reader, data, bench.config.model, bench.tokenizer))
-    trained, frozen = split_params(params, bench.config.trainable)
-    _, fresh = starting_params(bench.config, bench.mesh, set(flatten(trained)).__contains__)
-    train_sft(blind, "text_only", bench.config.sft, graphdef, merge_params(fresh, frozen), should_stop)
+    train_sft(blind, "text_only", bench.config.sft, model, _first_start(bench), should_stop)
     return blind
 
 
-def _sft_control(bench: Workbench, graphdef: nnx.GraphDef, params: Any, should_stop: Stop) -> Workbench:
+def _sft_control(bench: Workbench, model: RunModel, should_stop: Stop) -> Workbench:
     """SFT that goes on for as long as GRPO took, on all that GRPO saw."""
     config = dataclasses.replace(bench.config.control, steps=_control_steps(bench))
-    copy = copy_trainable(params, bench.config.trainable)
-    train_sft(bench, "sft_control", config, graphdef, copy, should_stop)
+    train_sft(bench, "sft_control", config, model, _second_start(bench), should_stop)
     return bench
 
 
-def _grpo_semantic(bench: Workbench, graphdef: nnx.GraphDef, params: Any, should_stop: Stop) -> Workbench:
+def _grpo_semantic(bench: Workbench, model: RunModel, should_stop: Stop) -> Workbench:
     """GRPO without the emotion term."""
     config = bench.config.grpo
     reward = dataclasses.replace(config.reward, emotion=0.0)
-    train_grpo(bench, "grpo_semantic", dataclasses.replace(config, reward=reward), graphdef, params, should_stop)
+    changed = dataclasses.replace(config, reward=reward)
+    train_grpo(bench, "grpo_semantic", changed, model, _second_start(bench), should_stop)
     return bench
 
 
@@ -184,15 +198,15 @@ def evaluate(
     return results, dict(ablation)
 
 
-def _captioner(bench: Workbench, graphdef: nnx.GraphDef, frozen: Any) -> Callable[..., Mapping[int, Caption]]:
-    """What captions the test speakers with a stage's final parameters; `frozen` is what no stage trained."""
+def _captioner(bench: Workbench, model: RunModel) -> Callable[..., Mapping[int, Caption]]:
+    """What captions the test speakers with a stage's final parameters."""
 
     @functools.lru_cache(maxsize=1)
     def params(stage: str) -> Any:
-        return stage_params(bench.config, bench.workdir, bench.mesh, stage, frozen)
+        return merge_params(stage_trainable(bench.config, bench.workdir, bench.mesh, stage), model.frozen)
 
     def caption(view: Workbench, stage: str, title: str) -> Mapping[int, Caption]:
-        return caption_stage(view, title, graphdef, params(stage), view.dataset.rows("test"))
+        return caption_stage(view, title, model.graphdef, params(stage), view.dataset.rows("test"))
 
     return caption
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import uuid
@@ -10,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
 
+from mecap_jax.batch import PromptBatch
 from mecap_jax.data.building import building, remove_unfinished
 from mecap_jax.data.manifest import MANIFEST, sha256
 from mecap_jax.data.pipeline import EncodingBatch
@@ -21,30 +24,42 @@ from mecap_jax.data.shards import find_finished
 from mecap_jax.data.tower_cache import TokenReader, TokenWriter, finish
 from mecap_jax.evaluation.decoding import evaluation_places
 from mecap_jax.experiment.setup import CACHE, Workbench
+from mecap_jax.experiment.weights import RunModel
 from mecap_jax.json_files import as_json, to_json
+from mecap_jax.locking import locked
 from mecap_jax.models.checkpoints.table import flatten
 from mecap_jax.models.multimodal_lm import TOWERS, to_raw
+from mecap_jax.models.parameters import merge_params
 from mecap_jax.sharding import batch_sharding, local_rows, put_batch
 from mecap_jax.training.loop import Interrupted
 
 _VERSION = 1
 
 
-def with_tower_cache(
-    bench: Workbench, graphdef: nnx.GraphDef, params: Any, should_stop: Callable[[int], bool]
-) -> Workbench:
-    """The bench whose clips come as media tokens of `params`; they are made first where `cache/` has none of these.
+def with_tower_cache(bench: Workbench, model: RunModel, should_stop: Callable[[int], bool]) -> Workbench:
+    """The bench whose clips come as media tokens of frozen towers; made first where `cache/` has none of these.
 
     Raises:
       Interrupted: `should_stop` said so; the next run begins to encode anew.
       ShardError: the cache has changed, or something else has its name.
     """
-    source = describe_source(bench, params)
+    source = describe_source(bench, model.frozen)
     digest = hashlib.sha256(to_json(source, sort_keys=True).encode()).hexdigest()[:12]
     directory = CACHE / f"towers-{digest}"
-    if find_finished(directory, source) is None:
-        _build(bench, graphdef, params, directory, source, should_stop)
+    if not _is_finished(directory, source):
+        with contextlib.ExitStack() as stack:
+            if jax.process_index() == 0:
+                lock = directory.parent / f".{directory.name}.lock"
+                stack.enter_context(locked(lock, str(directory), wait=bench.logger.say))
+            if not _is_finished(directory, source):  # another run may just have made it
+                _build(bench, model, directory, source, should_stop)
     return bench.with_data(bench.dataset.with_tokens(TokenReader(directory, source)))
+
+
+def _is_finished(directory: Path, source: dict[str, Any]) -> bool:
+    """What the first process sees; all take the same branch."""
+    found = jax.process_index() == 0 and find_finished(directory, source) is not None
+    return bool(multihost_utils.broadcast_one_to_all(np.int32(found))) if jax.process_count() > 1 else found
 
 
 def describe_source(bench: Workbench, params: Any) -> dict[str, Any]:
@@ -79,7 +94,7 @@ def _digest(params: Any) -> str:
     return digest.hexdigest()
 
 
-def _build(bench: Workbench, graphdef: nnx.GraphDef, params: Any, directory: Path, source: dict, should_stop) -> None:
+def _build(bench: Workbench, model: RunModel, directory: Path, source: dict, should_stop) -> None:
     """Encodes every clip on the mesh; each process writes those that it decoded, the first one joins the parts."""
     process = (jax.process_index(), jax.process_count())
     if process[0] == 0:
@@ -88,9 +103,13 @@ def _build(bench: Workbench, graphdef: nnx.GraphDef, params: Any, directory: Pat
     attempt = multihost_utils.broadcast_one_to_all(np.frombuffer(uuid.uuid4().bytes[:4], np.uint8))
     attempt = np.asarray(attempt).astype(np.uint8).tobytes().hex()
     sharding = batch_sharding(bench.mesh)
-    encode = jax.jit(
-        lambda params, prompt: to_raw(nnx.merge(graphdef, params).prompt_media(prompt)), out_shardings=sharding
-    )
+
+    def tokens_of(frozen: Any, prompt: PromptBatch) -> jax.Array:
+        # Towers need nothing of what trains: compiled, these zeros are never made.
+        rest = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), model.trainable)
+        return to_raw(nnx.merge(model.graphdef, merge_params(rest, frozen)).prompt_media(prompt))
+
+    encode = jax.jit(tokens_of, out_shardings=sharding)
     total = sum(len(bench.dataset.rows(split)) for split in ("train", "validation", "test"))
     size, places = evaluation_places(total, bench.mesh, bench.config.evaluation.batch_clips)
     batches = bench.dataset.encoding_batches(size, places)
@@ -100,7 +119,7 @@ def _build(bench: Workbench, graphdef: nnx.GraphDef, params: Any, directory: Pat
         done = 0
         with bench.logger.progress("encoding clips", total) as progress:
             for batch in batches:
-                tokens = encode(params, put_batch(batch.prompt, bench.mesh))
+                tokens = encode(model.frozen, put_batch(batch.prompt, bench.mesh))
                 # The host cuts one batch up while devices encode the next.
                 if waiting is not None:
                     done += _write(writer, *waiting, bench.config.model)

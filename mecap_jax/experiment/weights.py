@@ -84,24 +84,64 @@ def starting_params(
     return graphdef, merge_params(drawn, params)
 
 
+@dataclasses.dataclass(frozen=True)
+class RunModel:
+    """The model of a run, between stages.
+
+    Attributes:
+      graphdef: its structure.
+      trainable: shapes and shardings of the part that trains; its numbers belong to the stages.
+      frozen: the rest, the same arrays in every stage; {} where everything trains.
+    """
+
+    graphdef: nnx.GraphDef
+    trainable: Any
+    frozen: Any
+
+
+def open_model(config: Config, mesh: Mesh) -> RunModel:
+    """Loads what no stage of a run changes.
+
+    Raises:
+      CheckpointError: the files it comes from do not fit.
+    """
+    graphdef, abstract = abstract_model(config.model, mesh)
+    trainable, frozen = split_params(abstract, config.trainable)
+    return RunModel(graphdef, trainable, _starting(config, mesh, frozen))
+
+
+def starting_trainable(config: Config, mesh: Mesh) -> Any:
+    """The part that trains as the run starts: fresh arrays at each call, the same numbers each time."""
+    return _starting(config, mesh, split_params(abstract_model(config.model, mesh)[1], config.trainable)[0])
+
+
+def _starting(config: Config, mesh: Mesh, part: Any) -> Any:
+    return starting_params(config, mesh, set(flatten(part)).__contains__)[1] if part else {}
+
+
 def describe(config: Config) -> dict[str, Any]:
     """What a checkpoint says about itself: the model, and which part of its parameters it holds."""
     return {"model": dataclasses.asdict(config.model), "trainable": config.trainable}
 
 
-def stage_params(config: Config, workdir: Path, mesh: Mesh, stage: str, frozen: Any = None) -> Any:
-    """All parameters that a finished stage ended with: the trained ones from its checkpoint.
-
-    `frozen` is the run's frozen part where that is at hand; otherwise it comes from where the run started.
+def stage_trainable(config: Config, workdir: Path, mesh: Mesh, stage: str) -> Any:
+    """The part that trains as a stage left it in its newest checkpoint: fresh arrays at each call.
 
     Raises:
-      CheckpointError: the stage has no checkpoint, or one of another model.
+      CheckpointError: the stage has no checkpoint, or one that is damaged or of another model.
     """
-    trainable, absent = split_params(abstract_model(config.model, mesh)[1], config.trainable)
-    trained = load_params(workdir / "checkpoints" / stage, trainable, describe(config))
-    if frozen is None and absent:
-        _, frozen = starting_params(config, mesh, set(flatten(absent)).__contains__)
-    return merge_params(trained, frozen or {})
+    trainable, _ = split_params(abstract_model(config.model, mesh)[1], config.trainable)
+    return load_params(workdir / "checkpoints" / stage, trainable, describe(config))
+
+
+def stage_params(config: Config, workdir: Path, mesh: Mesh, stage: str) -> Any:
+    """All parameters as a stage left them; what is frozen comes from where the run started.
+
+    Raises:
+      CheckpointError: as `stage_trainable`, or where the run started has changed.
+    """
+    trained = stage_trainable(config, workdir, mesh, stage)
+    return merge_params(trained, open_model(config, mesh).frozen)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,34 +1,64 @@
-"""Checkpoints of a stage by Orbax: asynchronous, atomic, with the data iterator inside."""
+"""Checkpoints of a stage by Orbax: asynchronous, atomic, with checksums, and with the data iterator inside."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from mecap_jax.config import CheckpointConfig, differences
-from mecap_jax.json_files import as_json
+from mecap_jax.json_files import as_json, read_json_object, write_json
 from mecap_jax.models.checkpoints.table import CheckpointError
 from mecap_jax.train_state import TrainState
+from mecap_jax.training.checksums import find_damage, write_checksums
+
+_DESCRIPTION = "description.json"
+# Orbax goes on writing this file when everything else is finished: it has times and handlers, nothing of ours.
+_ORBAX = "_CHECKPOINT_METADATA"
 
 
 class StageCheckpoints(contextlib.AbstractContextManager):
     """The checkpoints of one stage, `directory/STEP`; the newest few are kept.
 
     A checkpoint holds the parameters, the optimiser state, the counters and the state of the Grain iterator. Random
-    numbers follow from the seed and the step, so nothing else is needed to go on bit by bit. A save that was
-    interrupted leaves no step behind: Orbax writes beside and renames.
+    numbers follow from the seed and the step, so nothing else is needed to go on bit by bit. Orbax writes a step beside
+    and renames it; checksums of all its files are the last thing written before.
     """
 
-    def __init__(self, directory: Path, config: CheckpointConfig, description: dict[str, Any]):
-        """`description` (the model's configuration, say) is stored in each checkpoint and checked on loading."""
-        self._every, self._description = config.every, description
+    def __init__(
+        self,
+        directory: Path,
+        config: CheckpointConfig,
+        description: dict[str, Any],
+        say: Callable[[str], None] = lambda message: None,
+    ):
+        """Opens the directory, which is made where there is none, and leaves the newest whole step as the newest.
+
+        Args:
+          description: what each checkpoint says about itself (the model's configuration, say); checked on loading.
+          say: told when a damaged step is set aside.
+
+        Raises:
+          CheckpointError: every step is damaged.
+        """
+        self._directory, self._every, self._description = directory.resolve(), config.every, description
+        self._saving = 0
         logging.getLogger("absl").addFilter(_worth_saying)
+        _on_first_process(lambda: _set_aside(self._directory, say))
+        context = ocp.Context()
+        # Orbax calls it on the first process, just before the rename. It would copy the object of a bound method.
+        context.async_options.post_finalization_callback = lambda: self._seal()
         self._checkpointer = ocp.training.Checkpointer(
-            directory.resolve(),
+            self._directory,
+            context=context,
             preservation_policy=ocp.training.preservation_policies.LatestN(config.keep),
             cleanup_tmp_directories=True,
         )
@@ -43,14 +73,13 @@ class StageCheckpoints(contextlib.AbstractContextManager):
         return None if latest is None else latest.step
 
     def restore(self, state: TrainState, iterator: Any) -> TrainState:
-        """Loads the newest checkpoint into the shape and sharding of `state`; moves `iterator` to where it was.
+        """Loads the newest checkpoint into the shapes and shardings of `state`; moves `iterator` to where it was.
 
         Raises:
           CheckpointError: it holds something else than the description says.
         """
-        _check_description(self._checkpointer, self.latest_step, self._description)
-        targets = {**_parts(state), "data": iterator}
-        loaded = self._checkpointer.load_checkpointables(self.latest_step, targets)
+        _check_description(self._directory / str(self.latest_step), self._description)
+        loaded = self._checkpointer.load_checkpointables(self.latest_step, {**_parts(state), "data": iterator})
         return TrainState(loaded["params"], **loaded["progress"])
 
     def maybe_save(self, step: int, state: TrainState, iterator: Any) -> None:
@@ -66,38 +95,93 @@ class StageCheckpoints(contextlib.AbstractContextManager):
 
     def _save(self, step: int, state: TrainState, iterator: Any) -> None:
         self._checkpointer.wait()  # one save at a time: a second would need a second copy of the state in memory
-        self._checkpointer.save_checkpointables_async(
-            step, {**_parts(state), "data": iterator}, force=True, custom_metadata=as_json(self._description)
-        )
+        self._saving = step
+        self._checkpointer.save_checkpointables_async(step, {**_parts(state), "data": iterator}, force=True)
+
+    def _seal(self) -> None:
+        (unfinished,) = self._directory.glob(f"{self._saving}.orbax-checkpoint-tmp*")
+        write_json(unfinished / _DESCRIPTION, self._description)
+        write_checksums(unfinished, without=_ORBAX)
 
 
 def latest_step(directory: Path) -> int | None:
-    """The newest complete checkpoint's step in a stage's directory, or None."""
-    if not directory.is_dir():
-        return None
-    with ocp.training.Checkpointer(directory.resolve()) as checkpointer:
-        latest = checkpointer.latest
-        return None if latest is None else latest.step
+    """The newest checkpoint's step in a stage's directory, or None."""
+    return max(_steps(directory), default=None)
 
 
 def load_params(directory: Path, abstract_params: Any, description: dict[str, Any]) -> Any:
-    """Loads only the parameters of the newest checkpoint of a stage.
+    """Loads only the parameters of the newest checkpoint of a stage; writes nothing.
 
     Raises:
-      CheckpointError: there is none, or it holds something else than `description` says.
+      CheckpointError: there is none, it is damaged, or it holds something else than `description` says.
     """
     logging.getLogger("absl").addFilter(_worth_saying)
     step = latest_step(directory)
     if step is None:
         raise CheckpointError(f"no checkpoint in {directory}")
-    with ocp.training.Checkpointer(directory.resolve()) as checkpointer:
-        _check_description(checkpointer, step, description)
-        return checkpointer.load_checkpointables(step, {"params": abstract_params})["params"]
+    path = directory.resolve() / str(step)
+    _on_first_process(lambda: _require_whole(path))
+    _check_description(path, description)
+    return ocp.load_checkpointables(path, {"params": abstract_params})["params"]
+
+
+def _steps(directory: Path) -> list[int]:
+    return [int(path.name) for path in directory.iterdir() if path.name.isdecimal()] if directory.is_dir() else []
+
+
+def _set_aside(directory: Path, say: Callable[[str], None]) -> None:
+    """Renames damaged steps until the newest one is whole."""
+    faults: dict[int, str] = {}
+    for step in sorted(_steps(directory), reverse=True):
+        fault = _fault(directory / str(step))
+        if fault is None:
+            break
+        faults[step] = fault
+    else:
+        if faults:
+            details = "; ".join(f"step {step}: {fault}" for step, fault in faults.items())
+            raise CheckpointError(f"every checkpoint in {directory} is damaged ({details}); delete it to train it anew")
+    for damaged, fault in faults.items():
+        aside = directory / f"{damaged}.damaged"
+        shutil.rmtree(aside, ignore_errors=True)
+        (directory / str(damaged)).rename(aside)
+        say(f"{directory}: step {damaged} is damaged ({fault}), kept as {aside.name}; going on from step {step}")
+
+
+def _fault(path: Path, *parts: str) -> str | None:
+    """What is wrong with a step, or with those of its files whose paths begin with one of `parts`; None if nothing."""
+    try:
+        read_json_object(path / _ORBAX)
+    except (OSError, ValueError) as error:
+        return str(error)
+    return next(filter(None, (find_damage(path, part) for part in parts or ("",))), None)
+
+
+def _require_whole(path: Path) -> None:
+    fault = _fault(path, _DESCRIPTION, "params/")
+    if fault is not None:
+        raise CheckpointError(f"the checkpoint {path} is damaged ({fault}); the run's own command makes it again")
+
+
+def _on_first_process(check: Callable[[], None]) -> None:
+    """Runs `check` on the first process, which alone reads all of a checkpoint; what it raises ends all processes."""
+    error = None
+    if jax.process_index() == 0:
+        try:
+            check()
+        except (CheckpointError, OSError) as failure:
+            error = failure
+    if jax.process_count() > 1:
+        failed = multihost_utils.broadcast_one_to_all(np.int32(error is not None))
+        if failed and error is None:
+            error = CheckpointError("the first process cannot use the checkpoints of this run")
+    if error is not None:
+        raise error
 
 
 def _worth_saying(record: logging.LogRecord) -> bool:
-    """Orbax warns of every iterator that its metadata cannot be listed; that is how iterators are."""
-    return "Failed to get metadata" not in record.getMessage()
+    """Orbax warns of iterators that their metadata cannot be listed, and logs tracebacks of what it raises anyway."""
+    return "Failed to get metadata" not in record.getMessage() and not record.exc_info
 
 
 def _parts(state: TrainState) -> dict[str, Any]:
@@ -106,10 +190,8 @@ def _parts(state: TrainState) -> dict[str, Any]:
     return {"params": progress.pop("params"), "progress": progress}
 
 
-def _check_description(checkpointer: ocp.training.Checkpointer, step: int, mine: dict[str, Any]) -> None:
-    theirs = checkpointer.checkpointables_metadata(step).custom_metadata or {}
-    different = [f"{key}: {old!r} there, {new!r} here" for key, old, new in differences(theirs, as_json(mine))]
+def _check_description(path: Path, mine: dict[str, Any]) -> None:
+    theirs, mine = read_json_object(path / _DESCRIPTION), as_json(mine)
+    different = [f"{key}: {old!r} there, {new!r} here" for key, old, new in differences(theirs, mine)]
     if different:
-        raise CheckpointError(
-            f"the checkpoint of step {step} in {checkpointer.directory} is of another run:\n  " + "\n  ".join(different)
-        )
+        raise CheckpointError(f"the checkpoint {path} is of another run:\n  " + "\n  ".join(different))

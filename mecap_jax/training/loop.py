@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import grain
-import jax
 import numpy as np
 
 from mecap_jax.sharding import all_rows
@@ -70,7 +69,8 @@ def ignore(step: int, metrics: Mapping[str, float]) -> None:
 
 def run_stage(
     name: str,
-    state: TrainState,
+    abstract: TrainState,
+    initial: Callable[[], TrainState],
     step_function: Step,
     batches: grain.IterDataset,
     *,
@@ -83,10 +83,12 @@ def run_stage(
     should_stop: Callable[[int], bool] = lambda step: False,
     watch: Callable[[int, Mapping[str, float]], None] = ignore,
 ) -> TrainState:
-    """Runs a stage from its newest checkpoint, or from `state`, to its last step.
+    """Runs a stage from its newest checkpoint, or from `initial()`, to its last step.
 
     Args:
-      state: the state before the first step; consumed.
+      abstract: shapes, dtypes and shardings of the state, which a checkpoint is restored into.
+      initial: makes the state before the first step; not called where there is a checkpoint, so that memory holds one
+        state and never two.
       batches: element i is the batch of step i.
       validate: called every `validate_every` steps and after the last one; its metrics are logged.
       should_stop: asked after every step; the state is saved before the loop ends.
@@ -97,12 +99,12 @@ def run_stage(
       NonFiniteError: `max_nonfinite` steps in a row were skipped.
     """
     iterator = iter(batches)
-    start = 0
-    if checkpoints.latest_step is not None:
-        start = checkpoints.latest_step
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+    start = checkpoints.latest_step or 0
+    if start:
         state = checkpoints.restore(abstract, iterator)
         logger.say(f"{name}: resumed after step {start} of {steps}")
+    else:
+        state = initial()
     logger.rewind(name, start)
     with logger.progress(name, steps, start) as progress:
         for step in range(start + 1, steps + 1):

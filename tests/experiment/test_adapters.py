@@ -1,6 +1,7 @@
 """A run that trains adapters only, through the real stages in small."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ from mecap_jax.config import ConfigError
 from mecap_jax.experiment import stages, weights
 from mecap_jax.experiment.setup import check_trainable, set_up
 from mecap_jax.models.checkpoints.table import CheckpointError, flatten
-from mecap_jax.models.parameters import split_params
+from mecap_jax.models.parameters import merge_params, split_params
 from mecap_jax.rl.rollout import RolloutEngine
 from mecap_jax.training.logging import RunLogger
 from tests.experiment.test_story import small
@@ -43,41 +44,44 @@ def run(tmp_path_factory, shared):
     with pytest.MonkeyPatch.context() as patch, RunLogger(workdir) as logger:
         patch.setattr(stages, "RolloutEngine", Recorded)
         bench = set_up(config, workdir, logger)
-        graphdef, start = weights.starting_params(bench.config, bench.mesh)
-        after_sft = stages.train_sft(bench, "sft", config.sft, graphdef, start, _never)
-        after_grpo = stages.train_grpo(bench, "grpo", config.grpo, graphdef, after_sft, _never)
-        yield bench, start, after_sft, after_grpo, references[0]
+        model = weights.open_model(bench.config, bench.mesh)
+        start = functools.partial(weights.starting_trainable, bench.config, bench.mesh)
+        after_sft = functools.partial(weights.stage_trainable, bench.config, workdir, bench.mesh, "sft")
+        stages.train_sft(bench, "sft", config.sft, model, start, _never)
+        stages.train_grpo(bench, "grpo", config.grpo, model, after_sft, _never)
+        yield bench, model, references[0]
 
 
 @pytest.mark.slow
-def test_frozen_parameters_are_one_set_of_arrays_from_start_to_end(run):
-    _, start, *others = run
-    expected = flatten(split_params(start, ())[1])
-    for params in others:
-        frozen = flatten(split_params(params, ())[1])
-        assert frozen.keys() == expected.keys()
-        assert all(frozen[path] is expected[path] for path in frozen)
+def test_the_reference_policy_shares_what_is_frozen(run):
+    _, model, reference = run
+    frozen, kept = flatten(model.frozen), flatten(split_params(reference, ())[1])
+    assert kept.keys() == frozen.keys()
+    assert all(kept[path] is frozen[path] for path in frozen)
 
 
 @pytest.mark.slow
 def test_each_stage_trains_the_adapters_that_the_other_left(run):
-    bench, _, after_sft, after_grpo, reference = run
-    fresh = flatten(split_params(weights.starting_params(bench.config, bench.mesh)[1], ())[0])
-    sft, grpo, kept = (flatten(split_params(params, ())[0]) for params in (after_sft, after_grpo, reference))
+    bench, model, reference = run
+    fresh = flatten(weights.starting_trainable(bench.config, bench.mesh))
+    sft, grpo = (
+        flatten(weights.stage_trainable(bench.config, bench.workdir, bench.mesh, stage)) for stage in ("sft", "grpo")
+    )
+    kept = flatten(split_params(reference, ())[0])
+    assert fresh.keys() == sft.keys() == grpo.keys() == kept.keys() == flatten(model.trainable).keys()
     for path in fresh:
         assert np.any(sft[path] != fresh[path]), path
-        assert kept[path] is sft[path] and not sft[path].is_deleted()  # the reference policy is the start of GRPO
+        np.testing.assert_array_equal(kept[path], sft[path])  # the reference policy is the start of GRPO
     assert any(np.any(grpo[path] != sft[path]) for path in fresh)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage, number", [("sft", 2), ("grpo", 3)])
-def test_checkpoints_of_adapters_become_whole_models_again(run, stage, number):
-    bench = run[0]
+@pytest.mark.parametrize("stage", ["sft", "grpo"])
+def test_checkpoints_of_adapters_become_whole_models_again(run, stage):
+    bench, model, _ = run
     loaded = weights.stage_params(bench.config, bench.workdir, bench.mesh, stage)
-    jax.tree.map(np.testing.assert_array_equal, loaded, run[number])
-    frozen = split_params(run[1], ())[1]
-    assert weights.stage_params(bench.config, bench.workdir, bench.mesh, stage, frozen)["visual"] == frozen["visual"]
+    adapters = weights.stage_trainable(bench.config, bench.workdir, bench.mesh, stage)
+    jax.tree.map(np.testing.assert_array_equal, loaded, merge_params(adapters, model.frozen))
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from mecap_jax.config import ConfigError, MeshConfig, SftConfig, load
 from mecap_jax.experiment import export, stages
 from mecap_jax.experiment.export import export_stage
 from mecap_jax.experiment.setup import set_up
-from mecap_jax.experiment.weights import open_stage, read_run, starting_params
+from mecap_jax.experiment.weights import open_model, open_stage, read_run, starting_trainable
 from mecap_jax.generation.sampler import generate
 from mecap_jax.models.checkpoints.hub import describe_mismatch, published_part, read_model, save_weights
 from mecap_jax.models.checkpoints.hub_config import read_config
@@ -60,7 +60,10 @@ def train(recipe, root, change):
     workdir = root / f"run_{config.name}"
     with RunLogger(workdir) as logger:
         bench = set_up(config, workdir, logger)
-        stages.train_sft(bench, "sft", sft, *starting_params(bench.config, bench.mesh), lambda step: False)
+        model = open_model(bench.config, bench.mesh)
+        stages.train_sft(
+            bench, "sft", sft, model, lambda: starting_trainable(bench.config, bench.mesh), lambda step: False
+        )
     return workdir / "checkpoints" / "sft"
 
 

@@ -22,6 +22,7 @@ from mecap_jax.data.shards import ShardError
 from mecap_jax.data.tower_cache import TokenReader
 from mecap_jax.experiment import stages, tower_cache, weights
 from mecap_jax.experiment.setup import check_trainable, make_tokenizer, set_up
+from mecap_jax.models.parameters import merge_params
 from mecap_jax.rewards.combine import RewardFunction
 from mecap_jax.sharding import put_batch
 from mecap_jax.train_state import init_params
@@ -61,12 +62,13 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory, shared):
-    """(bench, graphdef, params) before the cache is built, and the bench that reads it."""
+    """(bench, model, params) before the cache is built, and the bench that reads it."""
     config, workdir = small(*shared, *FROZEN), tmp_path_factory.mktemp("tower_cache")
     with RunLogger(workdir) as logger:
         bench = set_up(config, workdir, logger)
-        made = bench, *weights.starting_params(config, bench.mesh)
-        yield *made, tower_cache.with_tower_cache(*made, _never)
+        model = weights.open_model(config, bench.mesh)
+        params = merge_params(weights.starting_trainable(config, bench.mesh), model.frozen)
+        yield bench, model, params, tower_cache.with_tower_cache(bench, model, _never)
 
 
 def all_batches(dataset, **options):
@@ -98,16 +100,16 @@ def assert_same_inputs(bench, cached, graphdef, params, atol):
 @pytest.mark.parametrize("modalities", [("audio", "video"), ("audio",), ("video",), ()])
 def test_the_decoder_gets_what_the_towers_would_give(tiny, modalities):
     """Also where a modality is hidden, as in the ablation."""
-    bench, graphdef, params, cached = tiny
+    bench, model, params, cached = tiny
     hidden = [b.with_data(b.dataset.with_modalities(modalities)) for b in (bench, cached)]
-    assert_same_inputs(*hidden, graphdef, params, 1e-5)
+    assert_same_inputs(*hidden, model.graphdef, params, 1e-5)
 
 
 @pytest.mark.slow
 def test_towers_are_no_part_of_the_program(tiny):
-    bench, graphdef, params, cached = tiny
+    bench, model, params, cached = tiny
     programs = [
-        str(jax.make_jaxpr(nnx.merge(graphdef, params).embed_prompt)(next(iter(all_batches(b.dataset))).prompt))
+        str(jax.make_jaxpr(nnx.merge(model.graphdef, params).embed_prompt)(next(iter(all_batches(b.dataset))).prompt))
         for b in (bench, cached)
     ]
     assert ["conv_general_dilated" in program for program in programs] == [True, False]
@@ -127,11 +129,12 @@ def trained(tiny, tmp_path_factory):
             patch.setattr(CaptionDataset, "rows", without_validation)
             patch.setattr(stages, "make_reward", lambda *_: RewardFunction([(Alphabetical(), 1.0)], timeout_s=60))
             bench = dataclasses.replace(bench, workdir=workdir, logger=logger)
-            graphdef, params = weights.starting_params(config, bench.mesh)
-            params = stages.train_sft(bench, "sft", config.sft, graphdef, params, _never)
-            params = stages.train_grpo(bench, "grpo", config.grpo, graphdef, params, _never)
+            start = functools.partial(weights.starting_trainable, config, bench.mesh)
+            after_sft = functools.partial(weights.stage_trainable, config, workdir, bench.mesh, "sft")
+            stages.train_sft(bench, "sft", config.sft, tiny[1], start, _never)
+            stages.train_grpo(bench, "grpo", config.grpo, tiny[1], after_sft, _never)
         logs = {name: read_jsonl(workdir / f"{name}.jsonl") for name in ("metrics", "completions")}
-        outcomes.append((logs, jax.device_get(params)))
+        outcomes.append((logs, jax.device_get(weights.stage_params(config, workdir, bench.mesh, "grpo"))))
     return outcomes
 
 
@@ -161,8 +164,9 @@ def test_a_family_without_an_audio_tower(tiny):
     tokenizer = make_tokenizer(config, tiny[0].reader)
     dataset = CaptionDataset(tiny[0].reader, config.data, config.model, tokenizer)
     bench = dataclasses.replace(tiny[0], config=config, dataset=dataset, tokenizer=tokenizer)
-    made = bench, *init_params(config.model, 0, bench.mesh)
-    assert_same_inputs(bench, tower_cache.with_tower_cache(*made, _never), *made[1:], 1e-5)
+    graphdef, params = init_params(config.model, 0, bench.mesh)
+    cached = tower_cache.with_tower_cache(bench, weights.RunModel(graphdef, {}, params), _never)
+    assert_same_inputs(bench, cached, graphdef, params, 1e-5)
 
 
 @pytest.mark.slow
@@ -202,10 +206,10 @@ def directory_of(cache, bench, params):
 
 @pytest.mark.slow
 def test_a_cache_is_made_once_and_is_that_of_its_weights(tiny, cache, monkeypatch):
-    bench, graphdef, params, _ = tiny
+    bench, model, params, _ = tiny
     before = {path: path.stat().st_mtime_ns for path in cache.rglob("*")}
     monkeypatch.setattr(tower_cache, "_build", lambda *args: pytest.fail("built again"))
-    tower_cache.with_tower_cache(bench, graphdef, params, _never)
+    tower_cache.with_tower_cache(bench, model, _never)
     assert {path: path.stat().st_mtime_ns for path in cache.rglob("*")} == before
     source = tower_cache.describe_source(bench, params)
     other = jax.tree.map(lambda x: x, params)
@@ -218,19 +222,19 @@ def test_a_cache_is_made_once_and_is_that_of_its_weights(tiny, cache, monkeypatc
 
 @pytest.mark.slow
 def test_an_interrupted_build_leaves_nothing(tiny, cache, tmp_path, monkeypatch):
-    bench, graphdef, params, _ = tiny
+    bench, model, params, _ = tiny
     monkeypatch.setattr(tower_cache, "CACHE", tmp_path / "fresh")
     with pytest.raises(Interrupted, match="begins to encode anew"):
-        tower_cache.with_tower_cache(bench, graphdef, params, lambda step: True)
+        tower_cache.with_tower_cache(bench, model, lambda step: True)
     assert not list((tmp_path / "fresh").iterdir())
-    again = tower_cache.with_tower_cache(bench, graphdef, params, _never)
+    again = tower_cache.with_tower_cache(bench, model, _never)
     for one, other in zip(all_batches(again.dataset), all_batches(tiny[3].dataset)):
         jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
 @pytest.mark.slow
 def test_a_cache_that_has_changed_is_refused(tiny, cache, tmp_path, monkeypatch):
-    bench, graphdef, params, _ = tiny
+    bench, model, params, _ = tiny
     original = directory_of(cache, bench, params)
     copy = tmp_path / original.name
     copy.mkdir()
@@ -240,17 +244,17 @@ def test_a_cache_that_has_changed_is_refused(tiny, cache, tmp_path, monkeypatch)
     shard = copy / "000-00000.arrayrecord"
     shard.write_bytes(shard.read_bytes()[:-100])
     with pytest.raises(ShardError, match="000-00000.arrayrecord has changed"):
-        tower_cache.with_tower_cache(bench, graphdef, params, _never)
+        tower_cache.with_tower_cache(bench, model, _never)
     manifest = read_manifest(copy)
     manifest["source"]["weights"] = "0" * 64
     write_manifest(copy, manifest)
     with pytest.raises(ShardError, match="another source: weights"):
-        tower_cache.with_tower_cache(bench, graphdef, params, _never)
+        tower_cache.with_tower_cache(bench, model, _never)
 
 
 @pytest.mark.slow
 def test_a_clip_that_cannot_be_decoded_does_not_count(tiny, tmp_path, monkeypatch, caplog):
-    bench, graphdef, params, _ = tiny
+    bench, model, params, _ = tiny
     victim = bench.dataset.rows("test")[0]
     decode = type(bench.dataset)._decode
 
@@ -261,7 +265,7 @@ def test_a_clip_that_cannot_be_decoded_does_not_count(tiny, tmp_path, monkeypatc
 
     monkeypatch.setattr(type(bench.dataset), "_decode", failing)
     monkeypatch.setattr(tower_cache, "CACHE", tmp_path)
-    cached = tower_cache.with_tower_cache(bench, graphdef, params, _never)
+    cached = tower_cache.with_tower_cache(bench, model, _never)
     caplog.clear()
     (batch,) = cached.dataset.evaluation_batches([victim], 1)
     assert not batch.valid.any() and (batch.prompt.media_index == -1).all() and batch.prompt.length[0] > 0

@@ -17,12 +17,12 @@ def main(index: int, count: int, port: str, workdir: Path, cache: Path) -> None:
     jax.distributed.initialize(f"127.0.0.1:{port}", count, index)
     from mecap_jax.experiment import tower_cache
     from mecap_jax.experiment.setup import reopen
-    from mecap_jax.experiment.weights import starting_params
+    from mecap_jax.experiment.weights import open_model
     from mecap_jax.training.logging import RunLogger
 
     tower_cache.CACHE = cache
     bench = reopen(workdir, None, RunLogger(None))
-    bench = tower_cache.with_tower_cache(bench, *starting_params(bench.config, bench.mesh), lambda step: False)
+    bench = tower_cache.with_tower_cache(bench, open_model(bench.config, bench.mesh), lambda step: False)
     (batch,) = bench.dataset.evaluation_batches(bench.dataset.rows("test")[:8], 8)
     assert batch.valid.all() and (batch.prompt.media_index >= 0).any()
 

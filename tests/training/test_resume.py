@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from mecap_jax.models.checkpoints.table import CheckpointError, flatten
 from mecap_jax.models.parameters import split_params
 from mecap_jax.train_state import abstract_model
 from mecap_jax.training.checkpointing import StageCheckpoints, load_params
+from mecap_jax.training.checksums import find_damage
 from mecap_jax.training.logging import RunLogger, read_jsonl
 from mecap_jax.training.loop import Interrupted, NonFiniteError, run_stage
 from tests import miniature
@@ -32,11 +34,14 @@ def _run(directory, kind, stop_after=None, every=0, max_nonfinite=2, step=None):
     _, state, made = MAKERS[kind](harness.mesh())
     with (
         RunLogger(directory) as logger,
-        StageCheckpoints(directory / "checkpoints", CheckpointConfig(every=every, keep=2), DESCRIPTION) as checkpoints,
+        StageCheckpoints(
+            directory / "checkpoints", CheckpointConfig(every=every, keep=2), DESCRIPTION, logger.say
+        ) as checkpoints,
     ):
         return run_stage(
             kind,
-            state,
+            jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state),
+            lambda: state,
             step or made,
             harness.batches(),
             steps=STEPS,
@@ -81,8 +86,7 @@ def test_a_run_with_adapters_is_resumed_from_them_alone(kind, tmp_path):
     abstract, _ = split_params(abstract_model(harness.ADAPTERS.model, harness.mesh())[1], ())
     loaded = load_params(directory, abstract, DESCRIPTION)
     jax.tree.map(np.testing.assert_array_equal, loaded, expected.params)
-    with ocp.training.Checkpointer(directory) as checkpointer:
-        stored = checkpointer.checkpointables_metadata(STEPS).metadata["params"]
+    stored = ocp.checkpointables_metadata(directory / str(STEPS)).metadata["params"]
     assert set(flatten(stored)) == set(flatten(abstract))
 
 
@@ -148,3 +152,58 @@ def test_non_finite_gradients_are_skipped_counted_and_stop_the_run(tmp_path):
         _run(tmp_path, "sft", step=poisoned)
     assert seen == [0, 1, 2]
     assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["skipped_steps_in_a_row"] == 2
+
+
+def _flip(path):
+    """Changes one bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.fixture(scope="module")
+def two_steps_kept(tmp_path_factory):
+    """A run that was stopped after its third step, with checkpoints of the second and the third."""
+    directory = tmp_path_factory.mktemp("kept")
+    with pytest.raises(Interrupted):
+        _run(directory, "grpo", stop_after=3, every=1)
+    return directory
+
+
+def test_no_byte_of_a_checkpoint_changes_unseen(two_steps_kept, tmp_path):
+    step = shutil.copytree(two_steps_kept / "checkpoints" / "3", tmp_path / "3")
+    assert find_damage(step) is None
+    orbax = {"_CHECKPOINT_METADATA", "commit_success.txt"}  # times, and that Orbax is done
+    names = [path.relative_to(step) for path in step.rglob("*") if path.is_file()]
+    for name in (name for name in names if str(name) not in orbax):
+        _flip(step / name)
+        assert find_damage(step) is not None, name
+        shutil.copy(two_steps_kept / "checkpoints" / "3" / name, step / name)
+        (step / name).rename(tmp_path / "elsewhere")
+        assert find_damage(step) is not None, name
+        (tmp_path / "elsewhere").rename(step / name)
+    assert find_damage(step) is None and {"params", "progress", "data"} <= {name.parts[0] for name in names}
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_taken(two_steps_kept, tmp_path, capsys):
+    unbroken, run = tmp_path / "unbroken", shutil.copytree(two_steps_kept, tmp_path / "run")
+    expected = jax.device_get(_run(unbroken, "grpo"))
+    _flip(max((run / "checkpoints" / "3" / "params" / "d").iterdir(), key=lambda path: path.stat().st_size))
+    with pytest.raises(CheckpointError, match="checkpoints/3 is damaged .params/d/"):
+        load_params(run / "checkpoints", None, DESCRIPTION)
+    actual = jax.device_get(_run(run, "grpo", every=1))
+    said = capsys.readouterr().err
+    assert "step 3 is damaged (params/d/" in said and "going on from step 2" in said
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+    for name in ("metrics.jsonl", "completions.jsonl"):
+        assert _log(run, name) == _log(unbroken, name)  # cut back to step 2, and written again
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["3", "3.damaged", "4"]
+
+
+def test_where_every_checkpoint_is_damaged_nothing_is_changed(two_steps_kept, tmp_path):
+    run = shutil.copytree(two_steps_kept, tmp_path / "run")
+    for step in ("2", "3"):
+        (run / "checkpoints" / step / "sha256.json").unlink()
+    with pytest.raises(CheckpointError, match="every checkpoint in .* is damaged .step 3: .*sha256.json; step 2: "):
+        _run(run, "grpo")
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["2", "3"]

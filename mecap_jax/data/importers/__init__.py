@@ -31,6 +31,7 @@ from mecap_jax.data.shards import BadClip, Duplicate, Item
 from mecap_jax.data.utterance import Utterance
 from mecap_jax.emotions import LABELS, canonical_label
 from mecap_jax.json_files import read_json_object
+from mecap_jax.locking import locked
 from mecap_jax.text_files import printable
 
 __all__ = [
@@ -135,20 +136,25 @@ def prepare(
         described |= {name: value for name, value in asked.items() if value not in (False, {}, "own")}
     remove_unfinished(output.parent)
     finished = shards.find_finished(output, described)
-    if finished is not None:
-        _say(f"{output} is finished already and made from the same source: reused")
-        return finished
-
-    items = importer.read(input, settings)
-    if (language := CAPTIONS[captions]) is not None:
-        items = (template_captions.fill(item, language) if isinstance(item, Utterance) else item for item in items)
-    if progress:
-        items = _show_progress(items, importer.count(input, settings), f"importing {source}")
-    manifest = shards.write(
-        items, output, command, described, max_seconds=max_seconds, max_bad_fraction=max_bad_fraction
-    )
-    _say(_summary(output, manifest))
-    return manifest
+    if finished is None:
+        with locked(output.parent / f".{output.name}.lock", str(output), wait=_say):
+            finished = shards.find_finished(output, described)  # another process may just have made it
+            if finished is None:
+                items = importer.read(input, settings)
+                if (language := CAPTIONS[captions]) is not None:
+                    items = (
+                        template_captions.fill(item, language) if isinstance(item, Utterance) else item
+                        for item in items
+                    )
+                if progress:
+                    items = _show_progress(items, importer.count(input, settings), f"importing {source}")
+                manifest = shards.write(
+                    items, output, command, described, max_seconds=max_seconds, max_bad_fraction=max_bad_fraction
+                )
+                _say(_summary(output, manifest))
+                return manifest
+    _say(f"{output} is finished already and made from the same source: reused")
+    return finished
 
 
 def _read_label_map(path: str | os.PathLike | None) -> dict[str, str]:
@@ -170,9 +176,10 @@ def _fingerprint(directory: Path, without: Path, allow_outside: bool) -> str:
     """Hashes the names and sizes of all files and the content of tables, so that changed input is noticed."""
     directory, without = directory.resolve(), without.resolve()
     digest = hashlib.sha256()
+    ours = (f"{without}{os.sep}", str(without.with_name(f".{without.name}.")))  # its lock and what is being built, too
     for name in walk(directory, allow_outside):
         path = directory / name
-        if not path.is_relative_to(without):
+        if not str(path).startswith(ours):
             digest.update(f"{name}\0{os.path.getsize(path)}\0".encode("utf-8", "surrogateescape"))
             if path.suffix.lower() in tables.SUFFIXES:
                 with contextlib.suppress(OSError):  # the importer says why it cannot be read
