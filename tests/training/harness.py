@@ -198,3 +198,8 @@ def flat(params, metrics) -> dict[str, np.ndarray]:
     """Parameters and the metrics of several steps under one name each."""
     leaves = jax.tree_util.tree_leaves_with_path({"params": params, "metrics": metrics})
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def shapes(state):
+    """The state without its numbers, as a checkpoint is restored into."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)

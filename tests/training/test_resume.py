@@ -40,7 +40,7 @@ def _run(directory, kind, stop_after=None, every=0, max_nonfinite=2, step=None):
     ):
         return run_stage(
             kind,
-            jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state),
+            harness.shapes(state),
             lambda: state,
             step or made,
             harness.batches(),

@@ -42,7 +42,8 @@ def run(tmp_path, monkeypatch):
         ):
             run_stage(
                 "grpo",
-                state,
+                harness.shapes(state),
+                lambda: state,
                 step,
                 harness.batches(),
                 steps=harness.STEPS,
