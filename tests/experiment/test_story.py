@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 
 from mecap_jax.config import ConfigError, load
+from mecap_jax.evaluation.decoding import Caption
+from mecap_jax.evaluation.java_tools import Meteor
 from mecap_jax.experiment import story
-from mecap_jax.experiment.scoring import evaluate_checkpoint
+from mecap_jax.experiment.scoring import evaluate_checkpoint, score_captions
+from mecap_jax.experiment.setup import reopen
 from mecap_jax.models.checkpoints.table import CheckpointError
 from mecap_jax.rewards.anchors import Anchors
 from mecap_jax.training.checkpointing import latest_step
@@ -109,11 +112,19 @@ def test_logs_name_metrics_as_trl_does(finished):
     assert [row["step"] for row in rows] == [1, 2]
     names = "reward reward_std frac_reward_zero_std kl entropy policy_loss completions/mean_length rewards/emotion/mean"
     assert set(names.split()) <= set(rows[0])
-    assert {"timing_s/rollout", "timing_s/reference", "timing_s/update", "timing_s/step"} <= set(rows[0])
+    parts = [f"timing_s/{name}" for name in ("data", "transfer", "rollout", "reward_wait", "update")]
+    assert {"timing_s/reference", *parts} <= set(rows[0])
+    assert all(row["timing_s/step"] >= sum(row[part] for part in parts) for row in rows)
+    assert [row["rewards/emotion/failures"] for row in rows] == [0, 0]
+    for stage in ("sft", "grpo"):
+        rows = [row for row in read_jsonl(workdir / "metrics.jsonl") if row["stage"] == stage]
+        assert all(row["learning_rate"] > 0 for row in rows)
+        assert [row["epoch"] / row["step"] for row in rows] == pytest.approx([rows[0]["epoch"]] * len(rows))
     groups = [row for row in read_jsonl(workdir / "completions.jsonl") if row["stage"] == "grpo"]
     assert len(groups) == 2 * 16 and len(groups[0]["completions"]) == 2
     sample = groups[0]["completions"][0]
-    assert {"text", "reward", "rewards", "advantage"} <= set(sample)
+    assert {"text", "reward", "rewards", "advantage", "degenerate", "finished"} <= set(sample)
+    assert groups[0]["prompt"] and "transcript" in groups[0]
     assert {"emotion", "semantic"} <= set(sample["rewards"])
 
 
@@ -190,6 +201,19 @@ def test_a_checkpoint_can_be_evaluated_by_itself(finished):
 
 def _tuples(mapping):
     return {key: tuple(value) if isinstance(value, list) else value for key, value in mapping.items()}
+
+
+@pytest.mark.slow
+def test_what_earns_nothing_in_training_earns_nothing_in_evaluation(finished):
+    _, workdir, _ = finished
+    with RunLogger(None) as logger:
+        bench = reopen(workdir, None, logger)
+    rows = bench.dataset.rows("test")[:4]
+    good = [bench.dataset.references(row)[0] for row in rows]
+    said = [Caption(good[0], True), Caption(good[1], False), Caption("", True), Caption(f"{good[3]} {good[3]}", True)]
+    with Meteor() as meteor:
+        metrics = score_captions(bench, dict(zip(rows, said)), meteor).metrics
+    assert metrics["emotion_reward"] == pytest.approx(1 / 4, abs=1e-3)
 
 
 @pytest.mark.slow
