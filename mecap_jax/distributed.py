@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 from absl import flags
@@ -22,6 +22,7 @@ _COORDINATOR = flags.DEFINE_string("coordinator_address", None, "HOST:PORT of pr
 _COUNT = flags.DEFINE_integer("num_processes", None, "How many there are; 1: this one alone, whatever a cluster says.")
 _INDEX = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.")
 
+_PATIENCE_S = 300  # the processes start within this time of each other
 _SILENCE_S = 60  # a process that has not been heard of for so long is dead
 _FAREWELL_S = 5  # what the others need to end by themselves, where all end for the same reason
 _LOST = "error: another process of this run has ended or cannot be reached; its own output says why"
@@ -59,16 +60,17 @@ def _join() -> bool:
         sys.exit("error: --coordinator_address, --num_processes and --process_id belong together")
     # All processes agree on a stop in `training.loop`; this service would take SIGTERM for itself.
     jax.config.update("jax_enable_preemption_service", False)
+    restore = _explain_aborts()
     try:
-        jax.distributed.initialize(*given, heartbeat_timeout_seconds=_SILENCE_S)
+        jax.distributed.initialize(*given, initialization_timeout=_PATIENCE_S, heartbeat_timeout_seconds=_SILENCE_S)
+        several = jax.process_count() > 1
     except ValueError as error:
-        if "should be defined" in str(error):  # no flags, and JAX has found no cluster
-            return False
-        sys.exit(f"error: --coordinator_address, --num_processes, --process_id: {error}")
-    if jax.process_count() == 1:
-        return False
-    _explain_aborts()
-    return True
+        several = "should be defined" not in str(error)  # without flags: JAX has found no cluster
+        if several:
+            sys.exit(f"error: --coordinator_address, --num_processes, --process_id: {error}")
+    if not several:
+        restore()
+    return several
 
 
 def _end(error: BaseException) -> None:
@@ -107,10 +109,18 @@ for line in sys.stdin.buffer:
 """
 
 
-def _explain_aborts() -> None:
-    """From now on an abort by JAX's runtime is one line on stderr."""
-    sys.stderr.flush()
-    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8", errors="backslashreplace")
-    command = [sys.executable, "-I", "-S", "-c", _FILTER, _LOST]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE)
+def _explain_aborts() -> Callable[[], None]:
+    """From now on an abort by JAX's runtime is one line on stderr; returns what takes that back."""
+    python, descriptor = sys.stderr, os.dup(2)
+    python.flush()
+    sys.stderr = os.fdopen(descriptor, "w", buffering=1, encoding="utf-8", errors="backslashreplace")
+    process = subprocess.Popen([sys.executable, "-I", "-S", "-c", _FILTER, _LOST], stdin=subprocess.PIPE)
     os.dup2(process.stdin.fileno(), 2)
+
+    def restore() -> None:
+        os.dup2(descriptor, 2)
+        sys.stderr.close()
+        sys.stderr = python
+        process.communicate()
+
+    return restore

@@ -1,6 +1,6 @@
 """One of two processes of a run that ends badly: `python -m tests.peer HOW --coordinator_address=... ...`.
 
-Process 1 does what HOW says while process 0 waits for it; HOW:0 turns them around.
+Process 1 does what HOW says while process 0 waits for it; HOW:0 turns them around. waits: for one that is not there.
 """
 
 import os
@@ -17,8 +17,8 @@ import numpy as np
 from absl import app, logging
 from jax._src.distributed import global_state
 
+from mecap_jax import distributed
 from mecap_jax.config import ConfigError, MeshConfig
-from mecap_jax.distributed import joined
 from mecap_jax.sharding import all_rows, make_mesh
 from mecap_jax.training.loop import StopSignal
 
@@ -26,7 +26,9 @@ from mecap_jax.training.loop import StopSignal
 def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # as the scripts do
     how, _, who = argv[1].partition(":")
-    with joined(), StopSignal() as should_stop:
+    if how == "waits":
+        distributed._PATIENCE_S = 3
+    with distributed.joined(), StopSignal() as should_stop:
         all_rows(np.zeros(1))
         try:
             make_mesh(MeshConfig(tensor=4))

@@ -1,5 +1,7 @@
 """Processes of one run end together: each with a status and a line, none waits for one that is gone."""
 
+import os
+import random
 import signal
 import socket
 import subprocess
@@ -9,25 +11,36 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+_SLURM_PORTS = 2**16 - 2**12  # JAX lets a job's processes meet at one of these ports, by the job's number
 LOST = "error: another process of this run has ended or cannot be reached; its own output says why"
 
 
-def pair(*command, cwd=ROOT, **options):
-    """Runs `command` as two processes of one run; (status, stdout, stderr) of each."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"--coordinator_address=127.0.0.1:{probe.getsockname()[1]}"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, *command, address, "--num_processes=2", f"--process_id={i}"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=cwd,
-            **options,
+def free_port(lowest: int = 0) -> int:
+    """A port of at least `lowest` that nobody listens at."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", random.randrange(lowest, 2**16) if lowest else 0))
+            return probe.getsockname()[1]
+
+
+def pair(*command, cwd=ROOT, env=None, slurm=False):
+    """Runs `command` as two processes of one run, told by flags or by SLURM; (status, stdout, stderr) of each."""
+    processes = []
+    port = free_port(_SLURM_PORTS if slurm else 0)
+    for i in range(2):
+        flags = [f"--coordinator_address=127.0.0.1:{port}", "--num_processes=2", f"--process_id={i}"]
+        job = {"JOB_ID": port - _SLURM_PORTS, "STEP_NODELIST": "localhost", "NTASKS": 2, "PROCID": i, "LOCALID": i}
+        variables = {f"SLURM_{name}": str(value) for name, value in job.items()}
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, *command, *([] if slurm else flags)],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                cwd=cwd,
+                env=(env or os.environ) | (variables if slurm else {}),
+            )
         )
-        for i in range(2)
-    ]
     try:
         outputs = [process.communicate(timeout=400) for process in processes]
     finally:
@@ -67,8 +80,8 @@ def test_a_killed_process_is_one_line_not_a_stack():
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_stops_all_at_one_step():
-    results = pair("-m", "tests.peer", "stops")
+def test_slurm_joins_processes_and_a_signal_to_one_stops_all_at_one_step():
+    results = pair("-m", "tests.peer", "stops", slurm=True)
     assert [code for code, _, _ in results] == [0, 0]
     (first,), (second,) = ([x for x in out.splitlines() if x.startswith("stopped")] for _, out, _ in results)
     assert first == second
@@ -76,9 +89,17 @@ def test_a_signal_to_one_stops_all_at_one_step():
     assert all(refused in out.splitlines() for _, out, _ in results)
 
 
-def test_flags_belong_together():
-    command = [sys.executable, "-m", "tests.peer", "stops", "--num_processes=2"]
+@pytest.mark.parametrize(
+    "flags, line",
+    [
+        ((), "error: --coordinator_address, --num_processes and --process_id belong together"),
+        (("--coordinator_address=127.0.0.1:1", "--process_id=2"), "got process_id=2, num_processes=2"),
+        (("--coordinator_address=127.0.0.1:1", "--process_id=1"), LOST),
+    ],
+    ids=["too few", "wrong", "nobody there"],
+)
+def test_who_cannot_join_says_so_in_one_line(flags, line):
+    command = [sys.executable, "-m", "tests.peer", "waits", "--num_processes=2", *flags]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 1 and done.stderr.splitlines()[-1] == (
-        "error: --coordinator_address, --num_processes and --process_id belong together"
-    )
+    (said,) = done.stderr.splitlines()
+    assert done.returncode != 0 and line.lower() in said.lower()

@@ -1,4 +1,5 @@
-"""`train.py` as two processes with two devices each: one run in one directory, equal to one process with four."""
+"""`train.py` as two processes with two devices each: one run in one directory, equal to one process with four; and what
+a user does with it then, on one device."""
 
 import json
 import os
@@ -17,9 +18,10 @@ from mecap_jax.train_state import abstract_model
 from mecap_jax.training.checkpointing import load_params
 from mecap_jax.training.logging import read_jsonl
 from mecap_jax.training.loop import Interrupted
-from tests.data.clips import audio_file
+from tests.data.clips import audio_file, video_file
 from tests.experiment.test_story import SMALL
 from tests.test_distributed import pair
+from tests.test_documented_commands import COMMANDS
 from tests.xla_flags import xla_flags
 
 ROOT = Path(__file__).parents[2]
@@ -60,17 +62,18 @@ def environment(devices):
 def runs(tmp_path_factory, shared):
     """(configuration, directory of the run of one process, that of two, what the two said at the stop)."""
     root = tmp_path_factory.mktemp("together")
+    directories = [root / "runs" / name for name in ("grpo", "two")]
     (root / "reward.py").write_text(REWARD)
     overrides = [*SMALL, *OPTIONS, *shared, f"grpo.reward.custom=('{root / 'reward.py'}:stop=1',)"]
     command = [SCRIPT, f"--config={ROOT / 'configs' / 'grpo.py'}", *(f"--config.{item}" for item in overrides)]
-    alone = [sys.executable, *command, f"--workdir={root / 'alone'}"]
+    alone = [sys.executable, *command, f"--workdir={directories[0]}"]
     done = subprocess.run(alone, env=environment(4), cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    together = [*command, f"--workdir={root / 'together'}"]
+    together = [*command, f"--workdir={directories[1]}"]
     stopped = pair(*together, env=environment(2), cwd=root)
     for code, _, stderr in pair(*together, env=environment(2), cwd=root):
         assert code == 0, stderr
-    return load(str(ROOT / "configs" / "grpo.py"), overrides), root / "alone", root / "together", stopped
+    return load(str(ROOT / "configs" / "grpo.py"), overrides), *directories, stopped
 
 
 @pytest.mark.slow
@@ -110,18 +113,48 @@ def test_the_same_parameters(runs, stage):
 
 
 @pytest.mark.slow
-def test_what_four_devices_trained_is_evaluated_and_captions_on_one(runs, tmp_path):
+def test_what_four_devices_trained_is_evaluated_on_one(runs, tmp_path):
     _, alone, *_ = runs
-    checkpoint = f"--checkpoint={alone / 'checkpoints' / 'grpo'}"
-    (tmp_path / "clip.wav").write_bytes(audio_file())
-    for script, *arguments in (
-        ("evaluate.py", checkpoint, "--split=test", f"--output={tmp_path / 'scores.json'}"),
-        ("caption.py", checkpoint, "--max_new_tokens=3", str(tmp_path / "clip.wav")),
-    ):
-        command = [sys.executable, str(ROOT / "scripts" / script), *arguments]
-        done = subprocess.run(command, env=environment(1), cwd=alone.parent, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"{tmp_path / 'clip.wav'}: ")
-    scores = json.loads((tmp_path / "scores.json").read_text())["eval"]
+    arguments = (f"--checkpoint={alone / 'checkpoints' / 'grpo'}", "--split=test", f"--output={tmp_path / 'out.json'}")
+    run("scripts/evaluate.py", *arguments, cwd=alone.parents[1])
+    scores = json.loads((tmp_path / "out.json").read_text())["eval"]
     expected = json.loads((alone / "report.json").read_text())["eval"]["grpo"]
     assert scores == pytest.approx(expected, rel=1e-3, abs=1e-3)
+
+
+@pytest.fixture(scope="module")
+def user(runs):
+    """A directory in which a user of the README would be: a run, and clips of one's own."""
+    root = runs[1].parents[1]
+    (root / "runs" / "mine").symlink_to("grpo")
+    (root / "DIR").mkdir()
+    rows = []
+    for name, data in (("a.wav", audio_file()), ("b.mp4", video_file())):
+        (root / "DIR" / name).write_bytes(data)
+        rows.append({"file": name, "split": "test", "label": "happy", "captions": ["A bright and happy voice."]})
+    (root / "DIR" / "manifest.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (root / "clip.wav").write_bytes(audio_file(seconds=0.5))
+    (root / "interview.mp4").write_bytes(video_file(frames=30))
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "script, left",
+    [("prepare_data", "SHARDS/manifest.json"), ("evaluate", "scores.json"), ("caption", ""), ("export_hf", "EXPORT")],
+)
+def test_a_documented_command_runs(user, script, left):
+    """The first one of each script that the README shows, as it stands there, on one device."""
+    words = next(words for words, _ in (command.values for command in COMMANDS) if words[0] == f"scripts/{script}.py")
+    done = run(*words, cwd=user)
+    assert (user / left).exists()
+    if script == "caption":
+        files = ("clip.wav", "interview.mp4", "DIR/a.wav", "DIR/b.mp4")
+        assert [line.partition(": ")[0] for line in done.stdout.splitlines()] == list(files)
+
+
+def run(script, *arguments, cwd):
+    command = [sys.executable, str(ROOT / script), *arguments]
+    done = subprocess.run(command, env=environment(1), cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done
