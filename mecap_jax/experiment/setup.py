@@ -177,7 +177,10 @@ def _assemble(
 
 
 # What may change between the two halves of an interrupted run without changing what it learns.
-_FREE_KEYS = ("evaluation", "checkpoint", "compilation_cache", "mesh")
+_FREE_KEYS = (
+    "evaluation", "checkpoint", "compilation_cache", "mesh", "sft.micro_clips", "control.micro_clips",
+    "grpo.micro_prompts",
+)  # fmt: skip
 
 
 def claim(workdir: Path, config: Config) -> None:
@@ -194,7 +197,7 @@ def claim(workdir: Path, config: Config) -> None:
         different = [
             f"{key}: {old!r} there, {new!r} asked"
             for key, old, new in differences(theirs, mine)
-            if key.split(".")[0] not in _FREE_KEYS
+            if not any(f"{key}.".startswith(f"{free}.") for free in _FREE_KEYS)
         ]
         if different:
             raise ConfigError(

@@ -11,7 +11,7 @@ from mecap_jax.data.importers import prepare
 from mecap_jax.data.manifest import MANIFEST
 from mecap_jax.data.shards import ShardError, ShardReader
 from mecap_jax.data.utterance import Utterance
-from mecap_jax.experiment.setup import build_shards, set_up, shards_directory
+from mecap_jax.experiment.setup import build_shards, claim, set_up, shards_directory
 from mecap_jax.experiment.weights import read_run
 from mecap_jax.training.logging import RunLogger
 from tests.data.clips import audio_file
@@ -30,8 +30,7 @@ def recipe(*overrides):
     ],
 )
 def test_rewards_and_encoders_are_loaded_before_any_data(tmp_path, override, message):
-    whole = ("grpo.prompts=8", "grpo.micro_prompts=0")  # eight devices
-    config = recipe(override, *whole, f"data.path={tmp_path / 'absent'}", f"compilation_cache={tmp_path / 'jax'}")
+    config = recipe(override, f"data.path={tmp_path / 'absent'}", f"compilation_cache={tmp_path / 'jax'}")
     with RunLogger(None, enabled=False) as logger, pytest.raises(ConfigError, match=message):
         set_up(config, tmp_path / "run", logger)
     assert not (tmp_path / "run").exists()
@@ -41,6 +40,13 @@ def test_a_damaged_configuration_of_a_run_is_named(tmp_path):
     (tmp_path / "config.json").write_bytes(b'{"name": "\xff')
     with pytest.raises(ConfigError, match=r"config.json: Invalid JSON"):
         read_run(tmp_path)
+
+
+def test_a_run_goes_on_with_other_memory_but_not_with_another_algorithm(tmp_path):
+    claim(tmp_path, recipe())
+    claim(tmp_path, recipe("sft.micro_clips=1", "grpo.micro_prompts=1", "mesh.fsdp=2", "evaluation.batch_clips=4"))
+    with pytest.raises(ConfigError, match="sft.batch_clips: 24 there, 23 asked"):
+        claim(tmp_path, recipe("sft.batch_clips=23"))
 
 
 def test_a_mistyped_path_never_trains_on_something_else(tmp_path):
