@@ -235,11 +235,11 @@ def _points(axis: Axes, rows: Sequence[Mapping[str, Any]], key: str, label: str)
 
 
 def running_mean(values: np.ndarray) -> np.ndarray:
-    """Returns the exponential mean of the values so far, over about a twentieth of them all; gaps are skipped.
+    """Returns the exponential mean of the values so far, over about a fiftieth of them all; gaps are skipped.
 
     It is divided by the weights so far, so that it begins at the first value instead of rising from zero.
     """
-    decay = 1 - 1 / max(1, len(values) / 20)
+    decay = 1 - 1 / max(1, len(values) / 50)
     total, weight, means = 0.0, 0.0, []
     for value in values:
         finite = math.isfinite(value)

@@ -15,8 +15,8 @@ def test_the_running_mean_begins_at_the_first_value_and_follows():
     assert smooth[0] == 5.0 and (np.diff(smooth) < 0).all()
     np.testing.assert_allclose(smooth[-1], 1.0, atol=1e-6)
     np.testing.assert_allclose(running_mean(np.full(7, 2.5)), 2.5)
-    # By hand, over 40 values: the weight of a value halves with every later one.
-    np.testing.assert_allclose(running_mean(np.array([4.0, 1.0, *np.zeros(38)]))[:3], [4, (2 + 1) / 1.5, 1.5 / 1.75])
+    # By hand, over 100 values: the weight of a value halves with every later one.
+    np.testing.assert_allclose(running_mean(np.array([4.0, 1.0, *np.zeros(98)]))[:3], [4, (2 + 1) / 1.5, 1.5 / 1.75])
 
 
 def test_gaps_do_not_break_the_running_mean():
