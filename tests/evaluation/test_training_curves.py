@@ -12,7 +12,7 @@ from mecap_jax.evaluation.plots import running_mean
 def test_the_running_mean_begins_at_the_first_value_and_follows():
     values = np.array([5.0] + [1.0] * 199)
     smooth = running_mean(values)
-    assert smooth[0] == 5.0 and (np.diff(smooth) < 0).all()
+    assert smooth[0] == 5.0 and (np.diff(smooth[:20]) < 0).all()
     np.testing.assert_allclose(smooth[-1], 1.0, atol=1e-6)
     np.testing.assert_allclose(running_mean(np.full(7, 2.5)), 2.5)
     # By hand, over 100 values: the weight of a value halves with every later one.
