@@ -78,7 +78,7 @@ def evaluate_checkpoint(
         "unavailable": dict(result.unavailable),
         "captions": {clip.id: caption for clip, caption in zip(result.clips, result.captions)},
     }
-    step = latest_step(checkpoint)
+    step = None if open_model is _open_published else latest_step(checkpoint)
     return summary, predictions(result, [caption.finished for caption in captions.values()], step)
 
 
@@ -100,6 +100,7 @@ def _open_published(directory: Path, data: Path | None, logger: RunLogger) -> tu
     config = Config(directory.name, found.model, backbone=str(directory), data=published_settings(found.processor))
     encoder, tokenizer = load_sentence_encoder(), found.processor.tokenizer
     dataset = CaptionDataset(reader, config.data, config.model, tokenizer)
+    config = dataclasses.replace(config, data=dataset.config)
     anchors = make_anchors(config, reader, encoder)
     bench = Workbench(config, directory, mesh, reader, dataset, tokenizer, encoder, anchors, logger)
     return bench, found.graphdef, found.params

@@ -157,7 +157,7 @@ def _grpo(bench: Workbench, name: str, config: GrpoConfig, model: RunModel, star
     if references:
         _tell_of_cut_references(bench, name, rows, config.max_new_tokens)
     schedule = learning_rate_schedule(config.optimizer, config.steps * config.updates)
-    step = _with_progress(step, schedule, len(rows) // config.prompts)
+    step = _with_progress(step, schedule, len(rows) // config.prompts * config.updates)
     batches = dataset.training_batches(
         rows,
         batch_size=config.prompts,
@@ -221,13 +221,13 @@ def _tell_of_cut_references(bench: Workbench, name: str, rows: Sequence[int], ma
         )
 
 
-def _with_progress(step: Step, schedule: optax.Schedule, steps_per_epoch: int) -> Step:
+def _with_progress(step: Step, schedule: optax.Schedule, updates_per_epoch: int) -> Step:
     """The same step, whose metrics also say how far training is and at which rate."""
 
     def with_progress(state: TrainState, batch: ClipBatch):
         state, metrics, groups = step(state, batch)
         rate = last_learning_rate(schedule, state)
-        return state, {**metrics, "learning_rate": rate, "epoch": int(state.step) / steps_per_epoch}, groups
+        return state, {**metrics, "learning_rate": rate, "epoch": int(state.step) / updates_per_epoch}, groups
 
     return with_progress
 

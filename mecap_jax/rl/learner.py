@@ -114,7 +114,7 @@ class GrpoLearner:
                 gradients, sums = self._gradient(state.params, gradients, self._frozen, example, totals, draw)
                 shares.append(sums)
             state, norm = self._apply(state, gradients)
-        # Updates on one rollout count as one step: the next rollout must not repeat this one's random numbers.
+        # The state counts updates: no two rollouts begin at the same count, so none repeats another's random numbers.
         return state, _add_up(shares), totals, norm
 
 

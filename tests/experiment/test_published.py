@@ -2,6 +2,8 @@
 
 import tests.torch_reference  # noqa: F401, I001 - declares torchvision operators before transformers is imported
 
+import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -10,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from mecap_jax.config import ConfigError
+from mecap_jax.data.importers import prepare
 from mecap_jax.experiment.scoring import evaluate_checkpoint
-from mecap_jax.training.logging import RunLogger
+from mecap_jax.training.logging import RunLogger, read_jsonl
 from tests.data.clips import audio_file
+from tests.experiment.test_story import METRICS, small
 from tests.published_family import open_family
 
 ROOT = Path(__file__).parents[2]
@@ -26,6 +30,21 @@ def model(tmp_path_factory):
 def evaluate(*arguments):
     command = [sys.executable, ROOT / "scripts" / "evaluate.py", *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+
+
+@pytest.mark.slow
+def test_it_is_evaluated_without_a_run(model, tmp_path):
+    settings = dataclasses.replace(small().data.synthetic, clips=40)
+    prepare("synthetic", None, tmp_path / "shards", settings, progress=False)
+    output = tmp_path / "out" / "scores.json"
+    done = evaluate(f"--checkpoint={model}", f"--data={tmp_path / 'shards'}", f"--output={output}")
+    assert done.returncode == 0, done.stderr
+    assert "Emotion UAR" in done.stdout
+    rows = read_jsonl(output.with_name("predictions.jsonl"))
+    assert len(rows) == 8 and {row["step"] for row in rows} == {None}
+    assert all(len(row["references"]) > 1 and isinstance(row["caption"], str) for row in rows)
+    scores = json.loads(output.read_text())
+    assert set(METRICS) <= set(scores["eval"]) and scores["clips"] == 8
 
 
 def test_what_is_missing_is_named(model, tmp_path):
