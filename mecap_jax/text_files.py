@@ -19,17 +19,24 @@ _DIRECTION = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u
 
 
 def decode_text(data: bytes) -> str:
-    """Decodes the bytes of a text file: by its byte order mark, else as UTF-8, else as Latin-1 (Windows-1252).
+    """Decodes the bytes of a text file, whatever they are. A byte order mark is not part of the text."""
+    return data.decode(find_encoding(data))
 
-    The mark is not part of the text. Every sequence of bytes is some text.
+
+def find_encoding(data: bytes) -> str:
+    """Returns the name of an encoding in which the bytes are text.
+
+    That of their byte order mark, else UTF-8, else Latin-1 (as Windows extends it, where it fits): a guess, because
+    every sequence of bytes is some Latin-1 text.
     """
-    encoding = next((encoding for bom, encoding in _BOMS if data.startswith(bom)), "utf-8")
-    for attempt in (encoding, "cp1252"):
+    marked = next((encoding for bom, encoding in _BOMS if data.startswith(bom)), "utf-8")
+    for encoding in (marked, "cp1252"):
         try:
-            return data.decode(attempt)
+            data.decode(encoding)
+            return encoding
         except UnicodeDecodeError:
             continue
-    return data.decode("latin-1")
+    return "latin-1"
 
 
 def split_lines(text: str) -> list[str]:
@@ -50,12 +57,22 @@ def read_lines(path: Path) -> list[str]:
     return split_lines(decode_text(path.read_bytes()))
 
 
-def printable(text: str) -> str:
+def printable(text: str, keep: str = "") -> str:
     r"""Returns `text` with what must not reach a terminal or a JSON file escaped: "a\nb" becomes "a\\nb".
 
     That is control characters, bytes of a file name that are no UTF-8, and what turns the direction of writing.
+
+    Args:
+      keep: characters that stay, such as the line ends of a message in several lines.
     """
-    return "".join(map(_escape, text)) if not text.isprintable() else text
+    if text.isprintable():
+        return text
+    return "".join(character if character in keep else _escape(character) for character in text)
+
+
+def error_message(error: BaseException) -> str:
+    """Returns what a script says of an error at its end; names in it cannot write to the terminal."""
+    return f"error: {printable(str(error), keep=chr(10))}"
 
 
 def _escape(character: str) -> str:

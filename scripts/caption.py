@@ -16,7 +16,7 @@ from mecap_jax.captioner import DTYPES, Captioner
 from mecap_jax.captioning import as_differences, as_error, as_json, as_lines, as_note, caption_clips, find_requests
 from mecap_jax.data.stretches import LONG
 from mecap_jax.experiment.setup import USER_ERRORS
-from mecap_jax.text_files import decode_text, split_lines
+from mecap_jax.text_files import decode_text, error_message, split_lines
 from mecap_jax.training.logging import RunLogger
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -67,7 +67,7 @@ def main(argv: list[str]) -> int:
             )
             return _print(answers, len(requests), logger)
     except USER_ERRORS as error:
-        sys.exit(f"error: {error}")
+        sys.exit(error_message(error))
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

@@ -22,6 +22,7 @@ from mecap_jax.experiment.scoring import evaluate_checkpoint
 from mecap_jax.experiment.setup import USER_ERRORS
 from mecap_jax.experiment.story import report_again
 from mecap_jax.json_files import write_json
+from mecap_jax.text_files import error_message
 from mecap_jax.training.logging import RunLogger
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "RUN/checkpoints/STAGE, or a directory of published files.")
@@ -45,7 +46,7 @@ def main(argv: list[str]) -> None:
                 else:
                     _evaluate(logger)
         except USER_ERRORS as error:
-            sys.exit(f"error: {error}")
+            sys.exit(error_message(error))
 
 
 def _evaluate(logger: RunLogger) -> None:

@@ -10,6 +10,7 @@ from absl import app, flags, logging
 
 from mecap_jax.experiment.export import DTYPES, export_stage
 from mecap_jax.experiment.setup import USER_ERRORS
+from mecap_jax.text_files import error_message
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A stage of a run: RUN/checkpoints/STAGE.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "Directory to write; must not hold anything.", required=True)
@@ -34,7 +35,7 @@ def main(argv: list[str]) -> None:
             max_shard_bytes=int(_MAX_SHARD_GB.value * 1e9),
         )
     except USER_ERRORS as error:
-        sys.exit(f"error: {error}")
+        sys.exit(error_message(error))
     files = [path for path in output.iterdir() if path.is_file()]
     print(f"{output}: {len(files)} files, {sum(path.stat().st_size for path in files) / 1e6:,.1f} MB")
 

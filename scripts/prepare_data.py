@@ -10,6 +10,7 @@ from mecap_jax.config import ConfigError, SyntheticConfig
 from mecap_jax.data.importers import CAPTIONS, IMPORTERS, ImporterError, prepare
 from mecap_jax.data.media import MAX_SECONDS
 from mecap_jax.data.shards import ShardError
+from mecap_jax.text_files import error_message
 
 _SOURCE = flags.DEFINE_enum("source", None, list(IMPORTERS), "What the input is.", required=True)
 _INPUT = flags.DEFINE_string("input", None, "Directory of raw files; the synthetic corpus has none.")
@@ -49,8 +50,10 @@ def main(argv: list[str]) -> None:
             label_map=_LABEL_MAP.value,
             captions=_CAPTIONS.value,
         )
-    except (ConfigError, ImporterError, ShardError) as error:
-        sys.exit(f"error: {error}")
+    except (ConfigError, ImporterError, ShardError, OSError) as error:
+        sys.exit(error_message(error))
+    except KeyboardInterrupt:
+        sys.exit("error: interrupted, nothing was written")
 
 
 if __name__ == "__main__":

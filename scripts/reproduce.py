@@ -6,7 +6,6 @@ Each seed is a run of its own, `ROOT/seed-N`; what is finished is not done again
 time of Emo-GRPO is measured in the first seed and holds for all.
 """
 
-import json
 import shutil
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from mecap_jax.config import EXTRA_ROWS
 from mecap_jax.evaluation.reproduction import claims_table, replace_section, seed_tables, summary_table
 from mecap_jax.evaluation.tables import results_table
 from mecap_jax.experiment.story import CONTROL
+from mecap_jax.json_files import read_json_object
 
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of the training runs.")
 _ROOT = flags.DEFINE_string("root", "runs/reproduce", "Directory of the runs.")
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> None:
             code = subprocess.run([*command, *options]).returncode
             if code or not (workdir / "report.json").exists():
                 sys.exit(f"seed {seed} did not finish; the same command goes on where it stopped")
-        reports.append(json.loads((workdir / "report.json").read_text(encoding="utf-8")))
+        reports.append(read_json_object(workdir / "report.json"))
     for name, text in (
         ("docs/reproduction.md", f"{claims_table(reports)}\n{results_table(reports)}\n{seed_tables(reports)}"),
         ("README.md", f"{summary_table(reports)}\n{claims_table(reports)}"),

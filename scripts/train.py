@@ -15,6 +15,7 @@ from absl import app, flags, logging
 
 from mecap_jax.config import ConfigError, load
 from mecap_jax.distributed import joined
+from mecap_jax.text_files import error_message
 
 _CONFIG = flags.DEFINE_string("config", None, "Recipe: path/to/recipe.py[:argument].", required=True)
 _WORKDIR = flags.DEFINE_string("workdir", "", "Directory of the run; runs/RECIPE where not given.")
@@ -33,7 +34,7 @@ def main(argv: list[str], overrides: list[str]) -> None:
     try:
         config = load(_CONFIG.value, overrides)
     except ConfigError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(error_message(error))
     logging.set_verbosity(logging.WARNING)
     workdir = Path(_WORKDIR.value or Path("runs") / config.name)
 
@@ -49,7 +50,7 @@ def main(argv: list[str], overrides: list[str]) -> None:
             print(stop, file=sys.stderr)
             sys.exit(Interrupted.STATUS)
         except USER_ERRORS as error:
-            sys.exit(f"error: {error}")
+            sys.exit(error_message(error))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import pytest
 
 from mecap_jax.json_files import parse_json, read_json_object
-from mecap_jax.text_files import decode_text, printable, read_lines, split_lines
+from mecap_jax.text_files import decode_text, error_message, printable, read_lines, split_lines
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "cp1252"])
@@ -34,6 +34,10 @@ def test_lines_end_with_lf_or_crlf_only():
 def test_what_must_not_reach_a_terminal_is_escaped(text, shown):
     assert printable(text) == shown
     assert shown.encode()
+
+
+def test_a_message_keeps_its_lines_and_nothing_else():
+    assert error_message(ValueError("a\x1b[2J\n  b\rc\u2028")) == r"error: a\x1b[2J" + "\n" + r"  b\rc\u2028"
 
 
 @pytest.mark.parametrize("text", ["NaN", "[1, Infinity]", "-Infinity", "1e999", "[" * 100_000, "", "{", "1" * 5000])

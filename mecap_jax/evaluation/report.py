@@ -19,7 +19,7 @@ from mecap_jax.evaluation import plots
 from mecap_jax.evaluation.report_text import render
 from mecap_jax.evaluation.stage import StageResult, compare
 from mecap_jax.evaluation.tables import PAIRS, pair_name
-from mecap_jax.json_files import to_json
+from mecap_jax.json_files import parse_json, to_json
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "pycocoevalcap")
 _ABLATION_KEYS = ("emotion_uar", "emotion_word_uar")
@@ -97,7 +97,7 @@ def write_report(
         "made": _made(),
     }
     text = _to_json(report)
-    report = json.loads(text)
+    report = parse_json(text)
     pictures = _draw(directory / "plots", report, results, metrics_log)
     _write(directory / "report.json", text)
     _write(directory / "report.md", render(report, results, _choose(first, samples, seed), pictures))

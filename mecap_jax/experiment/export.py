@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -26,7 +25,7 @@ from mecap_jax.experiment.weights import (
     read_run,
     run_of,
 )
-from mecap_jax.json_files import write_json
+from mecap_jax.json_files import read_json_object, write_json
 from mecap_jax.models.checkpoints.config_writer import ARCHITECTURES, format_config, within_omni
 from mecap_jax.models.checkpoints.hub import save_model, save_projector
 from mecap_jax.models.checkpoints.hub_config import CONFIG_FILE, omni_thinker, read_config, read_json
@@ -228,6 +227,6 @@ def _data_facts(config: Config, workdir: Path) -> Mapping[str, Any]:
     manifest = shards_directory(config) / "manifest.json"
     if not manifest.is_file():
         return {}
-    fields = json.loads(manifest.read_text(encoding="utf-8"))
+    fields = read_json_object(manifest)
     names = ("source", "synthetic", "datasets", "caption_languages", "splits", "licences", "quarantined")
     return {name: fields[name] for name in names if name in fields}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +22,7 @@ from mecap_jax.data.shards import ShardError, ShardReader
 from mecap_jax.data.tokenizer import Tokenizer, train_tokenizer
 from mecap_jax.experiment.backbone import check_backbone
 from mecap_jax.experiment.weights import PROCESSOR, read_run
-from mecap_jax.json_files import as_json, to_json, write_json
+from mecap_jax.json_files import as_json, read_json_object, to_json, write_json
 from mecap_jax.locking import LockedError
 from mecap_jax.models.checkpoints.table import CheckpointError, flatten
 from mecap_jax.models.lora import ADAPTER_LEAVES
@@ -193,7 +192,10 @@ def claim(workdir: Path, config: Config) -> None:
     path = workdir / "config.json"
     mine = as_json(dataclasses.asdict(config))
     if path.exists():
-        theirs = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            theirs = read_json_object(path)
+        except ValueError as error:
+            raise ConfigError(f"{error}; choose another --workdir") from error
         different = [
             f"{key}: {old!r} there, {new!r} asked"
             for key, old, new in differences(theirs, mine)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -27,7 +26,7 @@ from mecap_jax.experiment.setup import Workbench, first_process, reopen, set_up
 from mecap_jax.experiment.stages import Start, train_grpo, train_sft
 from mecap_jax.experiment.tower_cache import with_tower_cache
 from mecap_jax.experiment.weights import RunModel, open_model, read_report, stage_trainable, starting_trainable
-from mecap_jax.json_files import write_json
+from mecap_jax.json_files import read_json_object, write_json
 from mecap_jax.locking import locked
 from mecap_jax.models.parameters import merge_params
 from mecap_jax.training.logging import RunLogger, read_jsonl
@@ -158,7 +157,7 @@ def _control_steps(bench: Workbench) -> int:
         write_json(path, {"steps": max(1, steps), "seconds_per_step": seconds})
 
     first_process(lambda: path.exists() or decide())
-    return json.loads(path.read_text(encoding="utf-8"))["steps"]
+    return read_json_object(path)["steps"]
 
 
 def _step_seconds(workdir: Path) -> dict[str, float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from jax.sharding import Mesh
 
 from mecap_jax.config import Config, ConfigError, from_json, validate
 from mecap_jax.data.processor import Processor
+from mecap_jax.json_files import read_json_object
 from mecap_jax.models.checkpoints.hub import (
     PROJECTOR_FILE,
     load_projector,
@@ -186,4 +186,4 @@ def open_stage(checkpoint: Path, mesh: Mesh) -> TrainedStage:
 def read_report(workdir: Path) -> dict[str, Any]:
     """`report.json` of a run, {} where it has none yet."""
     path = workdir / "report.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_json_object(path) if path.is_file() else {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from safetensors.numpy import save_file
 from mecap_jax.data.manifest import IndexRow
 from mecap_jax.data.utterance import Utterance
 from mecap_jax.emotions import EMOTIONS
-from mecap_jax.json_files import to_json
+from mecap_jax.json_files import parse_json, to_json
 from mecap_jax.models.sentence_encoder import SentenceEncoder
 from mecap_jax.rewards.base import normalise_text
 
@@ -113,7 +112,7 @@ class Anchors:
         if found != expected:
             raise AnchorsError(f"{path} has format and version {found}, this code reads {expected}")
         try:
-            about = json.loads(metadata["anchors"])
+            about = parse_json(metadata["anchors"])
             return cls(**tensors, **{k: tuple(v) if isinstance(v, list) else v for k, v in about.items()})
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise AnchorsError(f"{path} is ill-formed: {error}") from error

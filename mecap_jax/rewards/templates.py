@@ -1,13 +1,15 @@
 """Template phrases an emotion, for anchors where there are no train captions. Our own wording.
 
-Twenty an emotion: five adjectives, five nouns, five signs in voice and face, and five situations, after the appraisal
-themes that go with an emotion (a loss, a threat, something foul; Lazarus 1991). Adjectives and nouns alone make worse
-anchors: captions often show an emotion without naming it.
+Twenty of each emotion that corpora often label: five adjectives, five nouns, five signs in voice and face, and five
+situations, after the appraisal themes that go with an emotion (a loss, a threat, something foul; Lazarus 1991).
+Adjectives and nouns alone make worse anchors: captions often show an emotion without naming it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+
+from mecap_jax.emotions import phrases
 
 _TEMPLATES: Mapping[str, str] = {
     "neutral": """
@@ -68,15 +70,15 @@ _TEMPLATES: Mapping[str, str] = {
 
 
 def template_sentences(labels: Sequence[str]) -> dict[str, list[str]]:
-    """Returns the template phrases of each of `labels`.
+    """Returns template phrases of each of `labels`: those above, or what captions from templates say of the emotion."""
+    return {label: _phrases(label) for label in labels}
 
-    Raises:
-      ValueError: an emotion for which there are none.
-    """
-    unknown = sorted(set(labels) - set(_TEMPLATES))
-    if unknown:
-        raise ValueError(f"no template sentences for {unknown}; there are some for {sorted(_TEMPLATES)}")
-    return {label: [" ".join(p.split()) for p in _split(_TEMPLATES[label])] for label in labels}
+
+def _phrases(label: str) -> list[str]:
+    if label in _TEMPLATES:
+        return [" ".join(phrase.split()) for phrase in _split(_TEMPLATES[label])]
+    both = (phrase for strong in (False, True) for kind in phrases(label, strong=strong) for phrase in kind)
+    return list(dict.fromkeys(both))
 
 
 def _split(text: str) -> list[str]:

@@ -7,7 +7,6 @@ Only the first process writes.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import sys
 import time
@@ -19,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
-from mecap_jax.json_files import to_json
+from mecap_jax.json_files import parse_json, to_json
 
 # What a person watches; everything is in metrics.jsonl.
 _SHOWN = {
@@ -153,6 +152,6 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     rows = []
     with path.open(encoding="utf-8") as file:
         for line in file:
-            with contextlib.suppress(json.JSONDecodeError):
-                rows.append(json.loads(line))
+            with contextlib.suppress(ValueError):
+                rows.append(parse_json(line))
     return rows

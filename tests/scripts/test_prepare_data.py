@@ -36,6 +36,17 @@ def test_raw_files_become_shards(tmp_path):
     assert reader.manifest["command"].endswith("--max_bad_fraction=0.5")
 
 
+def test_an_output_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "a.wav").write_bytes(audio_file(seconds=0.1))
+    (tmp_path / "manifest.csv").write_text("file,label\na.wav,\x1b[2Jodd\n")
+    arguments = ("--source=folder", f"--input={tmp_path}", f"--output={tmp_path / 'a.wav' / 'out'}")
+    done = run(*arguments)
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("error: [Errno"), done.stderr
+    assert "Traceback" not in done.stderr
+    done = run(*arguments[:2], f"--output={tmp_path / 'out'}")
+    assert done.returncode == 0 and "'\\x1b[2jodd'" in done.stderr and "\x1b" not in done.stderr
+
+
 def test_settings_of_the_synthetic_corpus_are_flags(tmp_path):
     out = tmp_path / "out"
     done = run("--source=synthetic", f"--output={out}", "--synthetic.clips=12", "--synthetic.speech_languages=en")

@@ -201,7 +201,7 @@ def _summary(output: Path, manifest: dict[str, Any]) -> str:
         lines.append(f"no captions of kind overall in {bare} of {total} clips: {hint}")
     labels = {label for counts in manifest["splits"].values() for label in counts["labels"]}
     if unknown := sorted(labels.difference(LABELS)):
-        names = ", ".join(map(repr, map(printable, unknown)))
+        names = ", ".join(map(repr, unknown))
         lines.append(f"labels that the lexicon does not know are kept as they are: {names} (--label_map=FILE renames)")
     if copies := [Duplicate(**clip) for clip in manifest["duplicates"]]:
         examples = ", ".join(f"{copy.id} (of {copy.of})" for copy in copies[:3]) + (", ..." if len(copies) > 3 else "")
@@ -226,4 +226,4 @@ def _show_progress(items: Iterable[T], total: int, description: str, every_s: fl
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text, keep="\n"), file=sys.stderr, flush=True)

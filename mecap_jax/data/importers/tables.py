@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from mecap_jax.data.importers.files import ImporterError
 from mecap_jax.json_files import parse_json
-from mecap_jax.text_files import decode_text, printable, split_lines
+from mecap_jax.text_files import find_encoding, printable, split_lines
 
 SUFFIXES = (".jsonl", ".csv", ".tsv")
 _DELIMITERS = ",;\t"
@@ -65,9 +67,17 @@ def _json_lines(text: str) -> list[tuple[int, dict[str, Any] | ValueError]]:
 
 def _read_text(path: Path) -> str:
     try:
-        return decode_text(path.read_bytes())
+        data = path.read_bytes()
     except OSError as error:
         raise ImporterError(f"{path} cannot be read: {error.strerror}") from error
+    if (encoding := find_encoding(data)) in ("cp1252", "latin-1"):
+        _say_once(f"{path} is not UTF-8: read as Latin-1 ({encoding}); save it as UTF-8 if that is wrong")
+    return data.decode(encoding)
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    print(printable(message), file=sys.stderr)
 
 
 def _delimited(text: str, path: Path) -> list[tuple[int, dict[str, Any] | ValueError]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import mmap
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +13,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from mecap_jax.json_files import is_named, read_json_object, why_unreadable, write_json
+from mecap_jax.json_files import is_named, parse_json, read_json_object, why_unreadable, write_json
 from mecap_jax.models.checkpoints.table import CheckpointError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -164,7 +163,7 @@ def _read_header(path: Path) -> dict[str, Location]:
             size = int.from_bytes(file.read(8), "little")
             if not 0 < size < _LARGEST_HEADER:
                 raise ValueError(f"a header of {size} bytes")
-            header = json.loads(file.read(size))
+            header = parse_json(file.read(size))
         locations = {}
         for key, entry in header.items():
             if key != "__metadata__":

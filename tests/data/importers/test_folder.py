@@ -309,6 +309,14 @@ def test_csv_and_tsv_in_any_encoding(directory, encoding, newline, delimiter):
     assert short.reason == "line 5: 3 columns, expected 7" and last.label == "happy"
 
 
+def test_a_guess_at_an_encoding_is_said(directory, capsys):
+    (directory / "manifest.csv").write_bytes("audio,caption\nwav/a.wav,ein Gru\u00df\n".encode("latin-1"))
+    (item,) = read_all(directory)
+    folder.count(directory, ImportSettings())
+    assert item.captions["overall"] == ("ein Gru\u00df",)
+    assert capsys.readouterr().err.count("manifest.csv is not UTF-8: read as Latin-1 (cp1252)") == 1
+
+
 def test_long_fields_odd_separators_and_marks_are_text(directory):
     long = "word " * 100_000
     rows = [{"id": "a", "transcript": "one\u2028two\x85three\x0cfour"}, {"id": "b", "transcript": "ok"}]
