@@ -23,6 +23,7 @@ from absl import app, flags
 from mecap_jax.batch import Completions
 from mecap_jax.config import load
 from mecap_jax.data.collate import collate
+from mecap_jax.data.fitting import bucket_for
 from mecap_jax.generation.sampler import generate
 from mecap_jax.generation.scoring import completion_logprobs
 from mecap_jax.json_files import to_json, write_json
@@ -35,7 +36,7 @@ from mecap_jax.train_state import abstract_model, abstract_state, make_optimizer
 _CONFIG = flags.DEFINE_string("config", None, "Recipe with a family.", required=True)
 _DEVICES = flags.DEFINE_integer("devices", 1, "Devices over which the parameters are divided.")
 _PROMPTS = flags.DEFINE_integer("prompts", 0, "Prompts in a micro-batch; 0 takes one a device.")
-_BUCKET = flags.DEFINE_integer("bucket", 1, "Which of the recipe's buckets.")
+_SECONDS = flags.DEFINE_float("seconds", 10.0, "Length of the clips.")
 _KEPT = flags.DEFINE_bool("kept", False, "Only count what is kept.")
 _OUTPUT = flags.DEFINE_string("output", "", "JSON file.")
 
@@ -52,7 +53,7 @@ def main(argv: list[str]) -> None:
     jax.config.update("jax_num_cpu_devices", devices)
     config = load(_CONFIG.value, [f"mesh.fsdp={devices}"])
     mesh, grpo, model = make_mesh(config.mesh), config.grpo, config.model
-    bucket = config.data.buckets[min(_BUCKET.value, len(config.data.buckets) - 1)]
+    bucket = bucket_for(_SECONDS.value, config.data, model)
     rows = _PROMPTS.value or devices
     by_row, whole = batch_sharding(mesh), replicated(mesh)
 

@@ -8,7 +8,6 @@ import dataclasses
 
 from mecap_jax.config import (
     AugmentConfig,
-    Bucket,
     CheckpointConfig,
     Config,
     ConfigError,
@@ -74,12 +73,11 @@ def _tiny() -> Config:
         name="grpo",
         model=ModelConfig.tiny(),
         data=DataConfig(
-            max_seconds=2.4,
+            transcript_dropout=0.3,
             fps=0,
             max_frames=8,
             min_pixels=56 * 56,
             max_pixels=56 * 56,
-            buckets=(Bucket(prompt_tokens=104, audio_chunks=2, frames=4, windows=1),),
             sft_share=0.67,
             augment=AugmentConfig(
                 modality_dropout=0.3,
@@ -130,9 +128,6 @@ def _backbone(family: str, lora: bool) -> Config:
     trainable = () if lora else (r"language_model\..*",)
     if model.features:
         trainable += (r"feature_projector\..*",)  # it begins at random
-    # At most 128 decoder tokens a pair of frames; 25 audio tokens a second, 50 in a chunk.
-    audio, video, features = (int(name in modalities) for name in ("audio", "video", "features"))
-    pairs = 128 * video
     return Config(
         name=f"grpo_{family}{'_lora' if lora else ''}",
         model=model,
@@ -141,17 +136,8 @@ def _backbone(family: str, lora: bool) -> Config:
         data=DataConfig(
             modalities=modalities,
             min_pixels=64 * 28 * 28,
-            max_pixels=128 * 28 * 28,
-            buckets=tuple(
-                Bucket(
-                    prompt_tokens=128 + 50 * chunks * audio + frames * pairs,
-                    audio_chunks=chunks * audio,
-                    frames=frames * video,
-                    windows=14 * video,
-                    feature_frames=64 * features,
-                )
-                for chunks, frames in ((3, 4), (5, 8), (15, 8))
-            )[: 1 if features else 3],
+            max_pixels=128 * 28 * 28,  # at most 128 decoder tokens a pair of frames
+            transcript_dropout=0.3,
             sft_share=0.5,
             workers=4,
         ),
@@ -184,18 +170,11 @@ def _backbone(family: str, lora: bool) -> Config:
 def _smoke(config: Config) -> Config:
     """Two real steps of every stage on a CPU, on a few synthetic clips; nothing is read from disk."""
     replace = dataclasses.replace
-    model, used = config.model.miniature(), config.data.modalities
+    model = config.model.miniature()
     features = ()
     if model.features:
         features = ("log_mel-UTT", "log_mel-FRA")
         model = replace(model, features=FeatureProjectorConfig(names=features, dims=(80, 40), hidden_size=64))
-    bucket = Bucket(
-        prompt_tokens=160,
-        audio_chunks=2 if "audio" in used else 0,
-        frames=2 if "video" in used else 0,
-        windows=1 if "video" in used else 0,
-        feature_frames=32 if "features" in used else 0,
-    )
     quick = dict(warmup_steps=0)
     return replace(
         config,
@@ -209,7 +188,6 @@ def _smoke(config: Config) -> Config:
             max_frames=4,
             min_pixels=56 * 56,
             max_pixels=56 * 56,
-            buckets=(bucket,),
             max_bad_fraction=0.3,  # some synthetic clips have no face
             workers=0,
         ),

@@ -29,6 +29,7 @@ from mecap_jax.data.media import decode_audio
 from mecap_jax.data.pipeline import CaptionDataset
 from mecap_jax.data.shards import ShardReader
 from mecap_jax.data.tokenizer import Tokenizer
+from mecap_jax.data.training_facts import gather_facts
 from mecap_jax.data.utterance import Utterance
 from mecap_jax.evaluation.decoding import caption_rows
 from mecap_jax.experiment.setup import claim, save_processor
@@ -166,14 +167,15 @@ def run(tmp_path_factory):
         captions = {"overall": ("a sad voice",)}
         items.append(Utterance(name, "t", "train", name, transcript=said[name], captions=captions, **{kind: data}))
     shards.write(items, root / "shards", "a test", {"importer": "test"})
-    config = small(f"data.path={root / 'shards'}", "data.instruction=How do they feel?")
+    config = small(f"data.path={root / 'shards'}", "data.instruction=How do they feel?", "data.max_seconds=2.4")
     workdir, mesh, reader = root / "run", single_device(), ShardReader(root / "shards")
-    claim(workdir, config)
+    workdir.mkdir()
     save_processor(config, reader, workdir / "processor")
     graphdef, params = starting_params(config, mesh)
     dataset = CaptionDataset(
         reader, config.data, config.model, Tokenizer.from_directory(workdir / "processor", config.model.family)
     )
+    claim(workdir, config, gather_facts(reader.index, dataset.config))
     batches = dataset.training_batches(dataset.rows("train"), batch_size=1, steps=1, seed=0)
     state = init_state(params, make_optimizer(config.sft.optimizer, 1), mesh)
     stages = workdir / "checkpoints"
@@ -192,7 +194,7 @@ def test_a_file_becomes_the_prompt_and_the_caption_that_its_clip_has_in_the_run(
     assert sorted(names) == sorted(files)
 
     read = ClipReader(captioner, captioner.data.instruction)
-    (bucket,) = config.data.buckets
+    bucket = dataset.config.buckets[-1]
     prompts = captioner.processor.batch([read(requests[list(files).index(name)])[1][0][1] for name in names], bucket)
     for field, mine, theirs in zip(prompts._fields, prompts, dataset.assemble(rows, bucket).prompt):
         np.testing.assert_array_equal(mine, theirs, err_msg=field)

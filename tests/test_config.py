@@ -77,7 +77,6 @@ def test_overrides_reach_nested_fields_with_the_right_type():
         ("data.modalities=audio,audio", ("data.modalities", "twice")),
         ("data.modalities=features", ("data.modalities", "no part for 'features'")),
         ("data.min_pixels=60000", ("data.min_pixels", "must not exceed data.max_pixels")),
-        ("data.buckets=()", ("data.buckets", "at least one")),
         ("data.sft_share=1", ("grpo.clips", "data.sft_share")),
         ("evaluation.rows=sft_contol", ("evaluation.rows[0]", "must be 'text_only'")),
         ("model.decoder.mrope_section=(1,1,1)", ("model.decoder.mrope_section", "head_dim")),

@@ -97,13 +97,17 @@ class DataConfig:
       target: which caption kind is learnt and generated.
       modalities: what the model gets to see, out of "audio", "video", "features"; () is the text-only model.
       include_transcript: whether the transcript is part of the prompt.
+      transcript_dropout: chance that a training prompt goes without its transcript, so that the model captions clips
+        of which nobody knows what is said; in every stage, never in evaluation.
       instruction: the request in the prompt.
-      max_seconds: longer clips are quarantined.
+      max_seconds: of a longer clip the model gets to see this much from its beginning; 0 follows from the data: the
+        longest clip, at most 30 s.
       max_bad_fraction: the run stops when more than this share of the clips is quarantined.
       fps: frames a second that are taken from a video; 0 takes `max_frames` evenly spaced ones.
       max_frames: most frames taken from one clip.
       min_pixels, max_pixels: area that frames are resized into, as in the family's image processor.
-      buckets: static shapes, smallest first; a batch takes the smallest that holds all its rows.
+      buckets: static shapes, smallest first; a batch takes the smallest that holds all its rows. () follows from the
+        data, see `data.fitting`.
       sft_share: share of the training clips that SFT learns from; the rest is seen by RL only.
       workers: reader processes; 0 reads in threads of the main process.
       cache_mb: decoded media, or the tokens of `tower_cache`, are kept in memory up to this size.
@@ -120,8 +124,9 @@ class DataConfig:
     target: Literal["emotion", "style", "speaker", "overall"] = "overall"
     modalities: tuple[Modality, ...] = ("audio", "video")
     include_transcript: bool = True
+    transcript_dropout: Share = 0.0
     instruction: str = "Describe the speaker's emotion."
-    max_seconds: PositiveFloat = 30.0
+    max_seconds: NonNegativeFloat = 0.0
     max_bad_fraction: Share = 0.02
     fps: NonNegativeFloat = 2.0
     max_frames: PositiveInt = 16

@@ -88,8 +88,6 @@ def _pixels(config: Config) -> Problems:
 
 def _buckets(config: Config) -> Problems:
     sizes = [dataclasses.astuple(bucket) for bucket in config.data.buckets]
-    if not sizes:
-        yield "data.buckets", "needs at least one bucket"
     if sizes != sorted(sizes):
         yield "data.buckets", "must be listed smallest first"
 

@@ -13,7 +13,7 @@ from dataclasses import fields
 import numpy as np
 
 from mecap_jax.config import Bucket
-from mecap_jax.data.collate import fits
+from mecap_jax.data.fitting import fits
 
 
 class BatchPlan:

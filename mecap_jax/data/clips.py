@@ -12,7 +12,7 @@ import numpy as np
 
 from mecap_jax.config import AugmentConfig, DataConfig
 from mecap_jax.data.features import SAMPLE_RATE, log_mel, smart_resize
-from mecap_jax.data.media import MediaError, decode_audio, decode_video
+from mecap_jax.data.media import MediaError, decode_audio, decode_stretches
 from mecap_jax.data.prompts import VideoGrid
 from mecap_jax.data.resize import resize_bicubic
 from mecap_jax.data.utterance import Utterance
@@ -65,7 +65,7 @@ class Clip:
 
 
 def decode_clip(utterance: Utterance, has_audio: bool, data: DataConfig, model: ModelConfig) -> Clip:
-    """Decodes the modalities in `data.modalities` that the utterance has.
+    """Decodes the modalities in `data.modalities` that the utterance has, up to `data.max_seconds`.
 
     `has_audio` is what the index says: a video may come with a sound track or without.
 
@@ -75,11 +75,12 @@ def decode_clip(utterance: Utterance, has_audio: bool, data: DataConfig, model: 
     mel, frames, seconds_per_frame, features = None, None, 0.0, None
     sound = utterance.audio if utterance.audio is not None else utterance.video
     if "audio" in data.modalities and has_audio:
-        waveform = decode_audio(sound, SAMPLE_RATE, data.max_seconds)
+        waveform = decode_audio(sound, SAMPLE_RATE)[: round(data.max_seconds * SAMPLE_RATE)]
         mel = log_mel(waveform, model.audio.num_mel_bins)
     if "video" in data.modalities and utterance.video is not None:
         shrink = functools.partial(resize_frame, data=data, model=model)
-        video = decode_video(utterance.video, data.max_frames, data.fps, data.max_seconds, shrink)
+        beginning = [(0.0, data.max_seconds)]
+        (video,) = decode_stretches(utterance.video, beginning, data.max_frames, data.fps, shrink=shrink)
         frames, seconds_per_frame = video.pixels, video.seconds_per_frame
     if "features" in data.modalities and utterance.features:
         features = join_features(utterance.features, model.features)

@@ -68,11 +68,6 @@ def video_grid(frames: np.ndarray, seconds_per_frame: float, model: ModelConfig)
     )
 
 
-def fits(need: Bucket, bucket: Bucket) -> bool:
-    """Whether a row that needs `need` fits into `bucket`."""
-    return all(n <= b for n, b in zip(dataclasses.astuple(need), dataclasses.astuple(bucket)))
-
-
 def collate(rows: Sequence[Row], bucket: Bucket, model: ModelConfig, pad_id: int, encoded: bool = False) -> PromptBatch:
     """Pads rows to a bucket.
 

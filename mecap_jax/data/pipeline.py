@@ -7,7 +7,6 @@ Grain dataset whose iterator is part of the checkpoint; element i of it depends 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -19,9 +18,11 @@ import numpy as np
 from mecap_jax.batch import Completions, PromptBatch
 from mecap_jax.config import AugmentConfig, Bucket, DataConfig
 from mecap_jax.data.batch_plan import BatchPlan, assign_bucket, evaluation_batches, take
+from mecap_jax.data.checks import in_sft_share, references, too_many_bad, why_unusable
 from mecap_jax.data.clips import Clip, ClipCache, augment, decode_clip, frame_size, joined_length
 from mecap_jax.data.collate import TOKEN_DTYPES, Row, collate, collate_targets, needed, video_grid
 from mecap_jax.data.features import audio_tokens
+from mecap_jax.data.fitting import choose_buckets, extend_buckets, fit_to_data, positions
 from mecap_jax.data.manifest import BadClip, IndexRow
 from mecap_jax.data.media import MediaError
 from mecap_jax.data.pictures import TEMPORAL_PATCH_SIZE
@@ -42,12 +43,14 @@ class ClipBatch(NamedTuple):
       rows: int32 [B], which rows of the index they are.
       valid: bool [B], False for a row that fills the batch up and for a clip that could not be decoded after all:
         neither must count.
+      told: bool [B], whether the prompt may hold the transcript.
       targets: tokenised references [B, R, T], or None.
     """
 
     prompt: PromptBatch
     rows: np.ndarray
     valid: np.ndarray
+    told: np.ndarray
     targets: Completions | None
 
 
@@ -74,31 +77,53 @@ class CaptionDataset:
 
     Attributes:
       index: the shards' index; rows are numbered by it.
+      config: the configuration with what follows from the data: modalities, longest clip, shapes.
       quarantined: clips that this run leaves out, with the reason, those of the manifest included.
     """
 
-    def __init__(self, reader: ShardReader, config: DataConfig, model: ModelConfig, tokenizer: Tokenizer):
+    def __init__(
+        self,
+        reader: ShardReader,
+        config: DataConfig,
+        model: ModelConfig,
+        tokenizer: Tokenizer,
+        known_buckets: Sequence[Bucket] = (),
+    ):
         """Checks every clip against the configuration, from the index alone.
+
+        Args:
+          known_buckets: shapes that the run uses already. Where the configuration names none, these are used, and one
+            more for clips that they do not hold.
 
         Raises:
           DataError: more than `config.max_bad_fraction` of the clips are left out, or none is left.
         """
         self.index: list[IndexRow] = reader.index
-        self._reader, self._config, self._model, self._tokenizer = reader, config, model, tokenizer
+        self._reader, self._model, self._tokenizer = reader, model, tokenizer
         self._cache = ClipCache(config.cache_mb)
         self.quarantined = [BadClip(**clip) for clip in reader.manifest["quarantined"]]
+        reasons = {i: why_unusable(row, config, model) for i, row in enumerate(self.index)}
+        usable = [i for i, reason in reasons.items() if not reason]
+        self.config = config = fit_to_data(config, [self.index[i] for i in usable])
+        configured = _of_modalities(config.buckets, config.modalities)
         self._needs: dict[int, Bucket] = {}
-        for i, row in enumerate(self.index):
-            problem = self._problem(i, row)
-            if problem:
-                self.quarantined.append(BadClip(row.id, problem))
-        total = len(self.index) + len(reader.manifest["quarantined"])
-        if not self._needs or len(self.quarantined) > config.max_bad_fraction * total:
-            examples = "".join(f"\n  {clip.id}: {clip.reason}" for clip in self.quarantined[:5])
-            raise DataError(
-                f"{len(self.quarantined)} of {total} clips cannot be used, more than data.max_bad_fraction = "
-                f"{config.max_bad_fraction:.1%} allows:{examples}"
-            )
+        for i in usable:
+            try:
+                need = needed(self._prompt(i, self._sized_like(self.index[i])), model)
+                if configured:
+                    assign_bucket(need, configured)
+                self._needs[i] = need
+            except ValueError as error:
+                reasons[i] = str(error)
+        total = len(self.index) + len(self.quarantined)
+        self.quarantined += [BadClip(self.index[i].id, reason) for i, reason in reasons.items() if reason]
+        if problem := too_many_bad(self.quarantined, total, config.max_bad_fraction):
+            raise DataError(problem)
+        self.config = dataclasses.replace(config, buckets=configured or self._shapes(known_buckets))
+
+    def _shapes(self, known: Sequence[Bucket]) -> tuple[Bucket, ...]:
+        needs = list(self._needs.values())
+        return extend_buckets(known, needs) if known else choose_buckets(needs, self._model)
 
     # --- which clips ----------------------------------------------------------------------------------------------
 
@@ -107,16 +132,31 @@ class CaptionDataset:
         chosen = [i for i in self._needs if self.index[i].split == split]
         if part == "all":
             return chosen
-        return [i for i in chosen if (_unit_hash(self.index[i].id) < self._config.sft_share) == (part == "sft")]
+        return [i for i in chosen if in_sft_share(self.index[i], self.config.sft_share) == (part == "sft")]
+
+    @property
+    def evaluated_split(self) -> str:
+        """Whose clips the report is on: "test", or "validation" where there are no test clips."""
+        return "test" if self.rows("test") else "validation"
 
     def references(self, row: int) -> tuple[str, ...]:
         """The captions of the kind that is learnt."""
-        return tuple(self.index[row].captions[self._config.target])
+        return references(self.index[row], self.config.target)
 
-    def prompt_text(self, row: int) -> str:
-        """The text part of a row's prompt, as rewards and logs show it."""
-        transcript = self.index[row].transcript if self._config.include_transcript else ""
-        return request_text(self._config.instruction, transcript)
+    def prompt_text(self, row: int, told: bool = True) -> str:
+        """The text part of a row's prompt, as rewards and logs show it: where `told`, with what is said."""
+        transcript = self.index[row].transcript if self.config.include_transcript and told else ""
+        return request_text(self.config.instruction, transcript)
+
+    def describe_shapes(self) -> str:
+        """The shapes of the batches, how many clips go into each, and how much of the work is padding."""
+        shapes = {bucket: [] for bucket in self.config.buckets}
+        for need in self._needs.values():
+            shapes[self.config.buckets[assign_bucket(need, self.config.buckets)]].append(need)
+        filled = sum(positions(need, self._model) for needs in shapes.values() for need in needs)
+        whole = sum(len(needs) * positions(bucket, self._model) for bucket, needs in shapes.items())
+        described = "; ".join(f"{_describe(bucket)}: {len(needs)} clips" for bucket, needs in shapes.items())
+        return f"shapes: {described} ({1 - filled / whole:.0%} of their positions are padding)"
 
     # --- batches --------------------------------------------------------------------------------------------------
 
@@ -139,8 +179,8 @@ class CaptionDataset:
           references: how many references of each clip are tokenised as targets, drawn anew each time.
           places: which rows of each batch this process reads; one of `batch_size` or more is filled up. None: all.
         """
-        plan = BatchPlan(rows, self._needs, self._buckets(), batch_size, seed)
-        augmentation = self._config.augment if augmented else AugmentConfig()
+        plan = BatchPlan(rows, self._needs, self.config.buckets, batch_size, seed)
+        augmentation = self.config.augment if augmented else AugmentConfig()
         load = _TrainingBatches(self, plan, seed, references, max_target_tokens, augmentation, _all(places, batch_size))
         return self._iterate(load, steps)
 
@@ -149,16 +189,16 @@ class CaptionDataset:
 
         Precomputed features are left out. `places` says which rows of each batch this process reads, None: all.
         """
-        view = self.with_modalities(tuple(set(self._config.modalities) - {"features"}))
+        view = self.with_modalities(tuple(set(self.config.modalities) - {"features"}))
         view._cache = ClipCache(0)  # nothing is read twice
-        plan = evaluation_batches(sorted(self._needs), self._needs, self._buckets(), batch_size)
+        plan = evaluation_batches(sorted(self._needs), self._needs, self.config.buckets, batch_size)
         return self._iterate(_EncodingBatches(view, plan, _all(places, batch_size)), len(plan))
 
     def _iterate(self, load: Callable[[int], Any], steps: int) -> grain.IterDataset:
         """Loads batches ahead, in the configured processes."""
         iterator = grain.MapDataset.range(steps).map(load)
         iterator = iterator.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
-        if workers := self._config.workers:
+        if workers := self.config.workers:
             iterator = iterator.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
         return iterator
 
@@ -180,7 +220,7 @@ class CaptionDataset:
         def targets(position: int, row: int) -> list[list[int]]:
             return self.encode_references(row, range(references), max_target_tokens)
 
-        for chosen, bucket in evaluation_batches(rows, self._needs, self._buckets(), batch_size):
+        for chosen, bucket in evaluation_batches(rows, self._needs, self.config.buckets, batch_size):
             taken, counted = take(chosen, places)
             yield self.assemble(
                 taken,
@@ -193,13 +233,13 @@ class CaptionDataset:
     def with_modalities(self, modalities: tuple[str, ...]) -> CaptionDataset:
         """The same clips with fewer modalities, for the ablation; decoded clips are shared."""
         view = object.__new__(CaptionDataset)
-        view.__dict__.update(self.__dict__, _hidden=frozenset(self._config.modalities) - frozenset(modalities))
+        view.__dict__.update(self.__dict__, _hidden=frozenset(self.config.modalities) - frozenset(modalities))
         return view
 
     def with_tokens(self, tokens: TokenReader) -> CaptionDataset:
         """The same clips with media tokens that were kept, in the same batches; no medium is decoded any more."""
         view = object.__new__(CaptionDataset)
-        view.__dict__.update(self.__dict__, _tokens=tokens, _cache=ClipCache(self._config.cache_mb))
+        view.__dict__.update(self.__dict__, _tokens=tokens, _cache=ClipCache(self.config.cache_mb))
         return view
 
     _hidden: frozenset[str] = frozenset()
@@ -211,6 +251,7 @@ class CaptionDataset:
         bucket: Bucket,
         counted: np.ndarray | None = None,
         *,
+        told: np.ndarray | None = None,
         change: Callable[[int, Clip], Clip] = lambda position, clip: clip,
         targets: Callable[[int, int], list[list[int]]] | None = None,
         target_length: int = 0,
@@ -218,9 +259,11 @@ class CaptionDataset:
         """Decodes, lays out and pads the clips of `rows`.
 
         Rows outside `counted` are not even read. A clip that fails to decode is logged and marked as not valid, too;
-        both keep the text of the prompt only, and their targets are masked.
+        both keep the text of the prompt only, and their targets are masked. Rows that are not `told` go without their
+        transcripts.
         """
         prepared, valid = [], np.ones(len(rows), bool) if counted is None else counted.copy()
+        told = np.ones(len(rows), bool) if told is None else told
         for position, row in enumerate(rows):
             clip = Clip()
             try:
@@ -229,14 +272,14 @@ class CaptionDataset:
             except MediaError as error:
                 _log.warning("clip %s cannot be decoded, its row does not count: %s", self.index[row].id, error)
                 valid[position] = False
-            prepared.append(self._prompt(int(row), clip))
+            prepared.append(self._prompt(int(row), clip, bool(told[position])))
         prompt = collate(prepared, bucket, self._model, self._tokenizer.pad_id, encoded=self._tokens is not None)
         encoded = None
         if targets is not None:
             ids = [targets(position, int(row)) for position, row in enumerate(rows)]
             encoded = collate_targets(ids, target_length, self._tokenizer.pad_id)
             encoded = encoded._replace(mask=encoded.mask & valid[:, None, None])
-        return ClipBatch(prompt, np.asarray(rows, np.int32), valid, encoded)
+        return ClipBatch(prompt, np.asarray(rows, np.int32), valid, told, encoded)
 
     def encode_references(self, row: int, chosen: Sequence[int], max_tokens: int) -> list[list[int]]:
         """Tokenised references of a row."""
@@ -246,7 +289,7 @@ class CaptionDataset:
     # --- one clip -------------------------------------------------------------------------------------------------
 
     def _decode(self, row: int) -> Clip:
-        entry, config = self.index[row], self._config
+        entry, config = self.index[row], self.config
         if self._tokens is None:
             return decode_clip(self._reader[row], entry.has_audio, config, self._model)
         clip = self._tokens[entry.id]
@@ -262,57 +305,22 @@ class CaptionDataset:
         grid = None if clip.frames is None else video_grid(clip.frames, clip.seconds_per_frame, self._model)
         return Clip(audio_tokens=empty if clip.has_audio else None, video_tokens=empty if grid else None, grid=grid)
 
-    def _prompt(self, row: int, clip: Clip) -> Row:
-        return clip_row(clip, self.prompt_text(row), self._tokenizer, self._model)
+    def _prompt(self, row: int, clip: Clip, told: bool = True) -> Row:
+        return clip_row(clip, self.prompt_text(row, told), self._tokenizer, self._model)
 
     # --- sizes ----------------------------------------------------------------------------------------------------
 
-    def _buckets(self) -> tuple[Bucket, ...]:
-        """The configured buckets without the parts of modalities that the run does not use."""
-        used = self._config.modalities
-        return tuple(
-            Bucket(
-                b.prompt_tokens,
-                b.audio_chunks if "audio" in used else 0,
-                b.frames if "video" in used else 0,
-                b.windows if "video" in used else 0,
-                b.feature_frames if "features" in used else 0,
-            )
-            for b in self._config.buckets
-        )
-
-    def _problem(self, i: int, row: IndexRow) -> str | None:
-        """Why a row cannot be used, or None; then its size is known."""
-        if not row.captions.get(self._config.target):
-            return f"has no {self._config.target!r} caption"
-        longest = max(row.seconds, row.video_seconds)
-        if longest > self._config.max_seconds:
-            return f"lasts {longest:.2f} s, over data.max_seconds = {self._config.max_seconds:g}"
-        try:
-            stand_in = self._sized_like(row)
-            if self._config.modalities and not stand_in.nbytes:
-                return f"has none of the modalities {self._config.modalities}"
-            need = needed(self._prompt(i, stand_in), self._model)
-            assign_bucket(need, self._buckets())
-        except ValueError as error:
-            return str(error)
-        self._needs[i] = need
-        return None
-
     def _sized_like(self, row: IndexRow) -> Clip:
-        """A clip of the size that decoding will give, from the index alone (arrays without memory of their own).
-
-        Raises:
-          MediaError: features that decoding would refuse.
-        """
-        config, mel, frames, features = self._config, None, None, None
+        """A clip of the size that decoding will give, from the index alone (arrays without memory of their own)."""
+        config, mel, frames, features = self.config, None, None, None
         if "audio" in config.modalities and row.has_audio:
             # Resampling may round up by one frame.
-            mel = np.broadcast_to(np.float32(0), (int(row.seconds * 100) + 2, self._model.audio.num_mel_bins))
+            count = int(min(row.seconds, config.max_seconds) * 100) + 2
+            mel = np.broadcast_to(np.float32(0), (count, self._model.audio.num_mel_bins))
         if "video" in config.modalities and row.has_video:
             count = min(config.max_frames, row.frames)
             if config.fps:
-                wanted = min(max(row.video_seconds * config.fps, 4), count)
+                wanted = min(max(min(row.video_seconds, config.max_seconds) * config.fps, 4), count)
                 count = max(int(wanted) // TEMPORAL_PATCH_SIZE * TEMPORAL_PATCH_SIZE, 1)
             height, width = frame_size(row.height, row.width, config, self._model)
             frames = np.broadcast_to(np.uint8(0), (count, height, width, 3))
@@ -388,6 +396,8 @@ class _TrainingBatches(_Load):
         chosen, bucket = self._plan.batch(step)
         # One generator a row, by its place in the whole batch: the same draws on any number of processes.
         generators = [np.random.default_rng((self._seed, step, place)) for place in self._places]
+        dropout = self._dataset.config.transcript_dropout
+        told = np.array([generator.random() >= dropout for generator in generators], bool)
 
         def targets(position: int, row: int) -> list[list[int]]:
             order = generators[position].permutation(max(self._references, len(self._dataset.references(row))))
@@ -398,6 +408,7 @@ class _TrainingBatches(_Load):
             rows,
             bucket,
             counted,
+            told=told,
             change=lambda position, clip: augment(clip, self._augmentation, generators[position]),
             targets=targets if self._references else None,
             target_length=self._max_target_tokens,
@@ -408,6 +419,25 @@ def _all(places: Sequence[int] | None, batch_size: int) -> np.ndarray:
     return np.arange(batch_size) if places is None else np.asarray(places)
 
 
-def _unit_hash(text: str) -> float:
-    """A number in [0, 1) that depends on `text` only."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
+def _of_modalities(buckets: Sequence[Bucket], modalities: Sequence[str]) -> tuple[Bucket, ...]:
+    """The shapes without the parts of modalities that the run does not use."""
+    return tuple(
+        Bucket(
+            b.prompt_tokens,
+            b.audio_chunks if "audio" in modalities else 0,
+            b.frames if "video" in modalities else 0,
+            b.windows if "video" in modalities else 0,
+            b.feature_frames if "features" in modalities else 0,
+        )
+        for b in buckets
+    )
+
+
+def _describe(bucket: Bucket) -> str:
+    parts = {
+        f"{bucket.prompt_tokens} tokens": True,
+        f"{bucket.audio_chunks} chunks of sound": bucket.audio_chunks,
+        f"{bucket.frames} pairs of frames of {bucket.windows} windows": bucket.frames,
+        f"{bucket.feature_frames} frames of features": bucket.feature_frames,
+    }
+    return ", ".join(text for text, there in parts.items() if there)

@@ -217,9 +217,9 @@ def _metrics(export: Export) -> str:
     intervals = export.report.get("confidence", {}).get(export.stage) or {}
     rows = [[metric_cell(key), format_value(key, values[key], intervals.get(key))] for key in ordered(values)]
     test, how = export.report.get("test", {}), export.report.get("intervals", {})
-    clusters = str(how.get("clusters", "speakers"))
+    clusters, split = str(how.get("clusters", "speakers")), str(export.data.get("evaluated_split", "test"))
     note = (
-        f"On {escape(str(test.get('clips', '?')))} test clips of {escape(str(test.get(clusters, '?')))} "
+        f"On {escape(str(test.get('clips', '?')))} {escape(split)} clips of {escape(str(test.get(clusters, '?')))} "
         f"{escape(clusters)}; in brackets the bootstrap interval at level {escape(str(how.get('level', '?')))}."
     )
     return "\n\n".join(["## Metrics", note, markdown_table(["metric", "value"], rows)])

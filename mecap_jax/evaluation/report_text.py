@@ -74,8 +74,9 @@ def _results(report: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
         for key in keys
     ]
     clusters = report["intervals"]["clusters"]
+    clips = f"{report['test']['clips']} {escape(report['data'].get('evaluated_split', 'test'))} clips"
     notes = [
-        f"{report['test']['clips']} test clips of {report['test'][clusters]} {escape(clusters)}. In brackets the "
+        f"{clips} of {report['test'][clusters]} {escape(clusters)}. In brackets the "
         f"{report['intervals']['level']:.0%} interval from {report['intervals']['resamples']:,} bootstrap resamples of "
         f"{escape(clusters)} (percentiles; jackknife for different words, distinct-n and different captions). With "
         "fewer than about 20 of them intervals come out too narrow. Tokens come from "

@@ -71,7 +71,7 @@ def run_work(bench: Workbench) -> dict[str, float]:
     ablated = len(config.data.modalities) if config.evaluation.ablation and len(config.data.modalities) > 1 else 0
     captioned = sum(1 + (ablated if name in ("sft", "grpo") else 0) for name in work)
     longest = config.grpo.max_new_tokens if config.grpo is not None else config.sft.max_target_tokens
-    clips = len(dataset.rows("test"))
+    clips = len(dataset.rows(dataset.evaluated_split))
     return work | {"evaluation": captioned * clips * (cost.prompt + longest * _DECODING * cost.token)}
 
 

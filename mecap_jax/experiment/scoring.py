@@ -15,6 +15,7 @@ from flax import nnx
 from mecap_jax.config import Config, ConfigError, MeshConfig
 from mecap_jax.data.pipeline import CaptionDataset
 from mecap_jax.data.shards import ShardReader
+from mecap_jax.data.utterance import SPLITS
 from mecap_jax.evaluation.decoding import Caption, caption_rows
 from mecap_jax.evaluation.java_tools import Meteor
 from mecap_jax.evaluation.predictions import predictions, read_captions, write_predictions
@@ -56,7 +57,10 @@ def evaluate_checkpoint(
     bench, graphdef, params = open_model(checkpoint, data, logger)
     rows = bench.dataset.rows(split)
     if not rows:
-        raise ConfigError(f"--split: {bench.reader.directory} has no usable clip in split {split!r}")
+        others = [name for name in SPLITS if bench.dataset.rows(name)]
+        raise ConfigError(
+            f"--split: {bench.reader.directory} has no usable clip in split {split!r}, only in {', '.join(others)}"
+        )
     with Meteor() as meteor:
         captions = caption_stage(bench, checkpoint.name, graphdef, params, rows)
         result = score_captions(bench, captions, meteor)

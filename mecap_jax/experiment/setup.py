@@ -13,15 +13,18 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from mecap_jax.config import Config, ConfigError, differences, validate_devices
+from mecap_jax.data.checks import check_data, remark_on_length
 from mecap_jax.data.importers import ImporterError, prepare
-from mecap_jax.data.manifest import SCHEMA_VERSION, read_manifest
+from mecap_jax.data.manifest import SCHEMA_VERSION, BadClip, read_manifest
 from mecap_jax.data.pipeline import CaptionDataset, DataError
 from mecap_jax.data.processor import Processor
 from mecap_jax.data.processor_settings import ProcessorSettings
 from mecap_jax.data.shards import ShardError, ShardReader
 from mecap_jax.data.tokenizer import Tokenizer, train_tokenizer
+from mecap_jax.data.training_facts import TrainingFacts, gather_facts, read_facts
+from mecap_jax.emotions import EMOTIONS
 from mecap_jax.experiment.backbone import check_backbone
-from mecap_jax.experiment.weights import PROCESSOR, read_run
+from mecap_jax.experiment.weights import CONFIG_FILE, PROCESSOR, read_run
 from mecap_jax.json_files import as_json, read_json_object, to_json, write_json
 from mecap_jax.locking import LockedError
 from mecap_jax.models.checkpoints.table import CheckpointError, flatten
@@ -32,6 +35,7 @@ from mecap_jax.models.sentence_encoder import SentenceEncoder, SentenceEncoderEr
 from mecap_jax.rewards.anchors import Anchors, AnchorsError, build_anchors, captions_by_label, check_encoder
 from mecap_jax.rewards.base import RewardError
 from mecap_jax.rewards.custom import load_custom
+from mecap_jax.rewards.templates import template_sentences
 from mecap_jax.sharding import fitting_mesh, make_mesh
 from mecap_jax.train_state import abstract_model
 from mecap_jax.training.logging import RunLogger
@@ -78,31 +82,55 @@ class Workbench:
 def set_up(config: Config, workdir: Path, logger: RunLogger) -> Workbench:
     """Prepares a run; what an earlier run left in `workdir` and `cache/` is used again.
 
+    `workdir` becomes this run's when all is prepared. What fails before that can be repeated with other settings.
+
     Raises:
       ConfigError: the mesh does not fit, a pattern matches no parameter, a custom reward, the encoder or its anchors
         cannot be loaded, or `workdir` belongs to a run with another configuration.
       ShardError, DataError: the data cannot be used.
       AnchorsError: the anchors belong to another encoder.
     """
+    asked, resumed = config, is_claimed(workdir)
     validate_devices(config, jax.device_count())
     check_backbone(config)
     check_trainable(config)
+    if resumed:
+        check_same(workdir, config)
     for spec in config.grpo.reward.custom if config.grpo else ():
         load_custom(spec)
     encoder = load_encoder(config)
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(Path(config.compilation_cache).resolve()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    first_process(lambda: claim(workdir, config))
     directory = shards_directory(config)
     first_process(lambda: build_shards(config, directory))
     reader = ShardReader(directory)
-    first_process(lambda: (workdir / PROCESSOR).exists() or save_processor(config, reader, workdir / PROCESSOR))
-    if not config.encoder.anchors:
-        first_process(
-            lambda: (workdir / ANCHORS).exists() or make_anchors(config, reader, encoder).save(workdir / ANCHORS)
-        )
-    return _assemble(config, workdir, reader, encoder, logger)
+    config = checked_against(reader, config, logger)
+    if not resumed:
+        first_process(lambda: save_processor(config, reader, workdir / PROCESSOR))
+    if not resumed and not config.encoder.anchors:
+        first_process(lambda: make_anchors(config, reader, encoder).save(workdir / ANCHORS))
+    bench = _assemble(config, workdir, reader, encoder, logger, read_facts(workdir) if resumed else None)
+    logger.say(bench.dataset.describe_shapes())
+    train = [reader.index[row] for row in bench.dataset.rows("train")]
+    first_process(lambda: claim(workdir, asked, gather_facts(train, bench.config.data)))
+    return bench
+
+
+def checked_against(reader: ShardReader, config: Config, logger: RunLogger) -> Config:
+    """The configuration with what could be worked around in the data; says what that is.
+
+    Raises:
+      DataError: the data cannot be used; names everything that is wrong with them.
+    """
+    labels = Anchors.load(config.encoder.anchors).labels if config.encoder.anchors else None
+    quarantined = [BadClip(**clip) for clip in reader.manifest["quarantined"]]
+    found = check_data(reader.index, config, quarantined, labels)
+    if found.problems:
+        raise DataError("\n".join([f"{reader.directory} cannot be trained on:", *found.problems]))
+    for remark in found.remarks:
+        logger.say(remark)
+    return found.config
 
 
 def load_encoder(config: Config) -> SentenceEncoder:
@@ -147,7 +175,9 @@ def check_trainable(config: Config) -> None:
 def reopen(workdir: Path, data: Path | None, logger: RunLogger) -> Workbench:
     """The bench of a run that is already in `workdir`, over its own data or over the shards in `data`.
 
-    Its mesh is of the devices that are there, whatever the run was trained on.
+    Its mesh is of the devices that are there, whatever the run was trained on. Other data are seen as training saw its
+    own: the same modalities, no more of a long clip, and the run's shapes, with one more where they hold what those do
+    not.
 
     Raises:
       ConfigError: there is no run.
@@ -156,11 +186,19 @@ def reopen(workdir: Path, data: Path | None, logger: RunLogger) -> Workbench:
     config = read_run(workdir)
     config = dataclasses.replace(config, mesh=fitting_mesh(config.mesh))
     reader = ShardReader(data or shards_directory(config))
-    return _assemble(config, workdir, reader, load_encoder(config), logger)
+    bench = _assemble(config, workdir, reader, load_encoder(config), logger, read_facts(workdir))
+    if data and (remark := remark_on_length(bench.dataset.index, config.data.max_seconds)):
+        logger.say(remark)
+    return bench
 
 
 def _assemble(
-    config: Config, workdir: Path, reader: ShardReader, encoder: SentenceEncoder, logger: RunLogger
+    config: Config,
+    workdir: Path,
+    reader: ShardReader,
+    encoder: SentenceEncoder,
+    logger: RunLogger,
+    facts: TrainingFacts | None,
 ) -> Workbench:
     tokenizer = Tokenizer.from_directory(workdir / PROCESSOR, config.model.family)
     if tokenizer.vocab_size > config.model.decoder.vocab_size:
@@ -168,7 +206,8 @@ def _assemble(
             f"config key 'model.decoder.vocab_size': {config.model.decoder.vocab_size} is smaller than the "
             f"tokenizer's vocabulary of {tokenizer.vocab_size} ({workdir / PROCESSOR})"
         )
-    dataset = CaptionDataset(reader, config.data, config.model, tokenizer)
+    dataset = CaptionDataset(reader, config.data, config.model, tokenizer, facts.buckets if facts else ())
+    config = dataclasses.replace(config, data=dataset.config)
     anchors = Anchors.load(config.encoder.anchors or workdir / ANCHORS)
     check_encoder(anchors, encoder)
     mesh = make_mesh(config.mesh)
@@ -182,31 +221,39 @@ _FREE_KEYS = (
 )  # fmt: skip
 
 
-def claim(workdir: Path, config: Config) -> None:
-    """Makes `workdir` this run's, or checks that it was already.
+def is_claimed(workdir: Path) -> bool:
+    """Whether a run took steps in `workdir` that would be lost if another began there."""
+    return (workdir / CONFIG_FILE).is_file() and any(workdir.glob("checkpoints/*/[0-9]*"))
+
+
+def check_same(workdir: Path, config: Config) -> None:
+    """Checks that the run in `workdir` is this one.
 
     Raises:
-      ConfigError: another configuration ran there; names every key that differs with both values.
+      ConfigError: another configuration ran there; names every key that differs with both values, or the file that
+        cannot be read.
     """
+    try:
+        theirs = read_json_object(workdir / CONFIG_FILE)
+    except ValueError as error:
+        raise ConfigError(f"{error}; choose another --workdir") from error
+    different = [
+        f"{key}: {old!r} there, {new!r} asked"
+        for key, old, new in differences(theirs, as_json(dataclasses.asdict(config)))
+        if not any(f"{key}.".startswith(f"{free}.") for free in _FREE_KEYS)
+    ]
+    if different:
+        raise ConfigError(
+            f"{workdir} holds a run with another configuration; choose another --workdir or the same settings:\n  "
+            + "\n  ".join(different)
+        )
+
+
+def claim(workdir: Path, asked: Config, facts: TrainingFacts) -> None:
+    """Makes `workdir` this run's: what was asked for, and what the data make of it."""
     workdir.mkdir(parents=True, exist_ok=True)
-    path = workdir / "config.json"
-    mine = as_json(dataclasses.asdict(config))
-    if path.exists():
-        try:
-            theirs = read_json_object(path)
-        except ValueError as error:
-            raise ConfigError(f"{error}; choose another --workdir") from error
-        different = [
-            f"{key}: {old!r} there, {new!r} asked"
-            for key, old, new in differences(theirs, mine)
-            if not any(f"{key}.".startswith(f"{free}.") for free in _FREE_KEYS)
-        ]
-        if different:
-            raise ConfigError(
-                f"{workdir} holds a run with another configuration; choose another --workdir or the same settings:\n  "
-                + "\n  ".join(different)
-            )
-    write_json(path, mine)
+    facts.save(workdir)
+    write_json(workdir / CONFIG_FILE, as_json(dataclasses.asdict(asked)))
 
 
 def shards_directory(config: Config) -> Path:
@@ -262,7 +309,8 @@ def save_processor(config: Config, reader: ShardReader, directory: Path) -> None
     else:
         tokenizer = make_tokenizer(config, reader)
     temporary = directory.with_suffix(".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    for stale in (temporary, directory):  # of a run that never began
+        shutil.rmtree(stale, ignore_errors=True)
     Processor(tokenizer, config.model, settings).save(temporary)
     temporary.replace(directory)
 
@@ -276,8 +324,10 @@ def make_tokenizer(config: Config, reader: ShardReader) -> Tokenizer:
 
 
 def make_anchors(config: Config, reader: ShardReader, encoder: SentenceEncoder) -> Anchors:
-    """Anchors from the train captions of the learnt kind."""
+    """Anchors from the train captions of the learnt kind; from template phrases where these tell no emotions apart."""
     captions = captions_by_label(reader.index, "train", config.data.target)
+    if len(captions) < 2:
+        return build_anchors(encoder, template_sentences(EMOTIONS), kind="templates", source="template phrases")
     return build_anchors(encoder, captions, kind="captions", source=f"{reader.directory}, split train")
 
 

@@ -138,7 +138,7 @@ def _grpo(bench: Workbench, name: str, config: GrpoConfig, model: RunModel, star
                 prompt=put_batch(part.prompt, mesh),
                 rows=put_batch(np.int32(numbers), mesh),
                 valid=put_batch(part.valid, mesh),
-                infos=[_prompt_info(dataset, int(row)) for row in part.rows],
+                infos=[_prompt_info(dataset, int(row), bool(told)) for row, told in zip(part.rows, part.told)],
                 references=put_batch(part.targets, mesh) if references else None,
             )
             for part, numbers in zip(_split(batch, division.parts), places)
@@ -283,8 +283,7 @@ def _tell_filled(bench: Workbench, name: str, division: Division) -> None:
         )
 
 
-def _prompt_info(dataset: CaptionDataset, row: int) -> PromptInfo:
+def _prompt_info(dataset: CaptionDataset, row: int, told: bool = True) -> PromptInfo:
     entry = dataset.index[row]
-    return PromptInfo(
-        entry.id, dataset.prompt_text(row), entry.transcript, dataset.references(row), entry.labels.get("multimodal")
-    )
+    transcript = entry.transcript if told else ""
+    return PromptInfo(entry.id, dataset.prompt_text(row, told), transcript, dataset.references(row), entry.label)

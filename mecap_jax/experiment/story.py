@@ -56,6 +56,7 @@ def run(config: Config, workdir: Path, should_stop: Stop = lambda step: False) -
         logger = stack.enter_context(RunLogger(workdir, enabled=first))
         with clock.measure("set_up"):
             bench = set_up(config, workdir, logger)
+        config = bench.config
         logger.say(_describe(bench))
         model = open_model(config, bench.mesh)
         if config.data.tower_cache:
@@ -122,7 +123,7 @@ def _second_start(bench: Workbench) -> Start:
 
 def _text_only(bench: Workbench, model: RunModel, should_stop: Stop) -> Workbench:
     """SFT of a model that sees the transcript only: what can be had without listening and looking."""
-    data = dataclasses.replace(bench.config.data, modalities=())
+    data = dataclasses.replace(bench.config.data, modalities=(), buckets=())
     blind = bench.with_data(CaptionDataset(bench.reader, data, bench.config.model, bench.tokenizer))
     train_sft(blind, "text_only", bench.config.sft, model, _first_start(bench), should_stop)
     return blind
@@ -175,14 +176,14 @@ def _step_seconds(workdir: Path) -> dict[str, float]:
 def evaluate(
     stages: dict[str, Workbench], caption: Callable[[Workbench, str, str], Mapping[int, Caption]]
 ) -> tuple[dict[str, StageResult], dict[str, dict[str, StageResult]]]:
-    """Scores what every finished stage says of the test speakers, and the ablation of modalities.
+    """Scores what every finished stage says of the evaluated clips, and the ablation of modalities.
 
     Args:
       caption: makes the captions that are not kept yet: (bench, stage, what is done, for people) -> captions by row.
     """
     bench = next(iter(stages.values()))
     config = bench.config
-    rows = bench.dataset.rows("test")
+    rows = bench.dataset.rows(bench.dataset.evaluated_split)
     results, ablation = {}, defaultdict(dict)
     with Meteor() as meteor:
         for name, stage_bench in stages.items():
@@ -198,14 +199,16 @@ def evaluate(
 
 
 def _captioner(bench: Workbench, model: RunModel) -> Callable[..., Mapping[int, Caption]]:
-    """What captions the test speakers with a stage's final parameters."""
+    """What captions the evaluated clips with a stage's final parameters."""
 
     @functools.lru_cache(maxsize=1)
     def params(stage: str) -> Any:
         return merge_params(stage_trainable(bench.config, bench.workdir, bench.mesh, stage), model.frozen)
 
     def caption(view: Workbench, stage: str, title: str) -> Mapping[int, Caption]:
-        return caption_stage(view, title, model.graphdef, params(stage), view.dataset.rows("test"))
+        return caption_stage(
+            view, title, model.graphdef, params(stage), view.dataset.rows(view.dataset.evaluated_split)
+        )
 
     return caption
 
@@ -266,6 +269,7 @@ def _data_summary(bench: Workbench) -> dict[str, Any]:
     manifest, dataset = bench.reader.manifest, bench.dataset
     return {
         **{key: manifest[key] for key in ("source", "synthetic", "datasets", "caption_languages", "splits")},
+        "evaluated_split": dataset.evaluated_split,
         "used": {split: len(dataset.rows(split)) for split in ("train", "validation", "test")},
         "sft_clips": len(dataset.rows("train", "sft")),
         "held_out_from_sft": len(dataset.rows("train", "held_out")),

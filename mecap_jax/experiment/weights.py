@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from mecap_jax.config import Config, ConfigError, from_json, validate
 from mecap_jax.data.processor import Processor
+from mecap_jax.data.training_facts import read_facts
 from mecap_jax.json_files import read_json_object
 from mecap_jax.models.checkpoints.hub import (
     PROJECTOR_FILE,
@@ -25,6 +26,7 @@ from mecap_jax.models.parameters import merge_params, split_params
 from mecap_jax.train_state import abstract_model, init_params
 from mecap_jax.training.checkpointing import load_params
 
+CONFIG_FILE = "config.json"  # what was asked for, in the workdir
 PROCESSOR = "processor"  # tokenizer, chat template and settings, in the workdir
 
 
@@ -40,18 +42,23 @@ def run_of(checkpoint: Path) -> Path:
 
 
 def read_run(workdir: Path) -> Config:
-    """The configuration of the run in a workdir.
+    """The configuration of the run in a workdir, with what followed from its data.
 
     Raises:
       ConfigError: there is no run, or its configuration is not valid.
     """
-    path = workdir / "config.json"
+    path = workdir / CONFIG_FILE
     if not path.is_file():
-        raise ConfigError(f"{workdir} holds no run: there is no config.json")
+        raise ConfigError(f"{workdir} holds no run: there is no {CONFIG_FILE}")
     try:
-        return validate(from_json(path.read_bytes()))
+        config = validate(from_json(path.read_bytes()))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
+    facts = read_facts(workdir)
+    if facts is None:
+        return config
+    data = dataclasses.replace(config.data, modalities=facts.modalities, max_seconds=facts.max_seconds)
+    return dataclasses.replace(config, data=data)
 
 
 def starting_params(

@@ -10,6 +10,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from mecap_jax.data.checks import references
 from mecap_jax.data.manifest import IndexRow
 from mecap_jax.data.utterance import Utterance
 from mecap_jax.emotions import EMOTIONS
@@ -169,7 +170,7 @@ def captions_by_label(utterances: Iterable[Utterance | IndexRow], split: str, ta
     """
     groups: dict[str, list[str]] = {}
     for utterance in utterances:
-        captions = utterance.captions.get(target, ())
+        captions = references(utterance, target)
         if utterance.split == split and utterance.label is not None and captions:
             groups.setdefault(utterance.label, []).extend(captions)
     order = {label: i for i, label in enumerate(EMOTIONS)}

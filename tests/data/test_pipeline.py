@@ -11,7 +11,8 @@ from mecap_jax.config import AugmentConfig, Bucket, DataConfig
 from mecap_jax.data import shards
 from mecap_jax.data.clips import Clip, ClipCache, augment, join_features
 from mecap_jax.data.collate import Row, collate, needed
-from mecap_jax.data.media import MediaError, decode_audio, decode_video
+from mecap_jax.data.features import log_mel
+from mecap_jax.data.media import MediaError, decode_audio, decode_stretches, decode_video
 from mecap_jax.data.pipeline import CaptionDataset, DataError, request_text
 from mecap_jax.data.processor import Processor
 from mecap_jax.data.processor_settings import ProcessorSettings
@@ -39,7 +40,6 @@ MODEL = ModelConfig(
 )
 DATA = DataConfig(
     modalities=("audio", "video"),
-    max_seconds=3.0,
     max_bad_fraction=0.5,
     fps=0,
     max_frames=4,
@@ -52,8 +52,8 @@ DATA = DataConfig(
 
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory):
-    """18 short and 6 long clips: sound alone, picture alone, both; and one that lasts too long."""
-    short, long, endless = (audio_file(seconds=s) for s in (0.5, 2.0, 4.0))
+    """18 short and 6 long clips: sound alone, picture alone, both."""
+    short, long = (audio_file(seconds=s) for s in (0.5, 2.0))
     talking, silent = video_file(frames=12, sound="aac"), video_file(frames=12, sound=None)
     items = []
     for i in range(24):
@@ -72,7 +72,6 @@ def reader(tmp_path_factory):
                 captions={"overall": tuple(f"caption {i} by {k}" for k in range(3))},
             )
         )
-    items.append(dataclasses.replace(items[0], id="endless", audio=endless, video=None))
     directory = tmp_path_factory.mktemp("pipeline") / "shards"
     shards.write(items, directory, "a test", {"importer": "test"})
     return ShardReader(directory)
@@ -89,16 +88,9 @@ def dataset(reader, tokenizer):
     return CaptionDataset(reader, DATA, MODEL, tokenizer)
 
 
-def test_over_long_clips_are_left_out_with_the_reason(dataset):
-    assert [(bad.id, "4.00 s, over data.max_seconds = 3" in bad.reason) for bad in dataset.quarantined] == [
-        ("endless", True)
-    ]
-
-
 @pytest.mark.parametrize(
     "change, reason",
     [
-        ({"max_seconds": 1.0}, "over data.max_seconds = 1"),
         ({"target": "style"}, "has no 'style' caption"),
         ({"modalities": ("video",)}, "has none of the modalities ('video',)"),
         ({"buckets": (Bucket(30, 8, 2, 2),)}, "largest of data.buckets: needs prompt_tokens = "),
@@ -176,6 +168,60 @@ def test_a_batch_takes_the_smallest_bucket_that_holds_it(dataset):
         (b.prompt.tokens.shape[1], bool(b.valid.all())) for b in dataset.evaluation_batches(dataset.rows("train"), 3)
     }
     assert {length for length, _ in lengths} == {120, 260}
+
+
+def test_without_configured_shapes_those_of_the_data_hold_every_clip(reader, tokenizer):
+    data = dataclasses.replace(DATA, buckets=())
+    fitted = CaptionDataset(reader, data, MODEL, tokenizer)
+    buckets = fitted.config.buckets
+    rows = fitted.rows("train")
+    seen = [int(row) for batch in fitted.evaluation_batches(rows, 4) for row in batch.rows[batch.valid]]
+    assert sorted(seen) == sorted(rows) and not fitted.quarantined
+    assert "24 clips" in fitted.describe_shapes() or len(buckets) > 1
+    # A run that goes on keeps its shapes, and other data add what they lack.
+    known = (dataclasses.replace(buckets[-1], prompt_tokens=512),)
+    assert CaptionDataset(reader, data, MODEL, tokenizer, known).config.buckets == known
+    small = (Bucket(40, 1),)
+    assert CaptionDataset(reader, data, MODEL, tokenizer, small).config.buckets[0] == small[0]
+
+
+def test_of_a_long_clip_the_beginning_is_seen(reader, tokenizer):
+    """The prompt of a clip that is cut is that of a file which ends there."""
+    long = CaptionDataset(reader, dataclasses.replace(DATA, max_seconds=0.5, fps=10), MODEL, tokenizer)
+    row = next(i for i in long.rows("train") if reader.index[i].seconds == 2.0 and not reader.index[i].has_video)
+    np.testing.assert_array_equal(
+        long._decode(row).mel, log_mel(decode_audio(audio_file(seconds=2.0))[:8000], MODEL.audio.num_mel_bins)
+    )
+    film = next(i for i in long.rows("train") if reader.index[i].has_video)
+    assert reader.index[film].video_seconds == pytest.approx(0.48, abs=0.01)
+    brief = dataclasses.replace(DATA, max_seconds=0.2, max_frames=8, buckets=())
+    cut = CaptionDataset(reader, brief, MODEL, tokenizer)
+    (shown,) = decode_stretches(reader[film].video, [(0.0, 0.2)], 8, 0)
+    assert shown.timestamps.max() < 0.2 and shown.seconds_per_frame == pytest.approx(0.04)
+    assert len(cut._decode(film).frames) == len(shown.pixels) == 5
+    for dataset in (long, cut):
+        assert all(batch.valid.any() for batch in dataset.evaluation_batches(dataset.rows("train"), 4))
+
+
+def test_transcripts_are_dropped_in_training_alone(reader, tokenizer):
+    told_and_not = CaptionDataset(reader, dataclasses.replace(DATA, transcript_dropout=0.4), MODEL, tokenizer)
+    told = []
+    for batch in batches(told_and_not, steps=40):
+        for b, row in enumerate(batch.rows):
+            text = tokenizer.decode(batch.prompt.tokens[b, : batch.prompt.length[b]])
+            assert (reader.index[row].transcript in text) == batch.told[b]
+            assert told_and_not.prompt_text(int(row), bool(batch.told[b])) in text
+        told += batch.told.tolist()
+    assert 0.5 < np.mean(told) < 0.7
+    again = np.concatenate([batch.told for batch in batches(told_and_not, steps=40)])
+    np.testing.assert_array_equal(again, told)
+    first, second = (
+        np.concatenate([batch.told for batch in batches(told_and_not, places, steps=40)]).reshape(40, 2)
+        for places in ((0, 1), (2, 3))
+    )
+    np.testing.assert_array_equal(np.concatenate([first, second], axis=1).ravel(), told)
+    for batch in told_and_not.evaluation_batches(told_and_not.rows("validation"), 6):
+        assert batch.told.all()
 
 
 def test_a_hidden_modality_leaves_no_trace(dataset, tokenizer):

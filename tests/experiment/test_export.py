@@ -73,9 +73,7 @@ def train_from(backbone, family, root, lora=None, **changes):
     def change(config):
         features = config.model.features
         model = dataclasses.replace(read_config(backbone), param_dtype="float32", features=features, lora=lora)
-        buckets = tuple(dataclasses.replace(bucket, prompt_tokens=320) for bucket in config.data.buckets)
-        data = dataclasses.replace(config.data, buckets=buckets)
-        return dataclasses.replace(config, backbone=str(backbone), model=model, data=data, **changes)
+        return dataclasses.replace(config, backbone=str(backbone), model=model, **changes)
 
     return train(f"configs/sft.py:{family},smoke", root, change)
 
@@ -85,12 +83,10 @@ def tiny(root):
     """A run without a backbone, and a report of it."""
 
     def change(config):
-        buckets = tuple(dataclasses.replace(bucket, prompt_tokens=320) for bucket in config.data.buckets)
-        data = dataclasses.replace(config.data, buckets=buckets)
         decoder = dataclasses.replace(config.model.decoder, num_hidden_layers=1)
         audio = dataclasses.replace(config.model.audio, encoder_layers=1)
         model = dataclasses.replace(config.model, decoder=decoder, audio=audio)
-        return dataclasses.replace(config, data=data, model=model)
+        return dataclasses.replace(config, model=model)
 
     checkpoint = train("configs/sft.py", root, change)
     report = {

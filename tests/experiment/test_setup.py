@@ -1,19 +1,21 @@
-"""What a run finds out before its first step: which data these are."""
+"""What a run finds out before its first step: which data these are, and what it makes of them."""
 
 import dataclasses
 import json
 
 import pytest
 
-from mecap_jax.config import ConfigError, load
+from mecap_jax.config import ConfigError, from_json, load
 from mecap_jax.data import shards
 from mecap_jax.data.importers import prepare
+from mecap_jax.data.pipeline import DataError
 from mecap_jax.data.shards import ShardError, ShardReader
+from mecap_jax.data.training_facts import gather_facts, read_facts
 from mecap_jax.data.utterance import Utterance
-from mecap_jax.experiment.setup import build_shards, claim, set_up, shards_directory
+from mecap_jax.experiment.setup import build_shards, check_same, claim, is_claimed, reopen, set_up, shards_directory
 from mecap_jax.experiment.weights import read_run
 from mecap_jax.training.logging import RunLogger
-from tests.data.clips import audio_file
+from tests.data.clips import SHARED, audio_file, needs_shared_data
 
 
 def recipe(*overrides):
@@ -42,10 +44,11 @@ def test_a_damaged_configuration_of_a_run_is_named(tmp_path):
 
 
 def test_a_run_goes_on_with_other_memory_but_not_with_another_algorithm(tmp_path):
-    claim(tmp_path, recipe())
-    claim(tmp_path, recipe("sft.micro_clips=1", "grpo.micro_prompts=1", "mesh.fsdp=2", "evaluation.batch_clips=4"))
+    claim(tmp_path, recipe(), gather_facts([], recipe().data))
+    other = recipe("sft.micro_clips=1", "grpo.micro_prompts=1", "mesh.fsdp=2", "evaluation.batch_clips=4")
+    check_same(tmp_path, other)
     with pytest.raises(ConfigError, match="sft.batch_clips: 24 there, 23 asked"):
-        claim(tmp_path, recipe("sft.batch_clips=23"))
+        check_same(tmp_path, recipe("sft.batch_clips=23"))
 
 
 def test_a_mistyped_path_never_trains_on_something_else(tmp_path):
@@ -98,3 +101,120 @@ def test_own_clips_are_not_synthetic(tmp_path):
     manifest = prepare("folder", tmp_path / "in", tmp_path / "out", progress=False)
     found = [manifest[key] for key in ("synthetic", "datasets", "caption_languages", "licences")]
     assert found == [False, {"EmotionTalk": 1}, {"zh": 1}, {"CC0-1.0": 1}]
+
+
+# --- the data decide ----------------------------------------------------------------------------------------------
+
+SMALL = ("model.decoder.vocab_size=512", "sft.batch_clips=8", "grpo.prompts=8", "grpo.micro_prompts=0")
+
+
+class Said(RunLogger):
+    """A logger without files, and what it said."""
+
+    def __init__(self):
+        super().__init__(None)
+        self.lines = []
+
+    def say(self, message):
+        self.lines.append(message)
+
+
+def write_voices(directory, lengths, **changes):
+    """Shards of clips of sound alone, of these lengths in seconds."""
+    sounds = {seconds: audio_file(seconds=seconds) for seconds in set(lengths)}
+    items = [
+        Utterance(
+            id=f"clip-{i:02}",
+            dataset="mine",
+            split="validation" if i % 5 == 4 else "train",
+            speaker=f"speaker-{i % 5}",
+            audio=sounds[seconds],
+            labels={"multimodal": ("happy", "sad", "angry")[i % 3]},
+            captions={"overall": (f"a {('happy', 'sad', 'angry')[i % 3]} voice, number {i}",)},
+            **changes,
+        )
+        for i, seconds in enumerate(lengths)
+    ]
+    shards.write(items, directory, "a test", {"importer": "test"})
+    return f"data.path={directory}"
+
+
+def test_own_voices_need_no_settings(tmp_path):
+    path = write_voices(tmp_path / "shards", [3.0] * 30 + [7.0] * 10)
+    config, workdir, logger = recipe(path, *SMALL), tmp_path / "run", Said()
+    workdir.mkdir()
+    bench = set_up(config, workdir, logger)
+    data = bench.config.data
+    assert (data.modalities, data.max_seconds) == (("audio",), 7.0)
+    assert [bucket.audio_chunks for bucket in data.buckets] == [3, 6] and not any(b.frames for b in data.buckets)
+    said = "\n".join(logger.lines)
+    for line in ("no clip has video: the model sees audio", "the report is on the 8 validation clips", "are padding"):
+        assert line in said
+    # What the run is, for everything that opens it later; the configuration as it was asked for.
+    facts = read_facts(workdir)
+    assert (facts.clips, facts.transcribed, facts.longest_seconds) == (32, 0.0, 7.0)
+    assert facts.caption_languages == {"en": 32} and facts.buckets == data.buckets
+    assert json.loads((workdir / "config.json").read_text())["data"]["buckets"] == []
+    again = read_run(workdir).data
+    assert (again.modalities, again.max_seconds, again.buckets) == (("audio",), 7.0, ())
+    assert reopen(workdir, None, logger).config.data.buckets == data.buckets
+    # Other data: seen like the run's own, in its shapes and one more for longer transcripts.
+    write_voices(tmp_path / "others", [2.0] * 5 + [11.0] * 5, transcript="It is late. " * 60)
+    other = reopen(workdir, tmp_path / "others", logger)
+    assert other.config.data.buckets[:-1] == data.buckets and not other.dataset.quarantined
+    assert "5 of 10 clips last longer than 7 s" in logger.lines[-1]
+
+
+def test_what_fails_before_the_first_step_claims_nothing(tmp_path):
+    path = write_voices(tmp_path / "shards", [1.0] * 20)
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    with pytest.raises(DataError, match=r"(?s)cannot be trained on:.*'sft.batch_clips': 64 clips a step.*only 16"):
+        set_up(recipe(path, *SMALL, "sft.batch_clips=64"), workdir, Said())
+    assert not (workdir / "config.json").exists()
+    set_up(recipe(path, *SMALL), workdir, Said())
+    # Without a step there is nothing that other settings could spoil; what was prepared is prepared anew.
+    second = set_up(recipe(path, *SMALL, "seed=1", "data.instruction=Say it."), workdir, Said())
+    assert not is_claimed(workdir) and read_run(workdir).seed == 1
+    (workdir / "checkpoints" / "sft" / "3").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="seed: 1 there, 0 asked"):
+        set_up(recipe(path, *SMALL, "data.instruction=Say it."), workdir, Said())
+    processor = (workdir / "processor" / "tokenizer.json").stat().st_mtime_ns
+    resumed = set_up(read_run_as_asked(workdir), workdir, Said())
+    assert resumed.config.data.buckets == second.config.data.buckets
+    assert (workdir / "processor" / "tokenizer.json").stat().st_mtime_ns == processor
+
+
+def read_run_as_asked(workdir):
+    """The configuration that the same command line would give."""
+    return from_json((workdir / "config.json").read_text())
+
+
+def test_a_corpus_without_labels_has_anchors_from_templates(tmp_path):
+    directory = tmp_path / "shards"
+    items = [
+        Utterance(f"clip-{i}", "mine", "train" if i < 16 else "test", f"s{i}", audio=audio_file(seconds=0.5),
+                  captions={"overall": (f"a voice like number {i}",)})
+        for i in range(20)
+    ]  # fmt: skip
+    shards.write(items, directory, "a test", {"importer": "test"})
+    (tmp_path / "run").mkdir()
+    bench = set_up(recipe(f"data.path={directory}", *SMALL), tmp_path / "run", logger := Said())
+    assert bench.anchors.kind == "templates" and any("no emotion labels" in line for line in logger.lines)
+
+
+@needs_shared_data
+def test_real_voices_in_two_commands(tmp_path):
+    manifest = prepare("folder", SHARED, tmp_path / "shards", progress=False, captions="templates")
+    assert manifest["records"] == 456 and not manifest["synthetic"]
+    assert manifest["datasets"] == {"RAVDESS": 300, "EMO-DB": 156} and manifest["caption_languages"] == {"en": 456}
+    assert set(manifest["licences"]) == {"CC BY-NC-SA 4.0", "CC0-1.0"}
+    (tmp_path / "run").mkdir()
+    bench = set_up(recipe(f"data.path={tmp_path / 'shards'}"), tmp_path / "run", logger := Said())
+    assert not bench.dataset.quarantined and bench.config.data.modalities == ("audio",)
+    assert len(bench.dataset.rows("train")) == 356 and bench.dataset.evaluated_split == "validation"
+    (shapes,) = [line for line in logger.lines if line.startswith("shapes: ")]
+    assert int(shapes.rpartition("(")[2].partition("%")[0]) < 30
+    rows = bench.dataset.rows("train", "sft")
+    (batch,) = bench.dataset.training_batches(rows, batch_size=24, steps=1, seed=0, references=2, max_target_tokens=40)
+    assert batch.valid.all() and batch.prompt.audio_frames.any() and not batch.prompt.patches.size

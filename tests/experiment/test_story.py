@@ -37,7 +37,6 @@ SMALL = (
     "model.vision.hidden_size=16",
     "model.vision.intermediate_size=16",
     "model.vision.num_heads=2",
-    "data.buckets=({'prompt_tokens': 160, 'audio_chunks': 2, 'frames': 4, 'windows': 1},)",
     "sft.steps=3",
     "sft.batch_clips=8",
     "sft.max_target_tokens=24",
