@@ -12,6 +12,10 @@ from mecap_jax.evaluation.stage import StageResult
 from mecap_jax.json_files import parse_json, to_json
 
 
+class PredictionsError(ValueError):
+    """A file of predictions that cannot be read."""
+
+
 def predictions(result: StageResult, finished: Sequence[bool], step: int | None) -> list[dict[str, Any]]:
     """Returns one row a clip, as JSON types.
 
@@ -50,12 +54,12 @@ def read_captions(path: Path, step: int | None) -> dict[str, Caption]:
     `step` None takes those of any checkpoint.
 
     Raises:
-      ValueError: a line is not a row of predictions.
+      PredictionsError: a line is not a row of predictions; names file and line.
     """
     captions: dict[str, Caption] = {}
     if not path.is_file():
         return captions
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], start=1):
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
         try:
             row = parse_json(line)
             identity, text, finished = row["id"], row["caption"], row["finished"]
@@ -64,5 +68,5 @@ def read_captions(path: Path, step: int | None) -> dict[str, Caption]:
             if step is None or row["step"] == step:
                 captions[identity] = Caption(text, finished)
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}, line {number}, is no prediction: {error!r}") from error
+            raise PredictionsError(f"{path}, line {number}, is no prediction: {error!r}") from error
     return captions

@@ -23,6 +23,7 @@ from mecap_jax.data.shards import ShardError, ShardReader
 from mecap_jax.data.tokenizer import Tokenizer, train_tokenizer
 from mecap_jax.data.training_facts import TrainingFacts, gather_facts, read_facts
 from mecap_jax.emotions import EMOTIONS
+from mecap_jax.evaluation.predictions import PredictionsError
 from mecap_jax.experiment.backbone import check_backbone
 from mecap_jax.experiment.weights import CONFIG_FILE, PROCESSOR, read_run
 from mecap_jax.json_files import as_json, read_json_object, to_json, write_json
@@ -54,6 +55,7 @@ USER_ERRORS = (
     ImporterError,
     LockedError,
     NonFiniteError,
+    PredictionsError,
     RewardError,
     SentenceEncoderError,
     ShardError,
