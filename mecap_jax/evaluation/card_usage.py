@@ -75,16 +75,16 @@ def _media(model: ModelConfig, data: DataConfig, seen: tuple[str, ...], max_new_
     arguments += ["audio=[waveform]"] if "audio" in seen else []
     before = ""
     if "video" in seen:
-        fps = '"fps": len(frames) / seconds'
+        rates = ['"fps": len(frames) / seconds']
         if model.family == "qwen2_5_vl":
             before = (
                 "metadata = VideoMetadata(\n"
                 "    total_num_frames=len(frames), fps=len(frames) / seconds, frames_indices=list(range(len(frames)))\n"
                 ")\n"
             )
-            fps = '"video_metadata": [metadata]'
+            rates.append('"video_metadata": [metadata]')  # what transformers 5 reads instead
         size = f'"size": {{"shortest_edge": {data.min_pixels}, "longest_edge": {data.max_pixels}}}'
-        options = [size, fps, '"do_sample_frames": False', '"cap_pixels_per_frame": False']
+        options = [size, *rates, '"do_sample_frames": False', '"cap_pixels_per_frame": False']
         lines = "".join(f"        {option},\n" for option in options)
         arguments += ["videos=[frames]", f"videos_kwargs={{\n{lines}    }}"]
     # Whole batches are not cast: the times between frames would be rounded, too.

@@ -230,7 +230,10 @@ def _usage(export: Export) -> str:
     longest = config.grpo.max_new_tokens if config.grpo else config.sft.max_target_tokens if config.sft else 64
     base = base_name(export.base) if export.adapters else ""
     code = transformers_usage(model, config.data, _seen(export), longest, base)
-    parts = ["## Use with transformers", "With version 5.23; the prompt is the one that was trained.", _fenced(code)]
+    # Until 5.3, text behind a long video of Qwen2.5-VL stood elsewhere than in training.
+    versions = "5.3 or later" if model.family == "qwen2_5_vl" else "4.57 or 5"
+    parts = ["## Use with transformers", f"With version {versions}; the prompt is the one that was trained."]
+    parts.append(_fenced(code))
     if model.family == "qwen2_5_omni" and model.vision is not None:
         parts.append(
             "The processor of this family ignores the limits in `video_preprocessor_config.json`: without `size` in "

@@ -26,7 +26,7 @@ from mecap_jax.experiment.weights import (
     run_of,
 )
 from mecap_jax.json_files import read_json_object, write_json
-from mecap_jax.models.checkpoints.config_writer import ARCHITECTURES, format_config, within_omni
+from mecap_jax.models.checkpoints.config_writer import ARCHITECTURES, for_earlier_versions, format_config, within_omni
 from mecap_jax.models.checkpoints.hub import save_model, save_projector
 from mecap_jax.models.checkpoints.hub_config import CONFIG_FILE, omni_thinker, read_config, read_json
 from mecap_jax.models.checkpoints.peft import save_peft
@@ -157,6 +157,7 @@ def _model_config(config: Config, tokenizer: Tokenizer, dtype: str) -> dict[str,
     theirs = _in_dtype(omni_thinker(read_json(Path(config.backbone) / CONFIG_FILE)), dtype)
     # What transformers 5 saved does not say where pictures start, and its positions of videos ask for it.
     theirs = {name: ids[name] for name in ("vision_start_token_id", "vision_end_token_id") if name in ids} | theirs
+    theirs = for_earlier_versions(theirs, config.model.decoder.tie_word_embeddings)
     return theirs | {"architectures": [ARCHITECTURES[config.model.family]], "dtype": dtype}
 
 

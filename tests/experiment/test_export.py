@@ -5,7 +5,10 @@ import tests.torch_reference  # noqa: F401, I001 - declares torchvision operator
 import dataclasses
 import json
 import logging
+import os
 import re
+import subprocess
+from pathlib import Path
 
 import jax
 import ml_dtypes
@@ -333,6 +336,35 @@ def test_a_decoder_behind_features(text, tmp_path, monkeypatch, said):
     check(checkpoint, tmp_path / "out", monkeypatch)
     found = read_model(tmp_path / "out")
     assert found.features == read_run(checkpoint.parent.parent).model.features
+
+
+@pytest.mark.parametrize("family", ["tiny", "omni", "vl", "text"])
+def test_earlier_versions_of_transformers_compute_the_same(request, family, tmp_path):
+    """The card's own code under transformers 4.57, in an environment that the variable names."""
+    python = os.environ.get("MECAP_TRANSFORMERS_4")
+    if python is None:
+        pytest.skip("MECAP_TRANSFORMERS_4 does not name a Python with transformers 4.57")
+    fixture = request.getfixturevalue(family)
+    checkpoint = fixture if family == "tiny" else fixture[0]
+    export_stage(checkpoint, tmp_path / "out", dtype="float32")
+    stage = open_stage(checkpoint, make_mesh(MeshConfig()))
+    values = clip(stage.config.model)
+    code, arrays, output = (str(tmp_path / name) for name in ("card.py", "clip.npz", "logits.npz"))
+    (tmp_path / "card.py").write_text(card_code(tmp_path / "out"))
+    np.savez(arrays, **values)
+    script = Path(__file__).with_name("run_card.py")
+    environment = {**os.environ, "PYTHONPATH": str(script.parents[2])}
+    done = subprocess.run(
+        [python, script, code, arrays, output], cwd=tmp_path / "out", env=environment, capture_output=True, text=True
+    )
+    assert not done.returncode, done.stderr
+    prompt = our_prompt(stage, values)
+    ours = np.asarray(prompt_logits(stage.graphdef, stage.params, jax.tree.map(jax.numpy.asarray, prompt)))[0]
+    with np.load(output) as theirs:
+        assert str(theirs["version"]).startswith("4.57.")
+        worst = np.abs(ours[: prompt.length[0]] - theirs["logits"]).max()
+    print(f"{family}: largest difference of a logit under transformers 4.57 {worst:.1e}")
+    assert worst <= 1e-4
 
 
 # --- what is refused -----------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""`config.json` of the Hugging Face families, written from a `ModelConfig`, in the layout of transformers 5."""
+"""`config.json` of the Hugging Face families, written from a `ModelConfig`, for transformers 4.57 and 5."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def format_config(model: ModelConfig, special_ids: Mapping[str, int]) -> dict[st
         **special_ids,
     }
     if vision is None:
-        return whole | text
+        return for_earlier_versions(whole | text, decoder.tie_word_embeddings)
     whole["text_config"] = text | {
         name: special_ids.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")
     }
@@ -82,7 +82,26 @@ def format_config(model: ModelConfig, special_ids: Mapping[str, int]) -> dict[st
                 "output_dim": decoder.hidden_size,
             },
         }
-    return whole
+    return for_earlier_versions(whole, decoder.tie_word_embeddings)
+
+
+def for_earlier_versions(config: Mapping[str, Any], tied: bool) -> dict[str, Any]:
+    """The configuration with what transformers before version 5 reads elsewhere, and would take defaults for.
+
+    Those are the base of the rotary frequencies, their division between time, height and width, and `tied`: whether the
+    output weights are the embeddings.
+    """
+    text = config.get("text_config")
+    inner = dict(text) if isinstance(text, Mapping) else dict(config)
+    rope = inner.get("rope_parameters")
+    if isinstance(rope, Mapping):
+        inner["rope_theta"] = rope["rope_theta"]
+        if "mrope_section" in rope:
+            kind = rope.get("rope_type", "default")
+            inner["rope_scaling"] = {"type": kind, "rope_type": kind, "mrope_section": rope["mrope_section"]}
+    if not isinstance(text, Mapping):
+        return inner
+    return dict(config) | {"text_config": inner | {"tie_word_embeddings": tied}}
 
 
 def within_omni(thinker: Mapping[str, Any]) -> dict[str, Any]:
