@@ -71,14 +71,14 @@ def read_adapter(directory, params):
 
 # (directory, file, what reads it, damaged files)
 CASES = {
-    "shard": ("model", "model-00002-of-*.safetensors", read_weights, 50),
-    "index": ("model", "model.safetensors.index.json", read_weights, 50),
-    "config": ("model", "config.json", read_weights, 50),
-    "tokenizer": ("model", "tokenizer.json", read_processor, 50),
-    "settings": ("model", "tokenizer_config.json", read_processor, 40),
-    "template": ("model", "chat_template.jinja", read_processor, 40),
-    "adapter": ("adapter", "adapter_model.safetensors", read_adapter, 40),
-    "adapter_config": ("adapter", "adapter_config.json", read_adapter, 50),
+    "shard": ("model", "model-00002-of-*.safetensors", read_weights, 100),
+    "index": ("model", "model.safetensors.index.json", read_weights, 100),
+    "config": ("model", "config.json", read_weights, 100),
+    "tokenizer": ("model", "tokenizer.json", read_processor, 100),
+    "settings": ("model", "tokenizer_config.json", read_processor, 100),
+    "template": ("model", "chat_template.jinja", read_processor, 100),
+    "adapter": ("adapter", "adapter_model.safetensors", read_adapter, 100),
+    "adapter_config": ("adapter", "adapter_config.json", read_adapter, 100),
 }
 
 
