@@ -128,16 +128,13 @@ class LoraConfig:
     dropout: ShareBelowOne = 0.0
 
 
-FAMILIES = ("qwen2_5_omni", "qwen2_5_vl", "qwen2", "qwen3")
-
-
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """The whole network.
 
     Attributes:
       name: the preset's name.
-      family: whose chat format, placeholder tokens, positions and checkpoint layout it has (`FAMILIES`).
+      family: whose chat format, placeholder tokens, positions and checkpoint layout it has (`families.FAMILIES`).
       position_id_per_seconds: temporal positions per second of video (`position_id_per_seconds` of Qwen2.5-Omni,
         `tokens_per_second` of Qwen2.5-VL).
       seconds_per_chunk: audio and video of one clip interleave in chunks of this length.

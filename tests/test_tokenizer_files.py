@@ -9,8 +9,9 @@ import pytest
 from tokenizers import Regex, pre_tokenizers
 
 from mecap_jax.data.tokenizer import Tokenizer
+from mecap_jax.families import QWEN2_WORDS
 from mecap_jax.models.sentence_encoder import packaged_directory
-from mecap_jax.tokenizer_files import LONGEST_TEXT, QWEN2_WORDS, read_tokenizer
+from mecap_jax.tokenizer_files import LONGEST_TEXT, read_tokenizer
 from tests.hub_layout import write_processor
 from tests.models import text_models
 

@@ -7,12 +7,12 @@ in it are broken up before the template puts its own around it.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mecap_jax.data.template_sandbox import run_template
+from mecap_jax.families import FAMILIES, MediaTokens
 from mecap_jax.json_files import is_named, read_file, read_json_object
 
 END_OF_TEXT = "<|endoftext|>"
@@ -21,48 +21,9 @@ FEATURES = "<|FEATURES|>"  # precomputed features; no published vocabulary has a
 ROLES = ("system", "user", "assistant")
 
 
-@dataclasses.dataclass(frozen=True)
-class MediaTokens:
-    """Placeholder and delimiter tokens of a family; None where it does not read that kind of media."""
-
-    audio: str | None = None
-    audio_start: str | None = None
-    audio_end: str | None = None
-    image: str | None = None
-    video: str | None = None
-    vision_start: str | None = None
-    vision_end: str | None = None
-
-    @property
-    def any(self) -> bool:
-        """Whether the family reads media at all."""
-        return self.image is not None or self.audio is not None
-
-
-MEDIA_TOKENS = {
-    "qwen2_5_omni": MediaTokens(
-        audio="<|AUDIO|>",
-        audio_start="<|audio_bos|>",
-        audio_end="<|audio_eos|>",
-        image="<|IMAGE|>",
-        video="<|VIDEO|>",
-        vision_start="<|vision_bos|>",
-        vision_end="<|vision_eos|>",
-    ),
-    "qwen2_5_vl": MediaTokens(
-        image="<|image_pad|>",
-        video="<|video_pad|>",
-        vision_start="<|vision_start|>",
-        vision_end="<|vision_end|>",
-    ),
-    "qwen2": MediaTokens(),
-    "qwen3": MediaTokens(),
-}
-
-
 def default_template(family: str) -> str:
     """Qwen's chat format (ChatML) with the family's placeholders and without a system prompt of its own."""
-    tokens = MEDIA_TOKENS[family]
+    tokens = FAMILIES[family].media
     blocks = [("audio", tokens.audio_start, tokens.audio, tokens.audio_end)]
     blocks += [(name, tokens.vision_start, getattr(tokens, name), tokens.vision_end) for name in ("image", "video")]
     media = "".join(
@@ -121,7 +82,7 @@ def render(template: str, messages: Sequence[Mapping[str, Any]], family: str, na
     Raises:
       ValueError: an unknown role or item, media that the family does not read, or a template that fails.
     """
-    plain = [_plain_message(message, MEDIA_TOKENS[family], family) for message in messages]
+    plain = [_plain_message(message, FAMILIES[family].media, family) for message in messages]
     try:
         return run_template(template, messages=plain, add_generation_prompt=True, tools=None, documents=None)
     except ValueError as error:

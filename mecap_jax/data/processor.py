@@ -20,11 +20,10 @@ from mecap_jax.data.prompts import AudioSpan, FeatureSpan, ImageGrid, Media, lay
 from mecap_jax.data.resize import resize_bicubic
 from mecap_jax.data.sound import MAX_SAMPLE_RATE, resampled
 from mecap_jax.data.tokenizer import Tokenizer
+from mecap_jax.families import FAMILIES
 from mecap_jax.model_config import ModelConfig
 
 Conversation = Sequence[Mapping[str, Any]]
-# What transformers takes for the rate of frames that come without one.
-_UNKNOWN_FPS = {"qwen2_5_omni": 2.0, "qwen2_5_vl": 24.0}
 _KEYS = {
     "text": {"type", "text"},
     "audio": {"type", "audio", "sampling_rate"},
@@ -181,7 +180,7 @@ class Processor:
     def _add_video(self, item: Mapping[str, Any], sound: Mapping[str, Any] | None, collected: _Collected) -> None:
         pixels = self._pixels(_payload(item), "video", 4)
         fps = item.get("fps")
-        fps = _UNKNOWN_FPS[self.model.family] if fps is None else float(fps)
+        fps = FAMILIES[self.model.family].frame_rate if fps is None else float(fps)
         if not 0 < fps < np.inf:
             raise ValueError(f"a video has fps = {fps:g}")
         frames = self._resized(pixels, self.settings.video_min_pixels, self.settings.video_max_pixels)
@@ -192,7 +191,7 @@ class Processor:
         collected.add(grid)
 
     def _pixels(self, pixels: Any, kind: str, axes: int) -> np.ndarray:
-        if self.model.vision is None or self.model.family not in _UNKNOWN_FPS:
+        if self.model.vision is None or FAMILIES[self.model.family].media.image is None:
             raise ValueError(f"the model reads no {kind}")
         pixels = np.asarray(pixels)
         if pixels.dtype != np.uint8 or pixels.ndim != axes or pixels.shape[-1] != 3 or not pixels.size:

@@ -15,14 +15,13 @@ from typing import Any
 
 from mecap_jax.data.features import HOP, MAX_SAMPLES, N_FFT, PIXEL_MEAN, PIXEL_STD, SAMPLE_RATE
 from mecap_jax.data.pictures import MIN_FRAMES
+from mecap_jax.families import FAMILIES
 from mecap_jax.json_files import is_named, read_json_object, write_json
 from mecap_jax.model_config import ModelConfig
 
 _CELL = 28 * 28  # pixels behind one decoder token
 _BICUBIC = 3  # PIL's number
 _MOST = 2**31  # pixels, frames: beyond any picture, and exact in every number format
-# Classes and type names by which transformers finds its own processors.
-_PROCESSOR_CLASSES = {"qwen2_5_omni": "Qwen2_5OmniProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +69,7 @@ def read_settings(directory: Path, model: ModelConfig) -> ProcessorSettings:
         names = ("video_preprocessor_config.json", "preprocessor_config.json")
         file, video = _section(directory, "video_processor", *names)
         _refuse_others(file, video, pictures | {"cap_pixels_per_frame": (False,) * 2, "min_frames": (MIN_FRAMES,) * 2})
-        if model.family == "qwen2_5_omni":
-            # transformers' processor of this family passes its own limits over those of the video processor's file.
+        if FAMILIES[model.family].limits_in_call:
             whole = directory / "processor_config.json"
             video = {**video, "min_pixels": None, "max_pixels": None, "size": None}
             if is_named(whole) and (limits := read_json_object(whole).get("videos_kwargs")) is not None:
@@ -85,13 +83,13 @@ def read_settings(directory: Path, model: ModelConfig) -> ProcessorSettings:
 
 def write_settings(settings: ProcessorSettings, directory: Path, model: ModelConfig) -> None:
     """Writes the files that transformers' processor of the family reads; nothing for text families."""
-    name = _PROCESSOR_CLASSES.get(model.family)
-    if name is None:
+    family = FAMILIES[model.family]
+    if (name := family.processor) is None:
         return
     vision = {} if model.vision is None else {key: value for key, (value, _) in _pictures(model).items()}
     image = vision | _size(settings.image_min_pixels, settings.image_max_pixels)
     image |= {"processor_class": name, "image_processor_type": "Qwen2VLImageProcessor"}
-    if model.family == "qwen2_5_omni":
+    if family.media.audio is not None:
         sound = {} if model.audio is None else {key: value for key, (value, _) in _sound(model).items()}
         image |= sound | {"feature_extractor_type": "WhisperFeatureExtractor", "return_attention_mask": True}
     write_json(directory / "preprocessor_config.json", image)
@@ -100,7 +98,7 @@ def write_settings(settings: ProcessorSettings, directory: Path, model: ModelCon
     video = vision | size | rates | {"min_frames": MIN_FRAMES, "video_processor_type": "Qwen2VLVideoProcessor"}
     write_json(directory / "video_preprocessor_config.json", video | {"processor_class": name})
     whole: dict[str, Any] = {"processor_class": name}
-    if model.family == "qwen2_5_omni":  # see `read_settings`; with transformers, pass it as `videos_kwargs`
+    if family.limits_in_call:
         whole["videos_kwargs"] = {"size": size["size"]} | rates
     write_json(directory / "processor_config.json", whole)
 

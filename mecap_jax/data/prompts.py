@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from mecap_jax.data.tokenizer import Tokenizer
+from mecap_jax.families import FAMILIES
 from mecap_jax.model_config import ModelConfig
 
 TEXT, AUDIO, VISION, FEATURES = range(4)
@@ -129,6 +130,7 @@ class _Builder:
 
     def __init__(self, tokenizer: Tokenizer, model: ModelConfig):
         self._tokenizer, self._model = tokenizer, model
+        self._is_mrope = FAMILIES[model.family].positions == "mrope"
         self._parts: list[tuple[np.ndarray, ...]] = []
         self._used = {AUDIO: 0, VISION: 0, FEATURES: 0}
         self._next = 0
@@ -177,7 +179,7 @@ class _Builder:
     def _vision(self, token: int, offsets: np.ndarray) -> None:
         start = self._next
         self._media(token, VISION, offsets)
-        if self._model.family == "qwen2_5_vl":
+        if self._is_mrope:
             # Text goes on behind the picture's longer side, however long the video lasts.
             self._next = start + int(offsets[1:].max()) + 1
 
@@ -185,7 +187,7 @@ class _Builder:
         # float32 and this order of products, as in the published code: 0.4 s x 25 must truncate to the same integer.
         steps, seconds = np.arange(grid.frames, dtype=np.float32), np.float32(grid.seconds_per_frame)
         rate = np.float32(self._model.position_id_per_seconds)
-        time = steps * (rate * seconds) if self._model.family == "qwen2_5_vl" else steps * seconds * rate
+        time = steps * (rate * seconds) if self._is_mrope else steps * seconds * rate
         return _grid(time.astype(np.int64), grid.rows, grid.columns)
 
     def _video_with_sound(self, grid: VideoGrid) -> None:

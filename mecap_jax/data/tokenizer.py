@@ -16,14 +16,14 @@ from mecap_jax.data.chat_template import (
     FEATURES,
     IM_END,
     IM_START,
-    MEDIA_TOKENS,
     default_template,
     defuse,
     read_template,
     render,
 )
+from mecap_jax.families import FAMILIES
 from mecap_jax.json_files import write_json
-from mecap_jax.tokenizer_files import LONGEST_TEXT, QWEN2_WORDS, read_tokenizer
+from mecap_jax.tokenizer_files import LONGEST_TEXT, read_tokenizer
 
 # What a published directory keeps of its tokenizer.
 TOKENIZER_FILES = (
@@ -51,7 +51,7 @@ _ATTRIBUTES = {
 
 def special_tokens(family: str) -> tuple[str, ...]:
     """The special tokens that a tokenizer of the family must have."""
-    tokens = MEDIA_TOKENS[family]
+    tokens = FAMILIES[family].media
     audio = (tokens.audio, tokens.audio_start, tokens.audio_end)
     vision = (tokens.image, tokens.video, tokens.vision_start, tokens.vision_end)
     return (END_OF_TEXT, IM_START, IM_END, *(token for token in (*audio, *vision) if token is not None))
@@ -61,7 +61,7 @@ class Tokenizer:
     """Encodes and decodes text and conversations; knows the ids of the special tokens.
 
     Attributes:
-      family: whose special tokens and placeholders it has (`model_config.FAMILIES`).
+      family: whose special tokens and placeholders it has (`families.FAMILIES`).
       media: the family's placeholder tokens.
       template: the chat template's Jinja source.
       vocab_size: the largest id in the file, plus one.
@@ -97,7 +97,7 @@ class Tokenizer:
         self._backend = backend
         self._source = source
         self.family = family
-        self.media = MEDIA_TOKENS[family]
+        self.media = FAMILIES[family].media
         self.template = default_template(family) if template is None else template
         self._template_name = f"the chat template of {template_file}" if template_file else "the chat template"
         self.vocab_size = max(backend.get_vocab().values()) + 1  # ids may have gaps
@@ -192,10 +192,11 @@ class Tokenizer:
 
 
 def _splitting(family: str) -> pre_tokenizers.PreTokenizer:
-    if family == "qwen2_5_omni":  # results with this rule are published
+    words = FAMILIES[family].words
+    if words is None:
         return pre_tokenizers.ByteLevel(add_prefix_space=False)
-    # transformers gives models of type "qwen2" this rule whatever their tokenizer.json says.
-    split = pre_tokenizers.Split(tokenizers.Regex(QWEN2_WORDS), behavior="isolated")
+    # transformers gives models of type "qwen2" their rule whatever their tokenizer.json says.
+    split = pre_tokenizers.Split(tokenizers.Regex(words), behavior="isolated")
     return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
@@ -206,7 +207,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, family: str = "qwen2_
     backend.pre_tokenizer = _splitting(family)
     backend.decoder = decoders.ByteLevel()
     # A text model's vocabulary knows nothing of features, whoever trained it.
-    features = [FEATURES] if MEDIA_TOKENS[family].any else []
+    features = [FEATURES] if FAMILIES[family].media.any else []
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[*special_tokens(family), *features],

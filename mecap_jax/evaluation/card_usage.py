@@ -6,8 +6,8 @@ Whatever comes from a configuration stands in the code as a Python literal.
 from __future__ import annotations
 
 from mecap_jax.config import DataConfig
+from mecap_jax.families import FAMILIES
 from mecap_jax.model_config import ModelConfig
-from mecap_jax.models.checkpoints.config_writer import ARCHITECTURES
 
 
 def transformers_usage(
@@ -33,13 +33,14 @@ def transformers_usage(
 
 def _load(model: ModelConfig, base: str, media: bool) -> str:
     multimodal = model.vision is not None
-    architecture = ARCHITECTURES[model.family] if multimodal else "AutoModelForCausalLM"
+    architecture = FAMILIES[model.family].architecture if multimodal else "AutoModelForCausalLM"
     reader, name = ("AutoProcessor", "processor") if multimodal else ("AutoTokenizer", "tokenizer")
     imports = ["import torch"]
     imports += ["from peft import PeftModel"] if base else []
     imports += ["from safetensors.torch import load_file"] if model.features and media else []
     imports.append(f"from transformers import {', '.join(sorted((architecture, reader)))}")
-    imports += ["from transformers.video_utils import VideoMetadata"] if model.family == "qwen2_5_vl" and media else []
+    if FAMILIES[model.family].wants_metadata and media:
+        imports.append("from transformers.video_utils import VideoMetadata")
     lines = [*imports, "", 'directory = "."  # this directory', f"{name} = {reader}.from_pretrained(directory)"]
     if base:
         lines.append(f'base = {architecture}.from_pretrained({base!r}, dtype="auto")')
@@ -76,7 +77,7 @@ def _media(model: ModelConfig, data: DataConfig, seen: tuple[str, ...], max_new_
     before = ""
     if "video" in seen:
         rates = ['"fps": len(frames) / seconds']
-        if model.family == "qwen2_5_vl":
+        if FAMILIES[model.family].wants_metadata:
             before = (
                 "metadata = VideoMetadata(\n"
                 "    total_num_frames=len(frames), fps=len(frames) / seconds, frames_indices=list(range(len(frames)))\n"

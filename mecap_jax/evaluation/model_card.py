@@ -15,6 +15,7 @@ from typing import Any
 from mecap_jax.config import Config, GrpoConfig, SftConfig
 from mecap_jax.evaluation.card_usage import transformers_usage
 from mecap_jax.evaluation.tables import escape, format_value, markdown_table, metric_cell, ordered, stage_title
+from mecap_jax.families import FAMILIES
 from mecap_jax.json_files import to_json
 
 CARD_FILE = "README.md"
@@ -230,11 +231,10 @@ def _usage(export: Export) -> str:
     longest = config.grpo.max_new_tokens if config.grpo else config.sft.max_target_tokens if config.sft else 64
     base = base_name(export.base) if export.adapters else ""
     code = transformers_usage(model, config.data, _seen(export), longest, base)
-    # Until 5.3, text behind a long video of Qwen2.5-VL stood elsewhere than in training.
-    versions = "5.3 or later" if model.family == "qwen2_5_vl" else "4.57 or 5"
-    parts = ["## Use with transformers", f"With version {versions}; the prompt is the one that was trained."]
+    family = FAMILIES[model.family]
+    parts = ["## Use with transformers", f"With version {family.versions}; the prompt is the one that was trained."]
     parts.append(_fenced(code))
-    if model.family == "qwen2_5_omni" and model.vision is not None:
+    if family.limits_in_call and model.vision is not None:
         parts.append(
             "The processor of this family ignores the limits in `video_preprocessor_config.json`: without `size` in "
             "`videos_kwargs`, frames come out at another size than in training."

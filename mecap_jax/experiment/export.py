@@ -25,10 +25,12 @@ from mecap_jax.experiment.weights import (
     read_run,
     run_of,
 )
+from mecap_jax.families import FAMILIES
 from mecap_jax.json_files import read_json_object, write_json
-from mecap_jax.models.checkpoints.config_writer import ARCHITECTURES, for_earlier_versions, format_config, within_omni
+from mecap_jax.models.checkpoints.config_reader import omni_thinker
+from mecap_jax.models.checkpoints.config_writer import for_earlier_versions, format_config, within_omni
 from mecap_jax.models.checkpoints.hub import save_model, save_projector
-from mecap_jax.models.checkpoints.hub_config import CONFIG_FILE, omni_thinker, read_config, read_json
+from mecap_jax.models.checkpoints.hub_config import CONFIG_FILE, read_config, read_json
 from mecap_jax.models.checkpoints.peft import save_peft
 from mecap_jax.models.checkpoints.table import flatten
 from mecap_jax.models.parameters import split_params
@@ -38,24 +40,6 @@ from mecap_jax.training.checkpointing import latest_step, load_params
 
 DTYPES = ("float32", "bfloat16", "float16")
 _GENERATION_FILE = "generation_config.json"
-# The fields of a configuration that hold ids of `MediaTokens`.
-_MEDIA_IDS = {
-    "qwen2_5_omni": {
-        "audio_token_index": "audio",
-        "audio_start_token_id": "audio_start",
-        "audio_end_token_id": "audio_end",
-        "image_token_index": "image",
-        "video_token_index": "video",
-        "vision_start_token_id": "vision_start",
-        "vision_end_token_id": "vision_end",
-    },
-    "qwen2_5_vl": {
-        "image_token_id": "image",
-        "video_token_id": "video",
-        "vision_start_token_id": "vision_start",
-        "vision_end_token_id": "vision_end",
-    },
-}
 
 
 def export_stage(
@@ -149,8 +133,8 @@ def _write_model(
 
 def _model_config(config: Config, tokenizer: Tokenizer, dtype: str) -> dict[str, Any]:
     """`config.json`: the backbone's own in this dtype, or one that says what the network and its tokens are."""
-    media = _MEDIA_IDS.get(config.model.family, {})
-    ids = {field: tokenizer.special(getattr(tokenizer.media, token)) for field, token in media.items()}
+    family = FAMILIES[config.model.family]
+    ids = {field: tokenizer.special(getattr(family.media, token)) for field, token in family.media_ids.items()}
     if not config.backbone:
         ids |= {"bos_token_id": None, **_own_ids(tokenizer)}
         return format_config(dataclasses.replace(config.model, param_dtype=dtype), ids)
@@ -158,7 +142,7 @@ def _model_config(config: Config, tokenizer: Tokenizer, dtype: str) -> dict[str,
     # What transformers 5 saved does not say where pictures start, and its positions of videos ask for it.
     theirs = {name: ids[name] for name in ("vision_start_token_id", "vision_end_token_id") if name in ids} | theirs
     theirs = for_earlier_versions(theirs, config.model.decoder.tie_word_embeddings)
-    return theirs | {"architectures": [ARCHITECTURES[config.model.family]], "dtype": dtype}
+    return theirs | {"architectures": [family.architecture], "dtype": dtype}
 
 
 def _in_dtype(fields: Mapping[str, Any], dtype: str) -> dict[str, Any]:

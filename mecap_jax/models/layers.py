@@ -2,6 +2,10 @@
 
 Parameters carry the names of their logical axes as metadata (`logical_axes`), from which the trainer derives
 shardings. Products run in the module's `dtype`; norms and softmax in float32.
+
+`flax.nnx` has layers of these names, which serve the text encoders (`bert`). Here they would not do: its RMSNorm scales
+before it rounds, where the published models round first (a quarter of all bfloat16 values differ); its Embed casts the
+whole table before it looks a token up; its Linear and Conv draw random numbers for biases of zeros.
 """
 
 from __future__ import annotations

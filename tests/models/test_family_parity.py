@@ -15,7 +15,7 @@ from flax import nnx
 from mecap_jax.batch import Completions
 from mecap_jax.generation.sampler import generate
 from mecap_jax.generation.scoring import completion_logprobs
-from mecap_jax.models.checkpoints.families import TABLES
+from mecap_jax.models.checkpoints.families import LAYOUTS
 from mecap_jax.models.checkpoints.table import by_key, flatten
 from mecap_jax.models.multimodal_lm import MultimodalLM
 from mecap_jax.training.sft import SftBatch, negative_log_likelihood
@@ -158,7 +158,7 @@ def test_gradients_of_every_parameter(family, remat):
     loss = torch.nn.functional.cross_entropy(logits, wanted[0], reduction="sum")
     loss.backward()
     expected = {}
-    table = TABLES[family.name]
+    table = LAYOUTS[family.name].table
     for name, parameter in family.reference.named_parameters():
         match = by_key(table.key(name), table.rows)
         if match is None:

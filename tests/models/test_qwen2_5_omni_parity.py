@@ -14,12 +14,12 @@ from transformers.models.qwen2_5_omni.configuration_qwen2_5_omni import Qwen2_5O
 from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniThinkerForConditionalGeneration
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
-from mecap_jax.models.checkpoints.families import TABLES
+from mecap_jax.models.checkpoints.families import LAYOUTS
 from mecap_jax.models.checkpoints.table import CheckpointError, flatten, load_tensors
 from tests import miniature
 
 CONFIG = miniature.CONFIG
-TABLE = TABLES["qwen2_5_omni"]
+TABLE = LAYOUTS["qwen2_5_omni"].table
 PATCH = (3, 2, 14, 14)  # channels, frames, height, width
 
 

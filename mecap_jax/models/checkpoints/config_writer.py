@@ -5,14 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mecap_jax.families import FAMILIES
 from mecap_jax.model_config import ModelConfig
-
-ARCHITECTURES = {
-    "qwen2_5_omni": "Qwen2_5OmniThinkerForConditionalGeneration",
-    "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-}
 
 
 def format_config(model: ModelConfig, special_ids: Mapping[str, int]) -> dict[str, Any]:
@@ -21,7 +15,7 @@ def format_config(model: ModelConfig, special_ids: Mapping[str, int]) -> dict[st
     Args:
       special_ids: ids of special tokens by the family's names for them (`audio_token_index`, `eos_token_id`, ...).
     """
-    decoder, vision, audio = model.decoder, model.vision, model.audio
+    decoder, vision, audio, family = model.decoder, model.vision, model.audio, FAMILIES[model.family]
     text = {
         "vocab_size": decoder.vocab_size,
         "hidden_size": decoder.hidden_size,
@@ -40,8 +34,8 @@ def format_config(model: ModelConfig, special_ids: Mapping[str, int]) -> dict[st
     if decoder.qk_norm:
         text["head_dim"] = decoder.head_dim
     whole: dict[str, Any] = {
-        "architectures": [ARCHITECTURES[model.family]],
-        "model_type": "qwen2_5_omni_thinker" if model.family == "qwen2_5_omni" else model.family,
+        "architectures": [family.architecture],
+        "model_type": family.model_type,
         "dtype": model.param_dtype,
         "tie_word_embeddings": decoder.tie_word_embeddings,
         **special_ids,
@@ -64,7 +58,7 @@ def format_config(model: ModelConfig, special_ids: Mapping[str, int]) -> dict[st
         "fullatt_block_indexes": list(vision.fullatt_block_indexes),
         "out_hidden_size": decoder.hidden_size,
     }
-    if model.family == "qwen2_5_vl":
+    if family.positions == "mrope":
         whole["vision_config"]["tokens_per_second"] = model.position_id_per_seconds
     if audio is not None:
         seconds = model.seconds_per_chunk
@@ -97,8 +91,7 @@ def for_earlier_versions(config: Mapping[str, Any], tied: bool) -> dict[str, Any
     if isinstance(rope, Mapping):
         inner["rope_theta"] = rope["rope_theta"]
         if "mrope_section" in rope:
-            kind = rope.get("rope_type", "default")
-            inner["rope_scaling"] = {"type": kind, "rope_type": kind, "mrope_section": rope["mrope_section"]}
+            inner["rope_scaling"] = {name: value for name, value in rope.items() if name != "rope_theta"}
     if not isinstance(text, Mapping):
         return inner
     return dict(config) | {"text_config": inner | {"tie_word_embeddings": tied}}

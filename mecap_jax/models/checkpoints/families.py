@@ -1,14 +1,18 @@
-"""Which published tensor is which parameter, for every family.
+"""How the files of every family are read and written: its configuration, and which tensor is which parameter.
 
-Left, a key of the published checkpoints (without Qwen2.5-Omni's `thinker.`); right, the path in our parameter tree and
-the transform that leads from the published tensor to ours. A family has the rows of the parts it is made of.
+The tables have a key of the published checkpoints on the left (without Qwen2.5-Omni's `thinker.`), and on the right the
+path in our parameter tree and the transform that leads from the published tensor to ours. A family has the rows of the
+parts it is made of.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from mecap_jax.model_config import ModelConfig
+from mecap_jax.models.checkpoints.config_reader import Fields, read_omni, read_text, read_vl, read_whole_omni
 from mecap_jax.models.checkpoints.table import Row, Table, linear
 
 _DECODER_LAYER = ("model.layers.{i}.", "language_model.layers.{i}.")
@@ -85,23 +89,41 @@ _IN_MEMORY = (
 )
 
 # Embeddings of audio start and end: part of the published files, but no code reads them.
-AUDIO_ENDS = "audio_tower.audio_bos_eos_token.weight"
+_AUDIO_ENDS = "audio_tower.audio_bos_eos_token.weight"
 
-TABLES: dict[str, Table] = {
-    "qwen2_5_omni": Table(
-        rows=_DECODER + _AUDIO + _VISION + _SEPARATE_QKV,
-        # What a whole Qwen2.5-Omni speaks with; captions are text.
-        ignored=(r"talker\..*", r"token2wav\..*", AUDIO_ENDS.replace(".", r"\.")),
-        aliases=((r"^thinker\.", ""), *_IN_MEMORY),
+Reader = Callable[[Fields, Mapping[str, Any]], ModelConfig]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How the files of a family are read and written.
+
+    Attributes:
+      readers: what makes a `ModelConfig` of the fields of a `config.json`, by its `model_type`.
+      table: which tensor is which parameter.
+      carried: tensors that a file must have although the network has no use for them: key -> rows of decoder width.
+    """
+
+    readers: Mapping[str, Reader]
+    table: Table
+    carried: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+
+# By the names of `families.FAMILIES`.
+LAYOUTS: dict[str, Layout] = {
+    "qwen2_5_omni": Layout(
+        {"qwen2_5_omni_thinker": read_omni, "qwen2_5_omni": read_whole_omni},
+        Table(
+            rows=_DECODER + _AUDIO + _VISION + _SEPARATE_QKV,
+            # What a whole Qwen2.5-Omni speaks with; captions are text.
+            ignored=(r"talker\..*", r"token2wav\..*", _AUDIO_ENDS.replace(".", r"\.")),
+            aliases=((r"^thinker\.", ""), *_IN_MEMORY),
+        ),
+        carried={_AUDIO_ENDS: 2},
     ),
-    "qwen2_5_vl": Table(rows=_DECODER + _VISION + _FUSED_QKV, aliases=_IN_MEMORY),
-    "qwen2": Table(rows=_DECODER),
-    "qwen3": Table(rows=_DECODER),
-}
-
-# Tensors that a file of the family must have although the network has no use for them: key -> shape.
-CARRIED: dict[str, Callable[[ModelConfig], dict[str, tuple[int, ...]]]] = {
-    "qwen2_5_omni": lambda model: {AUDIO_ENDS: (2, model.decoder.hidden_size)},
+    "qwen2_5_vl": Layout({"qwen2_5_vl": read_vl}, Table(rows=_DECODER + _VISION + _FUSED_QKV, aliases=_IN_MEMORY)),
+    "qwen2": Layout({"qwen2": read_text}, Table(rows=_DECODER)),
+    "qwen3": Layout({"qwen3": read_text}, Table(rows=_DECODER)),
 }
 
 # Precomputed features are no part of the published models: their projector stands in files of its own beside them.

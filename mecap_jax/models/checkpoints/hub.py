@@ -19,7 +19,7 @@ import numpy as np
 from mecap_jax.config import differences
 from mecap_jax.json_files import as_json, write_json
 from mecap_jax.model_config import FeatureProjectorConfig, ModelConfig
-from mecap_jax.models.checkpoints.families import CARRIED, PROJECTOR, TABLES
+from mecap_jax.models.checkpoints.families import LAYOUTS, PROJECTOR
 from mecap_jax.models.checkpoints.hub_config import read_config, read_json
 from mecap_jax.models.checkpoints.safetensors_files import TensorFiles, write_file, write_tensors
 from mecap_jax.models.checkpoints.table import CheckpointError, Row, by_path, flatten, load_tensors
@@ -105,7 +105,7 @@ def load_weights(
     Raises:
       CheckpointError: unknown or missing tensors, wrong shapes or dtypes, truncated files: one error lists them all.
     """
-    table = TABLES[model.family]
+    table = LAYOUTS[model.family].table
     files = TensorFiles(directory, table.key)
     rows, ignored = table.rows, table.ignored
     if model.decoder.tie_word_embeddings and {_HEAD, _EMBEDDINGS} <= set(files) and not files.problems:
@@ -160,17 +160,17 @@ def save_weights(
       CheckpointError: a parameter has no place in the family's layout, `source` cannot be read, or a value is too
         large for `dtype`.
     """
-    flat, table = flatten(params), TABLES[model.family]
+    flat, layout = flatten(params), LAYOUTS[model.family]
     matches = {}
     for path in flat:
-        match = by_path(path, table.rows)
+        match = by_path(path, layout.table.rows)
         if match is not None:
             matches[match.key] = match
     written = {path for match in matches.values() for path in match.paths}
     if homeless := sorted(set(flat) ^ written):
         raise CheckpointError(f"{model.family} has no tensor for the parameters " + ", ".join(homeless))
-    carried = CARRIED.get(model.family, lambda model: {})(model)
-    original = TensorFiles(source, table.key) if source is not None and carried else {}
+    carried = {key: (rows, model.decoder.hidden_size) for key, rows in layout.carried.items()}
+    original = TensorFiles(source, layout.table.key) if source is not None and carried else {}
 
     def carry(key: str) -> np.ndarray:
         return original[key].view() if key in original else np.zeros(carried[key], model.param_dtype)

@@ -15,7 +15,7 @@ import numpy as np
 
 from mecap_jax.json_files import is_named, write_json
 from mecap_jax.model_config import LoraConfig, ModelConfig
-from mecap_jax.models.checkpoints.families import TABLES
+from mecap_jax.models.checkpoints.families import LAYOUTS
 from mecap_jax.models.checkpoints.hub_config import read_json
 from mecap_jax.models.checkpoints.safetensors_files import TensorFiles, write_file
 from mecap_jax.models.checkpoints.table import CheckpointError, Row, by_path, flatten, load_tensors
@@ -111,7 +111,7 @@ def read_peft_config(directory: Path, params: Any, config: ModelConfig) -> LoraC
     modules = {key.removeprefix(_PREFIX).partition(".lora_")[0] for key in tensors}
     targets = []
     for path in flatten(params):
-        match = by_path(path, TABLES[config.family].rows)
+        match = by_path(path, LAYOUTS[config.family].table.rows)
         if match is not None and match.transform == "transpose" and path.endswith(".kernel"):
             if _in_memory(match.key.removesuffix(".weight"), config) in modules:
                 targets.append(re.escape(path.removesuffix(".kernel")))
@@ -135,7 +135,7 @@ def _keys(adapters: Any, config: ModelConfig) -> dict[str, str]:
     keys, strangers = {}, set()
     for path in flatten(adapters):
         projection, _, leaf = path.rpartition(".")
-        match = by_path(f"{projection}.kernel", TABLES[config.family].rows)
+        match = by_path(f"{projection}.kernel", LAYOUTS[config.family].table.rows)
         if match is None or len(match.paths) > 1 or match.transform != "transpose":
             strangers.add(projection)
         else:
