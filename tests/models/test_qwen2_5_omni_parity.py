@@ -83,6 +83,7 @@ def abstract():
 def ours(tensors, abstract):
     graphdef, params = miniature.model()
     loaded = load_tensors(tensors, TABLE.rows, TABLE.ignored, abstract[1], patch=PATCH)
+    loaded = jax.tree.map(jax.numpy.asarray, loaded)
     params = {**params, **loaded}
 
     class Jitted:
