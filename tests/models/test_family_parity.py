@@ -170,7 +170,8 @@ def test_gradients_of_every_parameter(family, remat):
     config = dataclasses.replace(family.config, remat=remat)
     graphdef, _ = nnx.split(nnx.eval_shape(lambda: MultimodalLM(config, nnx.Rngs(0))))
     tokens = np.array(target, np.int32)[None, None]
-    sft = jax.tree.map(jnp.asarray, SftBatch(family.ours([row]), Completions(tokens, np.ones_like(tokens, bool))))
+    completions = Completions(tokens, np.ones_like(tokens, bool))
+    sft = jax.tree.map(jnp.asarray, SftBatch(family.ours([row]), completions, np.zeros(1, np.int32)))
 
     def value(params):
         return negative_log_likelihood(nnx.merge(graphdef, params), sft, "token")[0]
