@@ -158,3 +158,13 @@ def test_long_texts_take_little_time(directory, text):
     assert time.process_time() - start < 5
     with pytest.raises(ValueError, match="is longer than any prompt"):
         tokenizer.encode(text * (LONGEST_TEXT + 1))
+
+
+def test_halves_of_characters_are_refused(directory):
+    """In a text, or made by a template: JSON can hold them."""
+    tokenizer = Tokenizer.from_directory(directory, "qwen2")
+    with pytest.raises(ValueError, match="not valid Unicode"):
+        tokenizer.encode("sad \ud800")
+    (directory / "chat_template.jinja").write_text(r"{{ '\ud800' }}")
+    with pytest.raises(ValueError, match="not valid Unicode"):
+        Tokenizer.from_directory(directory, "qwen2").encode_conversation([{"role": "user", "content": "x"}])

@@ -184,6 +184,10 @@ class Tokenizer:
     def _encode(self, text: str) -> list[int]:
         if len(text) > LONGEST_TEXT:
             raise ValueError(f"a text of {len(text)} characters is longer than any prompt ({LONGEST_TEXT})")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # half of a pair of surrogates
+            raise ValueError(f"a text is not valid Unicode: {error}") from None
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
