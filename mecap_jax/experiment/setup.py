@@ -25,7 +25,7 @@ from mecap_jax.data.training_facts import TrainingFacts, gather_facts, read_fact
 from mecap_jax.emotions import EMOTIONS
 from mecap_jax.evaluation.predictions import PredictionsError
 from mecap_jax.experiment.backbone import check_backbone
-from mecap_jax.experiment.weights import CONFIG_FILE, PROCESSOR, read_run
+from mecap_jax.experiment.weights import CONFIG_FILE, PROCESSOR, read_processor, read_run
 from mecap_jax.json_files import as_json, read_json_object, to_json, write_json
 from mecap_jax.locking import LockedError
 from mecap_jax.models.checkpoints.table import CheckpointError, flatten
@@ -202,7 +202,7 @@ def _assemble(
     logger: RunLogger,
     facts: TrainingFacts | None,
 ) -> Workbench:
-    tokenizer = Tokenizer.from_directory(workdir / PROCESSOR, config.model.family)
+    tokenizer = read_processor(workdir, config.model).tokenizer
     if tokenizer.vocab_size > config.model.decoder.vocab_size:
         raise ConfigError(
             f"config key 'model.decoder.vocab_size': {config.model.decoder.vocab_size} is smaller than the "

@@ -14,13 +14,14 @@ from mecap_jax.config import Config, ConfigError, from_json, validate
 from mecap_jax.data.processor import Processor
 from mecap_jax.data.training_facts import read_facts
 from mecap_jax.json_files import read_json_object
+from mecap_jax.model_config import ModelConfig
 from mecap_jax.models.checkpoints.hub import (
     PROJECTOR_FILE,
     load_projector,
     load_weights,
     published_part,
 )
-from mecap_jax.models.checkpoints.table import flatten, select_params
+from mecap_jax.models.checkpoints.table import CheckpointError, flatten, select_params
 from mecap_jax.models.lora import merge_lora
 from mecap_jax.models.parameters import merge_params, split_params
 from mecap_jax.train_state import abstract_model, init_params
@@ -186,8 +187,20 @@ def open_stage(checkpoint: Path, mesh: Mesh) -> TrainedStage:
         params = merge_lora(params, model.lora)
         model = dataclasses.replace(model, lora=None)
     graphdef, _ = abstract_model(model, mesh)
-    processor = Processor.from_directory(workdir / PROCESSOR, model)
+    processor = read_processor(workdir, model)
     return TrainedStage(dataclasses.replace(config, model=model), workdir, checkpoint.name, graphdef, params, processor)
+
+
+def read_processor(workdir: Path, model: ModelConfig) -> Processor:
+    """The processor of a run.
+
+    Raises:
+      CheckpointError: its files are missing, damaged or of another family.
+    """
+    try:
+        return Processor.from_directory(workdir / PROCESSOR, model)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"the processor of the run cannot be read: {error}") from error
 
 
 def read_report(workdir: Path) -> dict[str, Any]:

@@ -103,6 +103,9 @@ def test_a_stage_trains_the_backbones_decoder_and_opens_again(omni, tmp_path):
     assert opened.processor.settings.max_frames == config.data.max_frames
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.json"):
         assert (tmp_path / "run" / "processor" / name).read_bytes() == (omni / name).read_bytes()
+    (tmp_path / "run" / "processor" / "tokenizer.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"the processor of the run cannot be read: .*tokenizer\.json"):
+        weights.open_stage(tmp_path / "run" / "checkpoints" / "sft", bench.mesh)
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------
