@@ -18,7 +18,7 @@ from mecap_jax.generation.scoring import completion_logprobs
 from mecap_jax.models.checkpoints.families import LAYOUTS
 from mecap_jax.models.checkpoints.table import by_key, flatten
 from mecap_jax.models.multimodal_lm import MultimodalLM
-from mecap_jax.training.sft import SftBatch, negative_log_likelihood
+from mecap_jax.training.sft import negative_log_likelihood
 from tests import hub_models
 from tests.data.test_processor import audio, published, text, user, video
 from tests.published_family import conversations, load, open_family, their_inputs
@@ -170,11 +170,10 @@ def test_gradients_of_every_parameter(family, remat):
     config = dataclasses.replace(family.config, remat=remat)
     graphdef, _ = nnx.split(nnx.eval_shape(lambda: MultimodalLM(config, nnx.Rngs(0))))
     tokens = np.array(target, np.int32)[None, None]
-    completions = Completions(tokens, np.ones_like(tokens, bool))
-    sft = jax.tree.map(jnp.asarray, SftBatch(family.ours([row]), completions, np.zeros(1, np.int32)))
+    sft = jax.tree.map(jnp.asarray, (family.ours([row]), Completions(tokens, np.ones_like(tokens, bool))))
 
     def value(params):
-        return negative_log_likelihood(nnx.merge(graphdef, params), sft, "token")[0]
+        return negative_log_likelihood(nnx.merge(graphdef, params), *sft, "token")[0]
 
     ours_loss, gradients = jax.jit(jax.value_and_grad(value))(family.params)
     assert float(ours_loss) == pytest.approx(loss.item(), rel=1e-5)
