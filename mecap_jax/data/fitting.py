@@ -29,7 +29,7 @@ _CUTS = 64  # quantiles of sizes between which shapes are chosen
 
 
 def fit_to_data(config: DataConfig, index: Sequence[IndexRow]) -> DataConfig:
-    """The settings without modalities that no clip has, and with the longest clip's length where none is set.
+    """The settings without modalities and transcripts that no clip has, and with the longest clip's length.
 
     Without `max_seconds` it is that of the longest clip, at most 30 s; no more than the sound's front end takes.
     """
@@ -37,7 +37,8 @@ def fit_to_data(config: DataConfig, index: Sequence[IndexRow]) -> DataConfig:
     longest = config.max_seconds or min(max((length(row) for row in index), default=0.0) or MAX_SECONDS, MAX_SECONDS)
     if "audio" in modalities:
         longest = min(longest, MAX_SAMPLES / SAMPLE_RATE)
-    return dataclasses.replace(config, modalities=modalities, max_seconds=longest)
+    told = config.include_transcript and any(row.transcript for row in index)
+    return dataclasses.replace(config, modalities=modalities, include_transcript=told, max_seconds=longest)
 
 
 def has_modality(row: IndexRow, name: str) -> bool:

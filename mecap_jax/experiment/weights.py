@@ -58,8 +58,9 @@ def read_run(workdir: Path) -> Config:
     facts = read_facts(workdir)
     if facts is None:
         return config
-    data = dataclasses.replace(config.data, modalities=facts.modalities, max_seconds=facts.max_seconds)
-    return dataclasses.replace(config, data=data)
+    told = config.data.include_transcript and facts.transcribed > 0
+    followed = dict(modalities=facts.modalities, include_transcript=told, max_seconds=facts.max_seconds)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **followed))
 
 
 def starting_params(

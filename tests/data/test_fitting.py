@@ -69,6 +69,8 @@ def test_modalities_and_length_follow_from_the_clips():
     assert (fitted.modalities, fitted.max_seconds) == (("audio",), 7.5)
     assert fit_to_data(fitted, voices) == fitted
     assert fit_to_data(data, [*voices, clip(2, seconds=80.0)]).max_seconds == 30
+    assert fitted.include_transcript
+    assert not fit_to_data(data, [clip(0, transcript=""), clip(1, transcript="")]).include_transcript
     asked = dataclasses.replace(data, max_seconds=900.0)
     assert fit_to_data(asked, voices).max_seconds == 300  # all that the sound's front end takes
     assert fit_to_data(dataclasses.replace(asked, max_seconds=5.0), voices).max_seconds == 5

@@ -157,11 +157,12 @@ def test_own_voices_need_no_settings(tmp_path):
     assert json.loads((workdir / "config.json").read_text())["data"]["buckets"] == []
     again = read_run(workdir).data
     assert (again.modalities, again.max_seconds, again.buckets) == (("audio",), 7.0, ())
+    assert not again.include_transcript  # nobody said what is said, so a caption without it is nothing new
     assert reopen(workdir, None, logger).config.data.buckets == data.buckets
-    # Other data: seen like the run's own, in its shapes and one more for longer transcripts.
+    # Other data: seen like the run's own, without transcripts and in its shapes.
     write_voices(tmp_path / "others", [2.0] * 5 + [11.0] * 5, transcript="It is late. " * 60)
     other = reopen(workdir, tmp_path / "others", logger)
-    assert other.config.data.buckets[:-1] == data.buckets and not other.dataset.quarantined
+    assert other.config.data.buckets == data.buckets and not other.dataset.quarantined
     assert "5 of 10 clips last longer than 7 s" in logger.lines[-1]
 
 
