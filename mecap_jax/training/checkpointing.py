@@ -21,6 +21,9 @@ from mecap_jax.train_state import TrainState
 from mecap_jax.training.checksums import find_damage, write_checksums
 
 _DESCRIPTION = "description.json"
+# Written once, not by every process as Orbax does with Grain's iterators: all are at the same place, and the next half
+# of a run may have another number of processes.
+_ITERATOR = "iterator.json"
 # Orbax goes on writing this file when everything else is finished: it has times and handlers, nothing of ours.
 _ORBAX = "_CHECKPOINT_METADATA"
 
@@ -50,7 +53,7 @@ class StageCheckpoints(contextlib.AbstractContextManager):
           CheckpointError: every step is damaged.
         """
         self._directory, self._every, self._description = directory.resolve(), config.every, description
-        self._saving = 0
+        self._saving, self._position = 0, {}
         logging.getLogger("absl").addFilter(_worth_saying)
         _on_first_process(lambda: _set_aside(self._directory, say))
         context = ocp.Context()
@@ -78,8 +81,10 @@ class StageCheckpoints(contextlib.AbstractContextManager):
         Raises:
           CheckpointError: it holds something else than the description says.
         """
-        _check_description(self._directory / str(self.latest_step), self._description)
-        loaded = self._checkpointer.load_checkpointables(self.latest_step, {**_parts(state), "data": iterator})
+        path = self._directory / str(self.latest_step)
+        _check_description(path, self._description)
+        loaded = self._checkpointer.load_checkpointables(self.latest_step, _parts(state))
+        iterator.set_state(read_json_object(path / _ITERATOR))
         return TrainState(loaded["params"], **loaded["progress"])
 
     def maybe_save(self, step: int, state: TrainState, iterator: Any) -> None:
@@ -95,12 +100,13 @@ class StageCheckpoints(contextlib.AbstractContextManager):
 
     def _save(self, step: int, state: TrainState, iterator: Any) -> None:
         self._checkpointer.wait()  # one save at a time: a second would need a second copy of the state in memory
-        self._saving = step
-        self._checkpointer.save_checkpointables_async(step, {**_parts(state), "data": iterator}, force=True)
+        self._saving, self._position = step, iterator.get_state()
+        self._checkpointer.save_checkpointables_async(step, _parts(state), force=True)
 
     def _seal(self) -> None:
         (unfinished,) = self._directory.glob(f"{self._saving}.orbax-checkpoint-tmp*")
         write_json(unfinished / _DESCRIPTION, self._description)
+        write_json(unfinished / _ITERATOR, self._position)
         write_checksums(unfinished, without=_ORBAX)
 
 
@@ -180,8 +186,8 @@ def _on_first_process(check: Callable[[], None]) -> None:
 
 
 def _worth_saying(record: logging.LogRecord) -> bool:
-    """Orbax warns of iterators that their metadata cannot be listed, and logs tracebacks of what it raises anyway."""
-    return "Failed to get metadata" not in record.getMessage() and not record.exc_info
+    """Orbax logs tracebacks of what it raises anyway."""
+    return not record.exc_info
 
 
 def _parts(state: TrainState) -> dict[str, Any]:

@@ -3,6 +3,7 @@ a user does with it then, on one device."""
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,6 @@ from tests.test_documented_commands import COMMANDS
 from tests.xla_flags import xla_flags
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = str(ROOT / "scripts" / "train.py")
 # A term that is worth nothing. In the first step of the second process it sends that process a signal, once.
 REWARD = """
 import os, pathlib, signal
@@ -60,20 +60,24 @@ def environment(devices):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, shared):
-    """(configuration, directory of the run of one process, that of two, what the two said at the stop)."""
+    """(configuration, directories by name, what the two processes said at the stop).
+
+    "grpo" is the run of one process, "two" that of two, which were stopped; "one_after_two" is what one made of that.
+    """
     root = tmp_path_factory.mktemp("together")
-    directories = [root / "runs" / name for name in ("grpo", "two")]
+    directories = {name: root / "runs" / name for name in ("grpo", "two", "one_after_two")}
     (root / "reward.py").write_text(REWARD)
     overrides = [*SMALL, *OPTIONS, *shared, f"grpo.reward.custom=('{root / 'reward.py'}:stop=1',)"]
-    command = [SCRIPT, f"--config={ROOT / 'configs' / 'grpo.py'}", *(f"--config.{item}" for item in overrides)]
-    alone = [sys.executable, *command, f"--workdir={directories[0]}"]
-    done = subprocess.run(alone, env=environment(4), cwd=root, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    together = [*command, f"--workdir={directories[1]}"]
+    recipe = str(ROOT / "configs" / "grpo.py")
+    command = ["scripts/train.py", f"--config={recipe}", *(f"--config.{item}" for item in overrides)]
+    run(*command, f"--workdir={directories['grpo']}", cwd=root, devices=4)
+    together = [str(ROOT / command[0]), *command[1:], f"--workdir={directories['two']}"]
     stopped = pair(*together, env=environment(2), cwd=root)
+    shutil.copytree(directories["two"], directories["one_after_two"])
+    run(*command, f"--workdir={directories['one_after_two']}", cwd=root, devices=4)
     for code, _, stderr in pair(*together, env=environment(2), cwd=root):
         assert code == 0, stderr
-    return load(str(ROOT / "configs" / "grpo.py"), overrides), *directories, stopped
+    return load(recipe, overrides), directories, stopped
 
 
 @pytest.mark.slow
@@ -85,8 +89,10 @@ def test_a_signal_to_one_stops_both_after_the_same_step(runs):
 
 
 @pytest.mark.slow
-def test_one_run_in_one_directory(runs):
-    _, alone, together, stopped = runs
+@pytest.mark.parametrize("name", ["two", "one_after_two"])
+def test_one_run_in_one_directory(runs, name):
+    _, directories, stopped = runs
+    alone, together = directories["grpo"], directories[name]
     assert {path.name for path in together.iterdir()} == {path.name for path in alone.iterdir()}
     assert "12% of the work is filled up" in stopped[0][2] and "38% of the work is filled up" in stopped[0][2]
     for one, other in zip(*(read_jsonl(path / "metrics.jsonl") for path in (alone, together)), strict=True):
@@ -105,16 +111,20 @@ def test_one_run_in_one_directory(runs):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["sft", "grpo"])
-def test_the_same_parameters(runs, stage):
-    config, alone, together, _ = runs
+@pytest.mark.parametrize("name", ["two", "one_after_two"])
+def test_the_same_parameters(runs, name, stage):
+    config, directories, _ = runs
     _, abstract = abstract_model(config.model, make_mesh(config.mesh))
-    one, other = (load_params(path / "checkpoints" / stage, abstract, describe(config)) for path in (alone, together))
-    chex.assert_trees_all_close(jax.device_get(one), jax.device_get(other), atol=1e-4)
+    expected, actual = (
+        jax.device_get(load_params(directories[run] / "checkpoints" / stage, abstract, describe(config)))
+        for run in ("grpo", name)
+    )
+    chex.assert_trees_all_close(actual, expected, atol=1e-4)
 
 
 @pytest.mark.slow
 def test_what_four_devices_trained_is_evaluated_on_one(runs, tmp_path):
-    _, alone, *_ = runs
+    alone = runs[1]["grpo"]
     arguments = (f"--checkpoint={alone / 'checkpoints' / 'grpo'}", "--split=test", f"--output={tmp_path / 'out.json'}")
     run("scripts/evaluate.py", *arguments, cwd=alone.parents[1])
     scores = json.loads((tmp_path / "out.json").read_text())["eval"]
@@ -125,7 +135,7 @@ def test_what_four_devices_trained_is_evaluated_on_one(runs, tmp_path):
 @pytest.fixture(scope="module")
 def user(runs):
     """A directory in which a user of the README would be: a run, and clips of one's own."""
-    root = runs[1].parents[1]
+    root = runs[1]["grpo"].parents[1]
     (root / "runs" / "mine").symlink_to("grpo")
     (root / "DIR").mkdir()
     rows = []
@@ -153,8 +163,8 @@ def test_a_documented_command_runs(user, script, left):
         assert [line.partition(": ")[0] for line in done.stdout.splitlines()] == list(files)
 
 
-def run(script, *arguments, cwd):
+def run(script, *arguments, cwd, devices=1):
     command = [sys.executable, str(ROOT / script), *arguments]
-    done = subprocess.run(command, env=environment(1), cwd=cwd, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment(devices), cwd=cwd, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done

@@ -182,7 +182,7 @@ def test_no_byte_of_a_checkpoint_changes_unseen(two_steps_kept, tmp_path):
         (step / name).rename(tmp_path / "elsewhere")
         assert find_damage(step) is not None, name
         (tmp_path / "elsewhere").rename(step / name)
-    assert find_damage(step) is None and {"params", "progress", "data"} <= {name.parts[0] for name in names}
+    assert find_damage(step) is None and {"params", "progress", "iterator.json"} <= {name.parts[0] for name in names}
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_taken(two_steps_kept, tmp_path, capsys):
