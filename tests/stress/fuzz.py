@@ -1,0 +1,77 @@
+"""The fuzz tests at length: `python tests/stress/fuzz.py --count=20000 --seed=1 [--only=media]`
+
+Every target takes its share of the count. A line for each says how many damaged inputs it read and refused, the slowest
+in seconds of processor time and how far the memory of the process has grown; faults are named by target and number,
+which `--seed` gives again. The exit status is 1 where there are any. A hang ends the process with a traceback.
+"""
+
+import argparse
+import contextlib
+import faulthandler
+import io
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from tests.data import test_media_fuzz, test_shards_fuzz
+from tests.fuzz import mutant
+
+HANG = 60  # seconds
+
+
+def targets(root: Path) -> dict[str, Callable[[np.random.Generator], bool]]:
+    """What damages one input with a source of randomness and tries it, by name."""
+    clips = test_media_fuzz.originals()
+    workplace = test_shards_fuzz.Workplace(root)
+    media = {
+        f"media/{name}": lambda r, clip=clip: test_media_fuzz.examine(mutant(clip, r)) for name, clip in clips.items()
+    }
+    return media | {f"shards/{name}": getattr(workplace, name) for name in test_shards_fuzz.TARGETS}
+
+
+def stress(name: str, examine: Callable[[np.random.Generator], bool], count: int, seed: int) -> int:
+    """Examines `count` damaged inputs; returns how many faults there were."""
+    read, faults, slowest = 0, 0, 0.0
+    for number in range(count):
+        faulthandler.dump_traceback_later(HANG, exit=True, file=sys.__stderr__)
+        begin = time.process_time()
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):
+                read += examine(np.random.default_rng((seed, number)))
+        except BaseException as error:  # whatever it is, the next one is tried
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            faults += 1
+            print(f"fault: {name} {number}: {type(error).__name__}: {error}", flush=True)
+        slowest = max(slowest, time.process_time() - begin)
+    faulthandler.cancel_dump_traceback_later()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+    refused = count - read - faults
+    print(
+        f"{name}: {count} damaged, {read} read, {refused} refused, {faults} faults, {slowest:.2f} s, {peak} MB",
+        flush=True,
+    )
+    return faults
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=20_000, help="damaged inputs, over all targets")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", default="", help="targets whose name begins so")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as root:
+        chosen = {name: examine for name, examine in targets(Path(root)).items() if name.startswith(arguments.only)}
+        share = -(-arguments.count // max(len(chosen), 1))
+        return int(sum(stress(name, examine, share, arguments.seed) for name, examine in chosen.items()) > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
