@@ -25,8 +25,9 @@ from jax.sharding import Mesh
 
 from mecap_jax.batch import PromptBatch
 from mecap_jax.captioning import Request, as_differences, caption_clips
-from mecap_jax.config import DataConfig
+from mecap_jax.config import ConfigError, DataConfig
 from mecap_jax.data.processor import Processor
+from mecap_jax.data.training_facts import FACTS_FILE, TrainingFacts, read_facts
 from mecap_jax.experiment.published import is_stage, open_published, published_settings, with_dtype
 from mecap_jax.experiment.weights import open_stage
 from mecap_jax.generation.sampler import generate
@@ -68,7 +69,7 @@ class Captioner:
       model: shapes of the network.
       processor: turns conversations into the batches that the methods take.
       data: how files become prompts: a run's own settings, or those of a published processor.
-      training: how a run's training read its clips; None for a published model, of which nobody tells.
+      training: what the clips of a run's training were like; None for a published model, of which nobody tells.
       mesh: the devices that the model is on.
     """
 
@@ -79,7 +80,7 @@ class Captioner:
         processor: Processor,
         data: DataConfig,
         mesh: Mesh,
-        training: DataConfig | None = None,
+        training: TrainingFacts | None = None,
     ):
         self.model, self.processor, self.data, self.mesh = processor.model, processor, data, mesh
         self.training = training
@@ -113,9 +114,15 @@ class Captioner:
         if is_stage(path):
             stage = open_stage(path, mesh)
             model = with_dtype(stage.config.model, dtype)
-            # The text-only row of a report has seen no media.
-            modalities = () if stage.name == "text_only" else stage.config.data.modalities
-            data = training = dataclasses.replace(stage.config.data, modalities=modalities)
+            training = read_facts(stage.workdir)
+            if training is None:
+                raise ConfigError(f"{stage.workdir} has no {FACTS_FILE}, which says what training gave")
+            data = dataclasses.replace(
+                stage.config.data,
+                # The text-only row of a report has seen no media.
+                modalities=() if stage.name == "text_only" else training.modalities,
+                max_seconds=min(training.max_seconds, training.longest_seconds),
+            )
             _, abstract = abstract_model(model, mesh)
             params = jax.tree.map(lambda x, wanted: x.astype(wanted.dtype), stage.params, abstract)
             processor = Processor(stage.processor.tokenizer, model, stage.processor.settings)

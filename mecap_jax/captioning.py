@@ -14,10 +14,12 @@ from mecap_jax.config import ConfigError, DataConfig
 from mecap_jax.data.collate import Row
 from mecap_jax.data.importers.feature_files import DIRECTORY, find_features
 from mecap_jax.data.importers.files import MAX_CLIP_BYTES, is_junk
+from mecap_jax.data.language import caption_language
 from mecap_jax.data.media import MAX_SECONDS, Stretch, streams
 from mecap_jax.data.pipeline import clip_row, request_text
 from mecap_jax.data.processor import Processor
 from mecap_jax.data.stretches import show_stretches
+from mecap_jax.data.training_facts import TrainingFacts
 from mecap_jax.data.utterance import Utterance
 from mecap_jax.json_files import to_json
 from mecap_jax.model_config import ModelConfig
@@ -36,13 +38,13 @@ class CaptionModel(Protocol):
 
     Attributes:
       data: how files are read: modalities, the longest clip that is shown whole.
-      training: how training read its clips; None where nobody tells.
+      training: what training clips were like; None where nobody tells.
     """
 
     model: ModelConfig
     processor: Processor
     data: DataConfig
-    training: DataConfig | None
+    training: TrainingFacts | None
     generate: Callable[..., Any]
 
 
@@ -87,7 +89,8 @@ class Captioned:
       captions: none where there is an error; those of a window stand together.
       seconds: length of the clip, None for precomputed features.
       note: what part of a clip that is too long was captioned, one line.
-      differs: in what the clip is not as training clips were: "transcript", "longer", or a modality that it lacks.
+      differs: in what the clip is not as training clips were: "longer", "transcript" where it comes without what is
+        said, "language", or a modality that it lacks.
       error: one line, "" where all went well.
     """
 
@@ -223,7 +226,7 @@ class ClipReader:
         data, model = self._data, self._processor.model
         seconds, shown = show_stretches(utterance, has["audio"] > 0, has["video"], data, model, self._long)
         text = request_text(self._instruction, request.transcript)
-        whole = len(shown) == 1 and seconds <= data.max_seconds
+        whole = shown[0][0] == (0.0, seconds)
         rows = [
             (None if whole else window, clip_row(clip, text, self._processor.tokenizer, model))
             for window, clip in shown
@@ -233,9 +236,7 @@ class ClipReader:
             raise ValueError("is too short to hear anything")
         if (count := max(len(row.layout.tokens) for _, row in rows)) > MAX_PROMPT_TOKENS:
             raise ValueError(f"makes a prompt of {count} tokens (at most {MAX_PROMPT_TOKENS}): cut it into pieces")
-        differs = [name for name in data.modalities if not has[name]] if self._training else []
-        if self._training and self._training.include_transcript and not request.transcript:
-            differs.append("transcript")
+        differs = self._differences(request, has)
         note = ""
         if not whole:
             differs.append("longer")
@@ -246,6 +247,20 @@ class ClipReader:
             )
         length = seconds if self._media else None
         return Captioned(request.clip, seconds=length, note=note, differs=tuple(differs)), rows
+
+    def _differences(self, request: Request, has: Mapping[str, float]) -> list[str]:
+        """In what a request is not as training clips were, but for its length."""
+        if self._training is None:
+            return []
+        differs = [name for name in self._data.modalities if not has[name]]
+        spoken = caption_language([request.transcript])
+        # Only the script tells; an unknown language is none to compare with.
+        chinese = {language == "zh" for language in self._training.languages if language}
+        if not spoken and self._training.transcribed:
+            differs.append("transcript")
+        if spoken and chinese and (spoken == "zh") not in chinese:
+            differs.append("language")
+        return differs
 
     def _utterance(self, clip: str) -> tuple[Utterance, dict[str, float]]:
         """The encoded clip, and of each modality whether it is there: for video, how long it is."""
@@ -374,6 +389,7 @@ def as_differences(differs: Mapping[str, int], total: int) -> list[str]:
     """One line for each way in which clips were not as training clips were; `differs` counts them."""
     says = {
         "transcript": "came without what is said, which training prompts held (a --list can hold it)",
+        "language": "are in a language that training clips were not in, by what is said",
         "longer": "are longer than training clips (--long=windows captions all of them, --long=refuse none)",
     }
     lines = []

@@ -156,7 +156,7 @@ def test_what_no_clip_can_help_is_said_at_once(tmp_path, omni):
 def run(tmp_path_factory):
     """A run with a checkpoint of random weights over clips of three kinds, the clips as files, its data and weights."""
     root = tmp_path_factory.mktemp("run")
-    media = {"voice": audio_file(seconds=1.3), "film": video_file(), "mute": video_file(sound=None)}
+    media = {"voice": audio_file(seconds=2.4), "film": video_file(), "mute": video_file(sound=None)}
     said = {"voice": "Dogs sit by the door.", "film": "", "mute": "Kids talk."}
     suffix = {"voice": "wav", "film": "mp4", "mute": "mp4"}
     items, files = [], {}
@@ -277,6 +277,9 @@ def test_clips_that_are_not_as_in_training_are_counted_by_kind(run, long_clips):
         kind for answer in caption_clips(captioner, requests, max_new_tokens=2) for kind in answer.differs
     )
     assert differs == {"video": 2, "longer": 3, "transcript": 3, "audio": 1}
+    requests[0] = dataclasses.replace(requests[0], transcript="\u72d7\u5750\u7740")
+    (chinese,) = caption_clips(captioner, requests[:1], max_new_tokens=2)
+    assert chinese.differs == ("video", "language", "longer")
     lines = as_differences(differs, 4)
     assert "note: 3 of 4 clips came without what is said, which training prompts held" in " ".join(lines)
     assert "note: 2 of 4 clips have no video, which training clips had" in lines

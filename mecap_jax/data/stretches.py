@@ -65,7 +65,7 @@ def choose_stretches(seconds: float, longest: float, waveform: np.ndarray | None
     Raises:
       MediaError: `long` is "refuse", or "windows" and there would be more than `MAX_WINDOWS`.
     """
-    if seconds <= longest:
+    if seconds <= longest + 1 / 100:  # lengths are rounded
         return [(0.0, seconds)]
     if long == "trim":
         begin = _loudest(waveform, seconds, longest)
