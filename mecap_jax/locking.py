@@ -64,7 +64,7 @@ def _acquire(path: Path) -> IO[str] | None:
         return _acquire(path)
     file.truncate(0)
     me = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S %z")}
-    json.dump(me, file)
+    json.dump(me, file, allow_nan=False)
     file.flush()
     return file
 
