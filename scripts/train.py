@@ -41,7 +41,8 @@ def main(argv: list[str], overrides: list[str]) -> None:
     # Only now: nothing above needs a device, and a wrong configuration should not wait for one.
     from mecap_jax.experiment import story
     from mecap_jax.experiment.setup import USER_ERRORS
-    from mecap_jax.training.loop import Interrupted, StopSignal
+    from mecap_jax.experiment.workdir import storage_problem
+    from mecap_jax.training.stopping import Interrupted, StopSignal
 
     with joined(), StopSignal() as should_stop:
         try:
@@ -51,6 +52,10 @@ def main(argv: list[str], overrides: list[str]) -> None:
             sys.exit(Interrupted.STATUS)
         except USER_ERRORS as error:
             sys.exit(error_message(error))
+        except Exception as error:
+            if (problem := storage_problem(error)) is None:
+                raise
+            sys.exit(f"error: {workdir}: {problem}; what was saved is whole, and the same command goes on from there")
 
 
 if __name__ == "__main__":

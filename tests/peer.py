@@ -20,7 +20,7 @@ from jax._src.distributed import global_state
 from mecap_jax import distributed
 from mecap_jax.config import ConfigError, MeshConfig
 from mecap_jax.sharding import all_rows, make_mesh
-from mecap_jax.training.loop import StopSignal
+from mecap_jax.training.stopping import StopSignal
 
 
 def main(argv: list[str]) -> None:

@@ -32,8 +32,9 @@ from mecap_jax.data.tokenizer import Tokenizer
 from mecap_jax.data.training_facts import gather_facts
 from mecap_jax.data.utterance import Utterance
 from mecap_jax.evaluation.decoding import caption_rows
-from mecap_jax.experiment.setup import claim, save_processor
+from mecap_jax.experiment.setup import save_processor
 from mecap_jax.experiment.weights import describe, starting_params
+from mecap_jax.experiment.workdir import claim
 from mecap_jax.models.checkpoints.hub import save_model
 from mecap_jax.models.checkpoints.table import CheckpointError
 from mecap_jax.sharding import single_device

@@ -171,6 +171,8 @@ class SftConfig:
         averages per reference first, "sum" is the paper's formula (a plain sum, divided by the clips in the batch).
       batch_clips: clips a step, over all devices; where they do not divide evenly, rows that do not count fill up.
       micro_clips: most clips on a device at a time; 0 takes its whole share of the batch.
+      steps: more of them continue a finished stage. The learning rate follows the longer schedule from there, so a rate
+        that had decayed rises again.
       clips: train on the "sft" share of the training clips (see `data.sft_share`) or on "all".
       validate_every: steps between validations; 0: only after the last step.
     """
@@ -339,6 +341,8 @@ class Config:
       control: settings of the "sft_control" row; its `steps` are ignored, they follow from the time that GRPO took.
       backbone: directory in the Hugging Face layout that weights, tokenizer and processor come from; "" trains a
         tokenizer on the data and starts from random weights.
+      init_from: RUN/checkpoints/STAGE whose weights and tokenizer the run starts from, in place of the backbone's; the
+        model must be the same. With `sft` set to None it branches reinforcement learning from a finished SFT.
       trainable: regular expressions; a parameter trains where one of them matches its whole dotted path, such as
         "visual.blocks.0.attn.q.kernel". What does not match is frozen. Adapters (`model.lora`) always train; () trains
         nothing else.
@@ -350,6 +354,7 @@ class Config:
     model: ModelConfig
     seed: Seed = 0
     backbone: str = ""
+    init_from: str = ""
     trainable: tuple[Regex, ...] = (".*",)
     data: DataConfig = DataConfig()
     sft: SftConfig | None = None

@@ -12,7 +12,7 @@ import jax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from mecap_jax.config import Config, ConfigError, differences, validate_devices
+from mecap_jax.config import Config, ConfigError, validate_devices
 from mecap_jax.data.checks import check_data, remark_on_length
 from mecap_jax.data.importers import ImporterError, prepare
 from mecap_jax.data.manifest import SCHEMA_VERSION, BadClip, read_manifest
@@ -25,8 +25,9 @@ from mecap_jax.data.training_facts import TrainingFacts, gather_facts, read_fact
 from mecap_jax.emotions import EMOTIONS
 from mecap_jax.evaluation.predictions import PredictionsError
 from mecap_jax.experiment.backbone import check_backbone
-from mecap_jax.experiment.weights import CONFIG_FILE, PROCESSOR, read_processor, read_run
-from mecap_jax.json_files import as_json, read_json_object, to_json, write_json
+from mecap_jax.experiment.weights import PROCESSOR, check_init_from, read_processor, read_run, run_of
+from mecap_jax.experiment.workdir import check_same, claim, claim_data, data_of, is_claimed
+from mecap_jax.json_files import to_json
 from mecap_jax.locking import LockedError
 from mecap_jax.models.checkpoints.table import CheckpointError, flatten
 from mecap_jax.models.lora import ADAPTER_LEAVES
@@ -95,6 +96,7 @@ def set_up(config: Config, workdir: Path, logger: RunLogger) -> Workbench:
     asked, resumed = config, is_claimed(workdir)
     validate_devices(config, jax.device_count())
     check_backbone(config)
+    check_init_from(config)
     check_trainable(config)
     if resumed:
         check_same(workdir, config)
@@ -105,9 +107,12 @@ def set_up(config: Config, workdir: Path, logger: RunLogger) -> Workbench:
         jax.config.update("jax_compilation_cache_dir", str(Path(config.compilation_cache).resolve()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     directory = shards_directory(config)
+    if (kept := data_of(workdir)) and not config.data.path and kept.name == directory.name and kept.is_dir():
+        directory = kept  # a run goes on with what it began with, wherever it is started from
     first_process(lambda: build_shards(config, directory))
     reader = ShardReader(directory)
     config = checked_against(reader, config, logger)
+    first_process(lambda: claim_data(workdir, reader))
     if not resumed:
         first_process(lambda: save_processor(config, reader, workdir / PROCESSOR))
     if not resumed and not config.encoder.anchors:
@@ -187,7 +192,7 @@ def reopen(workdir: Path, data: Path | None, logger: RunLogger) -> Workbench:
     """
     config = read_run(workdir)
     config = dataclasses.replace(config, mesh=fitting_mesh(config.mesh))
-    reader = ShardReader(data or shards_directory(config))
+    reader = ShardReader(data or data_of(workdir) or shards_directory(config))
     bench = _assemble(config, workdir, reader, load_encoder(config), logger, read_facts(workdir))
     if data and (remark := remark_on_length(bench.dataset.index, config.data.max_seconds)):
         logger.say(remark)
@@ -214,48 +219,6 @@ def _assemble(
     check_encoder(anchors, encoder)
     mesh = make_mesh(config.mesh)
     return Workbench(config, workdir, mesh, reader, dataset, tokenizer, encoder, anchors, logger)
-
-
-# What may change between the two halves of an interrupted run without changing what it learns.
-_FREE_KEYS = (
-    "evaluation", "checkpoint", "compilation_cache", "mesh", "sft.micro_clips", "control.micro_clips",
-    "grpo.micro_prompts",
-)  # fmt: skip
-
-
-def is_claimed(workdir: Path) -> bool:
-    """Whether a run took steps in `workdir` that would be lost if another began there."""
-    return (workdir / CONFIG_FILE).is_file() and any(workdir.glob("checkpoints/*/[0-9]*"))
-
-
-def check_same(workdir: Path, config: Config) -> None:
-    """Checks that the run in `workdir` is this one.
-
-    Raises:
-      ConfigError: another configuration ran there; names every key that differs with both values, or the file that
-        cannot be read.
-    """
-    try:
-        theirs = read_json_object(workdir / CONFIG_FILE)
-    except ValueError as error:
-        raise ConfigError(f"{error}; choose another --workdir") from error
-    different = [
-        f"{key}: {old!r} there, {new!r} asked"
-        for key, old, new in differences(theirs, as_json(dataclasses.asdict(config)))
-        if not any(f"{key}.".startswith(f"{free}.") for free in _FREE_KEYS)
-    ]
-    if different:
-        raise ConfigError(
-            f"{workdir} holds a run with another configuration; choose another --workdir or the same settings:\n  "
-            + "\n  ".join(different)
-        )
-
-
-def claim(workdir: Path, asked: Config, facts: TrainingFacts) -> None:
-    """Makes `workdir` this run's: what was asked for, and what the data make of it."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    facts.save(workdir)
-    write_json(workdir / CONFIG_FILE, as_json(dataclasses.asdict(asked)))
 
 
 def shards_directory(config: Config) -> Path:
@@ -306,7 +269,9 @@ def save_processor(config: Config, reader: ShardReader, directory: Path) -> None
         fps=data.fps or ProcessorSettings.fps,
         max_frames=data.max_frames,
     )
-    if config.backbone:
+    if config.init_from:
+        tokenizer = Tokenizer.from_directory(run_of(Path(config.init_from)) / PROCESSOR, config.model.family)
+    elif config.backbone:
         tokenizer = Processor.from_directory(config.backbone, config.model).tokenizer
     else:
         tokenizer = make_tokenizer(config, reader)

@@ -26,15 +26,14 @@ from mecap_jax.experiment.setup import Workbench, first_process, reopen, set_up
 from mecap_jax.experiment.stages import Start, train_grpo, train_sft
 from mecap_jax.experiment.tower_cache import with_tower_cache
 from mecap_jax.experiment.weights import RunModel, open_model, read_report, stage_trainable, starting_trainable
+from mecap_jax.experiment.workdir import LOCK, check_place
 from mecap_jax.json_files import read_json_object, write_json
 from mecap_jax.locking import locked
 from mecap_jax.models.parameters import merge_params
 from mecap_jax.training.logging import RunLogger, read_jsonl
 
-# How many steps the "sft_control" row takes, and why.
+# What the steps of the "sft_control" row follow from.
 CONTROL = "control.json"
-# Held by the process that runs in a workdir; evaluation, captions and export only read, and need no lock.
-LOCK = "run.lock"
 
 Stop = Callable[[int], bool]
 
@@ -50,6 +49,7 @@ def run(config: Config, workdir: Path, should_stop: Stop = lambda step: False) -
     """
     clock = Clock()
     first = jax.process_index() == 0
+    check_place(workdir)
     with contextlib.ExitStack() as stack:
         if first:
             stack.enter_context(locked(workdir / LOCK, str(workdir)))
@@ -149,16 +149,11 @@ _EXTRA_ROWS = {"text_only": _text_only, "sft_control": _sft_control, "grpo_seman
 
 
 def _control_steps(bench: Workbench) -> int:
-    """SFT steps that take as long as all GRPO steps did, by the median time of a step; decided once a run."""
+    """SFT steps that take as long as all GRPO steps do; how long steps take is measured once a run, by the median."""
     path = bench.workdir / CONTROL
-
-    def decide() -> None:
-        seconds = _step_seconds(bench.workdir)
-        steps = round(bench.config.grpo.steps * seconds["grpo"] / seconds["sft"])
-        write_json(path, {"steps": max(1, steps), "seconds_per_step": seconds})
-
-    first_process(lambda: path.exists() or decide())
-    return read_json_object(path)["steps"]
+    first_process(lambda: path.exists() or write_json(path, {"seconds_per_step": _step_seconds(bench.workdir)}))
+    seconds = read_json_object(path)["seconds_per_step"]
+    return max(1, round(bench.config.grpo.steps * seconds["grpo"] / seconds["sft"]))
 
 
 def _step_seconds(workdir: Path) -> dict[str, float]:

@@ -31,7 +31,7 @@ from mecap_jax.models.checkpoints.table import flatten
 from mecap_jax.models.multimodal_lm import TOWERS, to_raw
 from mecap_jax.models.parameters import merge_params
 from mecap_jax.sharding import batch_sharding, local_rows, put_batch
-from mecap_jax.training.loop import Interrupted
+from mecap_jax.training.stopping import Interrupted
 
 _VERSION = 1
 

@@ -10,10 +10,10 @@ from typing import Any
 from flax import nnx
 from jax.sharding import Mesh
 
-from mecap_jax.config import Config, ConfigError, from_json, validate
+from mecap_jax.config import Config, ConfigError, differences, from_json, validate
 from mecap_jax.data.processor import Processor
 from mecap_jax.data.training_facts import read_facts
-from mecap_jax.json_files import read_json_object
+from mecap_jax.json_files import as_json, read_json_object
 from mecap_jax.model_config import ModelConfig
 from mecap_jax.models.checkpoints.hub import (
     PROJECTOR_FILE,
@@ -25,7 +25,7 @@ from mecap_jax.models.checkpoints.table import CheckpointError, flatten, select_
 from mecap_jax.models.lora import merge_lora
 from mecap_jax.models.parameters import merge_params, split_params
 from mecap_jax.train_state import abstract_model, init_params
-from mecap_jax.training.checkpointing import load_params
+from mecap_jax.training.checkpointing import latest_step, load_params
 
 CONFIG_FILE = "config.json"  # what was asked for, in the workdir
 PROCESSOR = "processor"  # tokenizer, chat template and settings, in the workdir
@@ -63,6 +63,29 @@ def read_run(workdir: Path) -> Config:
     return dataclasses.replace(config, data=dataclasses.replace(config.data, **followed))
 
 
+def check_init_from(config: Config) -> None:
+    """Compares the model with that of the run that `init_from` names.
+
+    Raises:
+      ConfigError: there is no such stage, or its model is another one; names what differs with both values.
+    """
+    if not config.init_from:
+        return
+    checkpoint = Path(config.init_from)
+    try:
+        theirs = read_run(run_of(checkpoint))
+    except ConfigError as error:
+        raise ConfigError(f"config key 'init_from': {str(error).removeprefix('--checkpoint: ')}") from error
+    if latest_step(checkpoint) is None:
+        raise ConfigError(f"config key 'init_from': no checkpoint in {checkpoint}")
+    models = (as_json(dataclasses.asdict(run.model)) for run in (theirs, config))
+    different = [
+        f"model.{key}: {old!r} there, {new!r} asked" for key, old, new in differences(*models) if key != "name"
+    ]
+    if different:
+        raise ConfigError(f"config key 'init_from': {checkpoint} is of another model:\n  " + "\n  ".join(different))
+
+
 def starting_params(
     config: Config, mesh: Mesh, wanted: Callable[[str], bool] = lambda path: True
 ) -> tuple[nnx.GraphDef, Any]:
@@ -76,6 +99,10 @@ def starting_params(
     Raises:
       CheckpointError: the backbone's files do not fit.
     """
+    if config.init_from:
+        checkpoint = Path(config.init_from)
+        params = stage_params(read_run(run_of(checkpoint)), run_of(checkpoint), mesh, checkpoint.name, wanted)
+        return abstract_model(config.model, mesh)[0], params
     if not config.backbone:
         return init_params(config.model, config.seed, mesh, lambda params: select_params(params, wanted))
     directory = Path(config.backbone)
@@ -143,14 +170,21 @@ def stage_trainable(config: Config, workdir: Path, mesh: Mesh, stage: str) -> An
     return load_params(workdir / "checkpoints" / stage, trainable, describe(config))
 
 
-def stage_params(config: Config, workdir: Path, mesh: Mesh, stage: str) -> Any:
-    """All parameters as a stage left them; what is frozen comes from where the run started.
+def stage_params(
+    config: Config, workdir: Path, mesh: Mesh, stage: str, wanted: Callable[[str], bool] = lambda path: True
+) -> Any:
+    """The parameters as a stage left them; what is frozen comes from where the run started.
+
+    Args:
+      wanted: which parameters, by dotted path.
 
     Raises:
       CheckpointError: as `stage_trainable`, or where the run started has changed.
     """
-    trained = stage_trainable(config, workdir, mesh, stage)
-    return merge_params(trained, open_model(config, mesh).frozen)
+    trainable, frozen = split_params(abstract_model(config.model, mesh)[1], config.trainable)
+    trained = stage_trainable(config, workdir, mesh, stage) if any(map(wanted, flatten(trainable))) else {}
+    rest = _starting(config, mesh, select_params(frozen, wanted))
+    return merge_params(select_params(trained, wanted), rest)
 
 
 @dataclasses.dataclass(frozen=True)

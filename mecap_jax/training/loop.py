@@ -2,61 +2,20 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import grain
-import numpy as np
 
-from mecap_jax.sharding import all_rows
 from mecap_jax.train_state import TrainState
 from mecap_jax.training.checkpointing import StageCheckpoints
 from mecap_jax.training.logging import RunLogger
-
-
-class Interrupted(Exception):
-    """The run was asked to stop and has saved its state; the same command resumes it.
-
-    Scripts then exit with `STATUS`, EX_TEMPFAIL of sysexits.h: not done, and worth another try.
-    """
-
-    STATUS = 75
+from mecap_jax.training.stopping import Interrupted, steps_under_way
 
 
 class NonFiniteError(RuntimeError):
     """Several steps in a row had a gradient that is not finite."""
-
-
-class StopSignal:
-    """Turns SIGTERM and the first Ctrl-C into a request to stop after the step that is under way.
-
-    A signal to one process stops all of them: they agree whenever they ask, and have to ask at the same steps.
-    """
-
-    def __init__(self):
-        self._event = threading.Event()
-
-    def __enter__(self) -> StopSignal:
-        self._previous = {}
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *exception):
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number, frame):
-        if number == signal.SIGINT and self._event.is_set():
-            raise KeyboardInterrupt
-        self._event.set()
-
-    def __call__(self, step: int) -> bool:
-        return bool(np.any(all_rows(np.array([self._event.is_set()]))))
 
 
 # (state, batch) -> (state, metrics, sampled groups)
@@ -106,7 +65,7 @@ def run_stage(
     else:
         state = initial()
     logger.rewind(name, start)
-    with logger.progress(name, steps, start) as progress:
+    with logger.progress(name, steps, start) as progress, steps_under_way() as begin_to_wait:
         for step in range(start + 1, steps + 1):
             began = time.perf_counter()
             batch = next(iterator)
@@ -126,12 +85,12 @@ def run_stage(
                     f"(config key 'max_nonfinite_steps'); the checkpoint of step {checkpoints.latest_step} is kept"
                 )
             watch(step, metrics)
-            if step == steps:
-                break
             if should_stop(step):
                 checkpoints.save(step, state, iterator)
                 raise Interrupted(f"{name}: stopped after step {step} of {steps}; the same command resumes")
-            checkpoints.maybe_save(step, state, iterator)
-    if start < steps:
-        checkpoints.save(steps, state, iterator)
+            if step < steps:
+                checkpoints.maybe_save(step, state, iterator)
+            begin_to_wait()
+        if start < steps:
+            checkpoints.save(steps, state, iterator)
     return state

@@ -85,6 +85,25 @@ def test_checkpoints_of_adapters_become_whole_models_again(run, stage):
 
 
 @pytest.mark.slow
+def test_a_run_branches_from_a_stage_of_another(run):
+    bench, model, _ = run
+    checkpoint = bench.workdir / "checkpoints" / "grpo"
+    branch = dataclasses.replace(bench.config, init_from=str(checkpoint), sft=None)
+    weights.check_init_from(branch)
+    started = weights.starting_trainable(branch, bench.mesh)
+    left = weights.stage_trainable(bench.config, bench.workdir, bench.mesh, "grpo")
+    jax.tree.map(np.testing.assert_array_equal, started, left)
+    jax.tree.map(np.testing.assert_array_equal, weights.open_model(branch, bench.mesh).frozen, model.frozen)
+    lora = dataclasses.replace(bench.config.model.lora, rank=5)
+    other = dataclasses.replace(branch, model=dataclasses.replace(branch.model, lora=lora))
+    with pytest.raises(ConfigError, match=r"'init_from'.* another model:\n  model.lora.rank: \d+ there, 5 asked"):
+        weights.check_init_from(other)
+    for path, words in ((checkpoint.parent / "none", "no checkpoint in"), (bench.workdir, "expected RUN/checkpoints")):
+        with pytest.raises(ConfigError, match=f"'init_from': {words}"):
+            weights.check_init_from(dataclasses.replace(branch, init_from=str(path)))
+
+
+@pytest.mark.slow
 def test_a_checkpoint_of_another_part_is_refused(run):
     bench = run[0]
     other = dataclasses.replace(bench.config, trainable=(r"visual\.merger\..*",))

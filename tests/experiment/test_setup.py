@@ -10,10 +10,11 @@ from mecap_jax.data import shards
 from mecap_jax.data.importers import prepare
 from mecap_jax.data.pipeline import DataError
 from mecap_jax.data.shards import ShardError, ShardReader
-from mecap_jax.data.training_facts import gather_facts, read_facts
+from mecap_jax.data.training_facts import read_facts
 from mecap_jax.data.utterance import Utterance
-from mecap_jax.experiment.setup import build_shards, check_same, claim, is_claimed, reopen, set_up, shards_directory
+from mecap_jax.experiment.setup import build_shards, reopen, set_up, shards_directory
 from mecap_jax.experiment.weights import read_run
+from mecap_jax.experiment.workdir import is_claimed
 from mecap_jax.training.logging import RunLogger
 from tests.data.clips import SHARED, audio_file, needs_shared_data
 
@@ -41,14 +42,6 @@ def test_a_damaged_configuration_of_a_run_is_named(tmp_path):
     (tmp_path / "config.json").write_bytes(b'{"name": "\xff')
     with pytest.raises(ConfigError, match=r"config.json: Invalid JSON"):
         read_run(tmp_path)
-
-
-def test_a_run_goes_on_with_other_memory_but_not_with_another_algorithm(tmp_path):
-    claim(tmp_path, recipe(), gather_facts([], recipe().data))
-    other = recipe("sft.micro_clips=1", "grpo.micro_prompts=1", "mesh.fsdp=2", "evaluation.batch_clips=4")
-    check_same(tmp_path, other)
-    with pytest.raises(ConfigError, match="sft.batch_clips: 24 there, 23 asked"):
-        check_same(tmp_path, recipe("sft.batch_clips=23"))
 
 
 def test_a_mistyped_path_never_trains_on_something_else(tmp_path):

@@ -18,7 +18,7 @@ from mecap_jax.models.checkpoints.table import CheckpointError
 from mecap_jax.rewards.anchors import Anchors
 from mecap_jax.training.checkpointing import latest_step
 from mecap_jax.training.logging import RunLogger, read_jsonl
-from mecap_jax.training.loop import Interrupted
+from mecap_jax.training.stopping import Interrupted
 
 SMALL = (
     "data.synthetic.clips=90",

@@ -27,7 +27,7 @@ from mecap_jax.rewards.combine import RewardFunction
 from mecap_jax.sharding import put_batch
 from mecap_jax.train_state import init_params
 from mecap_jax.training.logging import RunLogger, read_jsonl
-from mecap_jax.training.loop import Interrupted
+from mecap_jax.training.stopping import Interrupted
 from tests.experiment.test_story import small
 from tests.training.harness import Alphabetical
 

@@ -18,7 +18,7 @@ from mecap_jax.sharding import make_mesh
 from mecap_jax.train_state import abstract_model
 from mecap_jax.training.checkpointing import load_params
 from mecap_jax.training.logging import read_jsonl
-from mecap_jax.training.loop import Interrupted
+from mecap_jax.training.stopping import Interrupted
 from tests.data.clips import audio_file, video_file
 from tests.experiment.test_story import SMALL
 from tests.test_distributed import pair

@@ -16,7 +16,8 @@ from mecap_jax.train_state import abstract_model
 from mecap_jax.training.checkpointing import StageCheckpoints, load_params
 from mecap_jax.training.checksums import find_damage
 from mecap_jax.training.logging import RunLogger, read_jsonl
-from mecap_jax.training.loop import Interrupted, NonFiniteError, run_stage
+from mecap_jax.training.loop import NonFiniteError, run_stage
+from mecap_jax.training.stopping import Interrupted
 from tests import miniature
 from tests.training import harness
 

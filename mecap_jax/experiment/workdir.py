@@ -1,0 +1,155 @@
+"""Whose a workdir is: the run that may write there, its configuration and its data."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import hashlib
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from mecap_jax.config import Config, ConfigError, differences
+from mecap_jax.data.shards import ShardReader
+from mecap_jax.data.training_facts import TrainingFacts
+from mecap_jax.experiment.weights import CONFIG_FILE
+from mecap_jax.json_files import as_json, read_json_object, to_json, write_json
+from mecap_jax.training.checkpointing import latest_step
+
+# Held by the process that runs in a workdir; evaluation, captions and export only read, and need no lock.
+LOCK = "run.lock"
+DATA = "shards.json"
+
+# What may change between the two halves of a run without changing what it learns. Data are compared by their checksums,
+# steps by what was taken.
+_FREE = re.compile(
+    r"name|(evaluation|checkpoint|mesh)\..*|compilation_cache|max_nonfinite_steps|"
+    r"data\.(path|source|input|synthetic\..*|workers|cache_mb)|(sft|grpo)\.steps|"
+    r"(sft|grpo|control)\.(micro_clips|micro_prompts|validate_every)|"
+    r"grpo\.max_reward_failures|grpo\.reward\.(validation_)?timeout_s"
+)
+_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+
+
+def check_place(workdir: Path) -> None:
+    """Refuses what cannot be a workdir.
+
+    Raises:
+      ConfigError: an address such as gs://..., or a file.
+    """
+    if re.match(r"[a-z][a-z0-9+.-]+:/", str(workdir)):
+        raise ConfigError(
+            f"--workdir: {workdir} is an address; a workdir is a local directory, or a bucket that is mounted as one"
+        )
+    if workdir.exists() and not workdir.is_dir():
+        raise ConfigError(f"--workdir: {workdir} is a file")
+
+
+def storage_problem(error: BaseException) -> str | None:
+    """What the disk has against a run, in the system's words, where an error, whichever library's, is about that."""
+    if isinstance(error, OSError) and error.errno in _STORAGE:
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+    return next((text for text in map(os.strerror, _STORAGE) if text in str(error)), None)
+
+
+def is_claimed(workdir: Path) -> bool:
+    """Whether a run took steps in `workdir` that would be lost if another began there."""
+    return (workdir / CONFIG_FILE).is_file() and bool(_steps_taken(workdir))
+
+
+def check_same(workdir: Path, config: Config) -> None:
+    """Checks that the run in `workdir` is this one.
+
+    Raises:
+      ConfigError: another configuration ran there; names every key that differs with both values, or the file that
+        cannot be read.
+    """
+    try:
+        theirs = read_json_object(workdir / CONFIG_FILE)
+    except ValueError as error:
+        raise ConfigError(f"{error}; choose another --workdir") from error
+    mine = _with_absolute_paths(as_json(dataclasses.asdict(config)))
+    refused = [
+        f"{key}: {old!r} there, {new!r} asked"
+        for key, old, new in differences(theirs, mine)
+        if not _FREE.fullmatch(key)
+    ] + _refused_steps(theirs, mine, _steps_taken(workdir))
+    if refused:
+        raise ConfigError(
+            f"{workdir} holds a run with another configuration; take another --workdir (config key 'init_from' "
+            "starts it from a stage of this one) or the same settings:\n  " + "\n  ".join(refused)
+        )
+
+
+def claim(workdir: Path, asked: Config, facts: TrainingFacts) -> None:
+    """Makes `workdir` this run's: what was asked for, its paths from the root, and what the data make of it."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    facts.save(workdir)
+    write_json(workdir / CONFIG_FILE, _with_absolute_paths(as_json(dataclasses.asdict(asked))))
+
+
+def claim_data(workdir: Path, reader: ShardReader) -> None:
+    """Notes which data the run learns from, and where they are now.
+
+    Raises:
+      ConfigError: it has learnt from other data.
+    """
+    mine = {"sha256": _checksum(reader), "directory": os.path.abspath(reader.directory)}
+    if is_claimed(workdir) and (workdir / DATA).exists():
+        theirs = read_json_object(workdir / DATA)
+        if theirs["sha256"] != mine["sha256"]:
+            raise ConfigError(
+                f"config key 'data.path': {workdir} has learnt from other data: sha256 {theirs['sha256'][:12]} "
+                f"({theirs['directory']}) there, {mine['sha256'][:12]} ({mine['directory']}) asked"
+            )
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_json(workdir / DATA, mine)
+
+
+def data_of(workdir: Path) -> Path | None:
+    """Where the run's shards were when it last read them, None for a run that has not got so far."""
+    path = workdir / DATA
+    return Path(read_json_object(path)["directory"]) if path.exists() else None
+
+
+def _steps_taken(workdir: Path) -> dict[str, int]:
+    """Steps that are kept, by stage."""
+    stages = sorted((workdir / "checkpoints").glob("*/"))
+    return {stage.name: step for stage in stages if (step := latest_step(stage)) is not None}
+
+
+def _refused_steps(theirs: dict[str, Any], mine: dict[str, Any], taken: dict[str, int]) -> list[str]:
+    refused = []
+    for stage in ("sft", "grpo"):
+        old, new = ((config.get(stage) or {}).get("steps") for config in (theirs, mine))
+        done = taken.get(stage, 0)
+        if old is None or new is None or old == new:
+            continue
+        if new < done:
+            refused.append(f"{stage}.steps: {done} are taken, {new} asked; they can only become more")
+        later = [name for name in taken if name not in (stage, "text_only")]
+        if stage == "sft" and done == old and later:
+            refused.append(f"sft.steps: {old} there, {new} asked; {later[0]} has started from step {old}")
+    return refused
+
+
+def _checksum(reader: ShardReader) -> str:
+    files = [entry["sha256"] for entry in (reader.manifest["index"], *reader.manifest["shards"])]
+    return hashlib.sha256(to_json(files).encode()).hexdigest()
+
+
+def _with_absolute_paths(config: dict[str, Any]) -> dict[str, Any]:
+    """The JSON tree of a configuration whose relative paths are spelt out from the root."""
+
+    def absolute(path: str) -> str:
+        return os.path.abspath(os.path.expanduser(path)) if path else path
+
+    data, encoder, grpo = config["data"], config["encoder"], config["grpo"]
+    config = config | {key: absolute(config[key]) for key in ("backbone", "init_from", "compilation_cache")}
+    config["data"] = data | {key: absolute(data[key]) for key in ("path", "input")}
+    config["encoder"] = encoder | {key: absolute(encoder[key]) for key in ("path", "anchors")}
+    if grpo is not None:
+        reward = grpo["reward"] | {"custom": [absolute(spec) for spec in grpo["reward"]["custom"]]}
+        config["grpo"] = grpo | {"reward": reward}
+    return config

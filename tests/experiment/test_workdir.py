@@ -1,0 +1,137 @@
+"""Whose a workdir is: what may change in a run that goes on, what may not, and what a path means."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from mecap_jax.config import ConfigError, load
+from mecap_jax.data.training_facts import gather_facts
+from mecap_jax.experiment import workdir as workdir_module
+from mecap_jax.experiment.weights import read_run
+from mecap_jax.experiment.workdir import check_place, check_same, claim_data, data_of, is_claimed, storage_problem
+
+
+def config(*overrides):
+    return load("configs/grpo.py", overrides)
+
+
+def claim(workdir, asked):
+    """Goes on with the run in a workdir, or begins one."""
+    if is_claimed(workdir):
+        check_same(workdir, asked)
+    workdir_module.claim(workdir, asked, gather_facts([], asked.data))
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run whose SFT is finished."""
+    claim(tmp_path, config("sft.steps=100"))
+    _take(tmp_path, "sft", 100)
+    return tmp_path
+
+
+def _take(workdir, stage, step):
+    (workdir / "checkpoints" / stage / str(step)).mkdir(parents=True)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["name=other", "sft.steps=150", "grpo.steps=7"],
+        ["data.workers=2", "data.cache_mb=1", "data.path=elsewhere", "compilation_cache=there"],
+        ["mesh.fsdp=2", "sft.micro_clips=1", "grpo.micro_prompts=1", "checkpoint.every=3", "evaluation.samples=1"],
+    ],
+)
+def test_what_does_not_change_what_is_learnt_may_change(run, changes):
+    claim(run, config("sft.steps=100", *changes))
+    claim(run, config("sft.steps=100"))
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ("seed=3", "seed: 0 there, 3 asked"),
+        ("sft.steps=99", "sft.steps: 100 are taken, 99 asked"),
+        ("sft.batch_clips=2", "sft.batch_clips: 24 there, 2 asked"),
+        ("backbone=/somewhere", "backbone: '' there, '/somewhere' asked"),
+    ],
+)
+def test_what_changes_it_is_refused_with_both_values(run, change, words):
+    before = (run / "config.json").read_text()
+    with pytest.raises(ConfigError, match="init_from") as error:
+        claim(run, config("sft.steps=100", change))
+    assert words in str(error.value)
+    assert (run / "config.json").read_text() == before
+
+
+def test_a_stage_that_another_has_started_from_gets_no_more_steps(run):
+    _take(run, "grpo", 1)
+    with pytest.raises(ConfigError, match="sft.steps: 100 there, 120 asked; grpo has started from step 100"):
+        claim(run, config("sft.steps=120"))
+    claim(run, config("sft.steps=100", "grpo.steps=1000"))
+
+
+def test_a_run_that_kept_no_step_has_claimed_nothing(tmp_path):
+    claim(tmp_path, config())
+    claim(tmp_path, config("seed=3"))
+    assert read_run(tmp_path).seed == 3
+
+
+def test_data_are_what_their_checksums_say_wherever_they_are(run, tmp_path):
+    def reader(directory, checksum):
+        files = {"index": {"sha256": "1"}, "shards": [{"sha256": checksum}]}
+        return SimpleNamespace(manifest=files, directory=tmp_path / directory)
+
+    claim_data(run, reader("one", "a"))
+    claim_data(run, reader("moved", "a"))
+    assert data_of(run) == tmp_path / "moved"
+    with pytest.raises(ConfigError, match=r"data.path.* other data: sha256 .*moved\) there, .*other\) asked"):
+        claim_data(run, reader("other", "b"))
+
+
+def test_a_relative_path_means_the_same_from_anywhere(tmp_path, monkeypatch):
+    here, paths = tmp_path / "here", ["data.path=shards", "backbone=models/b", "encoder.path=~/e", "init_from=r/c/sft"]
+    asked = config(*paths, "grpo.reward.custom=('my.py:reward=0.5',)")
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("HOME", "/home/me")
+    claim(tmp_path / "run", asked)
+    stored = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert stored["data"]["path"] == f"{here}/shards" and stored["backbone"] == f"{here}/models/b"
+    assert stored["encoder"] == {"path": "/home/me/e", "anchors": ""} and stored["init_from"] == f"{here}/r/c/sft"
+    assert stored["grpo"]["reward"]["custom"] == [f"{here}/my.py:reward=0.5"]
+    _take(tmp_path / "run", "sft", 1)
+    claim(tmp_path / "run", asked)  # the same command from the same place
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=f"backbone: '{here}/models/b' there, '{tmp_path}/models/b' asked"):
+        claim(tmp_path / "run", asked)
+
+
+@pytest.mark.parametrize("name", ["gs://bucket/run", "s3://bucket/run"])
+def test_an_address_is_no_workdir(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=f"--workdir: {name.replace('//', '/')} is an address"):
+        check_place(tmp_path.__class__(name))
+
+
+def test_a_file_is_no_workdir(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="file is a file"):
+        check_place(tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    "error, words",
+    [
+        (OSError(28, "No space left on device", "run/metrics.jsonl"), "run/metrics.jsonl: No space left on device"),
+        (OSError(30, "Read-only file system", "run"), "run: Read-only file system"),
+        (
+            ValueError("INTERNAL: write of 3 bytes failed: No space left on device [tensorstore]"),
+            "No space left on device",
+        ),
+        (ValueError("shapes differ"), None),
+    ],
+)
+def test_what_a_disk_has_against_a_run_is_one_line(error, words):
+    assert storage_problem(error) == words
