@@ -20,7 +20,7 @@ from jax._src.distributed import global_state
 from mecap_jax import distributed
 from mecap_jax.config import ConfigError, MeshConfig
 from mecap_jax.sharding import all_rows, make_mesh
-from mecap_jax.training.stopping import StopSignal
+from mecap_jax.training.stopping import Interrupted, StopSignal, steps_under_way
 
 
 def main(argv: list[str]) -> None:
@@ -42,14 +42,19 @@ def main(argv: list[str]) -> None:
                 sys.exit("error: the disk is full")
             if how == "dies":
                 os.kill(os.getpid(), signal.SIGKILL)
-            if how == "stops":
-                os.kill(os.getpid(), signal.SIGTERM)
         if how == "dies":  # no connection of its own breaks: the runtime notices
             global_state.client.wait_at_barrier("never", 60_000)
-        for step in range(1, 1000):
-            if should_stop(step):
-                print("stopped after", step, flush=True)
-                return
+        try:
+            with steps_under_way() as begin_to_wait:
+                begin_to_wait()
+                if how == "stops" and jax.process_index() == 1:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                for step in range(1, 1000):
+                    if should_stop(step):
+                        raise Interrupted(f"stopped after {step}")
+        except Interrupted as stop:
+            print(stop, flush=True)
+            sys.exit(Interrupted.STATUS)
 
 
 if __name__ == "__main__":

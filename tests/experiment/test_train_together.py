@@ -26,14 +26,17 @@ from tests.test_documented_commands import COMMANDS
 from tests.xla_flags import xla_flags
 
 ROOT = Path(__file__).parents[2]
-# A term that is worth nothing. In the first step of the second process it sends that process a signal, once.
+# A term that is worth nothing. In the second step of the second process it sends that process a signal, once.
 REWARD = """
 import os, pathlib, signal
 import jax
 
+calls = []
+
 def stop(samples):
     sent = pathlib.Path(__file__).with_name("sent")
-    if jax.process_index() == 1 and not sent.exists():
+    calls.append(samples)
+    if jax.process_index() == 1 and len(calls) == 2 and not sent.exists():
         sent.touch()
         os.kill(os.getpid(), signal.SIGTERM)
     return [0.0] * len(samples)
@@ -45,6 +48,7 @@ OPTIONS = (
     "sft.batch_clips=7",
     "sft.micro_clips=1",
     "sft.validate_every=0",
+    "grpo.steps=3",
     "grpo.prompts=5",
     "grpo.micro_prompts=1",
     "grpo.loss.reference_likelihood=0",
@@ -85,7 +89,7 @@ def test_a_signal_to_one_stops_both_after_the_same_step(runs):
     *_, stopped = runs
     assert [code for code, _, _ in stopped] == [Interrupted.STATUS] * 2
     for _, _, stderr in stopped:
-        assert "grpo: stopped after step 1 of 2; the same command resumes" in stderr and "Traceback" not in stderr
+        assert "grpo: stopped after step 2 of 3; the same command resumes" in stderr and "Traceback" not in stderr
 
 
 @pytest.mark.slow
@@ -101,7 +105,7 @@ def test_one_run_in_one_directory(runs, name):
         for name in numbers:
             assert one[name] == pytest.approx(other[name], rel=1e-3, abs=1e-4), name
     groups = [read_jsonl(path / "completions.jsonl") for path in (alone, together)]
-    assert len(groups[0]) == 2 * 5
+    assert len(groups[0]) == 3 * 5
     for one, other in zip(*groups, strict=True):
         assert one["utterance_id"] == other["utterance_id"]
         assert [c["text"] for c in one["completions"]] == [c["text"] for c in other["completions"]]
