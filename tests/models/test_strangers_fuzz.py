@@ -6,6 +6,7 @@ import functools
 import json
 import shutil
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -26,22 +27,6 @@ from tests.hub_layout import write_processor
 
 SECONDS = 5.0  # of processor time, for one file
 MESSAGES = [{"role": "user", "content": "It's 2024!\n\n  他 says <|im_end|> hello"}]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """A Qwen2 in shards, its processor and an adapter of the miniature."""
-    directory = tmp_path_factory.mktemp("strangers")
-    hub_models.make("qwen2").save_pretrained(directory / "whole")
-    config = read_config(directory / "whole")
-    params = load_weights(directory / "whole", config, shapes(config))
-    (directory / "model").mkdir()
-    save_weights(directory / "model", config, params, max_shard_bytes=20_000)
-    shutil.copy(directory / "whole" / "config.json", directory / "model")
-    write_processor(directory / "model", "qwen2")
-    adapted = miniature.trained_adapters(miniature.model(config=miniature.LORA)[1])
-    save_peft(directory / "adapter", adapted, miniature.LORA, "somewhere")
-    return directory, adapted
 
 
 @functools.cache
@@ -69,55 +54,70 @@ def read_adapter(directory, params):
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(adapters))
 
 
-# (directory, file, what reads it, damaged files)
+# (directory, file, what reads it)
 CASES = {
-    "shard": ("model", "model-00002-of-*.safetensors", read_weights, 100),
-    "index": ("model", "model.safetensors.index.json", read_weights, 100),
-    "config": ("model", "config.json", read_weights, 100),
-    "tokenizer": ("model", "tokenizer.json", read_processor, 100),
-    "settings": ("model", "tokenizer_config.json", read_processor, 100),
-    "template": ("model", "chat_template.jinja", read_processor, 100),
-    "adapter": ("adapter", "adapter_model.safetensors", read_adapter, 100),
-    "adapter_config": ("adapter", "adapter_config.json", read_adapter, 100),
+    "shard": ("model", "model-00002-of-*.safetensors", read_weights),
+    "index": ("model", "model.safetensors.index.json", read_weights),
+    "config": ("model", "config.json", read_weights),
+    "tokenizer": ("model", "tokenizer.json", read_processor),
+    "settings": ("model", "tokenizer_config.json", read_processor),
+    "template": ("templated", "chat_template.jinja", read_processor),
+    "adapter": ("adapter", "adapter_model.safetensors", read_adapter),
+    "adapter_config": ("adapter", "adapter_config.json", read_adapter),
 }
 
 
-def examine(case, model, tmp_path, seed, count=None):
-    """Reads damaged copies of a file; how many of them were refused, and how many read.
+class Workplace:
+    """A Qwen2 in shards with its processor, and an adapter: one file after another is damaged and mended."""
 
-    Raises:
-      AssertionError: what must not happen did; names the copy.
-    """
-    (root, params), (part, pattern, read, usual) = model, CASES[case]
-    directory = tmp_path / part
-    shutil.copytree(root / part, directory, dirs_exist_ok=True)
-    if case == "template":
-        (directory / pattern).write_text(json.loads((directory / "tokenizer_config.json").read_text())["chat_template"])
-    path = next(directory.glob(pattern))
-    original = path.read_bytes()
-    count = usual if count is None else count
-    refused = 0
-    for number in range(count):
-        random = np.random.default_rng((seed, number))
-        if path.suffix == ".json" and number % 2:
+    def __init__(self, root: Path):
+        hub_models.make("qwen2").save_pretrained(root / "whole")
+        config = read_config(root / "whole")
+        (root / "model").mkdir()
+        params = load_weights(root / "whole", config, shapes(config))
+        save_weights(root / "model", config, params, max_shard_bytes=20_000)
+        shutil.copy(root / "whole" / "config.json", root / "model")
+        write_processor(root / "model", "qwen2")
+        shutil.copytree(root / "model", root / "templated")
+        template = json.loads((root / "model" / "tokenizer_config.json").read_text())["chat_template"]
+        (root / "templated" / "chat_template.jinja").write_text(template)
+        self.params = miniature.trained_adapters(miniature.model(config=miniature.LORA)[1])
+        save_peft(root / "adapter", self.params, miniature.LORA, "somewhere")
+        self.root = root
+
+    def damage(self, case: str, random: np.random.Generator) -> bool:
+        """Reads a damaged copy of a file: whether it was read, or refused in words.
+
+        Raises:
+          AssertionError: what must not happen did.
+        """
+        directory, pattern, read = CASES[case]
+        path = next((self.root / directory).glob(pattern))
+        original = path.read_bytes()
+        if path.suffix == ".json" and random.integers(2):
             path.write_text(json.dumps(json_mutant(json.loads(original), random)))
         else:
             path.write_bytes(mutant(original, random))
         begin = time.process_time()
         try:
-            read(directory, params)
+            read(self.root / directory, self.params)
+            return True
         except (CheckpointError, ValueError, FileNotFoundError) as error:
-            assert type(error) in (CheckpointError, ValueError, FileNotFoundError), (case, number, repr(error))
-            assert str(error), (case, number)
-            refused += 1
-        spent = time.process_time() - begin
-        assert spent < SECONDS, (case, number, spent)
-    return refused, count - refused
+            assert type(error) in (CheckpointError, ValueError, FileNotFoundError), repr(error)
+            assert str(error)
+            return False
+        finally:
+            path.write_bytes(original)
+            assert time.process_time() - begin < SECONDS
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    return Workplace(tmp_path_factory.mktemp("strangers"))
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_damaged_files_are_refused_or_read(case, model, tmp_path, monkeypatch):
+def test_damaged_files_are_refused_or_read(case, workplace, monkeypatch):
     monkeypatch.setattr(template_sandbox, "_CPU_SECONDS", 0.2)
-    refused, read = examine(case, model, tmp_path, seed=8)
-    print(f"{case}: {refused} refused, {read} read")
-    assert refused > 5
+    read = [workplace.damage(case, np.random.default_rng((8, number))) for number in range(100)]
+    assert read.count(False) > 5

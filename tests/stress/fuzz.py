@@ -8,6 +8,7 @@ which `--seed` gives again. The exit status is 1 where there are any. A hang end
 import argparse
 import contextlib
 import faulthandler
+import functools
 import io
 import resource
 import sys
@@ -22,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.data import test_media_fuzz, test_shards_fuzz
 from tests.fuzz import mutant
+from tests.models import test_strangers_fuzz
 
 HANG = 60  # seconds
 
@@ -29,11 +31,14 @@ HANG = 60  # seconds
 def targets(root: Path) -> dict[str, Callable[[np.random.Generator], bool]]:
     """What damages one input with a source of randomness and tries it, by name."""
     clips = test_media_fuzz.originals()
-    workplace = test_shards_fuzz.Workplace(root)
+    workplace = test_shards_fuzz.Workplace(root / "shards")
+    strangers = test_strangers_fuzz.Workplace(root / "models")
     media = {
         f"media/{name}": lambda r, clip=clip: test_media_fuzz.examine(mutant(clip, r)) for name, clip in clips.items()
     }
-    return media | {f"shards/{name}": getattr(workplace, name) for name in test_shards_fuzz.TARGETS}
+    shards = {f"shards/{name}": getattr(workplace, name) for name in test_shards_fuzz.TARGETS}
+    models = {f"models/{case}": functools.partial(strangers.damage, case) for case in test_strangers_fuzz.CASES}
+    return media | shards | models
 
 
 def stress(name: str, examine: Callable[[np.random.Generator], bool], count: int, seed: int) -> int:
