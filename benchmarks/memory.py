@@ -68,7 +68,9 @@ def main(argv: list[str]) -> None:
     _, params = abstract_model(model, mesh)
     trainable, _ = split_params(params, config.trainable)
     scores = struct((rows, group, length), jnp.float32)
-    example = TrainExample(prompt, completions, scores, scores, struct((rows, group), jnp.float32), None)
+    example = TrainExample(
+        prompt, struct((rows,), jnp.bool_), completions, scores, scores, struct((rows, group), jnp.float32), None
+    )
     scalar = struct((), jnp.float32, whole)
     draw = Draw(struct((), jnp.uint32, whole), struct((), jnp.uint32, whole), struct((rows,), jnp.int32))
     kept = {

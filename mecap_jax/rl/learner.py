@@ -72,6 +72,7 @@ class GrpoLearner:
         examples = [
             TrainExample(
                 rollout.micro.prompt,
+                rollout.micro.valid,
                 rollout.completions,
                 rollout.generation.logprobs,
                 rollout.reference_logprobs,

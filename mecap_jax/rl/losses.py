@@ -113,16 +113,19 @@ def token_weights(mask: Bool[Array, "B G T"], aggregation: str, max_tokens: int)
     raise ValueError(f"unknown loss {aggregation!r}")
 
 
-def denominator(mask: Bool[Array, "B G T"], aggregation: str) -> Float[Array, ""]:
+def denominator(
+    mask: Bool[Array, "B G T"], aggregation: str, valid: Bool[Array, " B"] | None = None
+) -> Float[Array, ""]:
     """What the weighted sum of a batch is divided by: its tokens ("dapo", "cispo") or its completions.
 
     Completions whose mask is empty (left out of the loss) still count as completions, except under "grpo" and "gspo",
-    where they have no mean of their own.
+    where they have no mean of their own. Those of rows that are not `valid` never count.
     """
     if aggregation in ("dapo", "cispo"):
         return jnp.sum(mask).astype(jnp.float32)
     if aggregation == "dr_grpo":
-        return jnp.float32(mask.shape[0] * mask.shape[1])
+        rows = mask.shape[0] if valid is None else jnp.sum(valid)
+        return jnp.float32(rows * mask.shape[1])
     return jnp.sum(jnp.any(mask, axis=-1)).astype(jnp.float32)
 
 

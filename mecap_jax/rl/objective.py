@@ -24,6 +24,7 @@ class TrainExample(NamedTuple):
 
     Attributes:
       prompt: B prompts.
+      valid: bool [B], False for a row that fills the batch up and for a clip that could not be decoded.
       completions: G completions each; an empty mask leaves a completion out of the loss.
       old_logprobs: float32 [B, G, T], of the policy that sampled.
       reference_logprobs: float32 [B, G, T], of the reference policy, or None without one.
@@ -32,6 +33,7 @@ class TrainExample(NamedTuple):
     """
 
     prompt: PromptBatch
+    valid: Array
     completions: Completions
     old_logprobs: Array
     reference_logprobs: Array | None
@@ -52,7 +54,9 @@ def denominators(example: TrainExample, loss: LossConfig) -> Denominators:
     references = 0 if example.references is None else jnp.sum(example.references.mask)
     mask = example.completions.mask
     return Denominators(
-        denominator(mask, loss.name), jnp.sum(mask).astype(jnp.float32), jnp.asarray(references, jnp.float32)
+        denominator(mask, loss.name, example.valid),
+        jnp.sum(mask).astype(jnp.float32),
+        jnp.asarray(references, jnp.float32),
     )
 
 

@@ -158,6 +158,15 @@ def test_micro_batches_do_not_change_the_loss(batch, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_rows_that_fill_a_batch_up_do_not_count(batch, name):
+    """How many there are depends on the devices; the loss must not."""
+    mask = jnp.asarray(batch["mask"])
+    filled = jnp.concatenate([mask, jnp.zeros((3, *mask.shape[1:]), bool)])
+    valid = jnp.arange(len(filled)) < len(mask)
+    assert denominator(filled, name, valid) == denominator(mask, name)
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("difference", [-1e4, -20.0, 20.0, 1e4])
 def test_extreme_ratios_stay_finite(name, difference):
     logprobs = jnp.zeros((1, 1, 2)) + difference

@@ -31,7 +31,7 @@ def test_references_are_scored_at_temperature_one_whatever_the_sampling_temperat
     sampled, taught = (Completions(tokens[:, part], mask[:, part]) for part in (slice(GROUP), slice(GROUP, None)))
     hot, plain = (_scores(params, tokens, temperature) for temperature in (HOT, 1.0))
     old = hot.logprobs[:, :GROUP] - 0.01
-    example = TrainExample(miniature.prompts(), sampled, old, None, jnp.ones((3, GROUP)), taught)
+    example = TrainExample(miniature.prompts(), jnp.ones(3, bool), sampled, old, None, jnp.ones((3, GROUP)), taught)
     loss = LossConfig(beta=0.0, reference_likelihood=0.5)
 
     @jax.jit
