@@ -18,13 +18,6 @@ from mecap_jax.config import LossConfig
 _LOG_RATIO_LIMIT = 20.0
 
 
-class Term(NamedTuple):
-    """A sum over tokens (or sequences) and the number that it is to be divided by."""
-
-    total: Array
-    denominator: Array
-
-
 def importance_log_ratio(
     logprobs: Float[Array, "B G T"], old_logprobs: Float[Array, "B G T"], mask: Bool[Array, "B G T"], level: str
 ) -> Float[Array, "B G T"]:
@@ -127,9 +120,3 @@ def denominator(
         rows = mask.shape[0] if valid is None else jnp.sum(valid)
         return jnp.float32(rows * mask.shape[1])
     return jnp.sum(jnp.any(mask, axis=-1)).astype(jnp.float32)
-
-
-def aggregate(values: Float[Array, "B G T"], mask: Bool[Array, "B G T"], aggregation: str, max_tokens: int) -> Term:
-    """Sums token values under the variant's weights, with the denominator that belongs to it."""
-    weights = token_weights(mask, aggregation, max_tokens)
-    return Term(jnp.sum(jnp.where(mask, values, 0.0) * weights), denominator(mask, aggregation))

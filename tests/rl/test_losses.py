@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mecap_jax.config import LossConfig
-from mecap_jax.rl.losses import aggregate, denominator, kl_divergence, policy_loss, token_weights
+from mecap_jax.rl.losses import denominator, kl_divergence, policy_loss, token_weights
 
 MAX_TOKENS = 6
 NAMES = ("grpo", "dr_grpo", "dapo", "gspo", "cispo")
@@ -68,8 +68,12 @@ def _reference(batch, config):
 
 def _loss(batch, config):
     per_token = policy_loss(**{k: jnp.asarray(v) for k, v in batch.items()}, config=config).per_token
-    term = aggregate(per_token, jnp.asarray(batch["mask"]), config.name, MAX_TOKENS)
-    return term.total / term.denominator
+    mask = jnp.asarray(batch["mask"])
+    return _weighted_sum(per_token, mask, config.name) / denominator(mask, config.name)
+
+
+def _weighted_sum(per_token, mask, name):
+    return jnp.sum(per_token * token_weights(mask, name, MAX_TOKENS))
 
 
 @pytest.mark.parametrize("config", VARIANTS, ids=lambda c: f"{c.name}-{c.importance}-{c.clip_dual:g}")
@@ -88,11 +92,11 @@ def test_gradient_equals_finite_differences(batch, config):
             if config.name == "cispo":  # hold the weight: score the perturbed tokens under the unperturbed ratio
                 inputs["old_logprobs"] = wide["old_logprobs"] + logprobs - wide["logprobs"]
             per_token = policy_loss(**inputs, config=config).per_token
-            return aggregate(per_token, wide["mask"], config.name, MAX_TOKENS).total
+            return _weighted_sum(per_token, wide["mask"], config.name)
 
         def plain(logprobs):
             per_token = policy_loss(**(wide | {"logprobs": logprobs}), config=config).per_token
-            return aggregate(per_token, wide["mask"], config.name, MAX_TOKENS).total
+            return _weighted_sum(per_token, wide["mask"], config.name)
 
         gradient = np.asarray(jax.grad(plain)(wide["logprobs"]))
         step = 1e-6
@@ -137,7 +141,7 @@ def test_on_policy_gradient_is_the_advantage():
 
         def loss(x, config=config):
             per_token = policy_loss(x, logprobs, advantages, mask, config).per_token
-            return aggregate(per_token, mask, config.name, MAX_TOKENS).total
+            return _weighted_sum(per_token, mask, config.name)
 
         expected = -advantages[..., None] * token_weights(mask, name, MAX_TOKENS)
         chex.assert_trees_all_close(jax.grad(loss)(logprobs), expected, atol=1e-6)
@@ -153,7 +157,7 @@ def test_micro_batches_do_not_change_the_loss(batch, name):
     for b in range(2):
         part = {k: jnp.asarray(v[b : b + 1]) for k, v in batch.items()}
         per_token = policy_loss(**part, config=config).per_token
-        parts += aggregate(per_token, part["mask"], name, MAX_TOKENS).total / total
+        parts += _weighted_sum(per_token, part["mask"], name) / total
     np.testing.assert_allclose(parts, whole, rtol=1e-6)
 
 
@@ -189,7 +193,7 @@ def test_garbage_behind_the_mask_is_invisible(batch, name):
 
     def loss(x):
         inputs = {k: jnp.asarray(v) for k, v in dirty.items()} | {"logprobs": x}
-        return aggregate(policy_loss(**inputs, config=config).per_token, inputs["mask"], name, MAX_TOKENS).total
+        return _weighted_sum(policy_loss(**inputs, config=config).per_token, inputs["mask"], name)
 
     assert jnp.isfinite(jax.grad(loss)(jnp.asarray(dirty["logprobs"]))).all()
 
