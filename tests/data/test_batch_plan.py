@@ -7,7 +7,7 @@ import pytest
 
 from mecap_jax.config import Bucket
 from mecap_jax.data.batch_plan import BatchPlan, assign_bucket, evaluation_batches, take
-from mecap_jax.data.collate import fits
+from mecap_jax.data.fitting import fits
 
 BUCKETS = (Bucket(32, 2, 2, 1), Bucket(64, 4, 4, 1))
 SMALL, LARGE = Bucket(20, 1, 2, 1), Bucket(20, 3, 2, 1)  # LARGE has too much audio for the first bucket

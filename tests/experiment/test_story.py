@@ -159,7 +159,7 @@ def test_the_report_is_written_again_without_captioning(finished, monkeypatch):
     _, workdir, report = finished
     before = (workdir / "report.md").read_text()
     (workdir / "report.md").unlink()
-    monkeypatch.setattr(story, "stage_params", lambda *_: pytest.fail("weights are read"))
+    monkeypatch.setattr(story, "stage_trainable", lambda *_: pytest.fail("weights are read"))
     with RunLogger(None) as logger:
         again = story.report_again(workdir, logger)
     same = report.keys() - {"made", "timing"}
