@@ -3,6 +3,10 @@
 import functools
 import json
 import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -31,7 +35,7 @@ MAKERS = {
 }
 
 
-def _run(directory, kind, stop_after=None, every=0, max_nonfinite=2, step=None):
+def train(directory, kind, stop_after=None, every=0, max_nonfinite=2, step=None):
     _, state, made = MAKERS[kind](harness.mesh())
     with (
         RunLogger(directory) as logger,
@@ -61,15 +65,15 @@ def _log(directory, name):
 @pytest.fixture(scope="module", params=["sft", "grpo"])
 def unbroken(request, tmp_path_factory):
     directory = tmp_path_factory.mktemp(request.param)
-    return request.param, directory, jax.device_get(_run(directory, request.param))
+    return request.param, directory, jax.device_get(train(directory, request.param))
 
 
 @pytest.mark.parametrize("stop_after", range(1, STEPS))
 def test_stopped_after_any_step(unbroken, tmp_path, stop_after):
     kind, directory, expected = unbroken
     with pytest.raises(Interrupted, match=f"after step {stop_after} of {STEPS}"):
-        _run(tmp_path, kind, stop_after)
-    actual = jax.device_get(_run(tmp_path, kind))
+        train(tmp_path, kind, stop_after)
+    actual = jax.device_get(train(tmp_path, kind))
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
     for name in ("metrics.jsonl", "completions.jsonl") if kind == "grpo" else ("metrics.jsonl",):
         assert _log(tmp_path, name) == _log(directory, name)
@@ -77,10 +81,10 @@ def test_stopped_after_any_step(unbroken, tmp_path, stop_after):
 
 @pytest.mark.parametrize("kind", ["sft with adapters", "grpo with adapters"])
 def test_a_run_with_adapters_is_resumed_from_them_alone(kind, tmp_path):
-    expected = jax.device_get(_run(tmp_path / "unbroken", kind))
+    expected = jax.device_get(train(tmp_path / "unbroken", kind))
     with pytest.raises(Interrupted):
-        _run(tmp_path / "broken", kind, stop_after=2)
-    actual = jax.device_get(_run(tmp_path / "broken", kind))
+        train(tmp_path / "broken", kind, stop_after=2)
+    actual = jax.device_get(train(tmp_path / "broken", kind))
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
     assert _log(tmp_path / "broken", "metrics.jsonl") == _log(tmp_path / "unbroken", "metrics.jsonl")
     directory = tmp_path / "broken" / "checkpoints"
@@ -104,12 +108,29 @@ def test_killed_between_checkpoints(unbroken, tmp_path):
         return step(state, batch)
 
     with pytest.raises(KeyboardInterrupt):
-        _run(tmp_path, kind, every=2, step=crashing)
+        train(tmp_path, kind, every=2, step=crashing)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"stage": "sft", "st')  # the crash cut a line short
-    actual = jax.device_get(_run(tmp_path, kind, every=2))
+    actual = jax.device_get(train(tmp_path, kind, every=2))
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
     assert _log(tmp_path, "metrics.jsonl") == _log(directory, "metrics.jsonl")
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_while_it_saves(unbroken, tmp_path):
+    """Nothing of it runs any more, unlike where an error ends it; `tests/stress/kills.py` kills whole runs anywhere."""
+    kind, directory, expected = unbroken
+    place = {"sft": "before the rename", "grpo": "before the checksums"}[kind]
+    command = [sys.executable, "-m", "tests.training.killed_worker", kind, place, str(tmp_path)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    left = {path.name.partition("-")[0] for path in (tmp_path / "checkpoints").iterdir()}
+    assert left == {"1", "2.orbax"}
+    actual = jax.device_get(train(tmp_path, kind, every=1))
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+    for name in ("metrics.jsonl", "completions.jsonl") if kind == "grpo" else ("metrics.jsonl",):
+        assert _log(tmp_path, name) == _log(directory, name)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["3", "4"]
 
 
 def test_a_finished_stage_is_not_done_again(unbroken, tmp_path):
@@ -118,7 +139,7 @@ def test_a_finished_stage_is_not_done_again(unbroken, tmp_path):
     def forbidden(state, batch):
         raise AssertionError("a step was taken")
 
-    again = jax.device_get(_run(directory, kind, step=forbidden))
+    again = jax.device_get(train(directory, kind, step=forbidden))
     jax.tree.map(np.testing.assert_array_equal, again, expected)
 
 
@@ -150,7 +171,7 @@ def test_non_finite_gradients_are_skipped_counted_and_stop_the_run(tmp_path):
         return state, metrics, ()
 
     with pytest.raises(NonFiniteError, match="2 steps in a row, the last one step 3"):
-        _run(tmp_path, "sft", step=poisoned)
+        train(tmp_path, "sft", step=poisoned)
     assert seen == [0, 1, 2]
     assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["skipped_steps_in_a_row"] == 2
 
@@ -167,7 +188,7 @@ def two_steps_kept(tmp_path_factory):
     """A run that was stopped after its third step, with checkpoints of the second and the third."""
     directory = tmp_path_factory.mktemp("kept")
     with pytest.raises(Interrupted):
-        _run(directory, "grpo", stop_after=3, every=1)
+        train(directory, "grpo", stop_after=3, every=1)
     return directory
 
 
@@ -188,11 +209,11 @@ def test_no_byte_of_a_checkpoint_changes_unseen(two_steps_kept, tmp_path):
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_taken(two_steps_kept, tmp_path, capsys):
     unbroken, run = tmp_path / "unbroken", shutil.copytree(two_steps_kept, tmp_path / "run")
-    expected = jax.device_get(_run(unbroken, "grpo"))
+    expected = jax.device_get(train(unbroken, "grpo"))
     _flip(max((run / "checkpoints" / "3" / "params" / "d").iterdir(), key=lambda path: path.stat().st_size))
     with pytest.raises(CheckpointError, match="checkpoints/3 is damaged .params/d/"):
         load_params(run / "checkpoints", None, DESCRIPTION)
-    actual = jax.device_get(_run(run, "grpo", every=1))
+    actual = jax.device_get(train(run, "grpo", every=1))
     said = capsys.readouterr().err
     assert "step 3 is damaged (params/d/" in said and "going on from step 2" in said
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
@@ -206,5 +227,5 @@ def test_where_every_checkpoint_is_damaged_nothing_is_changed(two_steps_kept, tm
     for step in ("2", "3"):
         (run / "checkpoints" / step / "sha256.json").unlink()
     with pytest.raises(CheckpointError, match="every checkpoint in .* is damaged .step 3: .*sha256.json; step 2: "):
-        _run(run, "grpo")
+        train(run, "grpo")
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["2", "3"]
