@@ -199,7 +199,7 @@ def stress(root: Path, kills: int, random: np.random.Generator) -> int:
         print(f"{kind}, unbroken: " + ", ".join(f"{k} {v:.1f} s" for k, v in seconds[kind].items()), flush=True)
     counts, resumed, faults = collections.Counter(), collections.Counter(), collections.Counter()
     number = 0
-    while counts.total() < kills:
+    while counts.total() < kills and number < kills:
         kind = list(KINDS)[number % len(KINDS)]
         run, hit = Run(root / str(number), kind), []
         try:
@@ -217,7 +217,7 @@ def stress(root: Path, kills: int, random: np.random.Generator) -> int:
             resumed.update(hit)
             print(f"run {number}, {kind}: killed in {', '.join(hit)}: the same", flush=True)
         except (AssertionError, OSError, ValueError) as error:
-            faults.update(hit[-1:])
+            faults.update(hit[-1:] or PHASES[:1])
             print(f"fault: run {number}, {kind}, killed in {', '.join(hit)}: {error}", flush=True)
         shutil.rmtree(run.directory)
         number += 1
