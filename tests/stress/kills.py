@@ -203,8 +203,9 @@ def stress(root: Path, kills: int, random: np.random.Generator) -> int:
         kind = list(KINDS)[number % len(KINDS)]
         run, hit = Run(root / str(number), kind), []
         try:
-            for _ in range(min(MOST_KILLS, kills - counts.total())):
-                wanted = str(random.choice([*seconds[kind]]))
+            # In order: a run that is past a phase does not come back to it.
+            phases = random.choice([*seconds[kind]], min(MOST_KILLS, kills - counts.total()))
+            for wanted in sorted(map(str, phases), key=PHASES.index):
                 saves = STEPS if wanted.startswith("saving") else 1
                 where = kill_in(run, wanted, random.uniform(0, seconds[kind][wanted] / saves))
                 if where is None:
