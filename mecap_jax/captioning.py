@@ -255,7 +255,7 @@ class ClipReader:
         differs = [name for name in self._data.modalities if not has[name]]
         spoken = caption_language([request.transcript])
         # Only the script tells; an unknown language is none to compare with.
-        chinese = {language == "zh" for language in self._training.languages if language}
+        chinese = {language.partition("-")[0] == "zh" for language in self._training.languages if language}
         if not spoken and self._training.transcribed:
             differs.append("transcript")
         if spoken and chinese and (spoken == "zh") not in chinese:
@@ -325,17 +325,17 @@ def find_requests(arguments: Iterable[str], lines: Iterable[str] = (), ids: bool
             named.append((clip.strip(), transcript.strip()))
     requests, seen = [], set()
     for clip, transcript in named:
-        if (real := os.path.realpath(clip)) in seen:
-            requests.append(Request(clip, problem="is named twice"))
-            continue
-        seen.add(real)
-        if ids or not Path(clip).is_dir():
-            requests.append(Request(clip, transcript))
-            continue
         try:
+            if (real := os.path.realpath(clip)) in seen:
+                requests.append(Request(clip, problem="is named twice"))
+                continue
+            seen.add(real)
+            if ids or not Path(clip).is_dir():
+                requests.append(Request(clip, transcript))
+                continue
             found = sorted(path for path in Path(clip).iterdir() if path.suffix.lower() in SUFFIXES)
-        except OSError as error:
-            requests.append(Request(clip, problem=error.strerror))
+        except (OSError, ValueError) as error:  # no permission; a name that no file can have
+            requests.append(Request(clip, problem=getattr(error, "strerror", None) or str(error)))
             continue
         inside = [path for path in found if not is_junk(path)]
         if not inside:

@@ -93,6 +93,11 @@ def test_every_container_in_order_with_bad_files_between(omni, clips):
     assert by_name["h.mp4"].seconds == pytest.approx(1.0, abs=0.02)
 
 
+def test_names_that_no_file_can_have_cost_only_themselves(clips):
+    requests = find_requests([], ["x" * 5000, "a\0b", str(clips / "a.wav")])
+    assert [bool(request.problem) for request in requests] == [True, True, False]
+
+
 def test_samples_differ_and_are_the_same_whatever_shares_their_batch(omni, clips):
     requests = find_requests([str(clips / "a.wav"), str(clips / "g.mkv")])
     options = dict(samples=4, temperature=1.0, max_new_tokens=6, seed=3)

@@ -320,7 +320,8 @@ class CaptionDataset:
         if "video" in config.modalities and row.has_video:
             count = min(config.max_frames, row.frames)
             if config.fps:
-                wanted = min(max(min(row.video_seconds, config.max_seconds) * config.fps, 4), count)
+                seconds = min(row.video_seconds + 1e-4, config.max_seconds)  # the index rounds to four digits
+                wanted = min(max(seconds * config.fps, 4), count)
                 count = max(int(wanted) // TEMPORAL_PATCH_SIZE * TEMPORAL_PATCH_SIZE, 1)
             height, width = frame_size(row.height, row.width, config, self._model)
             frames = np.broadcast_to(np.uint8(0), (count, height, width, 3))

@@ -26,7 +26,7 @@ from mecap_jax.experiment.setup import Workbench, first_process, reopen, set_up
 from mecap_jax.experiment.stages import Start, train_grpo, train_sft
 from mecap_jax.experiment.tower_cache import with_tower_cache
 from mecap_jax.experiment.weights import RunModel, open_model, read_report, stage_trainable, starting_trainable
-from mecap_jax.experiment.workdir import LOCK, check_place
+from mecap_jax.experiment.workdir import CONFIG_FILE, LOCK, check_place
 from mecap_jax.json_files import read_json_object, write_json
 from mecap_jax.locking import locked
 from mecap_jax.models.parameters import merge_params
@@ -96,7 +96,7 @@ def report_again(workdir: Path, logger: RunLogger) -> dict[str, Any]:
       ConfigError: there is no run, or a stage of it has not been captioned yet.
     """
 
-    def refuse(bench: Workbench, stage: str, title: str):
+    def refuse(bench: Workbench, stage: str, title: str, rows: list[int]):
         raise ConfigError(f"{workdir} keeps no captions of {title}; scripts/train.py with this --workdir makes them")
 
     bench = reopen(workdir, None, logger)
@@ -169,26 +169,32 @@ def _step_seconds(workdir: Path) -> dict[str, float]:
 
 
 def evaluate(
-    stages: dict[str, Workbench], caption: Callable[[Workbench, str, str], Mapping[int, Caption]]
+    stages: dict[str, Workbench], caption: Callable[[Workbench, str, str, list[int]], Mapping[int, Caption]]
 ) -> tuple[dict[str, StageResult], dict[str, dict[str, StageResult]]]:
     """Scores what every finished stage says of the evaluated clips, and the ablation of modalities.
 
+    All are scored on the same clips: those that every row of comparison can use, and that can be decoded.
+
     Args:
-      caption: makes the captions that are not kept yet: (bench, stage, what is done, for people) -> captions by row.
+      caption: makes the captions that are not kept yet: (bench, stage, what is done, for people, rows of the index) ->
+        captions by row.
     """
     bench = next(iter(stages.values()))
     config = bench.config
-    rows = bench.dataset.rows(bench.dataset.evaluated_split)
+    usable = [set(other.dataset.rows(bench.dataset.evaluated_split)) for other in stages.values()]
+    rows = [row for row in bench.dataset.rows(bench.dataset.evaluated_split) if all(row in known for known in usable)]
     results, ablation = {}, defaultdict(dict)
     with Meteor() as meteor:
         for name, stage_bench in stages.items():
-            make = functools.partial(caption, stage_bench, name, name)
+            make = functools.partial(caption, stage_bench, name, name, rows)
             results[name] = evaluate_stage(stage_bench, name, rows, meteor, make)
+            captioned = {clip.id for clip in results[name].clips}
+            rows = [row for row in rows if bench.dataset.index[row].id in captioned]
             if not (config.evaluation.ablation and name in ("sft", "grpo") and len(config.data.modalities) > 1):
                 continue
             for modality in config.data.modalities:
                 alone = stage_bench.with_data(stage_bench.dataset.with_modalities((modality,)))
-                make = functools.partial(caption, alone, name, f"{name} from {modality} only")
+                make = functools.partial(caption, alone, name, f"{name} from {modality} only", rows)
                 ablation[name][modality] = evaluate_stage(alone, name, rows, meteor, make, modality)
     return results, dict(ablation)
 
@@ -200,10 +206,8 @@ def _captioner(bench: Workbench, model: RunModel) -> Callable[..., Mapping[int, 
     def params(stage: str) -> Any:
         return merge_params(stage_trainable(bench.config, bench.workdir, bench.mesh, stage), model.frozen)
 
-    def caption(view: Workbench, stage: str, title: str) -> Mapping[int, Caption]:
-        return caption_stage(
-            view, title, model.graphdef, params(stage), view.dataset.rows(view.dataset.evaluated_split)
-        )
+    def caption(view: Workbench, stage: str, title: str, rows: list[int]) -> Mapping[int, Caption]:
+        return caption_stage(view, title, model.graphdef, params(stage), rows)
 
     return caption
 
@@ -245,7 +249,7 @@ def _report(bench: Workbench, results, ablation, timing: Mapping[str, Any]) -> d
     report = write_report(
         bench.workdir,
         seed=config.seed,
-        config=dataclasses.asdict(config),
+        config=read_json_object(bench.workdir / CONFIG_FILE),  # as it was asked for, on whatever devices this is
         data=_data_summary(bench),
         results=results,
         metrics_log=log,

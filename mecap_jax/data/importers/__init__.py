@@ -173,7 +173,10 @@ def _read_label_map(path: str | os.PathLike | None) -> dict[str, str]:
 
 
 def _fingerprint(directory: Path, without: Path, allow_outside: bool) -> str:
-    """Hashes the names and sizes of all files and the content of tables, so that changed input is noticed."""
+    """Hashes names and sizes of all files, and the content of tables and features, so that changed input is noticed.
+
+    Features keep their size when they are extracted anew; media are not read for this.
+    """
     directory, without = directory.resolve(), without.resolve()
     digest = hashlib.sha256()
     ours = (f"{without}{os.sep}", str(without.with_name(f".{without.name}.")))  # its lock and what is being built, too
@@ -181,7 +184,7 @@ def _fingerprint(directory: Path, without: Path, allow_outside: bool) -> str:
         path = directory / name
         if not str(path).startswith(ours):
             digest.update(f"{name}\0{os.path.getsize(path)}\0".encode("utf-8", "surrogateescape"))
-            if path.suffix.lower() in tables.SUFFIXES:
+            if path.suffix.lower() in (*tables.SUFFIXES, ".npy"):
                 with contextlib.suppress(OSError):  # the importer says why it cannot be read
                     digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -207,20 +207,24 @@ def _choose_ids(rows: list[Row]) -> set[str]:
 
     Returns the ids that are paths.
     """
-    nameless = [(row, Path(row[key])) for row in rows if "id" not in row for key in _PATHS if key in row]
-    files = Counter(path.stem for path in {path for _, path in nameless})
+    nameless = [(row, [Path(row[key]) for key in _PATHS if key in row]) for row in rows if "id" not in row]
+    clips = {tuple(paths) for _, paths in nameless if paths}  # a clip may be named twice, and have sound of its own
+    stems = Counter(stem for paths in clips for stem in {path.stem for path in paths})
+    places = Counter(place for paths in clips for place in {path.parent / path.stem for path in paths})
     by_path = set()
-    for row, path in nameless:
-        shared = files[path.stem] > 1
-        name = printable(str(path.parent / path.stem) if shared else path.stem)
-        if row.setdefault("id", name) == name and shared:
-            by_path.add(name)
+    for row, paths in nameless:
+        if paths:
+            path, place = paths[0], paths[0].parent / paths[0].stem
+            shared = stems[path.stem] > 1
+            row["id"] = printable(path.stem if not shared else str(place if places[place] == 1 else path))
+            by_path |= {row["id"]} if shared else set()
     return by_path
 
 
 def _content(utterance: Utterance, row: Row) -> bytes:
-    """A checksum of all that is known of a clip but its place."""
-    anonymous = dataclasses.replace(utterance, id="-", speaker=row.get("speaker", ""))
+    """A checksum of all that is known of a clip but its place; a split that was drawn for it is not known of it."""
+    split = utterance.split if "split" in row else SPLITS[0]
+    anonymous = dataclasses.replace(utterance, id="-", speaker=row.get("speaker", ""), split=split)
     return hashlib.sha256(serialize(anonymous)).digest()
 
 

@@ -385,6 +385,34 @@ def test_rows_of_copies_are_one_clip(directory):
     assert (first.id, second.id) == ("wav/a", "again/a")
 
 
+def test_copies_are_found_wherever_their_speakers_were_drawn_to(directory):
+    rows = []
+    for i in range(20):
+        clip = audio_file(seconds=0.05 + i / 1000)
+        for place in ("one", "two"):
+            (directory / place).mkdir(exist_ok=True)
+            (directory / place / f"{i}.wav").write_bytes(clip)
+            rows.append({"audio": f"{place}/{i}.wav"})
+    items = read(directory, *rows)
+    assert [type(item) for item in items] == 20 * [Utterance, Duplicate]
+    assert len({item.split for item in items[::2]}) == 3
+
+
+def test_a_clip_of_two_files_has_their_common_name(directory):
+    (directory / "film").mkdir()
+    (directory / "film" / "a.mkv").write_bytes(b"checked later")
+    (directory / "features" / "x-UTT").mkdir(parents=True)
+    np.save(directory / "features" / "x-UTT" / "a.npy", np.ones(3, np.float32))
+    (clip,) = read(directory, {"audio": "wav/a.wav", "video": "film/a.mkv"})
+    assert clip.id == "a" and clip.features.keys() == {"x-UTT"}
+
+
+def test_files_that_differ_in_their_ending_alone_keep_it(directory):
+    (directory / "wav" / "a.flac").write_bytes(audio_file("FLAC", seconds=0.2))
+    clips = read(directory, {"audio": "wav/a.wav"}, {"audio": "wav/a.flac"})
+    assert [clip.id for clip in clips] == ["wav/a.wav", "wav/a.flac"]
+
+
 def test_labels_are_an_open_set_and_a_map_has_the_first_word(directory):
     raw = ["Helplessness", "hangry", "calm", "Wut", "A-3"]
     rows = [{"id": str(i), "transcript": "x", "label": label} for i, label in enumerate(raw)]

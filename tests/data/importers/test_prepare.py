@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mecap_jax.config import SyntheticConfig
@@ -62,6 +63,15 @@ def test_the_same_input_is_reused_and_a_changed_one_is_noticed(raw, tmp_path, ca
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == stamps
 
     (raw / "manifest.jsonl").write_text((raw / "manifest.jsonl").read_text().replace("Happy.", "Merry."))
+    with pytest.raises(ShardError, match="shards of another source: fingerprint: "):
+        prepare("folder", raw, tmp_path / "out")
+
+
+def test_features_that_were_extracted_anew_are_noticed(raw, tmp_path):
+    (raw / "features" / "x-UTT").mkdir(parents=True)
+    np.save(raw / "features" / "x-UTT" / "0.npy", np.zeros(3, np.float32))
+    prepare("folder", raw, tmp_path / "out")
+    np.save(raw / "features" / "x-UTT" / "0.npy", np.ones(3, np.float32))
     with pytest.raises(ShardError, match="shards of another source: fingerprint: "):
         prepare("folder", raw, tmp_path / "out")
 
