@@ -15,6 +15,8 @@ MAX_CHANNELS = 8
 MAX_SAMPLE_RATE = 192_000
 # Time stamps are rounded and jitter; sound within this many seconds of them is where it belongs.
 _JITTER = 0.05
+# Files of floats may hold the integers of 24 bits; what is far beyond them overflows in resampling.
+_LOUDEST = 1e9
 
 
 def read_audio(joined: Sequence[bytes], kind: str, max_seconds: float) -> tuple[np.ndarray, int] | None:
@@ -29,8 +31,8 @@ def read_audio(joined: Sequence[bytes], kind: str, max_seconds: float) -> tuple[
         left -= len(waveform) / own
         waveforms.append(resampled(waveform, own, rate))
     waveform = np.concatenate(waveforms)
-    if not np.isfinite(waveform).all():
-        raise MediaError("holds samples that are not finite")
+    if not (np.abs(waveform) < _LOUDEST).all():
+        raise MediaError("holds samples that are not finite, or a billion times full scale")
     if kind not in VIDEO_KINDS and not waveform.any():
         raise MediaError("holds nothing but silence: every sample is 0")
     return waveform, rate

@@ -306,9 +306,11 @@ def test_limits_stop_hostile_clips():
             decode(huge)
 
 
-def test_samples_that_are_not_finite_are_refused():
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e38])
+def test_samples_that_are_not_finite_or_do_not_stay_so_are_refused(value):
     file = io.BytesIO()
-    soundfile.write(file, np.array([0.1, np.nan, 0.2] * 1000, np.float32), 16_000, format="WAV", subtype="FLOAT")
+    samples = np.array([0.1, value, 0.2] * 1000, np.float32)
+    soundfile.write(file, samples, 44_100, format="WAV", subtype="FLOAT")
     with pytest.raises(MediaError, match="not finite"):
         decode_audio(file.getvalue())
 
