@@ -36,9 +36,8 @@ from mecap_jax.training.checkpointing import StageCheckpoints
 from mecap_jax.training.loop import Step, ignore, run_stage
 from mecap_jax.training.sft import SftBatch, SftLearner, token_nll
 
+# Whether to stop after the step of this number.
 Stop = Callable[[int], bool]
-
-
 # Makes the parameters that a stage starts from: the part that trains, fresh arrays at each call.
 Start = Callable[[], Any]
 
@@ -50,7 +49,15 @@ def train_sft(bench: Workbench, name: str, config: SftConfig, model: RunModel, s
             _sft(bench, name, config, model, start, should_stop, checkpoints)
 
 
-def _sft(bench: Workbench, name: str, config: SftConfig, model: RunModel, start: Start, should_stop, checkpoints):
+def _sft(
+    bench: Workbench,
+    name: str,
+    config: SftConfig,
+    model: RunModel,
+    start: Start,
+    should_stop: Stop,
+    checkpoints: StageCheckpoints,
+) -> None:
     dataset, mesh, seed = bench.dataset, bench.mesh, _stage_seed(bench.config.seed, name)
     graphdef, frozen = model.graphdef, model.frozen
     optimizer = make_optimizer(config.optimizer, config.steps)
@@ -115,7 +122,16 @@ def train_grpo(
             _grpo(bench, name, config, model, start, should_stop, checkpoints)
 
 
-def _grpo(bench: Workbench, name: str, config: GrpoConfig, model: RunModel, start: Start, should_stop, checkpoints):
+def _grpo(
+    bench: Workbench,
+    name: str,
+    config: GrpoConfig,
+    model: RunModel,
+    start: Start,
+    should_stop: Stop,
+    checkpoints: StageCheckpoints,
+) -> None:
+    # One seed for all stages of this kind: rows of comparison see the same clips in the same order.
     dataset, mesh, seed = bench.dataset, bench.mesh, _stage_seed(bench.config.seed, "grpo")
     graphdef, frozen = model.graphdef, model.frozen
     reward = make_reward(bench, config)
@@ -265,7 +281,7 @@ def _run(
 
 
 def _stage_seed(seed: int, name: str) -> int:
-    """A seed for one stage: what goes on from another stage must not repeat its shuffles."""
+    """A seed by name: what goes on from another stage must not repeat its shuffles."""
     return (seed * 1_000_003 + zlib.crc32(name.encode())) % 2**31
 
 

@@ -23,7 +23,7 @@ from mecap_jax.evaluation.stage import StageResult
 from mecap_jax.experiment.forecast import forecast
 from mecap_jax.experiment.scoring import caption_stage, evaluate_stage
 from mecap_jax.experiment.setup import Workbench, first_process, reopen, set_up
-from mecap_jax.experiment.stages import Start, train_grpo, train_sft
+from mecap_jax.experiment.stages import Start, Stop, train_grpo, train_sft
 from mecap_jax.experiment.tower_cache import with_tower_cache
 from mecap_jax.experiment.weights import RunModel, open_model, read_report, stage_trainable, starting_trainable
 from mecap_jax.experiment.workdir import CONFIG_FILE, LOCK, check_place
@@ -34,8 +34,6 @@ from mecap_jax.training.logging import RunLogger, read_jsonl
 
 # What the steps of the "sft_control" row follow from.
 CONTROL = "control.json"
-
-Stop = Callable[[int], bool]
 
 
 def run(config: Config, workdir: Path, should_stop: Stop = lambda step: False) -> dict[str, Any]:
@@ -181,8 +179,9 @@ def evaluate(
     """
     bench = next(iter(stages.values()))
     config = bench.config
-    usable = [set(other.dataset.rows(bench.dataset.evaluated_split)) for other in stages.values()]
-    rows = [row for row in bench.dataset.rows(bench.dataset.evaluated_split) if all(row in known for known in usable)]
+    split = bench.dataset.evaluated_split
+    usable = [set(other.dataset.rows(split)) for other in stages.values()]
+    rows = [row for row in bench.dataset.rows(split) if all(row in known for known in usable)]
     results, ablation = {}, defaultdict(dict)
     with Meteor() as meteor:
         for name, stage_bench in stages.items():

@@ -34,13 +34,18 @@ def originals() -> dict[str, bytes]:
     }
 
 
+def peak_memory() -> int:
+    """Of this process since it began, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 def examine(clip: bytes) -> bool:
     """Decodes a damaged clip in every way; whether any of them gave something.
 
     Raises:
       AssertionError: what must not happen did.
     """
-    begin, decoded = time.process_time(), False
+    begin, before, decoded = time.process_time(), peak_memory(), False
     for decode in (streams, probe, decode_audio, lambda data: decode_video(data, 4, 2.0)):
         try:
             result = decode(clip)
@@ -52,11 +57,8 @@ def examine(clip: bytes) -> bool:
             assert result.dtype == np.float32 and np.isfinite(result).all() and result.any(), "silence, not sound"
     spent = time.process_time() - begin
     assert spent < SECONDS, f"{spent:.1f} s"
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 < MEMORY + _memory_before
+    assert peak_memory() < before + MEMORY
     return decoded
-
-
-_memory_before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def test_damaged_clips():
