@@ -26,6 +26,7 @@ ORDER = (
     ("rl",),
     ("training",),
     ("evaluation",),
+    ("tasks",),
     ("experiment",),
     ("captioning",),
     ("captioner",),
