@@ -119,7 +119,7 @@ def test_the_instruction_shows_the_form_and_the_choices(protocol, language):
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=list(PROTOCOLS))
-@pytest.mark.parametrize("piece", ["<think>", "</think>", "<think></think>", "<", r"\boxed{", "}", " ", "<step1>a</step1>"])
+@pytest.mark.parametrize("piece", ["<think>", "</think>", "<think></think>", "<", r"\boxed{", "}", " ", "<step1>a"])
 def test_hostile_text_takes_linear_time(protocol, piece):
     """Of quadratic work four megabytes would cost hours; a refused answer stands in the way of no other."""
 
