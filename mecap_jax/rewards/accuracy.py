@@ -1,0 +1,63 @@
+"""Is the answer right? Exactly, by degrees, and for answers that are sets of words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+from mecap_jax.rewards.wheels import EmotionWheels
+
+Normalise = Callable[[str], str | None]
+Similarity = Callable[[str, str], float]
+
+_BETWEEN_WORDS = re.compile(r"[,;/|、，；\n\[\]'\"]+")
+
+
+def exact_accuracy(answer: str | None, gold: str | None, normalise: Normalise) -> float | None:
+    """Returns 1 where the answer names the gold class, else 0; None without a gold class of the set.
+
+    Args:
+      answer: what the answer block holds; None for a malformed answer, which is wrong.
+      gold: the clip's label.
+      normalise: the class of the label set that a text names, None where it names none or several.
+    """
+    return graded_accuracy(answer, gold, normalise, lambda first, second: float(first == second))
+
+
+def graded_accuracy(
+    answer: str | None, gold: str | None, normalise: Normalise, similarity: Similarity
+) -> float | None:
+    """Returns how similar the answer's class is to the gold class, 1 for the same (as in EMO-RL, arXiv 2509.15654).
+
+    The paper's own similarities are not public. Arguments and what is None as in `exact_accuracy`.
+    """
+    truth = None if gold is None else normalise(gold)
+    if truth is None:
+        return None
+    guess = None if answer is None else normalise(answer)
+    return 0.0 if guess is None else similarity(guess, truth)
+
+
+def set_f1(answer: str | None, gold: Sequence[str], wheels: EmotionWheels) -> float | None:
+    """Returns the F1 of a set of emotion words, mean over the emotion wheels (AffectGPT-R1, arXiv 2508.01318).
+
+    Beyond the metric, a word of the answer that no wheel knows counts as a wrong one: otherwise words could be tried
+    for nothing. Wheels that know no gold word are left out; where none knows any, the value is None.
+
+    Args:
+      answer: words between commas or line ends; None for a malformed answer, which is wrong.
+      gold: the clip's words.
+      wheels: classes of words.
+    """
+    scores = []
+    words = [] if answer is None else split_words(answer)
+    for guesses, truth in zip(wheels.classes_of(words, keep_unknown=True), wheels.classes_of(gold)):
+        if truth:
+            common = len(guesses & truth)
+            scores.append(2 * common / (len(guesses) + len(truth)))
+    return sum(scores) / len(scores) if scores else None
+
+
+def split_words(answer: str) -> list[str]:
+    """Returns the words (or phrases) of a list such as "happy, proud", "[happy; proud]" or "高兴、自豪"."""
+    return [word for part in _BETWEEN_WORDS.split(answer) if (word := part.strip().rstrip(".。").casefold())]
