@@ -7,7 +7,7 @@ optimises, and the first emotion word of a lexicon, which knows no sentence enco
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -22,12 +22,14 @@ class Recognition:
     Attributes:
       uar: unweighted average recall: the mean of the recalls of all classes that occur in gold.
       war: weighted average recall, which is accuracy.
+      recalls: recall by class, of the classes that occur in gold.
       confusion: clips by gold (rows) and predicted class (columns), int `[K, K]`. A clip whose prediction is None
         counts as wrong and stands in no column.
     """
 
     uar: Statistic
     war: Statistic
+    recalls: Mapping[str, Statistic]
     confusion: np.ndarray
 
 
@@ -56,7 +58,8 @@ def recognition(predicted: Sequence[str | None], gold: Sequence[str | None], cla
             confusion[index[truth], index[guess]] += 1
     labelled = np.array([truth is not None for truth in gold], dtype=bool)
     correct = [guess == truth for guess, truth in zip(predicted, gold)]
-    return Recognition(Statistic(hits, _average_recall), mean(correct, labelled), confusion)
+    recalls = {name: mean(correct, hits[:, count + k] > 0) for name, k in index.items() if hits[:, count + k].any()}
+    return Recognition(Statistic(hits, _average_recall), mean(correct, labelled), recalls, confusion)
 
 
 def _average_recall(sums: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, recall_score
 
 from mecap_jax.emotions import EMOTIONS
 from mecap_jax.evaluation.recognition import emotion_word_recognition, nearest_anchors, recognition
@@ -16,6 +16,8 @@ def test_recalls_equal_those_of_scikit_learn():
     assert found.uar.value == pytest.approx(balanced_accuracy_score(gold, predicted))
     assert found.war.value == pytest.approx(accuracy_score(gold, predicted))
     np.testing.assert_array_equal(found.confusion, confusion_matrix(gold, predicted, labels=EMOTIONS))
+    recalls = [found.recalls[label].value for label in EMOTIONS]
+    np.testing.assert_allclose(recalls, recall_score(gold, predicted, labels=EMOTIONS, average=None))
 
 
 def test_absent_classes_missing_labels_and_unnamed_predictions():
@@ -24,6 +26,7 @@ def test_absent_classes_missing_labels_and_unnamed_predictions():
     found = recognition(predicted, gold, CLASSES)
     assert found.uar.value == pytest.approx((2 / 3 + 0) / 2)  # no gold "angry": two classes
     assert found.war.value == pytest.approx(2 / 4)
+    assert {label: recall.value for label, recall in found.recalls.items()} == {"happy": pytest.approx(2 / 3), "sad": 0}
     assert found.confusion.tolist() == [[2, 0, 0], [0, 0, 1], [0, 0, 0]]
 
 
