@@ -1,4 +1,4 @@
-"""Chinese captions (simplified characters): `write` puts words to the facts of a clip, as `english` does."""
+"""Chinese captions and rationales (simplified characters): words for the facts of a clip, as in `english`."""
 
 from __future__ import annotations
 
@@ -107,6 +107,16 @@ _OVERALL = Templates(
 _EMOTION = ("说话人{E}。", "{S}的情绪{E}。", "这段话透露出{E}的情绪。")
 _STYLE = ("{S}说话时{V}。", "说话风格：{V}。", "这段话{V}。")
 
+# Sentences of rationales. M: what the modality shows.
+_HEARD = ("{S}{V}，听起来{M}。", "从声音听，{V}，显得{M}。")
+_SEEN = ("脸上{F}，看起来{M}。", "从表情看，{F}，显得{M}。")
+_CONCLUSIONS = {
+    "agree": ("声音和表情一致，说话人{E}。", "两者都说明说话人{E}。"),
+    "heard": ("因此说话人{E}。", "这说明说话人{E}。"),
+    "video": ("声音比表情更能说明问题，说话人{E}。",),
+    "audio": ("表情比声音更能说明问题，说话人{E}。",),
+}
+
 
 def write(facts: Facts, rng: np.random.Generator) -> dict[str, tuple[str, ...]]:
     """Returns captions by kind: one reference for emotion, style and speaker, `grammar.REFERENCES` for overall.
@@ -122,10 +132,25 @@ def write(facts: Facts, rng: np.random.Generator) -> dict[str, tuple[str, ...]]:
     }
 
 
-def _fill(template: str, facts: Facts, rng: np.random.Generator) -> str:
+def explain(facts: Facts, rng: np.random.Generator) -> str:
+    """Returns why the emotion is what it is: what is heard, what is seen, and what follows, a sentence each."""
+
+    def sentence(options: tuple[str, ...], modality: str = "") -> str:
+        departs = modality == facts.conflict
+        return _fill(pick(options, rng), facts, rng, _other_emotion(facts, rng) if departs else None)
+
+    heard, kind = sentence(_HEARD, "audio"), "heard"
+    if facts.has_face:
+        heard, kind = heard + sentence(_SEEN, "video"), "agree" if facts.conflict == "none" else facts.conflict
+    return heard + sentence(_CONCLUSIONS[kind])
+
+
+def _fill(template: str, facts: Facts, rng: np.random.Generator, shown: str | None = None) -> str:
     tempo, voice = pick(_TEMPO[facts.tempo], rng), "，".join(_voice(facts, rng))
+    emotion = _emotion(facts.emotion, facts.intensity, facts.vivid, rng)
     return template.format(
-        E=_emotion(facts.emotion, facts.intensity, facts.vivid, rng),
+        E=emotion,
+        M=shown or emotion,
         T=tempo,
         W=voice,
         V=f"{tempo}，{voice}",
@@ -168,7 +193,11 @@ def _departure(facts: Facts, rng: np.random.Generator) -> str:
         return seems + pick(("没有什么表现", "没有变化", "显得普通"), rng)
     if rng.random() < 0.5:
         return seems + pick(("并不一致", "有所不同"), rng)
-    return seems + "显得" + _emotion(facts.other_emotion, facts.other_intensity, False, rng)
+    return seems + "显得" + _other_emotion(facts, rng)
+
+
+def _other_emotion(facts: Facts, rng: np.random.Generator) -> str:
+    return _emotion(facts.other_emotion, facts.other_intensity, False, rng)
 
 
 def _speaker(facts: Facts, rng: np.random.Generator) -> str:

@@ -1,4 +1,4 @@
-"""The synthetic corpus: `plan` decides what each clip is, `render` makes its media, labels and captions.
+"""The synthetic corpus: `plan` decides what each clip is, `render` makes its media, labels, captions and rationale.
 
 A plan is a function of the configuration alone, and a rendered clip a function of its entry in the plan, so clips
 can be rendered in any order and in any process. Where voice and face disagree, the more intense one decides the
@@ -95,6 +95,16 @@ def captions_of(spec: ClipSpec) -> dict[str, tuple[str, ...]]:
     return _GRAMMARS[spec.caption_language].write(_draw(spec).facts, caption_rng)
 
 
+def facts_of_clip(spec: ClipSpec) -> Facts:
+    """Returns what can truly be said about a clip; no media are made."""
+    return _draw(spec).facts
+
+
+def rationale_of(spec: ClipSpec) -> str:
+    """Returns why the clip's emotion is what it is, in the language of the captions; no media are made."""
+    return _GRAMMARS[spec.caption_language].explain(_draw(spec).facts, _generators(spec)[3])
+
+
 def render(spec: ClipSpec) -> Utterance:
     """Returns the utterance of a clip: an mp4 file with sound, or a wav file where it has no video.
 
@@ -125,6 +135,7 @@ def render(spec: ClipSpec) -> Utterance:
         language=spec.language,
         labels=labels,
         captions=captions_of(spec),
+        rationale=rationale_of(spec),
         features=_features(waveform, spec.features),
         attributes=_attributes(spec, drawn.facts),
         licence="CC0-1.0",
@@ -154,8 +165,8 @@ class _Drawn(NamedTuple):
 
 
 def _generators(spec: ClipSpec) -> list[np.random.Generator]:
-    """Returns a generator each for parameters, media and captions, so that none depends on the others' draws."""
-    return np.random.default_rng(spec.seed).spawn(3)
+    """Returns a generator each for parameters, media, captions and rationale: none depends on the others' draws."""
+    return np.random.default_rng(spec.seed).spawn(4)
 
 
 def _draw(spec: ClipSpec) -> _Drawn:

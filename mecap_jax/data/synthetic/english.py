@@ -1,4 +1,4 @@
-"""English captions: `write` puts words to the facts of a clip."""
+"""English captions and rationales: `write` and `explain` put words to the facts of a clip."""
 
 from __future__ import annotations
 
@@ -168,6 +168,16 @@ _OVERALL = Templates(
 _EMOTION = ("The speaker is {E}.", "{S} seems {E}.", "{N} is felt in this clip.", "The mood is {E}.")
 _STYLE = ("{H} speaks {V}.", "The words are spoken {V}.", "{S} talks {T}, using {W}.", "{S} speaks {V}.")
 
+# Sentences of rationales. M: what the modality shows.
+_HEARD = ("The {A} voice speaks {T}, which sounds {M}.", "{H} talks {V}: it sounds {M}.")
+_SEEN = ("The face has {F}, which looks {M}.", "One sees {F}: it looks {M}.")
+_CONCLUSIONS = {
+    "agree": ("Voice and face agree: the speaker is {E}.", "Both tell that the speaker is {E}."),
+    "heard": ("So the speaker is {E}.", "This tells that the speaker is {E}."),
+    "video": ("The voice tells more than the face: the speaker is {E}.",),
+    "audio": ("The face tells more than the voice: the speaker is {E}.",),
+}
+
 
 def write(facts: Facts, rng: np.random.Generator) -> dict[str, tuple[str, ...]]:
     """Returns captions by kind: one reference for emotion, style and speaker, `grammar.REFERENCES` for overall.
@@ -183,12 +193,27 @@ def write(facts: Facts, rng: np.random.Generator) -> dict[str, tuple[str, ...]]:
     }
 
 
-def _fill(template: str, facts: Facts, rng: np.random.Generator) -> str:
+def explain(facts: Facts, rng: np.random.Generator) -> str:
+    """Returns why the emotion is what it is: what is heard, what is seen, and what follows, a sentence each."""
+
+    def sentence(options: tuple[str, ...], modality: str = "") -> str:
+        departs = modality == facts.conflict
+        return _fill(pick(options, rng), facts, rng, _other_emotion(facts, rng) if departs else None)
+
+    heard, kind = [sentence(_HEARD, "audio")], "heard"
+    if facts.has_face:
+        heard, kind = [*heard, sentence(_SEEN, "video")], "agree" if facts.conflict == "none" else facts.conflict
+    return " ".join([*heard, sentence(_CONCLUSIONS[kind])])
+
+
+def _fill(template: str, facts: Facts, rng: np.random.Generator, shown: str | None = None) -> str:
     adjectives = _voice_adjectives(facts, rng)
     voice = _with_article(f"{', '.join(adjectives)} voice")
     tempo = pick(_TEMPO[facts.tempo], rng)
+    emotion = _emotion_adjective(facts, rng)
     caption = template.format(
-        E=_emotion_adjective(facts, rng),
+        E=emotion,
+        M=shown or emotion,
         N=_emotion_noun(facts, rng),
         T=tempo,
         A=", ".join(adjectives),
@@ -253,7 +278,13 @@ def _departure(facts: Facts, rng: np.random.Generator) -> str:
         return pick(_FACE_PLAIN if facts.conflict == "video" else _VOICE_PLAIN, rng)
     if rng.random() < 0.5:
         return pick(_DIFFERS, rng)
-    return f"{seems} {pick(_DEGREES[facts.other_intensity], rng)} {pick(_ADJECTIVES[facts.other_emotion][1], rng)}"
+    return f"{seems} {_other_emotion(facts, rng)}"
+
+
+def _other_emotion(facts: Facts, rng: np.random.Generator) -> str:
+    if facts.other_emotion == "neutral":
+        return pick(_ADJECTIVES["neutral"], rng)
+    return f"{pick(_DEGREES[facts.other_intensity], rng)} {pick(_ADJECTIVES[facts.other_emotion][1], rng)}"
 
 
 def _speaker(facts: Facts, rng: np.random.Generator) -> str:

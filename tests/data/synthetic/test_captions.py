@@ -9,7 +9,7 @@ import pytest
 
 from mecap_jax.config import SyntheticConfig
 from mecap_jax.data.synthetic import chinese, english, facts
-from mecap_jax.data.synthetic.corpus import captions_of, plan
+from mecap_jax.data.synthetic.corpus import captions_of, facts_of_clip, plan, rationale_of
 from mecap_jax.data.synthetic.expression import ACTION_UNITS
 from mecap_jax.data.synthetic.face import identity_of
 from mecap_jax.data.synthetic.prosody import Prosody
@@ -174,3 +174,41 @@ def test_every_emotion_and_intensity_has_words_of_its_own(corpora):
         words[spec.emotion, spec.intensity] |= set(WORD.findall(captions["emotion"][0].lower()))
     for emotion in EMOTIONS[1:]:
         assert words[emotion, "strong"] - words[emotion, "mild"] and words[emotion, "mild"] - words[emotion, "strong"]
+
+
+@pytest.fixture(scope="module")
+def rationales(corpora):
+    """(clip, rationale, its sentences) by language."""
+    ends = {"en": r"(?<=[.]) ", "zh": "(?<=。)(?=.)"}
+    return {
+        language: [(spec, text, re.split(ends[language], text)) for spec, _ in clips for text in [rationale_of(spec)]]
+        for language, clips in corpora.items()
+    }
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_rationales_say_what_each_modality_shows_and_what_follows(rationales, language):
+    for spec, text, sentences in rationales[language]:
+        shown = [spec.shown("audio")[0], *([spec.shown("video")[0]] if spec.has_video else []), spec.emotion]
+        assert [first_emotion_word(sentence) for sentence in sentences] == shown, (spec, text)
+
+
+@pytest.mark.parametrize("language, grammar", [("en", english), ("zh", chinese)])
+def test_rationales_name_cues_that_were_rendered_and_no_others(rationales, language, grammar):
+    named = set()
+    for spec, text, sentences in rationales[language]:
+        clip = facts_of_clip(spec)
+        parts = [(sentences[0], grammar._VOICE, clip.voice), (sentences[1], grammar._FACE, clip.face)]
+        for sentence, table, features in parts[: 1 + clip.has_face]:
+            true = {word for name, strong in features for word in table[name][strong]}
+            told = {word for both in table.values() for words in both for word in words if _names(word, sentence)}
+            assert all(any(word in other for other in true) for word in told), text  # "loud" is part of "very loud"
+            assert bool(told) == bool(features), text
+            named |= told
+        assert any(_names(word, sentences[0]) for word in grammar._TEMPO[clip.tempo]), text
+    assert len(named) > 40  # most wordings occur
+    assert len({text for _, text, _ in rationales[language]}) > 0.9 * CLIPS
+
+
+def _names(words: str, sentence: str) -> bool:
+    return re.search(words if re.search("[\u3400-\u9fff]", words) else rf"\b{words}\b", sentence) is not None
