@@ -17,6 +17,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from mecap_jax.emotions import canonical_label
+from mecap_jax.models.sentence_encoder import SentenceEncoder
+from mecap_jax.rewards.anchors import Anchors, check_encoder
+from mecap_jax.rewards.base import normalise_text
+from mecap_jax.rewards.emotion import emotion_coordinates
 from mecap_jax.rewards.sentences import distinct_sentences
 
 VARIANTS = ("sentences", "sentences_with_neutral", "whole_text", "top_1", "consistency", "chain")
@@ -54,6 +58,21 @@ class Verifier:
 def verifier_labels(classes: Sequence[str]) -> tuple[str, ...]:
     """Returns the labels of a classifier's classes: "joy" is "happy"; GoEmotions' "grief" is "helpless", as in ERV."""
     return tuple(_ERV_CLASSES.get(name, canonical_label(name)) for name in classes)
+
+
+def anchor_verifier(encoder: SentenceEncoder, anchors: Anchors) -> Verifier:
+    """Returns a verifier that needs no trained classifier: how near a text is to each emotion anchor, as a softmax.
+
+    Raises:
+      AnchorsError: the anchors were built with another encoder.
+    """
+    check_encoder(anchors, encoder)
+
+    def probabilities(texts: Sequence[str]) -> np.ndarray:
+        embeddings = encoder.encode([normalise_text(text) for text in texts])
+        return emotion_coordinates(embeddings, anchors, "softmax")
+
+    return Verifier(probabilities, anchors.labels)
 
 
 def explanation_rewards(

@@ -6,7 +6,13 @@ The classifier is a table: what each sentence speaks for is written down, so tha
 import numpy as np
 import pytest
 
-from mecap_jax.rewards.explanation import VARIANTS, Verifier, explanation_rewards, verifier_labels
+from mecap_jax.rewards.explanation import (
+    VARIANTS,
+    Verifier,
+    anchor_verifier,
+    explanation_rewards,
+    verifier_labels,
+)
 
 LABELS = ("neutral", "happy", "sad", "angry", "excited", "proud")
 TABLE = {
@@ -198,6 +204,20 @@ def test_erv_s_classifier_by_its_classes():
         "neutral",
         "remorse",
     )
+
+
+def test_anchors_verify_what_a_sentence_speaks_for(encoder, anchors):
+    verifier = anchor_verifier(encoder, anchors["captions"])
+    told = {
+        "It sounds furious.": "angry",
+        "The loud, rough voice sounds irritated.": "angry",
+        "One sees wide eyes and stretched lips: it looks afraid.": "fearful",
+        "The face has a broad smile, which looks happy.": "happy",
+        "The voice is slow and falling, which sounds sorrowful.": "sad",
+    }
+    assert [emotion in said for emotion, said in zip(told.values(), verifier.emotions(list(told), 0.1))] == [True] * 5
+    text = "She talks briskly in a high voice: it sounds joyful. The face has a wide smile, which looks happy."
+    assert explanation_rewards([text, text], ["happy", "sad"], verifier) == [1, 0]
 
 
 @pytest.mark.parametrize(
