@@ -24,14 +24,14 @@ _DEGREES = {
     "moderate": ("比较", "明显", "相当"),
     "strong": ("非常", "极其", "十分"),
 }
-_TEMPO = {
+TEMPO = {
     -2: ("语速很慢", "语速拖沓"),
     -1: ("语速偏慢", "吐字不紧不慢"),
     0: ("语速适中", "语速平稳"),
     1: ("语速较快", "吐字较快"),
     2: ("语速很快", "吐字急促"),
 }
-_VOICE = {  # usual, strong
+VOICE = {  # usual, strong
     "quiet": (("声音轻柔", "声音较小"), ("声音很轻", "近乎低语")),
     "loud": (("声音响亮", "声音有力"), ("声音很大", "声音洪亮")),
     "low": (("音调偏低",), ("音调很低", "嗓音低沉")),
@@ -47,8 +47,8 @@ _VOICE = {  # usual, strong
     "bright": (("音色明亮",), ("音色尖锐",)),
     "dark": (("音色暗淡",), ("音色沉闷",)),
 }
-_PLAIN_VOICE = ("音调居中", "音量正常", "语调平稳")
-_FACE = {  # usual, strong
+PLAIN_VOICE = ("音调居中", "音量正常", "语调平稳")
+FACE = {  # usual, strong
     "brows raised": (("眉毛上扬",), ("眉毛高高扬起",)),
     "brows slanted": (("眉头内侧上提",), ("眉毛呈八字",)),
     "brows knitted up": (("眉头微蹙",), ("眉毛上提并聚拢",)),
@@ -68,7 +68,7 @@ _FACE = {  # usual, strong
     "jaw dropped": (("嘴巴微张",), ("嘴巴大张",)),
     "chin puckered": (("下巴收紧",), ("下巴皱起",)),
 }
-_FACE_AT_REST = (("眉毛放松", "眉毛平直"), ("嘴角放松", "目光平稳", "额头平滑"))
+FACE_AT_REST = (("眉毛放松", "眉毛平直"), ("嘴角放松", "目光平稳", "额头平滑"))
 
 # Templates of captions. E: emotion, T: tempo, V: tempo and voice, W: voice, F: face, S: speaker, C: what the departing
 # modality shows. Where modalities disagree, the deciding emotion comes first.
@@ -146,7 +146,7 @@ def explain(facts: Facts, rng: np.random.Generator) -> str:
 
 
 def _fill(template: str, facts: Facts, rng: np.random.Generator, shown: str | None = None) -> str:
-    tempo, voice = pick(_TEMPO[facts.tempo], rng), "，".join(_voice(facts, rng))
+    tempo, voice = pick(TEMPO[facts.tempo], rng), "，".join(_voice(facts, rng))
     emotion = _emotion(facts.emotion, facts.intensity, facts.vivid, rng)
     return template.format(
         E=emotion,
@@ -171,14 +171,14 @@ def _emotion(emotion: str, intensity: str, vivid: bool, rng: np.random.Generator
 
 def _voice(facts: Facts, rng: np.random.Generator) -> list[str]:
     if not facts.voice:
-        return [pick(_PLAIN_VOICE, rng)]
-    return choose(facts.voice, _VOICE, 1, 3 if facts.has_face else 4, rng)
+        return [pick(PLAIN_VOICE, rng)]
+    return choose(facts.voice, VOICE, 1, 3 if facts.has_face else 4, rng)
 
 
 def _face(facts: Facts, rng: np.random.Generator) -> list[str]:
     if not facts.face:
-        return [pick(phrases, rng) for phrases in _FACE_AT_REST[: int(rng.integers(1, 3))]]
-    return choose(facts.face, _FACE, 1, 3, rng)
+        return [pick(phrases, rng) for phrases in FACE_AT_REST[: int(rng.integers(1, 3))]]
+    return choose(facts.face, FACE, 1, 3, rng)
 
 
 def _subject(facts: Facts, rng: np.random.Generator) -> str:

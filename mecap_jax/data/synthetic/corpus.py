@@ -100,6 +100,17 @@ def facts_of_clip(spec: ClipSpec) -> Facts:
     return _draw(spec).facts
 
 
+def attributes_of(spec: ClipSpec) -> dict[str, str]:
+    """Returns what is known of a clip beside its labels; no media are made."""
+    return _attributes(spec, facts_of_clip(spec))
+
+
+def labels_of(spec: ClipSpec) -> dict[str, str]:
+    """Returns the emotion by modality; what is said carries none."""
+    labels = {"text": "neutral", "audio": spec.shown("audio")[0], "multimodal": spec.emotion}
+    return labels | ({"video": spec.shown("video")[0]} if spec.has_video else {})
+
+
 def rationale_of(spec: ClipSpec) -> str:
     """Returns why the clip's emotion is what it is, in the language of the captions; no media are made."""
     return _GRAMMARS[spec.caption_language].explain(_draw(spec).facts, _generators(spec)[3])
@@ -115,7 +126,6 @@ def render(spec: ClipSpec) -> Utterance:
     drawn = _draw(spec)
     waveform = prosody.speak(spec.transcript, spec.language, spec.speaker, drawn.prosody, media_rng)
     audio = video = None
-    labels = {"text": "neutral", "audio": spec.shown("audio")[0], "multimodal": spec.emotion}
     if drawn.expression is None:
         audio = _wav(waveform)
     else:
@@ -123,7 +133,6 @@ def render(spec: ClipSpec) -> Utterance:
         motion = expression.motion_of(len(opening), media_rng)
         frames = face.render(drawn.identity, drawn.expression, motion, opening)
         video = mp4.encode(frames, FRAME_RATE, waveform, prosody.SAMPLE_RATE)
-        labels["video"] = spec.shown("video")[0]
     return Utterance(
         id=spec.id,
         dataset=DATASET,
@@ -133,7 +142,7 @@ def render(spec: ClipSpec) -> Utterance:
         video=video,
         transcript=spec.transcript,
         language=spec.language,
-        labels=labels,
+        labels=labels_of(spec),
         captions=captions_of(spec),
         rationale=rationale_of(spec),
         features=_features(waveform, spec.features),
@@ -282,6 +291,7 @@ def _attributes(spec: ClipSpec, facts: Facts) -> dict[str, str]:
         "tempo": level_word("tempo", facts.tempo),
         "pitch": level_word("pitch", facts.pitch),
         "loudness": level_word("loudness", facts.loudness),
+        **({"face": ", ".join(facts.visible)} if facts.has_face else {}),
         "conflict": spec.conflict,
         "synthetic": "eSpeak NG and drawn faces",
     }

@@ -69,14 +69,14 @@ _NOUN_DEGREES = {
 }
 _NEUTRAL_NOUNS = ("a neutral mood", "a composed mood", "a detached manner", "an unemotional manner")
 
-_TEMPO = {
+TEMPO = {
     -2: ("very slowly", "at a dragging pace", "sluggishly"),
     -1: ("slowly", "unhurriedly", "at a slow pace"),
     0: ("at a steady pace", "at a moderate pace", "at an ordinary tempo"),
     1: ("quickly", "briskly", "at a fast pace"),
     2: ("very fast", "rapidly", "hurriedly"),
 }
-_VOICE = {  # usual, strong
+VOICE = {  # usual, strong
     "quiet": (("soft", "quiet"), ("hushed", "very quiet")),
     "loud": (("loud", "firm"), ("very loud", "booming")),
     "low": (("low", "lowered"), ("very low", "deep")),
@@ -92,9 +92,9 @@ _VOICE = {  # usual, strong
     "bright": (("bright", "clear"), ("piercing",)),
     "dark": (("dark", "dull"), ("muffled",)),
 }
-_PLAIN_VOICE = ("even", "level", "plain", "medium-pitched", "ordinary")
+PLAIN_VOICE = ("even", "level", "plain", "medium-pitched", "ordinary")
 
-_FACE = {  # usual, strong
+FACE = {  # usual, strong
     "brows raised": (("raised eyebrows", "lifted eyebrows"), ("highly arched eyebrows", "eyebrows raised high")),
     "brows slanted": (("slanted eyebrows",), ("steeply slanted eyebrows", "inner eyebrows drawn up")),
     "brows knitted up": (("tense eyebrows",), ("eyebrows raised and drawn together", "strained eyebrows")),
@@ -114,7 +114,7 @@ _FACE = {  # usual, strong
     "jaw dropped": (("a parted mouth",), ("a dropped jaw", "a gaping mouth")),
     "chin puckered": (("a tightened chin",), ("a puckered chin",)),
 }
-_FACE_AT_REST = (("relaxed eyebrows", "level eyebrows"), ("a relaxed mouth", "a calm gaze", "a smooth forehead"))
+FACE_AT_REST = (("relaxed eyebrows", "level eyebrows"), ("a relaxed mouth", "a calm gaze", "a smooth forehead"))
 _FACE_PLAIN = ("stays calm", "remains relaxed", "shows little", "stays blank")
 _VOICE_PLAIN = ("stays even", "remains level", "sounds plain", "stays calm")
 _DIFFERS = ("says otherwise", "does not match", "tells another story")
@@ -209,7 +209,7 @@ def explain(facts: Facts, rng: np.random.Generator) -> str:
 def _fill(template: str, facts: Facts, rng: np.random.Generator, shown: str | None = None) -> str:
     adjectives = _voice_adjectives(facts, rng)
     voice = _with_article(f"{', '.join(adjectives)} voice")
-    tempo = pick(_TEMPO[facts.tempo], rng)
+    tempo = pick(TEMPO[facts.tempo], rng)
     emotion = _emotion_adjective(facts, rng)
     caption = template.format(
         E=emotion,
@@ -247,14 +247,14 @@ def _emotion_noun(facts: Facts, rng: np.random.Generator) -> str:
 
 def _voice_adjectives(facts: Facts, rng: np.random.Generator) -> list[str]:
     if not facts.voice:
-        return [_PLAIN_VOICE[i] for i in rng.permutation(len(_PLAIN_VOICE))[:2]]
-    return choose(facts.voice, _VOICE, 2, 3 if facts.has_face else 4, rng)
+        return [PLAIN_VOICE[i] for i in rng.permutation(len(PLAIN_VOICE))[:2]]
+    return choose(facts.voice, VOICE, 2, 3 if facts.has_face else 4, rng)
 
 
 def _face(facts: Facts, rng: np.random.Generator) -> list[str]:
     if not facts.face:
-        return [pick(phrases, rng) for phrases in _FACE_AT_REST[: int(rng.integers(1, 3))]]
-    return choose(facts.face, _FACE, 1, 3, rng)
+        return [pick(phrases, rng) for phrases in FACE_AT_REST[: int(rng.integers(1, 3))]]
+    return choose(facts.face, FACE, 1, 3, rng)
 
 
 def _subject(facts: Facts, rng: np.random.Generator) -> str:

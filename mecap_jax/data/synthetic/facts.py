@@ -46,6 +46,7 @@ class Facts:
       tempo, pitch, loudness: levels from -2 to 2, relative to the speaker.
       voice: loudness and pitch where they are not at level 0, then voice qualities, most salient first.
       face: features of the face, most salient first; empty where it is at rest.
+      visible: names of all features of the face, salient or not.
       vivid: which of two sorts of strong emotion it is (a hot or a cold anger, ...).
     """
 
@@ -64,6 +65,7 @@ class Facts:
     loudness: int
     voice: Features
     face: Features
+    visible: tuple[str, ...]
     vivid: bool
 
 
@@ -85,6 +87,7 @@ def facts_of(
     loudness = _level(prosody.loudness, _LOUDNESS_BORDERS)
     traits = (("beard", identity.beard), ("glasses", identity.glasses), ("long hair", identity.long_hair))
     has_face = expression is not None
+    visible = _face_features(expression) if has_face else ()
     return Facts(
         emotion=emotion,
         intensity=intensity,
@@ -99,8 +102,13 @@ def facts_of(
         tempo=tempo,
         pitch=pitch,
         loudness=loudness,
-        voice=_leaning(loudness, "quiet", "loud") + _leaning(pitch, "low", "high") + _qualities(prosody),
-        face=_face_features(expression) if has_face else (),
+        voice=(
+            *_leaning(loudness, "quiet", "loud"),
+            *_leaning(pitch, "low", "high"),
+            *_qualities(prosody)[:_MOST_SALIENT],
+        ),
+        face=visible[:_MOST_SALIENT],
+        visible=tuple(name for name, _ in visible),
         vivid=_is_vivid(emotion, prosody, None if conflict == "video" else expression),
     )
 
@@ -119,7 +127,7 @@ def _leaning(level: int, below: str, above: str) -> Features:
 
 
 def _qualities(prosody: Prosody) -> Features:
-    """Salience is the value over the threshold that makes a feature audible; twice the threshold is strong."""
+    """Most salient first: salience is the value over the threshold that makes a feature audible; twice it is strong."""
     thresholds = (
         ("trembling", prosody.tremor, 0.45),
         ("rough", prosody.roughness, 0.45),
@@ -165,7 +173,7 @@ def _face_features(units: Expression) -> Features:
 def _salient(thresholds: tuple[tuple[str, float, float], ...]) -> Features:
     salience = [(value / threshold, name) for name, value, threshold in thresholds if value > threshold]
     salience.sort(key=lambda entry: -entry[0])
-    return tuple((name, value > 2.2) for value, name in salience[:_MOST_SALIENT])
+    return tuple((name, value > 2.2) for value, name in salience)
 
 
 def _is_vivid(emotion: str, prosody: Prosody, units: Expression | None) -> bool:

@@ -198,14 +198,14 @@ def test_rationales_name_cues_that_were_rendered_and_no_others(rationales, langu
     named = set()
     for spec, text, sentences in rationales[language]:
         clip = facts_of_clip(spec)
-        parts = [(sentences[0], grammar._VOICE, clip.voice), (sentences[1], grammar._FACE, clip.face)]
+        parts = [(sentences[0], grammar.VOICE, clip.voice), (sentences[1], grammar.FACE, clip.face)]
         for sentence, table, features in parts[: 1 + clip.has_face]:
             true = {word for name, strong in features for word in table[name][strong]}
             told = {word for both in table.values() for words in both for word in words if _names(word, sentence)}
             assert all(any(word in other for other in true) for word in told), text  # "loud" is part of "very loud"
             assert bool(told) == bool(features), text
             named |= told
-        assert any(_names(word, sentences[0]) for word in grammar._TEMPO[clip.tempo]), text
+        assert any(_names(word, sentences[0]) for word in grammar.TEMPO[clip.tempo]), text
     assert len(named) > 40  # most wordings occur
     assert len({text for _, text, _ in rationales[language]}) > 0.9 * CLIPS
 
