@@ -18,7 +18,7 @@ from mecap_jax.data.language import caption_language
 from mecap_jax.json_files import parse_json
 from mecap_jax.text_files import printable
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST = "manifest.json"
 INDEX = "index.jsonl"
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False)
@@ -127,8 +127,8 @@ class IndexRow:
     Attributes:
       shard, position: file and place in it.
       labels, valence, attributes: as in `Utterance`, without attributes that are longer than 200 characters.
-      transcript, captions: what was said, and the references by kind: text is small, and nobody should have to read
-        media to learn a vocabulary or anchors from it.
+      transcript, captions, rationale: what was said, the references by kind, why the label is what it is: text is
+        small, and nobody should have to read media to learn a vocabulary or anchors from it.
       features: shape (frames, dim) by name.
       has_audio: whether there is sound, as a file of its own or as the video's sound track.
       has_video: whether there is a video.
@@ -151,6 +151,7 @@ class IndexRow:
     attributes: Mapping[str, str]
     transcript: str
     captions: Mapping[str, tuple[str, ...]]
+    rationale: str | None
     features: Mapping[str, tuple[Count, Count]]
     has_audio: bool
     has_video: bool

@@ -314,7 +314,7 @@ class _SplitWriter:
 
     def write(self, utterance: Utterance, record: bytes, facts: Mapping[str, Any]) -> None:
         name, position = self._records.write(record)
-        copied = ("id", "dataset", "split", "speaker", "dialogue", "language", "valence", "transcript")
+        copied = ("id", "dataset", "split", "speaker", "dialogue", "language", "valence", "transcript", "rationale")
         row = IndexRow(
             **{field: getattr(utterance, field) for field in copied},
             shard=name,

@@ -19,8 +19,8 @@ def clip(i, split="train", **changes):
     fields = dict(
         id=f"{split}-{i}", dataset="test", split=split, shard="s", position=i, speaker=f"{split}-{i % 5}",
         dialogue=None, language="en", labels={"multimodal": label}, valence=None, attributes={}, transcript="Hello.",
-        captions={"overall": (f"a {label} voice", f"sounds {label}")}, features={}, has_audio=True, has_video=True,
-        seconds=2.0, video_seconds=2.0, frames=50, width=64, height=64,
+        captions={"overall": (f"a {label} voice", f"sounds {label}")}, rationale=None, features={}, has_audio=True,
+        has_video=True, seconds=2.0, video_seconds=2.0, frames=50, width=64, height=64,
     )  # fmt: skip
     return IndexRow(**fields | changes)
 

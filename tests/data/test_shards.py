@@ -39,6 +39,7 @@ def utterances(media, count=10):
             features={"face": np.full((i + 1, 3), i, np.float32)} if i % 2 else {},
             labels={"multimodal": "happy" if i % 2 else "sad"},
             captions={"overall": (f"Caption {i}.", "Another.")},
+            rationale=f"The voice of {i} is high." if i % 3 else None,
             attributes={"intensity": "strong"},
             licence="CC0-1.0",
         )
@@ -88,7 +89,8 @@ def test_the_index_knows_what_the_media_hold(built, media):
             assert row.seconds == pytest.approx(0.4, abs=0.05)
         else:
             assert row.seconds == 0.0
-        assert (row.captions, row.transcript) == (utterance.captions, utterance.transcript)
+        told = (utterance.captions, utterance.transcript, utterance.rationale)
+        assert (row.captions, row.transcript, row.rationale) == told
         assert row.attributes == {"intensity": "strong"}
 
 
@@ -276,8 +278,8 @@ def test_a_manifest_is_hostile_until_checked(built, changes, message):
         ('"CC0-1.0"', '"CC0-1.1"', "has changed"),
         ('"seed": 0', '"seed": NaN', "is not JSON: NaN is no finite number"),
         ('"seed": 0', '"seed": 1e999', "is not JSON: 1e999 is no finite number"),
-        ('"schema_version": 2', '"schema_version": 1', "schema version 1, .* made by 'make test'"),
-        ('"schema_version": 2', '"schema_version": [7]', r"schema version \[7\], this code reads version 2"),
+        ('"schema_version": 3', '"schema_version": 1', "schema version 1, .* made by 'make test'"),
+        ('"schema_version": 3', '"schema_version": [7]', r"schema version \[7\], this code reads version 3"),
         ('"sha256"', '"sha257"', "has changed"),
         ("{", "[" * 100_000 + "{", "not JSON: it is nested too deeply"),
     ],
