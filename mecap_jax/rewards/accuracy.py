@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
+from mecap_jax.rewards.base import Sample
 from mecap_jax.rewards.wheels import EmotionWheels
 
 Normalise = Callable[[str], str | None]
@@ -36,6 +37,28 @@ def graded_accuracy(
         return None
     guess = None if answer is None else normalise(answer)
     return 0.0 if guess is None else similarity(guess, truth)
+
+
+class AccuracyReward:
+    """Whether the answer is right, or how similar it is to what is; None for a clip without a label of the set.
+
+    Args:
+      field: the name of the field that holds the answer.
+      normalise: the class that a text names.
+      similarity: of two classes; None: right or wrong.
+    """
+
+    name = "accuracy"
+
+    def __init__(self, field: str, normalise: Normalise, similarity: Similarity | None = None):
+        self._field, self._normalise = field, normalise
+        self._similarity = similarity or (lambda first, second: float(first == second))
+
+    def __call__(self, samples: Sequence[Sample]) -> list[float | None]:
+        return [
+            graded_accuracy(sample.fields.get(self._field), sample.label, self._normalise, self._similarity)
+            for sample in samples
+        ]
 
 
 def set_f1(answer: str | None, gold: Sequence[str], wheels: EmotionWheels) -> float | None:

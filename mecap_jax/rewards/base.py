@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 
@@ -23,6 +23,8 @@ class Sample:
       references: the clip's captions of the learnt kind.
       label: the clip's emotion, where there is one.
       group: index of the prompt in the batch; the completions of one prompt share it.
+      fields: the parts of an answer by name, in the order in which they stood; empty where it is malformed, or free
+        text.
     """
 
     completion: str
@@ -32,6 +34,7 @@ class Sample:
     references: tuple[str, ...]
     label: str | None
     group: int
+    fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 class Reward(Protocol):

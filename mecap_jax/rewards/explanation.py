@@ -19,7 +19,7 @@ import numpy as np
 from mecap_jax.emotions import canonical_label
 from mecap_jax.models.sentence_encoder import SentenceEncoder
 from mecap_jax.rewards.anchors import Anchors, check_encoder
-from mecap_jax.rewards.base import normalise_text
+from mecap_jax.rewards.base import Sample, normalise_text
 from mecap_jax.rewards.emotion import emotion_coordinates
 from mecap_jax.rewards.sentences import distinct_sentences
 
@@ -127,6 +127,39 @@ def explanation_rewards(
             agrees = variant != "chain" or answer == truth
             values.append(float(agrees and any(wanted in emotions_of_text for emotions_of_text in spoken)))
     return values
+
+
+class ExplanationReward:
+    """`explanation_rewards` of one field of the answer.
+
+    Args:
+      verifier: the classifier.
+      field: the name of the field that explains.
+      answer: the name of the field that holds the answer.
+      normalise: the class that an answer names.
+      variant, least: as in `explanation_rewards`.
+    """
+
+    name = "explanation"
+
+    def __init__(
+        self,
+        verifier: Verifier,
+        field: str,
+        answer: str,
+        normalise: Callable[[str], str | None],
+        variant: str = "sentences",
+        least: int = 1,
+    ):
+        self._verifier, self._field, self._answer, self._normalise = verifier, field, answer, normalise
+        self._variant, self._least = variant, least
+        explanation_rewards([], [], verifier, variant, [], least)  # refuses a variant that there is not
+
+    def __call__(self, samples: Sequence[Sample]) -> list[float | None]:
+        rationales = [sample.fields.get(self._field) for sample in samples]
+        answers = [self._normalise(sample.fields.get(self._answer, "")) for sample in samples]
+        gold = [sample.label for sample in samples]
+        return explanation_rewards(rationales, gold, self._verifier, self._variant, answers, self._least)
 
 
 def _texts(rationale: str | None, by_sentence: bool) -> list[str]:
