@@ -154,6 +154,8 @@ _THINK = _tag(
 _ANSWER = _tag("answer", "the emotion, in one word", "情感，一个词", is_answer=True)
 
 PROTOCOLS: Mapping[str, Protocol] = {
+    # The label alone, as R1-Omni's supervised baseline and EMO-R3's cold start learn it.
+    "answer": Protocol((_ANSWER,)),
     # R1-Omni (arXiv 2503.05379) and ERV (arXiv 2510.23506).
     "think_answer": Protocol((_THINK, _ANSWER)),
     # EMO-R3 (arXiv 2602.23802): trigger, human reflection, conclusion.
