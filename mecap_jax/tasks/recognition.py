@@ -7,18 +7,21 @@ follow the protocol, or names no class of the label set, is wrong everywhere.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from mecap_jax.config import ConfigError
 from mecap_jax.data.manifest import IndexRow
 from mecap_jax.evaluation.affect import label_divergence
 from mecap_jax.evaluation.faithfulness import faithfulness
 from mecap_jax.evaluation.intervals import Statistic, mean
 from mecap_jax.evaluation.recognition import Recognition as Agreement
 from mecap_jax.evaluation.recognition import recognition
-from mecap_jax.rewards.explanation import Verifier
-from mecap_jax.tasks.labels import LabelSet
+from mecap_jax.models.text_classifier import TextClassifier
+from mecap_jax.rewards.explanation import Verifier, verifier_labels
+from mecap_jax.tasks.labels import LabelSet, label_set
 from mecap_jax.tasks.protocols import Protocol
 
 RATIONALE = "think"  # the block that explains
@@ -125,6 +128,23 @@ class Scores:
     answers: tuple[str | None, ...]
     statistics: Mapping[str, Statistic]
     agreement: Agreement
+
+
+def classifier_verifier(classifier: TextClassifier) -> Verifier:
+    """Returns a verifier from a classifier of GoEmotions' or any other emotions.
+
+    28 classes without names (LABEL_0, ...) are taken for GoEmotions' in their published order: ERV's released verifier
+    is used by that order.
+
+    Raises:
+      ConfigError: other classes without names.
+    """
+    names = classifier.labels
+    if all(re.fullmatch(r"LABEL_\d+", name) for name in names):
+        names = label_set("goemotions").names["en"]
+        if len(names) != len(classifier.labels):
+            raise ConfigError(f"classifier {classifier.name!r}: its {len(classifier.labels)} classes have no names")
+    return Verifier(classifier.predict, verifier_labels(names))
 
 
 def verifier_judge(verifier: Verifier, labels: LabelSet) -> Judge:

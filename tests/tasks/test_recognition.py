@@ -1,14 +1,17 @@
 """What a clip teaches is what the parser reads back; what is malformed is wrong in every metric."""
 
+import types
+
 import numpy as np
 import pytest
 
+from mecap_jax.config import ConfigError
 from mecap_jax.evaluation.faithfulness import QUADRANTS
 from mecap_jax.evaluation.intervals import bootstrap
 from mecap_jax.rewards.explanation import Verifier
 from mecap_jax.tasks.labels import label_set
 from mecap_jax.tasks.protocols import PROTOCOLS
-from mecap_jax.tasks.recognition import Recognition, verifier_judge
+from mecap_jax.tasks.recognition import Recognition, classifier_verifier, verifier_judge
 from tests.data.test_checks import clip
 
 TASK = Recognition(PROTOCOLS["think_answer"], label_set("dfew"))
@@ -103,3 +106,18 @@ def test_a_verifier_judges_by_the_classes_of_the_set():
     assert verifier_judge(verifier, TASK.labels)(["a", "b"]) == ["sad", "angry"]
     assert verifier_judge(verifier, TASK.labels)([]) == []
     assert verifier_judge(Verifier(verifier.probabilities, ("a", "b", "c")), TASK.labels)(["a"]) == [None]
+
+
+def classifier(*labels):
+    return types.SimpleNamespace(name="judge", labels=labels, predict=lambda texts: np.eye(len(labels))[: len(texts)])
+
+
+def test_a_classifier_s_classes_become_labels():
+    assert classifier_verifier(classifier("joy", "anger")).labels == ("happy", "angry")
+    unnamed = classifier_verifier(classifier(*(f"LABEL_{k}" for k in range(28)))).labels
+    assert [unnamed[k] for k in (17, 2, 11, 14, 25, 26, 27)] == list(
+        ("happy", "angry", "disgusted", "fearful", "sad", "surprised", "neutral")
+    )
+    assert [unnamed[k] for k in (19, 16, 9, 10)] == ["anxious", "helpless", "disappointed", "contemptuous"]
+    with pytest.raises(ConfigError, match="'judge': its 2 classes have no names"):
+        classifier_verifier(classifier("LABEL_0", "LABEL_1"))
