@@ -24,6 +24,11 @@ LABELS = tuple(_KNOWN)  # the emotions that we know words of, `EMOTIONS` first
 LEXICON: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     language: {label: tuple(known[language].split()) for label, known in _KNOWN.items()} for language in ("en", "zh")
 }
+# What corpora write where there is no label, or none that the annotators agreed on; canonical spellings.
+NO_LABEL = frozenset(
+    "- ? n/a na nan nil none null oth other others undecided undefined unknown unlabeled unlabelled xxx "
+    "其他 未知 无".split()
+)
 _SPELLINGS = {spelling: label for label, known in _KNOWN.items() for spelling in known["labels"]}
 
 # Endings that make forms of one English word: angry, angrily; frustrated, frustration; helpless, helplessness.

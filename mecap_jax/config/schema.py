@@ -110,7 +110,8 @@ class DataConfig:
         data, see `data.fitting`.
       sft_share: share of the training clips that SFT learns from; the rest is seen by RL only.
       workers: reader processes; 0 reads in threads of the main process.
-      cache_mb: decoded media, or the tokens of `tower_cache`, are kept in memory up to this size.
+      cache_mb: decoded media, or the tokens of `tower_cache`, are kept in memory up to this size, and once more up to
+        it by all reader processes together.
       tower_cache: encode every clip's sound and video once, before the first stage, and keep the decoder tokens in
         `cache/`: no media are decoded and no tower runs in the stages. Needs towers of which nothing trains, and media
         that are not augmented but for `augment.modality_dropout`. On disk a clip takes (audio tokens + video tokens) x

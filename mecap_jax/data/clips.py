@@ -140,10 +140,14 @@ def _named(features: Mapping[str, Any], config: FeatureProjectorConfig) -> dict[
 
 
 class ClipCache:
-    """Keeps decoded clips in memory up to a budget; what does not fit is decoded again. Safe under threads."""
+    """Keeps decoded clips in memory up to a budget; what does not fit is decoded again. Safe under threads.
 
-    def __init__(self, budget_mb: int):
+    Each of `readers` processes that get a copy starts with an empty cache and an equal share of the budget.
+    """
+
+    def __init__(self, budget_mb: int, readers: int = 1):
         self._budget = budget_mb * 2**20
+        self._share = self._budget // readers
         self._clips: dict[int, Clip] = {}
         self._lock = threading.Lock()
 
@@ -157,8 +161,8 @@ class ClipCache:
                     self._clips[row] = clip
         return clip
 
-    def __getstate__(self):  # reader processes start with an empty cache
-        return {"_budget": self._budget, "_clips": {}}
+    def __getstate__(self):
+        return {"_budget": self._share, "_share": self._share, "_clips": {}}
 
     def __setstate__(self, state):
         self.__dict__.update(state, _lock=threading.Lock())

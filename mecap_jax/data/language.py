@@ -5,11 +5,37 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+# What tables call a language, folded, where that is not its code.
+_NAMES = {
+    "zh": "cn chi zho cmn chinese mandarin putonghua 中文 汉语 漢語 普通话 国语 國語".split(),
+    "en": "eng english us uk 英文 英语".split(),
+    "de": "deu ger german deutsch".split(),
+    "fr": "fra fre french français".split(),
+    "es": "spa spanish español".split(),
+    "ja": "jp jpn japanese 日本語".split(),
+    "ko": "kr kor korean 한국어".split(),
+}
+_CODES = {name: code for code, names in _NAMES.items() for name in names}
+_CODE = re.compile(r"[a-z]{2,3}(?:-[A-Za-z0-9]{1,8})*")
 HAN = r"\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 WORD = re.compile(r"\w+(?:['’-]\w+)*")
 # A Han character is a token; what is not Han stays whole: numbers, Latin words.
 CHARACTER = re.compile(rf"[{HAN}]|[^\W{HAN}]+")
 _IS_HAN = re.compile(f"[{HAN}]")
+
+
+def language_code(name: str) -> str:
+    """Returns the BCP-47 code of a language: "zh" for "Chinese", "cn" and "zh_CN"; codes are kept.
+
+    Raises:
+      ValueError: the name is neither a code nor known.
+    """
+    language, _, rest = name.strip().replace("_", "-").partition("-")
+    language = language.casefold()
+    code = _CODES.get(language, language) + (f"-{rest}" if rest else "")
+    if not _CODE.fullmatch(code):
+        raise ValueError(f"{name!r:.80} is no code of a language, such as 'en' or 'zh'")
+    return code
 
 
 def caption_language(texts: Iterable[str]) -> str:

@@ -13,6 +13,7 @@ from av.sidedata.sidedata import Type as SideData
 
 from mecap_jax.data.containers import MediaError
 from mecap_jax.data.demuxing import MAX_PIXELS, VIDEO_KINDS, check_length, open_clip
+from mecap_jax.data.resize import resize_bicubic
 
 MAX_FRAME_RATE = 240
 MAX_PIXELS_IN_ALL = 1 << 36  # ten minutes of 1920 x 1080 at 50 Hz
@@ -119,7 +120,7 @@ def _decode_frames(
     wanted: Collection[int],
     shrink: Callable[[np.ndarray], np.ndarray],
 ) -> tuple[Timeline, dict[int, np.ndarray]]:
-    """Decodes all frames; returns their timing and the wanted ones as upright RGB.
+    """Decodes all frames; returns their timing and the wanted ones as upright RGB of one size.
 
     Their timing is `expected`, but where packets had no picture, as VP8's hidden references have none.
     """
@@ -127,7 +128,7 @@ def _decode_frames(
         raise MediaError(f"longer than {max_seconds:g} s")
     with open_clip(data, kind) as clip:
         spans: list[tuple[float | None, float]] = []
-        pixels, keep, seen = {}, set(wanted), 0
+        pixels, keep, seen, size = {}, set(wanted), 0, None
         for i, frame in enumerate(clip.container.decode(clip.picture)):
             start = None if frame.pts is None else float(frame.pts * frame.time_base)
             if frame.is_corrupt:
@@ -141,7 +142,9 @@ def _decode_frames(
             if i > max_seconds * MAX_FRAME_RATE:
                 raise MediaError(f"longer than {max_seconds:g} s")
             if i in keep:
-                pixels[i] = shrink(_upright(frame))
+                picture = _upright(frame)
+                size = size or picture.shape[:2]
+                pixels[i] = shrink(_fit(picture, *size))
         if not spans:
             raise MediaError("has no video frames")
         timeline = expected
@@ -149,6 +152,19 @@ def _decode_frames(
             timeline = Timeline.of(spans, _rate(clip.picture), clip.origin)
         check_length(clip, clip.picture, timeline.seconds, max(0.1, 2 / _rate(clip.picture)))
         return timeline, pixels
+
+
+def _fit(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Brings a picture to the size of those before it, which a recorded call changes midway; its proportions stay, and
+    what they leave over is black."""
+    scale = min(height / picture.shape[0], width / picture.shape[1])
+    high, wide = (max(1, round(side * scale)) for side in picture.shape[:2])
+    if (high, wide) == (height, width) == picture.shape[:2]:
+        return picture
+    framed = np.zeros((height, width, 3), np.uint8)
+    top, left = (height - high) // 2, (width - wide) // 2
+    framed[top : top + high, left : left + wide] = resize_bicubic(picture[None], high, wide)[0]
+    return framed
 
 
 def _duration(item: av.Packet | av.VideoFrame) -> float:

@@ -100,7 +100,7 @@ class CaptionDataset:
         """
         self.index: list[IndexRow] = reader.index
         self._reader, self._model, self._tokenizer = reader, model, tokenizer
-        self._cache = ClipCache(config.cache_mb)
+        self._cache = ClipCache(config.cache_mb, max(1, config.workers))
         self.quarantined = [BadClip(**clip) for clip in reader.manifest["quarantined"]]
         reasons = {i: why_unusable(row, config, model) for i, row in enumerate(self.index)}
         usable = [i for i, reason in reasons.items() if not reason]
@@ -239,7 +239,8 @@ class CaptionDataset:
     def with_tokens(self, tokens: TokenReader) -> CaptionDataset:
         """The same clips with media tokens that were kept, in the same batches; no medium is decoded any more."""
         view = object.__new__(CaptionDataset)
-        view.__dict__.update(self.__dict__, _tokens=tokens, _cache=ClipCache(self.config.cache_mb))
+        cache = ClipCache(self.config.cache_mb, max(1, self.config.workers))
+        view.__dict__.update(self.__dict__, _tokens=tokens, _cache=cache)
         return view
 
     _hidden: frozenset[str] = frozenset()

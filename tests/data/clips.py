@@ -95,6 +95,28 @@ def video_file(
     return file.getvalue()
 
 
+def changing_video(*sizes: tuple[int, int], frames: int, fps: int = 25) -> bytes:
+    """A webm of the moving pattern whose height and width change midway, in equal parts."""
+    file, part = io.BytesIO(), frames // len(sizes)
+    with av.open(file, "w", format="webm") as output:
+        height, width = sizes[0]
+        stream = output.add_stream("libvpx", rate=fps, height=height, width=width, pix_fmt="yuv420p")
+        for number, (height, width) in enumerate(sizes):
+            encoder = av.CodecContext.create("libvpx", "w")
+            encoder.height, encoder.width, encoder.pix_fmt = height, width, "yuv420p"
+            encoder.framerate, encoder.time_base, encoder.bit_rate = fps, Fraction(1, fps), 2_000_000
+            encoder.options = {"lag-in-frames": "0", "auto-alt-ref": "0", "crf": "4"}
+            packets = []
+            for i in range(number * part, (number + 1) * part):
+                frame = av.VideoFrame.from_ndarray(pattern(i, height, width), format="rgb24")
+                frame.time_base, frame.pts = Fraction(1, fps), i
+                packets += encoder.encode(frame)
+            for packet in (*packets, *encoder.encode()):
+                packet.stream = stream
+                output.mux(packet)
+    return file.getvalue()
+
+
 def flash_and_beep(
     container: str = "matroska",
     codec: str = "mpeg4",

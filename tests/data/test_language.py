@@ -2,7 +2,7 @@
 
 import pytest
 
-from mecap_jax.data.language import caption_language, has_word
+from mecap_jax.data.language import caption_language, has_word, language_code
 
 
 @pytest.mark.parametrize(
@@ -22,3 +22,25 @@ def test_the_script_decides(texts, language):
 
 def test_words():
     assert [has_word(text) for text in ("sad", "难过", "7", "😢", "...", "")] == [True] * 3 + [False] * 3
+
+
+@pytest.mark.parametrize(
+    "name, code",
+    [
+        ("zh", "zh"),
+        ("cn", "zh"),
+        ("Chinese", "zh"),
+        ("中文", "zh"),
+        ("zh_CN", "zh-CN"),
+        ("English", "en"),
+        ("sv", "sv"),
+    ],
+)
+def test_what_tables_call_a_language_becomes_its_code(name, code):
+    assert language_code(name) == code
+
+
+@pytest.mark.parametrize("name", ["", "Klingon", "e", "3"])
+def test_what_names_no_language_is_refused(name):
+    with pytest.raises(ValueError, match="is no code of a language"):
+        language_code(name)

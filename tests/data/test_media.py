@@ -15,7 +15,16 @@ from transformers.video_utils import VideoMetadata
 from mecap_jax.data.media import MediaError, decode_audio, decode_stretches, decode_video, probe, streams
 
 from mecap_jax.data.pictures import Timeline, sample
-from tests.data.clips import SHARED, audio_file, frame_index, needs_shared_data, sound_file, tone, video_file
+from tests.data.clips import (
+    SHARED,
+    audio_file,
+    changing_video,
+    frame_index,
+    needs_shared_data,
+    sound_file,
+    tone,
+    video_file,
+)
 
 AUDIO = {
     "wav-8": ("WAV", "PCM_U8", 16_000, 1, 0.03),
@@ -161,6 +170,17 @@ def test_rotated_phone_videos_come_out_upright(rotation, corner):
     }
     assert max(quarters, key=quarters.get) == corner
     assert quarters[corner] > 150 and sorted(quarters.values())[-2] < 20
+
+
+def test_a_picture_whose_size_changes_midway_keeps_its_proportions():
+    """As in recorded calls: the second half is twice as large and wider, so black stays above and below it."""
+    clip = changing_video((48, 64), (96, 192), frames=12)
+    frames = decode_video(clip, 12, 0.0).pixels
+    assert frames.shape == (12, 48, 64, 3)
+    assert [frame_index(frame) for frame in frames[:6]] == list(range(6))
+    for number, frame in enumerate(frames[6:], start=6):
+        assert frame[:7].max() < 30 and frame[-7:].max() < 30  # 64 of 192 columns: a third of the size, 32 rows high
+        assert frame_index(frame[8:40]) == number
 
 
 def test_mirrored_and_skewed_display_matrices():

@@ -306,6 +306,17 @@ def test_reader_processes_get_a_dataset_without_its_cache(dataset):
     assert dataset._cache._clips
 
 
+def test_reader_processes_share_a_budget():
+    clip = Clip(mel=np.zeros((1024, 256), np.float32))  # one mebibyte
+    cache = ClipCache(budget_mb=2, readers=2)
+    for number in range(2):
+        cache.get(number, lambda _: clip)
+    copy, calls = pickle.loads(pickle.dumps(cache)), []
+    for number in (0, 1, 0, 1):
+        copy.get(number, lambda number: calls.append(number) or clip)
+    assert calls == [0, 1, 1]
+
+
 def test_the_cache_keeps_to_its_budget():
     clip, calls = Clip(mel=np.zeros((1024, 256), np.float32)), []  # one mebibyte
 

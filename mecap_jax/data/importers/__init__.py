@@ -1,9 +1,9 @@
 """Importers: one module a corpus, each turning raw files into utterances.
 
-An importer has `read(input, settings) -> Iterator[Item]`, and `count(input, settings) -> int`, the number of items to
-expect. It yields a `BadClip` for whatever it cannot read and a `Duplicate` for what it took already, so that nothing is
-lost silently and one bad input never ends an import; `prepare` checks the media of the rest, writes the shards and
-records what was left out in the manifest.
+An importer has `read(input, settings) -> Iterator[Item]`, `count(input, settings) -> int`, the number of items to
+expect, and `files_beside(input)` where it reads files outside its input directory. It yields a `BadClip` for whatever
+it cannot read and a `Duplicate` for what it took already, so that nothing is lost silently and one bad input never ends
+an import; `prepare` checks the media of the rest, writes the shards and records what was left out in the manifest.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import importlib
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,7 +30,7 @@ from mecap_jax.data.importers import tables, template_captions
 from mecap_jax.data.importers.files import MAX_CLIP_BYTES, ImporterError, walk
 from mecap_jax.data.shards import BadClip, Duplicate, Item
 from mecap_jax.data.utterance import Utterance
-from mecap_jax.emotions import LABELS, canonical_label
+from mecap_jax.emotions import LABELS, NO_LABEL, canonical_label
 from mecap_jax.json_files import read_json_object
 from mecap_jax.locking import locked
 from mecap_jax.text_files import printable
@@ -53,6 +54,7 @@ IMPORTERS = {
 }
 CAPTIONS = {"own": None, "templates": "en", "templates_zh": "zh"}  # where captions come from -> language of templates
 
+_PIECE = 1 << 14  # bytes of a medium by which it is told from another one of its size
 T = TypeVar("T")
 
 
@@ -64,11 +66,13 @@ class ImportSettings:
       synthetic: the synthetic corpus, which nothing else applies to.
       allow_outside: absolute paths and links out of the input directory are followed.
       label_map: canonical label by raw label, before anything else is done to labels; "" drops the label.
+      placeholders: how often labels were met that stand for none, by label.
     """
 
     synthetic: SyntheticConfig = SyntheticConfig()
     allow_outside: bool = False
     label_map: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    placeholders: Counter[str] = dataclasses.field(default_factory=Counter)
 
     def label(self, raw: str) -> str | None:
         """Returns the label that stands for a corpus' own one, None where there is none.
@@ -77,7 +81,11 @@ class ImportSettings:
           ValueError: the label is empty.
         """
         canonical = canonical_label(raw)
-        mapped = self.label_map.get(raw.strip(), self.label_map.get(canonical, canonical))
+        mapped = self.label_map.get(raw.strip(), self.label_map.get(canonical))
+        if mapped is None and canonical in NO_LABEL:
+            self.placeholders[canonical] += 1
+            return None
+        mapped = canonical if mapped is None else mapped
         return canonical_label(mapped) if mapped else None
 
 
@@ -131,7 +139,8 @@ def prepare(
             raise ImporterError(f"source {source!r} needs an input directory, got {str(input or '')!r}")
         input = Path(input)
         described["input"] = printable(str(input.resolve()))
-        described["fingerprint"] = _fingerprint(input, output, settings.allow_outside)
+        beside = importer.files_beside(input) if hasattr(importer, "files_beside") else ()
+        described["fingerprint"] = _fingerprint(input, output, settings.allow_outside, beside)
         asked = {"allow_outside": allow_outside, "label_map": settings.label_map, "captions": captions}
         described |= {name: value for name, value in asked.items() if value not in (False, {}, "own")}
     remove_unfinished(output.parent)
@@ -151,7 +160,7 @@ def prepare(
                 manifest = shards.write(
                     items, output, command, described, max_seconds=max_seconds, max_bad_fraction=max_bad_fraction
                 )
-                _say(_summary(output, manifest))
+                _say(_summary(output, manifest, settings.placeholders))
                 return manifest
     _say(f"{output} is finished already and made from the same source: reused")
     return finished
@@ -172,25 +181,28 @@ def _read_label_map(path: str | os.PathLike | None) -> dict[str, str]:
     return {raw.strip(): label or "" for raw, label in pairs}
 
 
-def _fingerprint(directory: Path, without: Path, allow_outside: bool) -> str:
-    """Hashes names and sizes of all files, and the content of tables and features, so that changed input is noticed.
+def _fingerprint(directory: Path, without: Path, allow_outside: bool, beside: Iterable[Path]) -> str:
+    """Hashes names, sizes and samples of all files, and all of tables and features, so that changed input is noticed.
 
-    Features keep their size when they are extracted anew; media are not read for this.
+    Of media three pieces are read: a clip that is recorded or cut anew often keeps its size.
     """
     directory, without = directory.resolve(), without.resolve()
     digest = hashlib.sha256()
     ours = (f"{without}{os.sep}", str(without.with_name(f".{without.name}.")))  # its lock and what is being built, too
-    for name in walk(directory, allow_outside):
+    for name in (*walk(directory, allow_outside), *map(str, beside)):
         path = directory / name
         if not str(path).startswith(ours):
-            digest.update(f"{name}\0{os.path.getsize(path)}\0".encode("utf-8", "surrogateescape"))
-            if path.suffix.lower() in (*tables.SUFFIXES, ".npy"):
-                with contextlib.suppress(OSError):  # the importer says why it cannot be read
-                    digest.update(path.read_bytes())
+            size = os.path.getsize(path)
+            digest.update(f"{name}\0{size}\0".encode("utf-8", "surrogateescape"))
+            whole = path.suffix.lower() in (*tables.SUFFIXES, ".npy")
+            with contextlib.suppress(OSError), path.open("rb") as file:  # the importer says why it cannot be read
+                for place in (0,) if whole else (0, size // 2, max(size - _PIECE, 0)):
+                    file.seek(place)
+                    digest.update(file.read(-1 if whole else _PIECE))
     return digest.hexdigest()
 
 
-def _summary(output: Path, manifest: dict[str, Any]) -> str:
+def _summary(output: Path, manifest: dict[str, Any], placeholders: Mapping[str, int]) -> str:
     lines = [f"{output}: {manifest['records']} clips"]
     for split, counts in manifest["splits"].items():
         labels = ", ".join(f"{label} {count}" for label, count in counts["labels"].items())
@@ -206,6 +218,9 @@ def _summary(output: Path, manifest: dict[str, Any]) -> str:
     if unknown := sorted(labels.difference(LABELS)):
         names = ", ".join(map(repr, unknown))
         lines.append(f"labels that the lexicon does not know are kept as they are: {names} (--label_map=FILE renames)")
+    if placeholders:
+        names = ", ".join(f"{name!r} ({count} times)" for name, count in placeholders.items())
+        lines.append(f"labels that stand for none: {names} (--label_map=FILE makes labels of them)")
     if copies := [Duplicate(**clip) for clip in manifest["duplicates"]]:
         examples = ", ".join(f"{copy.id} (of {copy.of})" for copy in copies[:3]) + (", ..." if len(copies) > 3 else "")
         lines.append(f"left out {len(copies)} copies of clips that were taken: {examples}")

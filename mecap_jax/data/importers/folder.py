@@ -54,6 +54,7 @@ from mecap_jax.data import media
 from mecap_jax.data.importers import BadClip, Duplicate, ImporterError, ImportSettings, Item, tables
 from mecap_jax.data.importers.feature_files import find_features, read_features
 from mecap_jax.data.importers.files import read_clip
+from mecap_jax.data.language import language_code
 from mecap_jax.data.utterance import CAPTION_KINDS, MODALITIES, SPLITS, Utterance, serialize
 from mecap_jax.json_files import parse_json, to_json
 from mecap_jax.text_files import printable
@@ -155,6 +156,8 @@ def _tidy(raw: Row | ValueError) -> Row | ValueError:
             if not isinstance(given, dict):
                 raise ValueError(f"'attributes' must be an object, got {given!r:.80}")
             row["attributes"] = further | {name: _string(value) for name, value in given.items()}
+            if "caption_language" in row["attributes"]:
+                row["attributes"]["caption_language"] = language_code(row["attributes"]["caption_language"])
         return row
     except ValueError as error:
         return error

@@ -142,6 +142,11 @@ def read(input: Path, settings: ImportSettings) -> Iterator[Item]:
         )
 
 
+def files_beside(input: Path) -> list[Path]:
+    """The table of facial features, which may stand outside the input directory."""
+    return [path for path in [_find_table(input)] if path]
+
+
 def count(input: Path, settings: ImportSettings) -> int:
     """Returns the number of takes."""
     takes, left_out = _find_takes(input, settings.allow_outside)
