@@ -14,23 +14,24 @@ Similarity = Callable[[str, str], float]
 _BETWEEN_WORDS = re.compile(r"[,;/|、，；\n\[\]'\"]+")
 
 
-def exact_accuracy(answer: str | None, gold: str | None, normalise: Normalise) -> float | None:
-    """Returns 1 where the answer names the gold class, else 0; None without a gold class of the set.
+def same(first: str, second: str) -> float:
+    """The similarity of two classes that knows right and wrong only."""
+    return float(first == second)
+
+
+def accuracy(
+    answer: str | None, gold: str | None, normalise: Normalise, similarity: Similarity = same
+) -> float | None:
+    """Returns how similar the answer's class is to the gold class: 1 for the same one; None without a gold class.
+
+    With a similarity of emotions near misses count, as in EMO-RL (arXiv 2509.15654), whose own similarities are not
+    public.
 
     Args:
       answer: what the answer block holds; None for a malformed answer, which is wrong.
       gold: the clip's label.
       normalise: the class of the label set that a text names, None where it names none or several.
-    """
-    return graded_accuracy(answer, gold, normalise, lambda first, second: float(first == second))
-
-
-def graded_accuracy(
-    answer: str | None, gold: str | None, normalise: Normalise, similarity: Similarity
-) -> float | None:
-    """Returns how similar the answer's class is to the gold class, 1 for the same (as in EMO-RL, arXiv 2509.15654).
-
-    The paper's own similarities are not public. Arguments and what is None as in `exact_accuracy`.
+      similarity: of two classes.
     """
     truth = None if gold is None else normalise(gold)
     if truth is None:
@@ -45,18 +46,17 @@ class AccuracyReward:
     Args:
       field: the name of the field that holds the answer.
       normalise: the class that a text names.
-      similarity: of two classes; None: right or wrong.
+      similarity: of two classes.
     """
 
     name = "accuracy"
 
-    def __init__(self, field: str, normalise: Normalise, similarity: Similarity | None = None):
-        self._field, self._normalise = field, normalise
-        self._similarity = similarity or (lambda first, second: float(first == second))
+    def __init__(self, field: str, normalise: Normalise, similarity: Similarity = same):
+        self._field, self._normalise, self._similarity = field, normalise, similarity
 
     def __call__(self, samples: Sequence[Sample]) -> list[float | None]:
         return [
-            graded_accuracy(sample.fields.get(self._field), sample.label, self._normalise, self._similarity)
+            accuracy(sample.fields.get(self._field), sample.label, self._normalise, self._similarity)
             for sample in samples
         ]
 
@@ -79,6 +79,20 @@ def set_f1(answer: str | None, gold: Sequence[str], wheels: EmotionWheels) -> fl
             common = len(guesses & truth)
             scores.append(2 * common / (len(guesses) + len(truth)))
     return sum(scores) / len(scores) if scores else None
+
+
+class SetF1Reward:
+    """`set_f1` of one field of the answer; a clip's words are its label, one or several between commas."""
+
+    name = "set_f1"
+
+    def __init__(self, field: str, wheels: EmotionWheels):
+        self._field, self._wheels = field, wheels
+
+    def __call__(self, samples: Sequence[Sample]) -> list[float | None]:
+        return [
+            set_f1(sample.fields.get(self._field), split_words(sample.label or ""), self._wheels) for sample in samples
+        ]
 
 
 def split_words(answer: str) -> list[str]:

@@ -14,13 +14,14 @@ import numpy as np
 
 from mecap_jax.config import ConfigError
 from mecap_jax.data.manifest import IndexRow
-from mecap_jax.evaluation.affect import label_divergence
+from mecap_jax.evaluation.affect import affect_error, label_divergence
 from mecap_jax.evaluation.faithfulness import faithfulness
 from mecap_jax.evaluation.intervals import Statistic, mean
 from mecap_jax.evaluation.recognition import Recognition as Agreement
 from mecap_jax.evaluation.recognition import recognition
 from mecap_jax.models.text_classifier import TextClassifier
 from mecap_jax.rewards.explanation import Verifier, verifier_labels
+from mecap_jax.tasks.coordinates import Coordinates
 from mecap_jax.tasks.labels import LabelSet, label_set
 from mecap_jax.tasks.protocols import Protocol
 
@@ -43,11 +44,13 @@ class Recognition:
       protocol: the form of an answer; one of its blocks is the answer.
       labels: which answers there are.
       language: of request and targets, "en" or "zh".
+      places: where the classes lie among each other, for `affect_error`; None leaves it out.
     """
 
     protocol: Protocol
     labels: LabelSet
     language: str = "en"
+    places: Coordinates | None = None
 
     def usable(self, row: IndexRow) -> str | None:
         """Returns why a clip cannot be used, None if it can."""
@@ -82,8 +85,9 @@ class Recognition:
 
         Statistics by key, all shares of clips unless said otherwise: `format` (the answer follows the protocol); `war`
         and `uar` (weighted and unweighted average recall) and `recall/LABEL`; `label_kl` and `label_js` (divergence of
-        the answers' distribution from that of the gold labels, in nats); with a judge and a protocol that explains also
-        `eea`, `fcr`, `epc` and the four quadrants of ERV. A malformed answer is wrong in all of them.
+        the answers' distribution from that of the gold labels, in nats); with `places` `affect_error` (mean distance
+        of answer and gold label); with a judge and a protocol that explains also `eea`, `fcr`, `epc` and the four
+        quadrants of ERV. A malformed answer is wrong in all of them.
 
         Raises:
           ValueError: lengths differ, or a gold label that is not in the label set.
@@ -105,6 +109,8 @@ class Recognition:
             "label_kl": divergence.kl,
             "label_js": divergence.js,
         }
+        if self.places is not None:
+            statistics["affect_error"] = affect_error(answers, truth, self.places)
         if judge is not None and any(block.name == RATIONALE for block in self.protocol.blocks):
             explained = [i for i, (fields, _) in enumerate(read) if fields]
             judged: list[str | None] = [None] * len(read)

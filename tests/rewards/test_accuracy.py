@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from mecap_jax.rewards.accuracy import exact_accuracy, graded_accuracy, set_f1, split_words
-from mecap_jax.rewards.base import RewardError
+from mecap_jax.rewards.accuracy import SetF1Reward, accuracy, set_f1, split_words
+from mecap_jax.rewards.base import RewardError, Sample
 from mecap_jax.rewards.modality_order import dominant_modality, modality_order
 from mecap_jax.rewards.wheels import load_wheels
 
@@ -29,10 +29,9 @@ def normalise(text):
         (None, None, None, None),
     ],
 )
-def test_accuracy(answer, gold, exact, graded):
-    assert exact_accuracy(answer, gold, normalise) == exact
-    near = graded_accuracy(answer, gold, normalise, lambda first, second: 1.0 if first == second else 0.25)
-    assert near == graded
+def test_right_wrong_and_near(answer, gold, exact, graded):
+    assert accuracy(answer, gold, normalise) == exact
+    assert accuracy(answer, gold, normalise, lambda first, second: 1.0 if first == second else 0.25) == graded
 
 
 MAPPING = {
@@ -88,6 +87,13 @@ def test_words_reach_the_wheels_over_forms_and_synonyms(mapping):
 def test_set_f1(mapping, answer, gold, expected):
     value = set_f1(answer, gold, load_wheels(mapping))
     assert value == (expected if expected is None else pytest.approx(expected))
+
+
+def test_the_reward_of_words_reads_the_label_as_a_list(mapping):
+    reward = SetF1Reward("answer", load_wheels(mapping))
+    samples = [Sample("", True, "", "clip", (), "happy, sad", 0, fields) for fields in ({"answer": "sad, glad"}, {})]
+    assert reward(samples) == [1, 0]
+    assert reward([Sample("", True, "", "clip", (), None, 0, {"answer": "sad"})]) == [None]
 
 
 def test_trying_every_word_earns_less_than_the_right_one(mapping):

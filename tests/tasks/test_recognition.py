@@ -9,6 +9,7 @@ from mecap_jax.config import ConfigError
 from mecap_jax.evaluation.faithfulness import QUADRANTS
 from mecap_jax.evaluation.intervals import bootstrap
 from mecap_jax.rewards.explanation import Verifier
+from mecap_jax.tasks.coordinates import coordinates
 from mecap_jax.tasks.labels import label_set
 from mecap_jax.tasks.protocols import PROTOCOLS
 from mecap_jax.tasks.recognition import Recognition, classifier_verifier, verifier_judge
@@ -85,6 +86,16 @@ def test_scores_by_hand():
     assert values["label_kl"] > values["label_js"] > 0
     assert scores.agreement.confusion.sum() == 4
     assert set(bootstrap(scores.statistics, list("aabbcc"), 50)) == set(values)
+
+
+def test_errors_of_valence_and_arousal_want_a_table():
+    labels = label_set("mikels")
+    task = Recognition(PROTOCOLS["answer"], labels, places=coordinates("mikels", labels))
+    texts = [f"<answer>{label}</answer>" for label in ("anger", "sadness", "awe")] + ["anger"]
+    scores = task.score(texts, ["fear"] * 4)
+    # Fear is -/high as anger is; sadness is -/low, awe +/low, and malformed answers are as far off as can be.
+    assert scores.statistics["affect_error"].value == pytest.approx((0 + 2 + 8**0.5 + 8**0.5) / 4)
+    assert "affect_error" not in TASK.score(TEXTS, GOLD).statistics
 
 
 def test_nothing_that_can_be_parsed_is_all_wrong():
