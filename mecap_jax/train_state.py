@@ -30,7 +30,7 @@ class TrainState(NamedTuple):
       params: nested dict of the parameters that train (see `models.parameters`); the frozen ones are not part of it.
       opt_state: optax state.
       step: int32 [], updates taken; with several on one rollout, more than the loop's steps.
-      skipped: int32 [], consecutive steps that were skipped because their gradient was not finite.
+      skipped: int32 [], consecutive updates that were skipped because their gradient was not finite.
     """
 
     params: Any

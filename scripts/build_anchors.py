@@ -7,6 +7,7 @@ Anchors come from the train captions in the shards or, with --templates, from fi
 --data the shards give the labels and the mean of the texts.
 """
 
+import sys
 from pathlib import Path
 
 from absl import app, flags
@@ -14,9 +15,12 @@ from absl import app, flags
 from mecap_jax.data.shards import ShardReader
 from mecap_jax.data.utterance import CAPTION_KINDS, SPLITS
 from mecap_jax.emotions import EMOTIONS
+from mecap_jax.experiment.setup import USER_ERRORS
+from mecap_jax.experiment.workdir import check_output
 from mecap_jax.models.sentence_encoder import load_sentence_encoder
-from mecap_jax.rewards.anchors import build_anchors, captions_by_label
+from mecap_jax.rewards.anchors import Anchors, build_anchors, captions_by_label
 from mecap_jax.rewards.templates import template_sentences
+from mecap_jax.text_files import error_message
 
 _ENCODER = flags.DEFINE_string(
     "encoder", "", "sentence encoder, a directory in the sentence-transformers layout; empty: all-MiniLM-L6-v2"
@@ -33,6 +37,17 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unknown arguments: {argv[1:]}")
     if not _DATA.value and not _TEMPLATES.value:
         raise app.UsageError("--data is needed for anchors from captions; --templates does without")
+    try:
+        check_output(Path(_OUTPUT.value))
+        anchors = _anchors()
+    except USER_ERRORS as error:
+        sys.exit(error_message(error))
+    anchors.save(_OUTPUT.value)
+    counts = ", ".join(f"{label} {count}" for label, count in zip(anchors.labels, anchors.counts))
+    print(f"{_OUTPUT.value}: {anchors.kind} anchors of {anchors.encoder} ({counts})")
+
+
+def _anchors() -> Anchors:
     captions, source = {}, ""
     if _DATA.value:
         reader = ShardReader(_DATA.value)
@@ -43,18 +58,14 @@ def main(argv: list[str]) -> None:
             raise app.UsageError(f"no labelled clip with a caption: {source}")
     encoder = load_sentence_encoder(_ENCODER.value)
     if _TEMPLATES.value:
-        anchors = build_anchors(
+        return build_anchors(
             encoder,
             template_sentences(tuple(captions) or EMOTIONS),
             kind="templates",
             source=f"template phrases; text mean: {source or 'the phrases'}",
             texts=[text for group in captions.values() for text in group],
         )
-    else:
-        anchors = build_anchors(encoder, captions, kind="captions", source=source)
-    anchors.save(_OUTPUT.value)
-    counts = ", ".join(f"{label} {count}" for label, count in zip(anchors.labels, anchors.counts))
-    print(f"{_OUTPUT.value}: {anchors.kind} anchors of {anchors.encoder} ({counts})")
+    return build_anchors(encoder, captions, kind="captions", source=source)
 
 
 if __name__ == "__main__":

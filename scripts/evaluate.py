@@ -21,6 +21,7 @@ from mecap_jax.evaluation.tables import format_value, metric_cell, ordered
 from mecap_jax.experiment.scoring import evaluate_checkpoint
 from mecap_jax.experiment.setup import USER_ERRORS
 from mecap_jax.experiment.story import report_again
+from mecap_jax.experiment.workdir import check_output
 from mecap_jax.json_files import write_json
 from mecap_jax.text_files import error_message
 from mecap_jax.training.logging import RunLogger
@@ -50,11 +51,11 @@ def main(argv: list[str]) -> None:
 
 
 def _evaluate(logger: RunLogger) -> None:
-    data = Path(_DATA.value) if _DATA.value else None
+    data, output = Path(_DATA.value) if _DATA.value else None, Path(_OUTPUT.value)
+    check_output(output)
     result, predictions = evaluate_checkpoint(Path(_CHECKPOINT.value), data, _SPLIT.value, logger)
     if jax.process_index() != 0:
         return
-    output = Path(_OUTPUT.value)
     write_predictions(output.with_name("predictions.jsonl"), predictions)
     write_json(output, result)
     for key in ordered(result["eval"]):

@@ -66,8 +66,13 @@ def run_work(bench: Workbench) -> dict[str, float]:
         work["sft"] = left("sft", config.sft.steps) * cost.sft_step(config.sft)
     if config.grpo is not None:
         work["grpo"] = left("grpo", config.grpo.steps) * cost.grpo_step(config.grpo)
-    for row in config.evaluation.rows:  # each is one of the two again
-        work[row] = work["sft" if row == "text_only" else "grpo"]
+    if "text_only" in config.evaluation.rows:
+        work["text_only"] = left("text_only", config.sft.steps) * cost.sft_step(config.sft)
+    if "grpo_semantic" in config.evaluation.rows:
+        work["grpo_semantic"] = left("grpo_semantic", config.grpo.steps) * cost.grpo_step(config.grpo)
+    if "sft_control" in config.evaluation.rows:  # takes as long as reinforcement learning; how far it is, is not known
+        begun = latest_step(bench.workdir / "checkpoints" / "sft_control")
+        work["sft_control"] = 0.0 if begun else config.grpo.steps * cost.grpo_step(config.grpo)
     ablated = len(config.data.modalities) if config.evaluation.ablation and len(config.data.modalities) > 1 else 0
     captioned = sum(1 + (ablated if name in ("sft", "grpo") else 0) for name in work)
     longest = config.grpo.max_new_tokens if config.grpo is not None else config.sft.max_target_tokens

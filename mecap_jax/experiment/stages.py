@@ -192,7 +192,9 @@ def _grpo(
         return init_state(params, optimizer, mesh)
 
     validate = validate if validation else None
-    _run(bench, name, abstract, initial, step, batches, config, validate, should_stop, checkpoints, watch)
+    _run(
+        bench, name, abstract, initial, step, batches, config, validate, should_stop, checkpoints, watch, config.updates
+    )
 
 
 def make_reward(bench: Workbench, config: GrpoConfig) -> RewardFunction:
@@ -261,8 +263,9 @@ def _finished(name: str, checkpoints: StageCheckpoints, steps: int) -> bool:
 
 
 def _run(
-    bench: Workbench, name, abstract, initial, step, batches, config, validate, should_stop, checkpoints, watch=ignore
-) -> None:
+    bench: Workbench, name, abstract, initial, step, batches, config, validate, should_stop, checkpoints,
+    watch=ignore, updates=1,
+) -> None:  # fmt: skip
     run_stage(
         name,
         abstract,
@@ -273,6 +276,7 @@ def _run(
         checkpoints=checkpoints,
         logger=bench.logger,
         max_nonfinite=bench.config.max_nonfinite_steps,
+        updates_per_step=updates,
         validate=validate,
         validate_every=config.validate_every,
         should_stop=should_stop,
@@ -293,8 +297,10 @@ def _split(batch: ClipBatch, parts: int) -> list[ClipBatch]:
 
 def _tell_filled(bench: Workbench, name: str, division: Division) -> None:
     if division.filled:
+        sharing = bench.mesh.shape["tensor"]
+        holders = f"{division.shards} {'devices' if sharing == 1 else f'groups of {sharing} devices'}"
         bench.logger.say(
-            f"{name}: {division.rows} rows over {division.shards} devices, {division.parts} x {division.size} each: "
+            f"{name}: {division.rows} rows over {holders}, {division.parts} x {division.size} each: "
             f"{division.filled:.0%} of the work is filled up with rows that do not count"
         )
 

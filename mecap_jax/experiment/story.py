@@ -201,9 +201,13 @@ def evaluate(
 def _captioner(bench: Workbench, model: RunModel) -> Callable[..., Mapping[int, Caption]]:
     """What captions the evaluated clips with a stage's final parameters."""
 
-    @functools.lru_cache(maxsize=1)
+    held: dict[str, Any] = {}
+
     def params(stage: str) -> Any:
-        return merge_params(stage_trainable(bench.config, bench.workdir, bench.mesh, stage), model.frozen)
+        if stage not in held:
+            held.clear()  # before the next are read: memory holds those of one stage
+            held[stage] = merge_params(stage_trainable(bench.config, bench.workdir, bench.mesh, stage), model.frozen)
+        return held[stage]
 
     def caption(view: Workbench, stage: str, title: str, rows: list[int]) -> Mapping[int, Caption]:
         return caption_stage(view, title, model.graphdef, params(stage), rows)

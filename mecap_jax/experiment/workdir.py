@@ -7,6 +7,7 @@ import errno
 import hashlib
 import os
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,22 @@ def check_place(workdir: Path) -> None:
         )
     if workdir.exists() and not workdir.is_dir():
         raise ConfigError(f"--workdir: {workdir} is a file")
+
+
+def check_output(path: Path) -> None:
+    """Refuses a file that cannot be written, before time is spent on what it is to hold.
+
+    Raises:
+      ConfigError: says why.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ConfigError(f"--output: {path} cannot be written: {error.strerror}") from error
 
 
 def storage_problem(error: BaseException) -> str | None:

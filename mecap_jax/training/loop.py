@@ -37,6 +37,7 @@ def run_stage(
     checkpoints: StageCheckpoints,
     logger: RunLogger,
     max_nonfinite: int,
+    updates_per_step: int = 1,
     validate: Callable[[TrainState, int], Mapping[str, float]] | None = None,
     validate_every: int = 0,
     should_stop: Callable[[int], bool] = lambda step: False,
@@ -49,6 +50,7 @@ def run_stage(
       initial: makes the state before the first step; not called where there is a checkpoint, so that memory holds one
         state and never two.
       batches: element i is the batch of step i.
+      updates_per_step: how often a step updates the state; it counts as skipped where all its updates were.
       validate: called every `validate_every` steps and after the last one; its metrics are logged.
       should_stop: asked after every step; the state is saved before the loop ends.
       watch: given every step's metrics once they are logged; what it raises ends the run.
@@ -72,7 +74,7 @@ def run_stage(
             waited = time.perf_counter() - began
             state, metrics, groups = step_function(state, batch)
             metrics = {**metrics, "timing_s/data": waited, "timing_s/step": time.perf_counter() - began}
-            skipped = int(state.skipped)
+            skipped = int(state.skipped) // updates_per_step
             metrics["skipped_steps_in_a_row"] = float(skipped)
             if validate is not None and (step == steps or (validate_every and step % validate_every == 0)):
                 metrics |= validate(state, step)

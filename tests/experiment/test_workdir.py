@@ -9,7 +9,15 @@ from mecap_jax.config import ConfigError, load
 from mecap_jax.data.training_facts import gather_facts
 from mecap_jax.experiment import workdir as workdir_module
 from mecap_jax.experiment.weights import read_run
-from mecap_jax.experiment.workdir import check_place, check_same, claim_data, data_of, is_claimed, storage_problem
+from mecap_jax.experiment.workdir import (
+    check_output,
+    check_place,
+    check_same,
+    claim_data,
+    data_of,
+    is_claimed,
+    storage_problem,
+)
 
 
 def config(*overrides):
@@ -21,6 +29,16 @@ def claim(workdir, asked):
     if is_claimed(workdir):
         check_same(workdir, asked)
     workdir_module.claim(workdir, asked, gather_facts([], asked.data))
+
+
+def test_an_output_is_tried_before_it_is_needed(tmp_path):
+    check_output(tmp_path / "new" / "scores.json")
+    assert list((tmp_path / "new").iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="--output: .*new cannot be written: Is a directory"):
+        check_output(tmp_path / "new")
+    with pytest.raises(ConfigError, match="--output: .*scores.json cannot be written: (Not a directory|File exists)"):
+        check_output(tmp_path / "file" / "scores.json")
 
 
 @pytest.fixture

@@ -8,7 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
@@ -16,7 +18,7 @@ from orbax.checkpoint import v1 as ocp
 from mecap_jax.config import CheckpointConfig
 from mecap_jax.models.checkpoints.table import CheckpointError, flatten
 from mecap_jax.models.parameters import split_params
-from mecap_jax.train_state import abstract_model
+from mecap_jax.train_state import TrainState, abstract_model
 from mecap_jax.training.checkpointing import StageCheckpoints, load_params
 from mecap_jax.training.checksums import find_damage
 from mecap_jax.training.logging import RunLogger, read_jsonl
@@ -174,6 +176,28 @@ def test_non_finite_gradients_are_skipped_counted_and_stop_the_run(tmp_path):
         train(tmp_path, "sft", step=poisoned)
     assert seen == [0, 1, 2]
     assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["skipped_steps_in_a_row"] == 2
+
+
+@pytest.mark.parametrize("skipped, steps", [(3, 1), (4, 2)])
+def test_a_step_of_several_updates_is_skipped_when_all_of_them_are(tmp_path, skipped, steps):
+    state = TrainState({}, {}, jnp.int32(2), jnp.int32(skipped))
+    with (
+        RunLogger(tmp_path) as logger,
+        StageCheckpoints(tmp_path / "checkpoints", CheckpointConfig(), DESCRIPTION, logger.say) as checkpoints,
+        pytest.raises(NonFiniteError, match=f"in {steps} steps in a row"),
+    ):
+        run_stage(
+            "grpo",
+            state,
+            lambda: state,
+            lambda state, batch: (state, {}, ()),
+            grain.MapDataset.range(1).to_iter_dataset(),
+            steps=1,
+            checkpoints=checkpoints,
+            logger=logger,
+            max_nonfinite=steps,
+            updates_per_step=2,
+        )
 
 
 def _flip(path):
