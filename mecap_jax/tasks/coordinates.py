@@ -82,17 +82,16 @@ def _on_wheel(degrees: float, ring: int) -> np.ndarray:
 
 def _read_table(path: Path) -> dict[str, np.ndarray]:
     try:
-        lines = read_lines(path)
-    except OSError as error:
-        raise ConfigError(f"coordinates {str(path)!r} cannot be read: {error.strerror}") from error
-    rows = csv.reader(lines, delimiter="\t" if path.suffix == ".tsv" else ",")
-    header = [column.strip().casefold() for column in next(rows, [])]
+        rows = list(csv.reader(read_lines(path), delimiter="\t" if path.suffix == ".tsv" else ","))
+    except (OSError, csv.Error) as error:
+        raise ConfigError(f"coordinates {str(path)!r} cannot be read: {error}") from error
+    header = [column.strip().casefold() for column in (rows or [[]])[0]]
     word = next((header.index(column) for column in ("word", "term") if column in header), None)
     axes = [header.index(axis) for axis in _AXES if axis in header]
     if word is None or not {"valence", "arousal"} <= set(header):
         raise ConfigError(f"coordinates {str(path)!r} need columns 'word', 'valence' and 'arousal', got {header}")
     found: dict[str, np.ndarray] = {}
-    for number, row in enumerate(rows, start=2):
+    for number, row in enumerate(rows[1:], start=2):
         if not row:
             continue
         try:

@@ -58,6 +58,7 @@ def test_a_table_of_ones_own(tmp_path, suffix, mark):
         ("word,valence,arousal\nanger,1,much", "line 2: no word with numbers"),
         ("word,valence,arousal\njoy,1,1\nanger,1,nan", "line 3: no word with numbers"),
         ("word,valence,arousal\nanger,1", "line 2: no word with numbers"),
+        ("word,valence,arousal\n" + "a" * 200_000, "cannot be read: field larger than"),
         ("word,valence,arousal\nanger,1,1", "fewer than two of the labels"),
     ],
 )
