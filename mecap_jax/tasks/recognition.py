@@ -66,9 +66,13 @@ class Recognition:
         return f"{_QUESTION[self.language]}\n{self.protocol.instruction(self.language, names)}"
 
     def targets(self, row: IndexRow) -> tuple[str, ...]:
-        """Returns the answers that a clip teaches: none where it lacks the rationale that the protocol wants."""
+        """Returns the answers that a clip teaches: none where it lacks a part that the protocol wants.
+
+        The explanation is the clip's rationale; other parts are attributes of their names ("step1", "aud_desc").
+        """
         label = self.labels.normalise(row.label or "")
-        known = {RATIONALE: row.rationale, self.protocol.answer: label and self.labels.display(label, self.language)}
+        answer = label and self.labels.display(label, self.language)
+        known = {**row.attributes, RATIONALE: row.rationale, self.protocol.answer: answer}
         fields = {block.name: known.get(block.name) for block in self.protocol.blocks}
         try:
             return () if None in fields.values() else (self.protocol.render(fields),)

@@ -5,7 +5,8 @@ import types
 import numpy as np
 import pytest
 
-from mecap_jax.config import ConfigError
+from mecap_jax.config import ConfigError, SyntheticConfig
+from mecap_jax.data.synthetic.corpus import attributes_of, labels_of, plan, rationale_of
 from mecap_jax.evaluation.faithfulness import QUADRANTS
 from mecap_jax.evaluation.intervals import bootstrap
 from mecap_jax.rewards.explanation import Verifier
@@ -51,6 +52,18 @@ def test_labels_alone_need_no_rationale():
     assert task.targets(row("surprised", None)) == ("<answer>surprise</answer>",)
     assert task.targets(row("anxious", None)) == task.targets(row(None, None)) == ()
     assert "eea" not in task.score(["<answer>sad</answer>"], ["sad"], judge=lambda texts: ["sad"]).statistics
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize("name", ["answer", "think_answer", "modalities_think_answer", "steps_boxed"])
+def test_the_synthetic_corpus_teaches_every_protocol(name, language):
+    task = Recognition(PROTOCOLS[name], label_set("emotiontalk"), language)
+    specs = [spec for spec in plan(SyntheticConfig(clips=60, caption_language=language)) if spec.has_video]
+    for spec in specs:
+        row = clip(0, labels=labels_of(spec), attributes=attributes_of(spec), rationale=rationale_of(spec))
+        assert task.usable(row) is None
+        (target,) = task.targets(row)
+        assert task.read(target)[1] == spec.emotion
 
 
 def answer(think, label):

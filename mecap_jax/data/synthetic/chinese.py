@@ -1,11 +1,11 @@
-"""Chinese captions and rationales (simplified characters): words for the facts of a clip, as in `english`."""
+"""Chinese texts (simplified characters): words for the facts of a clip, as in `english`."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from mecap_jax.data.synthetic.facts import Facts
-from mecap_jax.data.synthetic.grammar import Templates, choose, overall, pick
+from mecap_jax.data.synthetic.grammar import Templates, choose, overall, parts, pick
 
 MIN_CHARACTERS, MAX_CHARACTERS = 16, 60
 
@@ -118,6 +118,22 @@ _CONCLUSIONS = {
 }
 
 
+# Parts of structured answers. P: positive or negative, and how aroused.
+_HEARD_ALONE = ("{S}{V}。", "从声音听，{V}。")
+_SEEN_ALONE = ("脸上{F}。", "从表情看，{F}。")
+_FELT = ("这样的人会感到{E}。", "这样说话的人{E}。")
+_JUDGED = ("这种情绪{P}。",)
+_POLARITY = {
+    "neutral": "既不积极也不消极，唤醒度低",
+    "happy": "是积极的，唤醒度高",
+    "sad": "是消极的，唤醒度低",
+    "angry": "是消极的，唤醒度高",
+    "surprised": "既不积极也不消极，唤醒度高",
+    "disgusted": "是消极的，唤醒度高",
+    "fearful": "是消极的，唤醒度高",
+}
+
+
 def write(facts: Facts, rng: np.random.Generator) -> dict[str, tuple[str, ...]]:
     """Returns captions by kind: one reference for emotion, style and speaker, `grammar.REFERENCES` for overall.
 
@@ -145,6 +161,11 @@ def explain(facts: Facts, rng: np.random.Generator) -> str:
     return heard + sentence(_CONCLUSIONS[kind])
 
 
+def describe(facts: Facts, rng: np.random.Generator) -> dict[str, str]:
+    """Returns the parts of structured answers by name, see `grammar.parts`."""
+    return parts((_HEARD_ALONE, _SEEN_ALONE, _FELT, _JUDGED), facts, _fill, "", rng)
+
+
 def _fill(template: str, facts: Facts, rng: np.random.Generator, shown: str | None = None) -> str:
     tempo, voice = pick(TEMPO[facts.tempo], rng), "，".join(_voice(facts, rng))
     emotion = _emotion(facts.emotion, facts.intensity, facts.vivid, rng)
@@ -157,6 +178,7 @@ def _fill(template: str, facts: Facts, rng: np.random.Generator, shown: str | No
         F="，".join(_face(facts, rng)),
         S=_subject(facts, rng),
         C=_departure(facts, rng),
+        P=_POLARITY[facts.emotion],
     )
 
 

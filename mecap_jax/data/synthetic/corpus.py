@@ -102,7 +102,8 @@ def facts_of_clip(spec: ClipSpec) -> Facts:
 
 def attributes_of(spec: ClipSpec) -> dict[str, str]:
     """Returns what is known of a clip beside its labels; no media are made."""
-    return _attributes(spec, facts_of_clip(spec))
+    facts = facts_of_clip(spec)
+    return _attributes(spec, facts) | _GRAMMARS[spec.caption_language].describe(facts, _generators(spec)[4])
 
 
 def labels_of(spec: ClipSpec) -> dict[str, str]:
@@ -146,7 +147,7 @@ def render(spec: ClipSpec) -> Utterance:
         captions=captions_of(spec),
         rationale=rationale_of(spec),
         features=_features(waveform, spec.features),
-        attributes=_attributes(spec, drawn.facts),
+        attributes=attributes_of(spec),
         licence="CC0-1.0",
     )
 
@@ -174,8 +175,8 @@ class _Drawn(NamedTuple):
 
 
 def _generators(spec: ClipSpec) -> list[np.random.Generator]:
-    """Returns a generator each for parameters, media, captions and rationale: none depends on the others' draws."""
-    return np.random.default_rng(spec.seed).spawn(4)
+    """Returns a generator each for parameters, media, captions, rationale and its parts: none depends on another."""
+    return np.random.default_rng(spec.seed).spawn(5)
 
 
 def _draw(spec: ClipSpec) -> _Drawn:

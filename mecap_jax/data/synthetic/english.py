@@ -1,11 +1,11 @@
-"""English captions and rationales: `write` and `explain` put words to the facts of a clip."""
+"""English texts: words for the facts of a clip, in captions (`write`), rationales (`explain`), parts (`describe`)."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from mecap_jax.data.synthetic.facts import Facts
-from mecap_jax.data.synthetic.grammar import Templates, choose, overall, pick
+from mecap_jax.data.synthetic.grammar import Templates, choose, overall, parts, pick
 
 MIN_WORDS, MAX_WORDS = 12, 26
 
@@ -179,6 +179,22 @@ _CONCLUSIONS = {
 }
 
 
+# Parts of structured answers. P: positive or negative, and how aroused.
+_HEARD_ALONE = ("The {A} voice speaks {T}.", "{H} talks {V}.")
+_SEEN_ALONE = ("The face has {F}.", "One sees {F}.")
+_FELT = ("A person like this feels {E}.", "Whoever speaks like this is {E}.")
+_JUDGED = ("The emotion is {P}.",)
+_POLARITY = {
+    "neutral": "neither positive nor negative, with low arousal",
+    "happy": "positive, with high arousal",
+    "sad": "negative, with low arousal",
+    "angry": "negative, with high arousal",
+    "surprised": "neither positive nor negative, with high arousal",
+    "disgusted": "negative, with high arousal",
+    "fearful": "negative, with high arousal",
+}
+
+
 def write(facts: Facts, rng: np.random.Generator) -> dict[str, tuple[str, ...]]:
     """Returns captions by kind: one reference for emotion, style and speaker, `grammar.REFERENCES` for overall.
 
@@ -206,6 +222,11 @@ def explain(facts: Facts, rng: np.random.Generator) -> str:
     return " ".join([*heard, sentence(_CONCLUSIONS[kind])])
 
 
+def describe(facts: Facts, rng: np.random.Generator) -> dict[str, str]:
+    """Returns the parts of structured answers by name, see `grammar.parts`."""
+    return parts((_HEARD_ALONE, _SEEN_ALONE, _FELT, _JUDGED), facts, _fill, " ", rng)
+
+
 def _fill(template: str, facts: Facts, rng: np.random.Generator, shown: str | None = None) -> str:
     adjectives = _voice_adjectives(facts, rng)
     voice = _with_article(f"{', '.join(adjectives)} voice")
@@ -223,6 +244,7 @@ def _fill(template: str, facts: Facts, rng: np.random.Generator, shown: str | No
         S=_subject(facts, rng),
         H="she" if facts.gender == "woman" else "he",
         C=_departure(facts, rng),
+        P=_POLARITY[facts.emotion],
     )
     return caption[0].upper() + caption[1:]
 

@@ -47,6 +47,28 @@ def overall(
     return tuple(_fitting(options[i], facts, fill, fits, rng) for i in rng.permutation(len(options))[:REFERENCES])
 
 
+def parts(
+    options: tuple[tuple[str, ...], ...],
+    facts: Facts,
+    fill: Callable[[str, Facts, np.random.Generator], str],
+    space: str,
+    rng: np.random.Generator,
+) -> dict[str, str]:
+    """Returns the parts of structured answers by the names of their blocks in the tag protocols.
+
+    `aud_desc` and `vis_desc` tell what is heard and seen and name no emotion (no face, no `vis_desc`); `step1` is both,
+    `step2` what a person like this feels, `step3` whether that is positive or negative, and how aroused.
+
+    Args:
+      options: templates of what is heard, seen, felt and judged.
+      fill: fills a template.
+      space: between two sentences.
+    """
+    heard, seen, felt, judged = (fill(pick(templates, rng), facts, rng) for templates in options)
+    described = {"aud_desc": heard, "step1": heard, "step2": felt, "step3": judged}
+    return described | ({"vis_desc": seen, "step1": f"{heard}{space}{seen}"} if facts.has_face else {})
+
+
 def choose(features: Features, words: Words, fewest: int, most: int, rng: np.random.Generator) -> list[str]:
     """Returns wordings of `fewest` to `most` features (of all, where there are fewer), in their order."""
     chosen = rng.permutation(len(features))[: int(rng.integers(fewest, most + 1))]

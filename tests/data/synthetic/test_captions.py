@@ -9,7 +9,7 @@ import pytest
 
 from mecap_jax.config import SyntheticConfig
 from mecap_jax.data.synthetic import chinese, english, facts
-from mecap_jax.data.synthetic.corpus import captions_of, facts_of_clip, plan, rationale_of
+from mecap_jax.data.synthetic.corpus import attributes_of, captions_of, facts_of_clip, plan, rationale_of
 from mecap_jax.data.synthetic.expression import ACTION_UNITS
 from mecap_jax.data.synthetic.face import identity_of
 from mecap_jax.data.synthetic.prosody import Prosody
@@ -191,6 +191,19 @@ def test_rationales_say_what_each_modality_shows_and_what_follows(rationales, la
     for spec, text, sentences in rationales[language]:
         shown = [spec.shown("audio")[0], *([spec.shown("video")[0]] if spec.has_video else []), spec.emotion]
         assert [first_emotion_word(sentence) for sentence in sentences] == shown, (spec, text)
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_parts_of_structured_answers_name_the_emotion_where_they_should(corpora, language):
+    for spec, _ in corpora[language][:400]:
+        parts = attributes_of(spec)
+        assert ("vis_desc" in parts) == spec.has_video
+        assert parts["step1"].startswith(parts["aud_desc"]) and parts["step1"].endswith(parts.get("vis_desc", ""))
+        assert first_emotion_word(parts["step2"]) == spec.emotion
+        if language == "en":  # calm brows are called so
+            assert {first_emotion_word(parts[name]) for name in ("aud_desc", "step1", "step3")} == {None}
+        negative = spec.emotion in ("sad", "angry", "disgusted", "fearful")
+        assert (("is negative" if language == "en" else "是消极") in parts["step3"]) == negative
 
 
 @pytest.mark.parametrize("language, grammar", [("en", english), ("zh", chinese)])
