@@ -120,7 +120,7 @@ def _decode_frames(
     wanted: Collection[int],
     shrink: Callable[[np.ndarray], np.ndarray],
 ) -> tuple[Timeline, dict[int, np.ndarray]]:
-    """Decodes all frames; returns their timing and the wanted ones as upright RGB of one size.
+    """Decodes all frames; returns their timing and the wanted ones as upright RGB, as large as the first.
 
     Their timing is `expected`, but where packets had no picture, as VP8's hidden references have none.
     """
@@ -141,9 +141,10 @@ def _decode_frames(
             spans.append((start, _duration(frame)))
             if i > max_seconds * MAX_FRAME_RATE:
                 raise MediaError(f"longer than {max_seconds:g} s")
-            if i in keep:
+            if i in keep or size is None:
                 picture = _upright(frame)
                 size = size or picture.shape[:2]
+            if i in keep:
                 pixels[i] = shrink(_fit(picture, *size))
         if not spans:
             raise MediaError("has no video frames")

@@ -25,6 +25,7 @@ from mecap_jax.experiment.weights import (
     read_run,
     run_of,
 )
+from mecap_jax.experiment.workdir import cache_of, data_of
 from mecap_jax.families import FAMILIES
 from mecap_jax.json_files import read_json_object, write_json
 from mecap_jax.models.checkpoints.config_reader import omni_thinker
@@ -209,7 +210,7 @@ def _data_facts(config: Config, workdir: Path) -> Mapping[str, Any]:
     """What the report says of the data; before there is one, what the shards say, if they are still there."""
     if data := read_report(workdir).get("data"):
         return data
-    manifest = shards_directory(config) / "manifest.json"
+    manifest = (data_of(workdir) or shards_directory(config, cache_of(workdir))) / "manifest.json"
     if not manifest.is_file():
         return {}
     fields = read_json_object(manifest)

@@ -26,7 +26,7 @@ from mecap_jax.emotions import EMOTIONS
 from mecap_jax.evaluation.predictions import PredictionsError
 from mecap_jax.experiment.backbone import check_backbone
 from mecap_jax.experiment.weights import PROCESSOR, check_init_from, read_processor, read_run, run_of
-from mecap_jax.experiment.workdir import check_same, claim, claim_data, data_of, is_claimed
+from mecap_jax.experiment.workdir import cache_of, check_same, claim, claim_data, data_of, is_claimed
 from mecap_jax.json_files import to_json
 from mecap_jax.locking import LockedError
 from mecap_jax.models.checkpoints.table import CheckpointError, flatten
@@ -43,7 +43,6 @@ from mecap_jax.train_state import abstract_model
 from mecap_jax.training.logging import RunLogger
 from mecap_jax.training.loop import NonFiniteError
 
-CACHE = Path("cache")
 SYNTHETIC = "synthetic"  # the importer that needs no input
 ANCHORS = "anchors.safetensors"
 
@@ -104,9 +103,10 @@ def set_up(config: Config, workdir: Path, logger: RunLogger) -> Workbench:
         load_custom(spec)
     encoder = load_encoder(config)
     if not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", str(Path(config.compilation_cache).resolve()))
+        compiled = cache_of(workdir).parent / Path(config.compilation_cache).expanduser()
+        jax.config.update("jax_compilation_cache_dir", str(compiled))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    directory = shards_directory(config)
+    directory = shards_directory(config, cache_of(workdir))
     if (kept := data_of(workdir)) and not config.data.path and kept.name == directory.name and kept.is_dir():
         directory = kept  # a run goes on with what it began with, wherever it is started from
     first_process(lambda: build_shards(config, directory))
@@ -192,7 +192,7 @@ def reopen(workdir: Path, data: Path | None, logger: RunLogger) -> Workbench:
     """
     config = read_run(workdir)
     config = dataclasses.replace(config, mesh=fitting_mesh(config.mesh))
-    reader = ShardReader(data or data_of(workdir) or shards_directory(config))
+    reader = ShardReader(data or data_of(workdir) or shards_directory(config, cache_of(workdir)))
     bench = _assemble(config, workdir, reader, load_encoder(config), logger, read_facts(workdir))
     if data and (remark := remark_on_length(bench.dataset.index, config.data.max_seconds)):
         logger.say(remark)
@@ -221,8 +221,8 @@ def _assemble(
     return Workbench(config, workdir, mesh, reader, dataset, tokenizer, encoder, anchors, logger)
 
 
-def shards_directory(config: Config) -> Path:
-    """Where the run's shards are: `data.path`, or a directory in `cache/` named after what they are made of."""
+def shards_directory(config: Config, cache: Path) -> Path:
+    """Where the run's shards are: `data.path`, or a directory in the cache named after what they are made of."""
     data = config.data
     if data.path:
         return Path(data.path)
@@ -231,7 +231,7 @@ def shards_directory(config: Config) -> Path:
     if source == SYNTHETIC:
         settings |= dataclasses.asdict(data.synthetic)
     digest = hashlib.sha256(to_json(settings, sort_keys=True).encode()).hexdigest()[:12]
-    return CACHE / f"{source}-{digest}"
+    return cache / f"{source}-{digest}"
 
 
 def build_shards(config: Config, directory: Path) -> None:

@@ -23,8 +23,9 @@ from mecap_jax.data.pipeline import EncodingBatch
 from mecap_jax.data.shards import find_finished
 from mecap_jax.data.tower_cache import TokenReader, TokenWriter, finish
 from mecap_jax.evaluation.decoding import evaluation_places
-from mecap_jax.experiment.setup import CACHE, Workbench
+from mecap_jax.experiment.setup import Workbench
 from mecap_jax.experiment.weights import RunModel
+from mecap_jax.experiment.workdir import cache_of
 from mecap_jax.json_files import as_json, to_json
 from mecap_jax.locking import locked
 from mecap_jax.models.checkpoints.table import flatten
@@ -37,7 +38,7 @@ _VERSION = 1
 
 
 def with_tower_cache(bench: Workbench, model: RunModel, should_stop: Callable[[int], bool]) -> Workbench:
-    """The bench whose clips come as media tokens of frozen towers; made first where `cache/` has none of these.
+    """The bench whose clips come as media tokens of frozen towers; made first where the cache has none of these.
 
     Raises:
       Interrupted: `should_stop` said so; the next run begins to encode anew.
@@ -45,7 +46,7 @@ def with_tower_cache(bench: Workbench, model: RunModel, should_stop: Callable[[i
     """
     source = describe_source(bench, model.frozen)
     digest = hashlib.sha256(to_json(source, sort_keys=True).encode()).hexdigest()[:12]
-    directory = CACHE / f"towers-{digest}"
+    directory = cache_of(bench.workdir) / f"towers-{digest}"
     if not _is_finished(directory, source):
         with contextlib.ExitStack() as stack:
             if jax.process_index() == 0:

@@ -21,6 +21,7 @@ from mecap_jax.training.checkpointing import latest_step
 # Held by the process that runs in a workdir; evaluation, captions and export only read, and need no lock.
 LOCK = "run.lock"
 DATA = "shards.json"
+CACHE = Path("cache")  # what can be made again: shards, media tokens, compiled programs
 
 # What may change between the two halves of a run without changing what it learns. Data are compared by their checksums,
 # steps by what was taken.
@@ -113,6 +114,7 @@ def claim_data(workdir: Path, reader: ShardReader) -> None:
       ConfigError: it has learnt from other data.
     """
     mine = {"sha256": _checksum(reader), "directory": os.path.abspath(reader.directory)}
+    mine["cache"] = str(cache_of(workdir))
     if is_claimed(workdir) and (workdir / DATA).exists():
         theirs = read_json_object(workdir / DATA)
         if theirs["sha256"] != mine["sha256"]:
@@ -128,6 +130,13 @@ def data_of(workdir: Path) -> Path | None:
     """Where the run's shards were when it last read them, None for a run that has not got so far."""
     path = workdir / DATA
     return Path(read_json_object(path)["directory"]) if path.exists() else None
+
+
+def cache_of(workdir: Path) -> Path:
+    """The cache that the run began with, wherever it goes on; where that is gone, the current directory's."""
+    path = workdir / DATA
+    kept = read_json_object(path).get("cache") if is_claimed(workdir) and path.exists() else None
+    return Path(os.path.abspath(kept if kept and os.path.isdir(kept) else CACHE))
 
 
 def _steps_taken(workdir: Path) -> dict[str, int]:

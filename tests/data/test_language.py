@@ -40,7 +40,7 @@ def test_what_tables_call_a_language_becomes_its_code(name, code):
     assert language_code(name) == code
 
 
-@pytest.mark.parametrize("name", ["", "Klingon", "e", "3"])
+@pytest.mark.parametrize("name", ["", "Klingon", "e", "3", "gr", "xx-YY"])
 def test_what_names_no_language_is_refused(name):
     with pytest.raises(ValueError, match="is no code of a language"):
         language_code(name)

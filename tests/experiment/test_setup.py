@@ -14,7 +14,7 @@ from mecap_jax.data.training_facts import read_facts
 from mecap_jax.data.utterance import Utterance
 from mecap_jax.experiment.setup import build_shards, reopen, set_up, shards_directory
 from mecap_jax.experiment.weights import read_run
-from mecap_jax.experiment.workdir import is_claimed
+from mecap_jax.experiment.workdir import CACHE, is_claimed
 from mecap_jax.training.logging import RunLogger
 from tests.data.clips import SHARED, audio_file, needs_shared_data
 
@@ -49,14 +49,14 @@ def test_a_mistyped_path_never_trains_on_something_else(tmp_path):
     for name in ("typo", "clips"):
         config = recipe(f"data.path={tmp_path / name}")
         with pytest.raises(ShardError, match=rf"'data.path': .*{name} holds no shards.*prepare_data"):
-            build_shards(config, shards_directory(config))
+            build_shards(config, shards_directory(config, CACHE))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clips"]
 
 
 def test_shards_are_built_where_the_source_is_named_and_kept_where_it_is_not(tmp_path):
     path = f"data.path={tmp_path / 'shards'}"
     named = recipe(path, "data.source=synthetic", "data.synthetic.clips=20", "data.max_bad_fraction=1")
-    build_shards(named, shards_directory(named))
+    build_shards(named, shards_directory(named, CACHE))
     made = ShardReader(tmp_path / "shards").manifest
     assert made["synthetic"] is True and made["datasets"] == {"synthetic": made["records"]}
     build_shards(recipe(path), tmp_path / "shards")

@@ -21,6 +21,7 @@ from mecap_jax.data.pipeline import CaptionDataset
 from mecap_jax.data.shards import ShardError
 from mecap_jax.data.tower_cache import TokenReader
 from mecap_jax.experiment import stages, tower_cache, weights
+from mecap_jax.experiment import workdir as workdir_module
 from mecap_jax.experiment.setup import check_trainable, make_tokenizer, set_up
 from mecap_jax.models.parameters import merge_params
 from mecap_jax.rewards.combine import RewardFunction
@@ -56,7 +57,7 @@ def _never(step):
 def cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         path = tmp_path_factory.mktemp("cache")
-        patch.setattr(tower_cache, "CACHE", path)
+        patch.setattr(workdir_module, "CACHE", path)
         yield path
 
 
@@ -223,7 +224,7 @@ def test_a_cache_is_made_once_and_is_that_of_its_weights(tiny, cache, monkeypatc
 @pytest.mark.slow
 def test_an_interrupted_build_leaves_nothing(tiny, cache, tmp_path, monkeypatch):
     bench, model, params, _ = tiny
-    monkeypatch.setattr(tower_cache, "CACHE", tmp_path / "fresh")
+    monkeypatch.setattr(workdir_module, "CACHE", tmp_path / "fresh")
     with pytest.raises(Interrupted, match="begins to encode anew"):
         tower_cache.with_tower_cache(bench, model, lambda step: True)
     assert not list((tmp_path / "fresh").iterdir())
@@ -240,7 +241,7 @@ def test_a_cache_that_has_changed_is_refused(tiny, cache, tmp_path, monkeypatch)
     copy.mkdir()
     for path in original.iterdir():
         (copy / path.name).write_bytes(path.read_bytes())
-    monkeypatch.setattr(tower_cache, "CACHE", tmp_path)
+    monkeypatch.setattr(workdir_module, "CACHE", tmp_path)
     shard = copy / "000-00000.arrayrecord"
     shard.write_bytes(shard.read_bytes()[:-100])
     with pytest.raises(ShardError, match="000-00000.arrayrecord has changed"):
@@ -264,7 +265,7 @@ def test_a_clip_that_cannot_be_decoded_does_not_count(tiny, tmp_path, monkeypatc
         return decode(self, row)
 
     monkeypatch.setattr(type(bench.dataset), "_decode", failing)
-    monkeypatch.setattr(tower_cache, "CACHE", tmp_path)
+    monkeypatch.setattr(workdir_module, "CACHE", tmp_path)
     cached = tower_cache.with_tower_cache(bench, model, _never)
     caplog.clear()
     (batch,) = cached.dataset.evaluation_batches([victim], 1)

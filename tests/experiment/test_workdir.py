@@ -10,6 +10,7 @@ from mecap_jax.data.training_facts import gather_facts
 from mecap_jax.experiment import workdir as workdir_module
 from mecap_jax.experiment.weights import read_run
 from mecap_jax.experiment.workdir import (
+    cache_of,
     check_output,
     check_place,
     check_same,
@@ -106,6 +107,22 @@ def test_data_are_what_their_checksums_say_wherever_they_are(run, tmp_path):
     assert data_of(run) == tmp_path / "moved"
     with pytest.raises(ConfigError, match=r"data.path.* other data: sha256 .*moved\) there, .*other\) asked"):
         claim_data(run, reader("other", "b"))
+
+
+def test_a_run_that_goes_on_elsewhere_keeps_its_cache(run, tmp_path, monkeypatch):
+    files = {"index": {"sha256": "1"}, "shards": []}
+    for name in ("here", "there"):
+        (tmp_path / name / "cache").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    (fresh := tmp_path / "fresh").mkdir()
+    assert cache_of(run) == cache_of(fresh) == tmp_path / "here/cache"
+    claim_data(run, SimpleNamespace(manifest=files, directory=tmp_path))
+    monkeypatch.chdir(tmp_path / "there")
+    for _ in range(2):
+        assert cache_of(run) == tmp_path / "here/cache" and cache_of(fresh) == tmp_path / "there/cache"
+        claim_data(run, SimpleNamespace(manifest=files, directory=tmp_path))
+    (tmp_path / "here/cache").rmdir()
+    assert cache_of(run) == tmp_path / "there/cache"
 
 
 def test_a_relative_path_means_the_same_from_anywhere(tmp_path, monkeypatch):

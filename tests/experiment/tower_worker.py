@@ -16,11 +16,12 @@ import jax
 def main(index: int, count: int, port: str, workdir: Path, cache: Path) -> None:
     jax.distributed.initialize(f"127.0.0.1:{port}", count, index)
     from mecap_jax.experiment import tower_cache
+    from mecap_jax.experiment import workdir as workdir_module
     from mecap_jax.experiment.setup import reopen
     from mecap_jax.experiment.weights import open_model
     from mecap_jax.training.logging import RunLogger
 
-    tower_cache.CACHE = cache
+    workdir_module.CACHE = cache
     bench = reopen(workdir, None, RunLogger(None))
     bench = tower_cache.with_tower_cache(bench, open_model(bench.config, bench.mesh), lambda step: False)
     (batch,) = bench.dataset.evaluation_batches(bench.dataset.rows("test")[:8], 8)

@@ -1,9 +1,10 @@
 """Importers: one module a corpus, each turning raw files into utterances.
 
 An importer has `read(input, settings) -> Iterator[Item]`, `count(input, settings) -> int`, the number of items to
-expect, and `files_beside(input)` where it reads files outside its input directory. It yields a `BadClip` for whatever
-it cannot read and a `Duplicate` for what it took already, so that nothing is lost silently and one bad input never ends
-an import; `prepare` checks the media of the rest, writes the shards and records what was left out in the manifest.
+expect, and `files_beside(input, settings)` where it reads files outside its input directory. It yields a `BadClip` for
+whatever it cannot read and a `Duplicate` for what it took already, so that nothing is lost silently and one bad input
+never ends an import; `prepare` checks the media of the rest, writes the shards and records what was left out in the
+manifest.
 """
 
 from __future__ import annotations
@@ -139,7 +140,7 @@ def prepare(
             raise ImporterError(f"source {source!r} needs an input directory, got {str(input or '')!r}")
         input = Path(input)
         described["input"] = printable(str(input.resolve()))
-        beside = importer.files_beside(input) if hasattr(importer, "files_beside") else ()
+        beside = importer.files_beside(input, settings) if hasattr(importer, "files_beside") else ()
         described["fingerprint"] = _fingerprint(input, output, settings.allow_outside, beside)
         asked = {"allow_outside": allow_outside, "label_map": settings.label_map, "captions": captions}
         described |= {name: value for name, value in asked.items() if value not in (False, {}, "own")}
@@ -182,9 +183,9 @@ def _read_label_map(path: str | os.PathLike | None) -> dict[str, str]:
 
 
 def _fingerprint(directory: Path, without: Path, allow_outside: bool, beside: Iterable[Path]) -> str:
-    """Hashes names, sizes and samples of all files, and all of tables and features, so that changed input is noticed.
+    """Hashes names, sizes, times and samples of all files, and all of tables and features: changed input is noticed.
 
-    Of media three pieces are read: a clip that is recorded or cut anew often keeps its size.
+    Of media three pieces are read: a clip that is recorded or cut anew often keeps its size, an archive its times.
     """
     directory, without = directory.resolve(), without.resolve()
     digest = hashlib.sha256()
@@ -192,9 +193,9 @@ def _fingerprint(directory: Path, without: Path, allow_outside: bool, beside: It
     for name in (*walk(directory, allow_outside), *map(str, beside)):
         path = directory / name
         if not str(path).startswith(ours):
-            size = os.path.getsize(path)
-            digest.update(f"{name}\0{size}\0".encode("utf-8", "surrogateescape"))
+            size, changed = (stat := path.stat()).st_size, stat.st_mtime_ns
             whole = path.suffix.lower() in (*tables.SUFFIXES, ".npy")
+            digest.update(f"{name}\0{size}\0{'' if whole else changed}\0".encode("utf-8", "surrogateescape"))
             with contextlib.suppress(OSError), path.open("rb") as file:  # the importer says why it cannot be read
                 for place in (0,) if whole else (0, size // 2, max(size - _PIECE, 0)):
                     file.seek(place)

@@ -120,6 +120,13 @@ def count(input: Path, settings: ImportSettings) -> int:
     return len(tables.read_table(_find_manifest(input)))
 
 
+def files_beside(input: Path, settings: ImportSettings) -> list[Path]:
+    """The media that the manifest names outside the input directory, where they may stand there."""
+    rows = [row for _, raw in tables.read_table(_find_manifest(input)) if isinstance(row := _tidy(raw), dict)]
+    named = {input / row[key] for row in rows for key in _PATHS if key in row} if settings.allow_outside else set()
+    return sorted(path for path in named if not path.absolute().is_relative_to(input.absolute()) and path.is_file())
+
+
 def _find_manifest(directory: Path) -> Path:
     found = [directory / name for name in MANIFESTS if (directory / name).is_file()]
     if not found:
@@ -156,8 +163,9 @@ def _tidy(raw: Row | ValueError) -> Row | ValueError:
             if not isinstance(given, dict):
                 raise ValueError(f"'attributes' must be an object, got {given!r:.80}")
             row["attributes"] = further | {name: _string(value) for name, value in given.items()}
-            if "caption_language" in row["attributes"]:
-                row["attributes"]["caption_language"] = language_code(row["attributes"]["caption_language"])
+        for holder, key in ((row, "language"), (row.get("attributes", {}), "caption_language")):
+            if key in holder:
+                holder[key] = language_code(holder[key])
         return row
     except ValueError as error:
         return error

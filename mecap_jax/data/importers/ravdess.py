@@ -142,7 +142,7 @@ def read(input: Path, settings: ImportSettings) -> Iterator[Item]:
         )
 
 
-def files_beside(input: Path) -> list[Path]:
+def files_beside(input: Path, settings: ImportSettings) -> list[Path]:
     """The table of facial features, which may stand outside the input directory."""
     return [path for path in [_find_table(input)] if path]
 

@@ -102,6 +102,28 @@ def test_labels_that_stand_for_none_are_none(tmp_path, capsys):
     assert ShardReader(tmp_path / "mapped").index[1].label == "calm"
 
 
+def test_a_medium_that_is_replaced_is_noticed_by_its_time(raw, tmp_path):
+    (raw / "0.wav").write_bytes(clip := audio_file(seconds=4))
+    prepare("folder", raw, tmp_path / "out")
+    changed = bytearray(clip)
+    changed[len(clip) // 4] ^= 1  # of equal size, and far from the pieces that are compared
+    (raw / "0.wav").write_bytes(changed)
+    with pytest.raises(ShardError, match="shards of another source: fingerprint: "):
+        prepare("folder", raw, tmp_path / "out")
+
+
+def test_media_outside_the_input_are_part_of_it_where_they_may_be(raw, tmp_path, capsys):
+    (outside := tmp_path / "outside.wav").write_bytes(audio_file())
+    row = {"audio": str(outside), "split": "train", "label": "happy", "caption": "Happy."}
+    (raw / "manifest.jsonl").write_text(json.dumps(row))
+    for _ in range(2):
+        prepare("folder", raw, tmp_path / "out", allow_outside=True)
+    assert "reused" in capsys.readouterr().err
+    outside.write_bytes(audio_file(seconds=2))
+    with pytest.raises(ShardError, match="shards of another source: fingerprint: "):
+        prepare("folder", raw, tmp_path / "out", allow_outside=True)
+
+
 def test_what_systems_leave_is_no_change_of_the_input(raw, tmp_path, capsys):
     prepare("folder", raw, tmp_path / "out")
     (raw / ".DS_Store").write_bytes(b"x")

@@ -256,7 +256,8 @@ def test_a_line_of_facial_features_that_is_wrong_costs_its_take(tmp_path, capsys
     with pytest.raises(ImporterError, match="more than one table"):
         list(ravdess.read(tmp_path, ImportSettings()))
     (tmp_path / "features.csv").unlink()
-    assert ravdess.files_beside(tmp_path / "audio") == [tmp_path / "visual" / "again.csv"]  # a part of the input
+    beside = ravdess.files_beside(tmp_path / "audio", ImportSettings())
+    assert beside == [tmp_path / "visual" / "again.csv"]  # a part of the input
 
 
 def test_a_corpus_unpacked_twice_with_what_systems_leave(tmp_path, capsys):
