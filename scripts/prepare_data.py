@@ -7,7 +7,7 @@ import sys
 from absl import app, flags
 
 from mecap_jax.config import ConfigError, SyntheticConfig
-from mecap_jax.data.importers import CAPTIONS, IMPORTERS, ImporterError, prepare
+from mecap_jax.data.importers import CAPTIONS, FOLD, IMPORTERS, ImporterError, check_counts, prepare
 from mecap_jax.data.media import MAX_SECONDS
 from mecap_jax.data.shards import ShardError
 from mecap_jax.text_files import error_message
@@ -24,6 +24,8 @@ _LABEL_MAP = flags.DEFINE_string("label_map", None, "JSON or CSV file: raw label
 _CAPTIONS = flags.DEFINE_enum(
     "captions", "own", list(CAPTIONS), "Whether clips without captions get some from templates, made from their labels."
 )
+_FOLD = flags.DEFINE_integer("fold", FOLD, "Official fold of MAFW and DFEW; ERV tests on the fifth.", 1, 5)
+_VERIFY = flags.DEFINE_bool("verify", False, "Compare the counts with the corpus's official ones; fail if they differ.")
 
 _DEFINE = {int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string, list: flags.DEFINE_list}
 _SYNTHETIC = {}
@@ -38,7 +40,7 @@ def main(argv: list[str]) -> None:
     values = {name: flag.value for name, flag in _SYNTHETIC.items()}
     synthetic = SyntheticConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
     try:
-        prepare(
+        manifest = prepare(
             _SOURCE.value,
             _INPUT.value,
             _OUTPUT.value,
@@ -49,7 +51,12 @@ def main(argv: list[str]) -> None:
             allow_outside=_ALLOW_OUTSIDE.value,
             label_map=_LABEL_MAP.value,
             captions=_CAPTIONS.value,
+            fold=_FOLD.value,
         )
+        if _VERIFY.value:
+            if problems := check_counts(_SOURCE.value, manifest):
+                raise ImporterError("\n".join([f"{_OUTPUT.value} is not the whole corpus:", *problems]))
+            print("the counts are the official ones", file=sys.stderr)
     except (ConfigError, ImporterError, ShardError, OSError) as error:
         sys.exit(error_message(error))
     except KeyboardInterrupt:

@@ -1,10 +1,10 @@
 """Importers: one module a corpus, each turning raw files into utterances.
 
-An importer has `read(input, settings) -> Iterator[Item]`, `count(input, settings) -> int`, the number of items to
-expect, and `files_beside(input, settings)` where it reads files outside its input directory. It yields a `BadClip` for
-whatever it cannot read and a `Duplicate` for what it took already, so that nothing is lost silently and one bad input
-never ends an import; `prepare` checks the media of the rest, writes the shards and records what was left out in the
-manifest.
+An importer has `read(input, settings) -> Iterator[Item]` and `count(input, settings) -> int`, the number of items to
+expect; or `rows(input, settings)`, which turns the layout of a corpus into the rows of a folder's manifest (`corpus`);
+and `files_beside(input, settings)` where it reads files outside its input directory. What it cannot read becomes a
+`BadClip`, what it took already a `Duplicate`, so that nothing is lost silently and one bad input never ends an import;
+`prepare` checks the media of the rest, writes the shards and records what was left out in the manifest.
 """
 
 from __future__ import annotations
@@ -38,23 +38,26 @@ from mecap_jax.text_files import printable
 
 __all__ = [
     "CAPTIONS",
+    "FOLD",
     "IMPORTERS",
     "MAX_CLIP_BYTES",
     "BadClip",
     "Duplicate",
     "ImporterError",
     "ImportSettings",
+    "check_counts",
     "Item",
     "prepare",
 ]
 
 IMPORTERS = {
-    "synthetic": "mecap_jax.data.importers.synthetic",
-    "folder": "mecap_jax.data.importers.folder",
-    "ravdess": "mecap_jax.data.importers.ravdess",
+    name: f"mecap_jax.data.importers.{name}"
+    for name in "synthetic folder ravdess crema_d dfew emer emotiontalk images mafw meld merr secap".split()
 }
 CAPTIONS = {"own": None, "templates": "en", "templates_zh": "zh"}  # where captions come from -> language of templates
 
+FOLD = 5  # of MAFW and DFEW: the one that ERV is tested on
+_USUAL = {"allow_outside": False, "label_map": {}, "captions": "own", "fold": FOLD}
 _PIECE = 1 << 14  # bytes of a medium by which it is told from another one of its size
 T = TypeVar("T")
 
@@ -66,12 +69,14 @@ class ImportSettings:
     Attributes:
       synthetic: the synthetic corpus, which nothing else applies to.
       allow_outside: absolute paths and links out of the input directory are followed.
+      fold: which of the official folds a corpus that has folds is divided by.
       label_map: canonical label by raw label, before anything else is done to labels; "" drops the label.
       placeholders: how often labels were met that stand for none, by label.
     """
 
     synthetic: SyntheticConfig = SyntheticConfig()
     allow_outside: bool = False
+    fold: int = FOLD
     label_map: Mapping[str, str] = dataclasses.field(default_factory=dict)
     placeholders: Counter[str] = dataclasses.field(default_factory=Counter)
 
@@ -102,6 +107,7 @@ def prepare(
     allow_outside: bool = False,
     label_map: str | os.PathLike | None = None,
     captions: str = "own",
+    fold: int = FOLD,
 ) -> dict[str, Any]:
     """Turns raw files into a directory of shards and returns its manifest.
 
@@ -118,6 +124,7 @@ def prepare(
       max_bad_fraction: more than this share of bad clips is an error, and nothing is left at `output`.
       allow_outside: as in `ImportSettings`.
       label_map: file of raw and canonical labels, a JSON object or two columns of CSV.
+      fold: as in `ImportSettings`.
       captions: a key of `CAPTIONS`; clips without captions get some from templates in English or in Chinese.
 
     Raises:
@@ -129,7 +136,7 @@ def prepare(
     importer = importlib.import_module(IMPORTERS[source])
     output = Path(output)
     described: dict[str, Any] = {"importer": source, "max_seconds": max_seconds}
-    settings = ImportSettings(synthetic or SyntheticConfig(), allow_outside, _read_label_map(label_map))
+    settings = ImportSettings(synthetic or SyntheticConfig(), allow_outside, fold, _read_label_map(label_map))
     if source == "synthetic":
         if input:
             raise ImporterError(f"source 'synthetic' reads no input directory, got {str(input)!r}")
@@ -142,22 +149,22 @@ def prepare(
         described["input"] = printable(str(input.resolve()))
         beside = importer.files_beside(input, settings) if hasattr(importer, "files_beside") else ()
         described["fingerprint"] = _fingerprint(input, output, settings.allow_outside, beside)
-        asked = {"allow_outside": allow_outside, "label_map": settings.label_map, "captions": captions}
-        described |= {name: value for name, value in asked.items() if value not in (False, {}, "own")}
+        asked = {"allow_outside": allow_outside, "label_map": settings.label_map, "captions": captions, "fold": fold}
+        described |= {name: value for name, value in asked.items() if value != _USUAL[name]}
     remove_unfinished(output.parent)
     finished = shards.find_finished(output, described)
     if finished is None:
         with locked(output.parent / f".{output.name}.lock", str(output), wait=_say):
             finished = shards.find_finished(output, described)  # another process may just have made it
             if finished is None:
-                items = importer.read(input, settings)
+                items, total = _open(importer, source, input, settings)
                 if (language := CAPTIONS[captions]) is not None:
                     items = (
                         template_captions.fill(item, language) if isinstance(item, Utterance) else item
                         for item in items
                     )
                 if progress:
-                    items = _show_progress(items, importer.count(input, settings), f"importing {source}")
+                    items = _show_progress(items, total, f"importing {source}")
                 manifest = shards.write(
                     items, output, command, described, max_seconds=max_seconds, max_bad_fraction=max_bad_fraction
                 )
@@ -165,6 +172,34 @@ def prepare(
                 return manifest
     _say(f"{output} is finished already and made from the same source: reused")
     return finished
+
+
+def check_counts(source: str, manifest: Mapping[str, Any]) -> list[str]:
+    """Compares the clips that were imported with those of a complete copy of the corpus; returns what differs.
+
+    Raises:
+      ImporterError: the official counts are not known.
+    """
+    official = getattr(importlib.import_module(IMPORTERS[source]), "OFFICIAL", None)
+    if not official:
+        raise ImporterError(f"source {source!r} has no official counts to compare with")
+    splits = manifest["splits"]
+    found = {split: {"clips": counts["records"]} | counts["labels"] for split, counts in splits.items()}
+    found["all"] = {"clips": manifest["records"]}
+    return [
+        f"{split}: {found.get(split, {}).get(name, 0)} {name}, official {count}"
+        for split, counts in official.items()
+        for name, count in counts.items()
+        if found.get(split, {}).get(name, 0) != count
+    ]
+
+
+def _open(importer: Any, source: str, input: Path | None, settings: ImportSettings) -> tuple[Iterable[Item], int]:
+    """The items of an importer, and how many there will be."""
+    if not hasattr(importer, "rows"):
+        return importer.read(input, settings), importer.count(input, settings)
+    rows = importer.rows(input, settings)
+    return importlib.import_module(IMPORTERS["folder"]).read_rows(input, rows, settings, source), len(rows)
 
 
 def _read_label_map(path: str | os.PathLike | None) -> dict[str, str]:

@@ -8,7 +8,7 @@ All paths are relative to the directory.
 | `id` | unique string | stem of the clip's file; its path where several files have the stem |
 | `file` | a media file; what is in it decides whether it is `video` or `audio` | |
 | `audio` | wav, flac, ogg or mp3 file | |
-| `video` | mp4, mov, mkv or webm file; its sound track is the audio where `audio` is absent | |
+| `video` | mp4, mov, mkv or webm file; its sound track is the audio where `audio` is absent; or a JPEG picture | |
 | `features` | object: name -> `.npy` file, floats `[frames, dim]` or `[dim]` | `features/NAME/<id>.npy`, see below |
 | `split` | "train", "validation" ("val", "dev", "valid") or "test" | assigned by speaker, see below |
 | `speaker` | string | the id: every clip counts as a speaker of its own |
@@ -46,7 +46,7 @@ import difflib
 import hashlib
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ from mecap_jax.data import media
 from mecap_jax.data.importers import BadClip, Duplicate, ImporterError, ImportSettings, Item, tables
 from mecap_jax.data.importers.feature_files import find_features, read_features
 from mecap_jax.data.importers.files import read_clip
+from mecap_jax.data.importers.stills import is_jpeg, one_frame_video
 from mecap_jax.data.language import language_code
 from mecap_jax.data.utterance import CAPTION_KINDS, MODALITIES, SPLITS, Utterance, serialize
 from mecap_jax.json_files import parse_json, to_json
@@ -89,6 +90,17 @@ def read(input: Path, settings: ImportSettings) -> Iterator[Item]:
     path = _find_manifest(input)
     table = tables.read_table(path)
     _report_further_columns(path, [name for _, raw in table if isinstance(raw, dict) for name in raw])
+    yield from read_rows(input, [(f"line {number}", row) for number, row in table], settings, str(path))
+
+
+def read_rows(
+    input: Path, table: Sequence[tuple[str, Row | ValueError]], settings: ImportSettings, name: str
+) -> Iterator[Item]:
+    """Yields what the rows of a table named `name` describe, in order.
+
+    Args:
+      table: (where a row stands, the row with the keys above or what is wrong with it).
+    """
     rows = [_tidy(row) for _, row in table]
     good = [row for row in rows if isinstance(row, dict)]
     by_path = _choose_ids(good)
@@ -96,9 +108,9 @@ def read(input: Path, settings: ImportSettings) -> Iterator[Item]:
     if not any("split" in row for row in good):
         splits = _assign_splits({_speaker(row) for row in good})
         sizes = ", ".join(f"{sum(s == split for s in splits.values())} {split}" for split in SPLITS)
-        print(f"{path} names no splits: speakers are divided by a hash ({sizes})", file=sys.stderr)
+        print(f"{name} names no splits: speakers are divided by a hash ({sizes})", file=sys.stderr)
     taken: dict[bytes, str] = {}
-    for (number, raw), row in zip(table, rows, strict=True):
+    for (place, raw), row in zip(table, rows, strict=True):
         try:
             if isinstance(row, ValueError):
                 raise row
@@ -112,7 +124,7 @@ def read(input: Path, settings: ImportSettings) -> Iterator[Item]:
                 yield utterance
         except (OSError, ValueError) as error:
             named = next((known["id"] for known in (row, raw) if isinstance(known, dict) and known.get("id")), "")
-            yield BadClip(str(named) or f"line {number}", f"line {number}: {error}")
+            yield BadClip(str(named) or place, f"{place}: {error}")
 
 
 def count(input: Path, settings: ImportSettings) -> int:
@@ -256,9 +268,9 @@ def _assign_splits(speakers: set[str]) -> dict[str, str]:
 
 def _utterance(directory: Path, row: Row, splits: Mapping[str, str] | None, settings: ImportSettings) -> Utterance:
     outside = settings.allow_outside
-    found = {key: read_clip(directory, row[key], outside) for key in ("audio", "video") if key in row}
+    found = {key: _read_media(directory, row[key], outside) for key in ("audio", "video") if key in row}
     if "file" in row:
-        data = read_clip(directory, row["file"], outside)
+        data = _read_media(directory, row["file"], outside)
         _, pictures = media.streams(data)
         if found.setdefault("video" if pictures else "audio", data) is not data:
             raise ValueError(f"both 'file' and {'video' if pictures else 'audio'!r}")
@@ -280,6 +292,11 @@ def _utterance(directory: Path, row: Row, splits: Mapping[str, str] | None, sett
            if key in row},
         **found,
     )  # fmt: skip
+
+
+def _read_media(directory: Path, name: str, allow_outside: bool) -> bytes:
+    data = read_clip(directory, name, allow_outside)
+    return one_frame_video(data) if is_jpeg(data) else data
 
 
 def _split(row: Row, splits: Mapping[str, str] | None) -> str:
