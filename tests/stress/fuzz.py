@@ -22,6 +22,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.data import test_media_fuzz, test_shards_fuzz
+from tests.data.importers import test_corpora
 from tests.fuzz import mutant
 from tests.models import test_strangers_fuzz
 
@@ -38,7 +39,11 @@ def targets(root: Path) -> dict[str, Callable[[np.random.Generator], bool]]:
     }
     shards = {f"shards/{name}": getattr(workplace, name) for name in test_shards_fuzz.TARGETS}
     models = {f"models/{case}": functools.partial(strangers.damage, case) for case in test_strangers_fuzz.CASES}
-    return media | shards | models
+    corpora = {
+        f"corpora/{name}": lambda r, name=name: test_corpora.damage_and_read(name, root / "corpora" / name, r)
+        for name in test_corpora.LAYOUTS
+    }
+    return media | shards | models | corpora
 
 
 def stress(name: str, examine: Callable[[np.random.Generator], bool], count: int, seed: int) -> int:

@@ -73,8 +73,7 @@ def rows(input: Path, settings: ImportSettings) -> list[Entry]:
         )
     print("EmotionTalk's validation and test splits share the speakers 02 and 13", file=sys.stderr)
     for id in sorted({*files, *table}):
-        place = next((repr(str(path)) for path in files.get(id, {}).values()), f"{_TABLES[0]}, {id!r}")
-        entries.append(entry(place, lambda id=id: _row(input, id, files.get(id, {}), table.get(id, {}), settings)))
+        entries.append(entry(repr(id), lambda id=id: _row(input, id, files.get(id, {}), table.get(id, {}), settings)))
     return entries
 
 
@@ -133,12 +132,12 @@ def _row(input: Path, id: str, files: Mapping[str, Path], line: Mapping[str, Any
             if "emotion_result" in read[kind]:
                 labels[_KINDS[kind]] = checked_label(read[kind]["emotion_result"], LABELS, settings)
         except (OSError, ValueError) as error:
-            problems.append(str(error))
+            problems.append(f"{str(path)!r}: {error}")
     try:
         if line.get("emotion") and "audio" not in labels:
             labels["audio"] = checked_label(line["emotion"], LABELS, settings)
     except ValueError as error:
-        problems.append(str(error))
+        problems.append(f"{_TABLES[0]}: {error}")
     captions = read.get("Audio", {}).get("sourceAttr", {})
     if not isinstance(captions, dict):
         problems.append(f"'sourceAttr' must be an object, got {captions!r:.80}")

@@ -124,7 +124,7 @@ def read_rows(
                 yield utterance
         except (OSError, ValueError) as error:
             named = next((known["id"] for known in (row, raw) if isinstance(known, dict) and known.get("id")), "")
-            yield BadClip(str(named) or place, f"{place}: {error}")
+            yield BadClip(str(named) or place.strip("'"), f"{place}: {error}")
 
 
 def count(input: Path, settings: ImportSettings) -> int:

@@ -41,6 +41,8 @@ _STATEMENTS = ("Kids are talking by the door.", "Dogs are sitting by the door.")
 _SYLLABLES = 7  # of either statement
 _TRAIN_ACTORS = range(1, 15)
 _VALIDATION_ACTORS = range(15, 17)
+# An actor speaks 60 takes: two statements twice, neutral once and seven emotions in two intensities.
+OFFICIAL = {"train": {"clips": 840}, "validation": {"clips": 120}, "test": {"clips": 480}}
 _MEDIA = (".wav", ".flac", ".mp4")
 _CLIP = "clip"  # the first column of a table of facial features
 _LICENCE = "CC-BY-NC-SA-4.0"

@@ -17,6 +17,7 @@ from mecap_jax.data.media import MediaError, decode_video
 from mecap_jax.data.shards import ShardError, ShardReader
 from mecap_jax.data.utterance import Utterance
 from tests.data.clips import audio_file, pattern, video_file
+from tests.fuzz import json_mutant, mutant
 
 
 def put(root: Path, files: dict):
@@ -376,3 +377,49 @@ def test_labels_that_a_map_or_a_placeholder_deals_with_pass(tmp_path):
     assert not bad and good["G00002_04_05_001"].labels["audio"] == "happy"
     assert "audio" not in good["G00002_04_05_002"].labels
     assert np.array_equal(sorted(good), ["G00002_04_05_001", "G00002_04_05_002"])
+
+
+LAYOUTS = {
+    "emotiontalk": emotiontalk("G00002_04_05_001")
+    | {"audio.csv": "file_name,emotion,content\nG00002_04_05_001,angry,\"{'emo_cap': 'x'}\"\n"},
+    "mafw": {f"Train & Test Set/single/no_caption/set_5/{split}.txt": "1.mp4 anger\n" for split in ("train", "test")}
+    | {"1.mp4": b"a"},
+    "dfew": {f"EmoLabel_DataSplit/{s}(single-labeled)/set_5.csv": "video_name,label\n1,2\n" for s in ("train", "test")}
+    | {"1.mp4": b"a"},
+    "meld": {
+        f"{part}_sent_emo.csv": "Utterance,Speaker,Emotion,Dialogue_ID,Utterance_ID\nHi,Joey,joy,0,0\n"
+        for part in ("train", "dev", "test")
+    }
+    | {
+        f"{name}/dia0_utt0.mp4": b"a" for name in ("train_splits", "dev_splits_complete", "output_repeated_splits_test")
+    },
+    "crema_d": {"VideoDemographics.csv": "ActorID,Age,Sex\n1001,51,Male\n", "1001_DFA_ANG_HI.wav": b"a"},
+    "secap": {"fid2captions.json": {"a": "喜悦"}, "text.txt": "a 你好\n", "wav/a.wav": b"a"},
+    "merr": {"MERR_fine_grained.json": {"a": {"smp_reason_caption": "x", "pseu_emotion": "sad"}}, "a.mp4": b"a"},
+    "emer": {"list.json": [{"video": "a.mp4", "conversations": [{"value": "?"}, {"value": "sad"}]}], "a.mp4": b"a"},
+    "images": {"train.json": [["awe", "a.jpg"]], "a.jpg": b"a"},
+}
+
+
+def damage_and_read(source: str, root: Path, random: np.random.Generator) -> bool:
+    """Damages one table of a tiny corpus and reads it; returns whether all of it was read."""
+    put(root, LAYOUTS[source])
+    tables = sorted(path for path in root.rglob("*.*") if path.suffix in (".json", ".csv", ".txt"))
+    path = tables[random.integers(len(tables))]
+    whole = path.read_bytes()
+    if path.suffix == ".json" and random.random() < 0.5:
+        path.write_text(json.dumps(json_mutant(json.loads(whole), random)))
+    else:
+        path.write_bytes(mutant(whole, random))
+    try:
+        return not read(source, root)[1]
+    except ImporterError:
+        return False
+
+
+@pytest.mark.parametrize("source", LAYOUTS)
+def test_damaged_tables_cost_their_rows_or_are_refused(source, tmp_path):
+    put(tmp_path, LAYOUTS[source])
+    assert read(source, tmp_path)[0]
+    read_in_full = [damage_and_read(source, tmp_path, np.random.default_rng((0, number))) for number in range(60)]
+    assert not all(read_in_full)
