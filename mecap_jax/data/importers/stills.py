@@ -26,13 +26,12 @@ def one_frame_video(jpeg: bytes) -> bytes:
     """
     try:
         decoder = av.CodecContext.create("mjpeg", "r")
+        decoder.options = {"max_pixels": str(MAX_PIXELS)}  # checked before memory is taken
         (frame, *_) = [*decoder.decode(av.Packet(jpeg)), *decoder.decode(None)]
         if frame.is_corrupt:
             raise ValueError("damaged")
     except (av.FFmpegError, ValueError) as error:
-        raise MediaError(f"a picture that is no JPEG, or a damaged one: {error}") from error
-    if frame.width * frame.height > MAX_PIXELS:
-        raise MediaError(f"a picture of {frame.width} x {frame.height} pixels (at most {MAX_PIXELS} pixels)")
+        raise MediaError(f"a JPEG picture that is damaged, or has more than {MAX_PIXELS} pixels") from error
     file = io.BytesIO()
     with av.open(file, "w", format="matroska", options={"fflags": "+bitexact"}) as output:
         stream = output.add_stream("mjpeg", rate=1, width=frame.width, height=frame.height, pix_fmt="yuvj420p")

@@ -39,11 +39,11 @@ def read(source: str, root: Path, **settings) -> tuple[dict[str, Utterance], lis
     return good, [item.reason for item in items if isinstance(item, BadClip)]
 
 
-def jpeg(index: int = 0) -> bytes:
-    file = io.BytesIO()
+def jpeg(index: int = 0, height: int = 48, width: int = 64) -> bytes:
+    file, frame = io.BytesIO(), av.VideoFrame.from_ndarray(pattern(index, height, width), format="rgb24")
     with av.open(file, "w", format="image2pipe") as output:
-        stream = output.add_stream("mjpeg", rate=1, width=64, height=48, pix_fmt="yuvj420p")
-        output.mux([*stream.encode(av.VideoFrame.from_ndarray(pattern(index), format="rgb24")), *stream.encode()])
+        stream = output.add_stream("mjpeg", rate=1, width=width, height=height, pix_fmt="yuvj420p")
+        output.mux([*stream.encode(frame), *stream.encode()])
     return file.getvalue()
 
 
@@ -337,7 +337,7 @@ def test_pictures_become_clips_of_one_frame(tmp_path):
     assert pixels.shape == (1, 48, 64, 3) and abs(int(pixels[0, 40, 50, 0]) - int(pattern(3)[40, 50, 0])) < 8
     assert jpeg(3) in clip.video  # byte for byte
     (bad,) = reader.manifest["quarantined"]
-    assert "no JPEG, or a damaged one" in bad["reason"]
+    assert "a JPEG picture that is damaged" in bad["reason"]
 
 
 def test_emoset_is_read_from_its_lists(tmp_path):
@@ -356,8 +356,8 @@ def test_emoset_is_read_from_its_lists(tmp_path):
 
 
 def test_a_picture_that_is_none_or_too_large_is_refused():
-    for data in (b"\xff\xd8\xff" + b"x" * 100, jpeg()[:60]):
-        with pytest.raises(MediaError, match="no JPEG, or a damaged one"):
+    for data in (b"\xff\xd8\xff" + b"x" * 100, jpeg()[:60], jpeg(height=3000, width=4000)):
+        with pytest.raises(MediaError, match="damaged, or has more than 9437184 pixels"):
             one_frame_video(data)
 
 
