@@ -36,6 +36,13 @@ def test_raw_files_become_shards(tmp_path):
     assert reader.manifest["command"].endswith("--max_bad_fraction=0.5")
 
 
+def test_a_copy_that_is_not_the_whole_corpus_fails_the_comparison(tmp_path):
+    (tmp_path / "1001_DFA_ANG_HI.wav").write_bytes(audio_file(seconds=0.2))
+    done = run("--source=crema_d", f"--input={tmp_path}", f"--output={tmp_path / 'out'}", "--verify")
+    assert done.returncode == 1 and done.stderr.endswith("is not the whole corpus:\nall: 1 clips, official 7442\n")
+    assert len(ShardReader(tmp_path / "out")) == 1
+
+
 def test_an_output_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "a.wav").write_bytes(audio_file(seconds=0.1))
     (tmp_path / "manifest.csv").write_text("file,label\na.wav,\x1b[2Jodd\n")

@@ -14,10 +14,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mecap_jax.data.importers import ImporterError, ImportSettings
-from mecap_jax.data.importers.corpus import Entry, checked_label, entry, find_by_stem
+from mecap_jax.data.importers.corpus import Entry, entry, find_by_stem
 from mecap_jax.json_files import parse_json
 
 _LARGEST = 1 << 28  # bytes
+_LONGEST_LABEL = 40  # characters
 _ANSWER = re.compile(r"\s*<think>([^<]*)</think>\s*<answer>([^<]*)</answer>\s*")
 
 
@@ -41,13 +42,13 @@ def rows(input: Path, settings: ImportSettings) -> list[Entry]:
         raise ImporterError("\n".join(problems) or f"{input} holds no *.json with conversations")
     clips = find_by_stem(input, (".mp4", ".avi", ".mkv", ".webm"), settings.allow_outside)
     return [
-        entry(f"{name}, item {number}", lambda item=item: _row(item, input, clips, settings))
+        entry(f"{name}, item {number}", lambda item=item: _row(item, input, clips))
         for name, items in lists.items()
         for number, item in enumerate(items, start=1)
     ]
 
 
-def _row(item: Any, input: Path, clips: dict[str, Path], settings: ImportSettings) -> dict[str, Any]:
+def _row(item: Any, input: Path, clips: dict[str, Path]) -> dict[str, Any]:
     if not isinstance(item, dict) or not isinstance(item.get("video"), str):
         raise ValueError("it names no 'video'")
     turns = item.get("conversations")
@@ -60,10 +61,12 @@ def _row(item: Any, input: Path, clips: dict[str, Path], settings: ImportSetting
         raise ValueError(f"no such clip: {item['video']!r}")
     thought = _ANSWER.fullmatch(said[-1])
     label = (thought[2] if thought else said[-1]).strip()
+    if not 0 < len(label) <= _LONGEST_LABEL:
+        raise ValueError(f"the answer is neither a label nor a thought and a label in tags: {said[-1]!r:.80}")
     return {
         "id": f"emer_{stem}",
         "dataset": "emer",
         "video": item["video"] if inside else str(clips[stem]),
-        "label": checked_label(label, (label,) if label and len(label) < 40 else (), settings),
+        "label": label,
         "rationale": thought[1].strip() if thought else None,
     }

@@ -1,5 +1,6 @@
 """Published corpora are read from their own layouts; what is wrong with a copy is listed at once, by file and line."""
 
+import dataclasses
 import importlib
 import io
 import json
@@ -14,9 +15,12 @@ from mecap_jax.data.importers import IMPORTERS, BadClip, ImporterError, ImportSe
 from mecap_jax.data.importers.emotiontalk import OFFICIAL, clean_transcript, parse_captions
 from mecap_jax.data.importers.stills import one_frame_video
 from mecap_jax.data.media import MediaError, decode_video
+from mecap_jax.data.pipeline import CaptionDataset
 from mecap_jax.data.shards import ShardError, ShardReader
+from mecap_jax.data.tokenizer import train_tokenizer
 from mecap_jax.data.utterance import Utterance
 from tests.data.clips import audio_file, pattern, video_file
+from tests.data.test_pipeline import DATA, MODEL
 from tests.fuzz import json_mutant, mutant
 
 
@@ -312,11 +316,23 @@ def test_conversations_hold_a_thought_and_an_answer(tmp_path):
 
     answer = "<think>She looks away.</think>\n<answer>anxious</answer>"
     put(tmp_path, {"clips/a.mp4": b"a", "b.mp4": b"b"})
-    put(tmp_path, {"cold.json": [item("/data1/EMER/a.mp4", answer), item("b.mp4", "sad"), item("c.mp4", "sad"), 3]})
+    put(
+        tmp_path,
+        {
+            "cold.json": [
+                item("/data1/EMER/a.mp4", answer),
+                item("b.mp4", "sad"),
+                item("c.mp4", "sad"),
+                3,
+                item("b.mp4", "<think>" + "x" * 99),
+            ]
+        },
+    )
     good, bad = read("emer", tmp_path)
     assert (good["emer_a"].rationale, good["emer_a"].label) == ("She looks away.", "anxious")
     assert (good["emer_b"].rationale, good["emer_b"].label) == (None, "sad")
-    assert bad == ["cold.json, item 3: no such clip: 'c.mp4'", "cold.json, item 4: it names no 'video'"]
+    assert bad == ["cold.json, item 3: no such clip: 'c.mp4'", "cold.json, item 4: it names no 'video'", bad[2]]
+    assert bad[2].startswith("cold.json, item 5: the answer is neither a label nor")
     put(tmp_path, {"more.json": "{", "third.json": {}})
     with pytest.raises(ImporterError, match=r"(?s)more.json: .*third.json: it is no list"):
         read("emer", tmp_path)
@@ -338,6 +354,18 @@ def test_pictures_become_clips_of_one_frame(tmp_path):
     assert jpeg(3) in clip.video  # byte for byte
     (bad,) = reader.manifest["quarantined"]
     assert "a JPEG picture that is damaged" in bad["reason"]
+
+
+def test_pictures_reach_a_batch(tmp_path):
+    rows = [{"file": f"{n}.jpg", "split": "train", "label": "happy", "caption": "Joy."} for n in (1, 2)]
+    put(tmp_path, {"raw/1.jpg": jpeg(1), "raw/2.jpg": jpeg(2), "raw/manifest.jsonl": "\n".join(map(json.dumps, rows))})
+    prepare("folder", tmp_path / "raw", tmp_path / "out", progress=False)
+    tokenizer = train_tokenizer(["Joy."], 400)
+    data = dataclasses.replace(DATA, buckets=(), modalities=("video",))
+    dataset = CaptionDataset(ShardReader(tmp_path / "out"), data, MODEL, tokenizer)
+    (batch,) = dataset.evaluation_batches(dataset.rows("train"), 2)
+    assert batch.valid.all() and (batch.prompt.media_index >= 0).any(axis=1).all()
+    assert batch.prompt.patches.any() and not np.array_equal(*batch.prompt.patches)
 
 
 def test_emoset_is_read_from_its_lists(tmp_path):
