@@ -28,7 +28,7 @@ LEXICON: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 NO_LABEL = frozenset(
     "- ? n/a na nan nil none null oth other others undecided undefined unknown unlabeled unlabelled xxx "
     "其他 未知 无".split()
-)
+) | {"no agreement", "no label"}
 _SPELLINGS = {spelling: label for label, known in _KNOWN.items() for spelling in known["labels"]}
 
 # Endings that make forms of one English word: angry, angrily; frustrated, frustration; helpless, helplessness.

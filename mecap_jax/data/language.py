@@ -14,6 +14,12 @@ _NAMES = {
     "es": "spa spanish español".split(),
     "ja": "jp jpn japanese 日本語".split(),
     "ko": "kr kor korean 한국어".split(),
+    "it": "ita italian italiano".split(),
+    "pt": "por portuguese português".split(),
+    "ru": "rus russian русский".split(),
+    "ar": "ara arabic العربية".split(),
+    "hi": "hin hindi हिन्दी".split(),
+    "tr": "tur turkish türkçe".split(),
 }
 _CODES = {name: code for code, names in _NAMES.items() for name in names}
 _ISO_639_1 = frozenset(

@@ -14,13 +14,13 @@ All paths are relative to the directory.
 | `speaker` | string | the id: every clip counts as a speaker of its own |
 | `dialogue` | string | |
 | `transcript` | string | "" |
-| `language` | BCP-47 code of the speech | "en" |
+| `language` | BCP-47 code of the speech; usual names ("Chinese", "cn") are taken for codes, others refused | "en" |
 | `label` or `emotion` | emotion of the whole clip, e.g. "happy", "Anger" | |
 | `labels` | object: "text", "audio", "video", "multimodal" -> emotion | |
 | `valence` | number in [-2, 2] | |
 | `captions` or `caption` | string or list of strings (kind "overall"), or object: kind -> string or list; kinds are "emotion", "style", "speaker", "overall" | |
 | `rationale` | string | |
-| `attributes` | object: name -> value, e.g. gender, intensity; `caption_language`, the captions' BCP-47 code, is otherwise told from their script ("zh" or "en") | |
+| `attributes` | object: name -> value, e.g. gender, intensity; `caption_language`, the captions' language likewise, is otherwise told from their script ("zh" or "en") | |
 | `dataset` | string | "folder" |
 | `licence` | string | "" |
 

@@ -419,3 +419,16 @@ def test_labels_are_an_open_set_and_a_map_has_the_first_word(directory):
     assert [item.label for item in read(directory, *rows)] == ["helpless", "hangry", "calm", "angry", "a-3"]
     mapped = read(directory, *rows, label_map={"A-3": "Boredom", "calm": "neutral", "hangry": ""})
     assert [item.label for item in mapped] == ["helpless", None, "neutral", "angry", "bored"]
+
+
+def test_names_of_languages_become_codes_and_others_are_refused_by_clip(directory):
+    row = {"audio": "wav/a.wav", "split": "test", "caption": "她很生气。"}
+    named, unknown, spoken = read(
+        directory,
+        row | {"id": "a", "language": "Mandarin", "caption_language": "中文"},
+        row | {"id": "b", "caption_language": "Klingon"},
+        row | {"id": "c", "language": "xx"},
+    )
+    assert (named.language, named.attributes["caption_language"]) == ("zh", "zh")
+    for bad, id, name in ((unknown, "b", "Klingon"), (spoken, "c", "xx")):
+        assert isinstance(bad, BadClip) and bad.id == id and f"'{name}' is no code of a language" in bad.reason

@@ -89,13 +89,13 @@ def test_media_that_were_recorded_anew_are_noticed(raw, tmp_path):
 def test_labels_that_stand_for_none_are_none(tmp_path, capsys):
     raw = tmp_path / "raw"
     raw.mkdir()
-    labels = ("happy", "Other", "xxx", "N/A", "未知")
+    labels = ("happy", "Other", "xxx", "N/A", "未知", "no_agreement")
     for i in range(len(labels)):
         (raw / f"{i}.wav").write_bytes(audio_file(seconds=0.2 + 0.1 * i))
     rows = "".join(f"{i}.wav,{label},speaker,A voice.\n" for i, label in enumerate(labels))
     (raw / "manifest.csv").write_text(f"file,label,speaker,caption\n{rows}", encoding="utf-8")
     prepare("folder", raw, tmp_path / "shards", progress=False)
-    assert [row.label for row in ShardReader(tmp_path / "shards").index] == ["happy", None, None, None, None]
+    assert [row.label for row in ShardReader(tmp_path / "shards").index] == ["happy", *[None] * 5]
     assert "labels that stand for none: 'other' (1 times), 'xxx' (1 times), 'n/a'" in capsys.readouterr().err
     (tmp_path / "map.json").write_text('{"Other": "calm"}')
     prepare("folder", raw, tmp_path / "mapped", progress=False, label_map=tmp_path / "map.json")
