@@ -16,7 +16,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from tensorboardX import SummaryWriter
 
 from mecap_jax.json_files import parse_json, to_json
 
@@ -43,7 +42,7 @@ class RunLogger(contextlib.AbstractContextManager):
         """`enabled` is False for all but the first process; without `workdir` there is only the display."""
         self._workdir, self._enabled = workdir, enabled
         self._console = console or Console(file=sys.stderr, highlight=False)
-        self._tensorboard = SummaryWriter(str(workdir / "tensorboard")) if enabled and workdir else None
+        self._tensorboard = _summary_writer(workdir / "tensorboard") if enabled and workdir else None
         self._files: dict[str, Any] = {}
 
     def __exit__(self, *exception):
@@ -136,6 +135,12 @@ class _Lines:
         known = step > first or step == self._total
         left = _duration((now - began) / max(step - first, 1) * (self._total - step)) if known else "?"
         self._say(f"{self._title} {step}/{self._total}  {_numbers(values)}  {left} left")
+
+
+def _summary_writer(directory: Path):
+    from tensorboardX import SummaryWriter  # takes a second where it finds PyTorch, which it imports
+
+    return SummaryWriter(str(directory))
 
 
 def _numbers(values: Mapping[str, float]) -> str:
