@@ -134,7 +134,7 @@ def test_what_four_devices_trained_is_evaluated_on_one(runs, tmp_path):
     run("scripts/evaluate.py", *arguments, cwd=alone.parents[1])
     scores = json.loads((tmp_path / "out.json").read_text())["eval"]
     expected = json.loads((alone / "report.json").read_text())["eval"]["grpo"]
-    # Errors in valence and arousal are None where clips have no coordinates.
+    # A metric that is not available is None in both.
     assert scores == {k: x if x is None else pytest.approx(x, rel=1e-3, abs=1e-3) for k, x in expected.items()}
 
 
