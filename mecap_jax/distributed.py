@@ -7,6 +7,7 @@ meet. Imported by the scripts that train or evaluate; entered before anything as
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator
 
 import jax
 from absl import flags
+from jax._src.distributed import global_state
 from jax.experimental import multihost_utils
 
 _COORDINATOR = flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0, where there are several.")
@@ -24,10 +26,16 @@ _INDEX = flags.DEFINE_integer("process_id", None, "Which of them this one is, fr
 
 _PATIENCE_S = 300  # the processes start within this time of each other
 _SILENCE_S = 60  # a process that has not been heard of for so long is dead
+_WORK_MS = 7 * 24 * 3600 * 1000  # the longest that one process works alone: a large corpus is made
 _FAREWELL_S = 5  # what the others need to end by themselves, where all end for the same reason
 _LOST = "error: another process of this run has ended or cannot be reached; its own output says why"
 # What a connection says to one side when the other one has died.
 _BROKEN = ("Connection reset by peer", "Connection closed by peer", "Broken pipe", "Socket closed")
+_waits = itertools.count()
+
+
+class PeerLostError(RuntimeError):
+    """Another process of this run ended while this one waited for it."""
 
 
 @contextlib.contextmanager
@@ -49,6 +57,24 @@ def joined() -> Iterator[None]:
     except BaseException as error:
         _end(error)
     jax.distributed.shutdown()
+
+
+def first_process(action: Callable[[], object]) -> None:
+    """Runs `action` on the first process only; the others wait until it is done, however long that takes.
+
+    They wait at the service that connects them, which gives up on a process that is dead. A collective operation also
+    gives up on one that is busy: on CPUs after half an hour, less than it takes to make a large corpus.
+
+    Raises:
+      PeerLostError: another process has ended.
+    """
+    if jax.process_index() == 0:
+        action()
+    if jax.process_count() > 1:
+        try:
+            global_state.client.wait_at_barrier(f"first-process-{next(_waits)}", _WORK_MS)
+        except jax.errors.JaxRuntimeError as error:
+            raise PeerLostError(str(error)) from error
 
 
 def _join() -> bool:
@@ -80,7 +106,9 @@ def _end(error: BaseException) -> None:
         status = error.code
     elif isinstance(error, SystemExit):
         print(error.code, file=sys.stderr)
-    elif isinstance(error, jax.errors.JaxRuntimeError) and any(sign in str(error) for sign in _BROKEN):
+    elif isinstance(error, PeerLostError) or (
+        isinstance(error, jax.errors.JaxRuntimeError) and any(sign in str(error) for sign in _BROKEN)
+    ):
         os.write(2, f"{_LOST}\n".encode())
     else:
         traceback.print_exception(error)

@@ -6,6 +6,7 @@ Process 1 does what HOW says while process 0 waits for it; HOW:0 turns them arou
 import os
 import signal
 import sys
+import time
 
 from tests.xla_flags import xla_flags
 
@@ -23,6 +24,14 @@ from mecap_jax.sharding import all_rows, make_mesh
 from mecap_jax.training.stopping import Interrupted, StopSignal, steps_under_way
 
 
+def prepare(how: str) -> None:
+    """What the first process does while the other one waits for it."""
+    time.sleep(2)
+    if how == "fails":
+        sys.exit("error: no such directory: clips")
+    print("prepared by", jax.process_index(), flush=True)
+
+
 def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # as the scripts do
     how, _, who = argv[1].partition(":")
@@ -34,6 +43,8 @@ def main(argv: list[str]) -> None:
             make_mesh(MeshConfig(tensor=4))
         except ConfigError as error:
             print(error, flush=True)
+        if how in ("prepares", "fails"):
+            distributed.first_process(lambda: prepare(how))
         print("joined", jax.process_count(), jax.device_count(), flush=True)
         if jax.process_index() == int(who or 1):
             if how == "raises":

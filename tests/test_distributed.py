@@ -82,6 +82,22 @@ def test_a_killed_process_is_one_line_not_a_stack():
 
 
 @pytest.mark.slow
+def test_all_wait_for_what_the_first_process_prepares():
+    results = pair("-m", "tests.peer", "prepares")
+    assert [code for code, _, _ in results] == [0, 0], results
+    assert ["prepared by" in out for _, out, _ in results] == [True, False]
+    assert all(out.endswith("joined 2 4\n") for _, out, _ in results)
+
+
+@pytest.mark.slow
+def test_what_the_first_process_cannot_prepare_ends_all():
+    (status, out, said), (other_status, other_out, other_said) = pair("-m", "tests.peer", "fails")
+    assert (status, said.splitlines()[-1]) == (1, "error: no such directory: clips")
+    assert other_status != 0 and LOST in other_said.splitlines()
+    assert "joined" not in out + other_out
+
+
+@pytest.mark.slow
 def test_slurm_joins_processes_and_a_signal_to_one_stops_all_at_one_step():
     results = pair("-m", "tests.peer", "stops", slurm=True)
     assert [code for code, _, _ in results] == [Interrupted.STATUS] * 2

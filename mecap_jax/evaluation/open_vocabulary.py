@@ -56,9 +56,7 @@ def set_scores(predicted: Sequence[Sequence[set[str]]], gold: Sequence[Sequence[
     return SetScores(*(Statistic(flat, _aggregate(name)) for name in ("precision", "recall", "f1", "average")))
 
 
-def wheel_scores(
-    predicted: Sequence[Sequence[str]], gold: Sequence[Sequence[str]], wheels: EmotionWheels
-) -> SetScores:
+def wheel_scores(predicted: Sequence[Sequence[str]], gold: Sequence[Sequence[str]], wheels: EmotionWheels) -> SetScores:
     """Scores of words by emotion wheels; words that a wheel does not know are dropped there."""
     by_clip = [[wheels.classes_of(words) for words in lists] for lists in (predicted, gold)]
     by_wheel = [[[clip[w] for clip in clips] for w in range(len(wheels.wheels))] for clips in by_clip]

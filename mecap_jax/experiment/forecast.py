@@ -3,14 +3,17 @@ reaches."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
-from mecap_jax.config import Bucket, GrpoConfig, SftConfig
-from mecap_jax.experiment.setup import Workbench
+from mecap_jax.config import Bucket, Config, GrpoConfig, SftConfig
+from mecap_jax.data.fitting import bucket_for
+from mecap_jax.data.synthetic.corpus import SPLIT_SHARES
 from mecap_jax.model_config import ModelConfig
 from mecap_jax.models.checkpoints.table import flatten
 from mecap_jax.train_state import abstract_model
@@ -21,6 +24,8 @@ _UTILISATION = 0.3
 _BACKWARD = 2  # a gradient costs twice what its loss does
 _DECODING = 4  # a token that is decoded alone waits for memory: it costs what so many do that are read together
 _SAMPLE = 2048  # side of the matrices that are timed
+_CLIP_CPU_S = 0.09  # processor time of a synthetic clip: to speak, draw and encode it, and its captions for the anchors
+_CLIP_SECONDS = 4.0  # what most synthetic clips last at most
 
 
 class Forecast:
@@ -41,25 +46,42 @@ class Forecast:
             self._rate = work / seconds
 
     def __str__(self) -> str:
-        minutes = round(self.seconds() / 60)
-        return f"about {minutes} minutes" if minutes > 1 else "about a minute"
+        return about(self.seconds())
 
 
-def forecast(bench: Workbench) -> Forecast:
-    """What is left of a run that is set up."""
-    return Forecast(run_work(bench), _UTILISATION * _matmul_rate(bench.config.model))
+def about(seconds: float) -> str:
+    """A time in words, to the minute."""
+    minutes = round(seconds / 60)
+    return f"about {minutes} minutes" if minutes > 1 else "about a minute"
 
 
-def run_work(bench: Workbench) -> dict[str, float]:
+def forecast(config: Config, workdir: Path, mesh: jax.sharding.Mesh, shape: Bucket, clips: int) -> Forecast:
+    """What is left of a run of which the corpus is there.
+
+    Args:
+      shape: of the batches, the largest.
+      clips: how many are evaluated.
+    """
+    return Forecast(run_work(config, workdir, mesh, shape, clips), _UTILISATION * _matmul_rate(config.model))
+
+
+def first_forecast(config: Config, workdir: Path, mesh: jax.sharding.Mesh) -> str:
+    """What a run will take whose synthetic corpus is to be made first: the corpus, and all that follows."""
+    clips = config.data.synthetic.clips
+    corpus = _CLIP_CPU_S * clips / len(os.sched_getaffinity(0))
+    shape = bucket_for(config.data.max_seconds or _CLIP_SECONDS, config.data, config.model)
+    rest = forecast(config, workdir, mesh, shape, round(SPLIT_SHARES["test"] * clips))
+    return f"{about(corpus + rest.seconds())} on this machine, {about(corpus)} of it for the corpus"
+
+
+def run_work(config: Config, workdir: Path, mesh: jax.sharding.Mesh, shape: Bucket, clips: int) -> dict[str, float]:
     """Floating-point operations by stage and for the evaluation; what checkpoints hold is done."""
-    config, dataset = bench.config, bench.dataset
-    shape = config.data.buckets[-1]
     if config.data.tower_cache:  # media are encoded once, before the stages
         shape = Bucket(shape.prompt_tokens)
-    cost = Cost(config.model, shape, bench.mesh)
+    cost = Cost(config.model, shape, mesh)
 
     def left(stage: str, steps: int) -> int:
-        return max(0, steps - (latest_step(bench.workdir / "checkpoints" / stage) or 0))
+        return max(0, steps - (latest_step(workdir / "checkpoints" / stage) or 0))
 
     work = {}
     if config.sft is not None:
@@ -71,12 +93,11 @@ def run_work(bench: Workbench) -> dict[str, float]:
     if "grpo_semantic" in config.evaluation.rows:
         work["grpo_semantic"] = left("grpo_semantic", config.grpo.steps) * cost.grpo_step(config.grpo)
     if "sft_control" in config.evaluation.rows:  # takes as long as reinforcement learning; how far it is, is not known
-        begun = latest_step(bench.workdir / "checkpoints" / "sft_control")
+        begun = latest_step(workdir / "checkpoints" / "sft_control")
         work["sft_control"] = 0.0 if begun else config.grpo.steps * cost.grpo_step(config.grpo)
     ablated = len(config.data.modalities) if config.evaluation.ablation and len(config.data.modalities) > 1 else 0
     captioned = sum(1 + (ablated if name in ("sft", "grpo") else 0) for name in work)
     longest = config.grpo.max_new_tokens if config.grpo is not None else config.sft.max_target_tokens
-    clips = len(dataset.rows(dataset.evaluated_split))
     return work | {"evaluation": captioned * clips * (cost.prompt + longest * _DECODING * cost.token)}
 
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from mecap_jax.config import Config, ConfigError, validate_devices
@@ -22,9 +20,11 @@ from mecap_jax.data.processor_settings import ProcessorSettings
 from mecap_jax.data.shards import ShardError, ShardReader
 from mecap_jax.data.tokenizer import Tokenizer, train_tokenizer
 from mecap_jax.data.training_facts import TrainingFacts, gather_facts, read_facts
+from mecap_jax.distributed import first_process
 from mecap_jax.emotions import EMOTIONS
 from mecap_jax.evaluation.predictions import PredictionsError
 from mecap_jax.experiment.backbone import check_backbone
+from mecap_jax.experiment.forecast import first_forecast
 from mecap_jax.experiment.weights import PROCESSOR, check_init_from, read_processor, read_run, run_of
 from mecap_jax.experiment.workdir import cache_of, check_same, claim, claim_data, data_of, is_claimed
 from mecap_jax.json_files import to_json
@@ -109,6 +109,8 @@ def set_up(config: Config, workdir: Path, logger: RunLogger) -> Workbench:
     directory = shards_directory(config, cache_of(workdir))
     if (kept := data_of(workdir)) and not config.data.path and kept.name == directory.name and kept.is_dir():
         directory = kept  # a run goes on with what it began with, wherever it is started from
+    if not config.data.path and (config.data.source or SYNTHETIC) == SYNTHETIC and not directory.is_dir():
+        logger.say(f"{config.name}: {first_forecast(config, workdir, make_mesh(config.mesh))}, compilation not counted")
     first_process(lambda: build_shards(config, directory))
     reader = ShardReader(directory)
     config = checked_against(reader, config, logger)
@@ -296,11 +298,3 @@ def make_anchors(config: Config, reader: ShardReader, encoder: SentenceEncoder) 
     if len(captions) < 2:
         return build_anchors(encoder, template_sentences(EMOTIONS), kind="templates", source="template phrases")
     return build_anchors(encoder, captions, kind="captions", source=f"{reader.directory}, split train")
-
-
-def first_process(action: Callable[[], object]) -> None:
-    """Runs `action` on the first process only; the others wait until it is done."""
-    if jax.process_index() == 0:
-        action()
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("set-up")

@@ -16,13 +16,14 @@ import numpy as np
 
 from mecap_jax.config import Config, ConfigError
 from mecap_jax.data.pipeline import CaptionDataset
+from mecap_jax.distributed import first_process
 from mecap_jax.evaluation.decoding import Caption
 from mecap_jax.evaluation.java_tools import Meteor
 from mecap_jax.evaluation.report import write_report
 from mecap_jax.evaluation.stage import StageResult
 from mecap_jax.experiment.forecast import forecast
 from mecap_jax.experiment.scoring import caption_stage, evaluate_stage
-from mecap_jax.experiment.setup import Workbench, first_process, reopen, set_up
+from mecap_jax.experiment.setup import Workbench, reopen, set_up
 from mecap_jax.experiment.stages import Start, Stop, train_grpo, train_sft
 from mecap_jax.experiment.tower_cache import with_tower_cache
 from mecap_jax.experiment.weights import RunModel, open_model, read_report, stage_trainable, starting_trainable
@@ -60,7 +61,8 @@ def run(config: Config, workdir: Path, should_stop: Stop = lambda step: False) -
         if config.data.tower_cache:
             with clock.measure("tower_cache"):
                 bench = with_tower_cache(bench, model, should_stop)
-        ahead = forecast(bench)
+        evaluated = len(bench.dataset.rows(bench.dataset.evaluated_split))
+        ahead = forecast(config, workdir, bench.mesh, config.data.buckets[-1], evaluated)
         logger.say(f"{ahead} from here on this machine, compilation not counted")
 
         @contextlib.contextmanager

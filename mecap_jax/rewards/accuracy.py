@@ -19,9 +19,7 @@ def same(first: str, second: str) -> float:
     return float(first == second)
 
 
-def accuracy(
-    answer: str | None, gold: str | None, normalise: Normalise, similarity: Similarity = same
-) -> float | None:
+def accuracy(answer: str | None, gold: str | None, normalise: Normalise, similarity: Similarity = same) -> float | None:
     """Returns how similar the answer's class is to the gold class: 1 for the same one; None without a gold class.
 
     With a similarity of emotions near misses count, as in EMO-RL (arXiv 2509.15654), whose own similarities are not

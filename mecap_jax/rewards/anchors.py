@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from mecap_jax.data.checks import references
 from mecap_jax.data.manifest import IndexRow
 from mecap_jax.data.utterance import Utterance
 from mecap_jax.emotions import EMOTIONS
 from mecap_jax.json_files import parse_json, to_json
+from mecap_jax.models.checkpoints.safetensors_files import write_file
 from mecap_jax.models.sentence_encoder import SentenceEncoder
 from mecap_jax.rewards.base import normalise_text
 
@@ -89,10 +89,10 @@ class Anchors:
     def save(self, path: str | Path) -> None:
         """Writes a safetensors file: `vectors` and `text_mean`, the rest as JSON in its metadata."""
         about = dataclasses.asdict(self)
-        tensors = {name: np.ascontiguousarray(about.pop(name)) for name in ("vectors", "text_mean")}
+        tensors = {name: about.pop(name) for name in ("vectors", "text_mean")}
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         metadata = {"format": _FORMAT, "version": str(SCHEMA_VERSION), "anchors": to_json(about)}
-        save_file(tensors, path, metadata=metadata)
+        write_file(Path(path), tensors, metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> Anchors:

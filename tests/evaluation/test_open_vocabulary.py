@@ -40,7 +40,7 @@ def released(tmp_path):
     (tmp_path / "openset-synonym").mkdir()
     truth = "name,openset\na,\"['Happy', 'sad']\"\nb,\"['angry']\"\nc,\"['calm']\"\n"
     (tmp_path / "check-openset.csv").write_text(truth)
-    said = "name,openset\na,\"['glad', 'angry']\"\nb,\"['mad', \"\"don't care\"\"]\"\nc,\n"
+    said = 'name,openset\na,"[\'glad\', \'angry\']"\nb,"[\'mad\', ""don\'t care""]"\nc,\n'
     (tmp_path / "predict-openset.csv").write_text(said)
     for clip, groups in {"a": "[['happy', 'glad'], ['sad'], ['angry']]", "b": "[['mad', 'angry']]", "c": "[]"}.items():
         np.save(tmp_path / "openset-synonym" / f"{clip}.npy", groups)

@@ -1,11 +1,14 @@
 """The estimate of a run's time."""
 
+import re
+
 import jax
 import pytest
 from flax import nnx
 
-from mecap_jax.config import Bucket
-from mecap_jax.experiment.forecast import Cost, Forecast
+from mecap_jax.config import Bucket, load
+from mecap_jax.experiment import forecast
+from mecap_jax.experiment.forecast import Cost, Forecast, first_forecast
 from mecap_jax.train_state import abstract_model
 from tests import miniature
 from tests.training.harness import mesh
@@ -30,3 +33,17 @@ def test_parts_that_are_done_correct_what_is_left():
     ahead.done("grpo", 60.0)
     ahead.done("evaluation", 0.0)
     assert ahead.seconds() == 0
+
+
+def test_the_first_estimate_counts_the_corpus_and_every_stage(tmp_path, monkeypatch):
+    monkeypatch.setattr(forecast, "_matmul_rate", lambda model: 1e11)
+    monkeypatch.setattr(forecast.os, "sched_getaffinity", lambda pid: {0, 1})
+
+    def minutes(*overrides):
+        text = first_forecast(load("configs/grpo.py", list(overrides)), tmp_path, mesh())
+        return [int(n) for n in re.findall(r"about (\d+) minutes", text)]
+
+    whole, corpus = minutes("data.synthetic.clips=20000")
+    assert corpus == 15 and whole > corpus
+    longer, same = minutes("data.synthetic.clips=20000", "grpo.steps=2000")
+    assert same == corpus and longer > 1.5 * whole

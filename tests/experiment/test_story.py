@@ -77,6 +77,16 @@ def finished(tmp_path_factory, shared):
 
 
 @pytest.mark.slow
+def test_who_may_read_new_files_may_read_all_of_a_run(finished, tmp_path):
+    _, workdir, _ = finished
+    (tmp_path / "new").touch()
+    usual = (tmp_path / "new").stat().st_mode
+    files = [path for path in workdir.rglob("*") if path.is_file() and path.name != "run.lock"]
+    assert workdir / "anchors.safetensors" in files
+    assert {str(path): oct(path.stat().st_mode) for path in files if path.stat().st_mode != usual} == {}
+
+
+@pytest.mark.slow
 def test_the_report_holds_every_stage_and_metric(finished):
     _, workdir, _ = finished
     report = json.loads((workdir / "report.json").read_text())

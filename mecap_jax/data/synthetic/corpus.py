@@ -28,7 +28,7 @@ DATASET = "synthetic"
 INTENSITIES = ("mild", "moderate", "strong")
 FRAME_RATE = 10
 
-_SPLIT_SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}
+SPLIT_SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}
 _AUDIO_ONLY_SHARE = 0.15
 _DECK = ("neutral",) + tuple(emotion for emotion in EMOTIONS for _ in range(2))  # neutral 20 %, the others 13 % each
 _GRAMMARS = {"en": english, "zh": chinese}
@@ -80,7 +80,7 @@ def plan(config: SyntheticConfig) -> list[ClipSpec]:
       ConfigError: a setting that the corpus cannot have; the message names the key.
     """
     _check(config)
-    sizes = {split: round(share * config.clips) for split, share in _SPLIT_SHARES.items()}
+    sizes = {split: round(share * config.clips) for split, share in SPLIT_SHARES.items()}
     sizes["train"] = config.clips - sizes["validation"] - sizes["test"]
     rng = np.random.default_rng(config.seed)
     specs: list[ClipSpec] = []

@@ -180,11 +180,15 @@ def _read_header(path: Path) -> dict[str, Location]:
 _LARGEST_HEADER = 100_000_000
 
 
-def write_file(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes one file of tensors, as readers of the Hugging Face layout expect it."""
+def write_file(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
+    """Writes one file of tensors, with the permissions of any new file; by default as readers of the Hugging Face
+    layout expect it."""
+    path.touch()
+    mode = path.stat().st_mode
     # "pt" is what they look for; the bytes are the same in every framework.
-    save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, path, {"format": "pt"})
-    path.chmod(0o644)  # the library leaves it unreadable to others
+    metadata = dict(metadata or {"format": "pt"})
+    save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, path, metadata)
+    path.chmod(mode)  # the library makes it unreadable to others
 
 
 def write_tensors(
