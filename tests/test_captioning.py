@@ -26,7 +26,7 @@ from mecap_jax.captioning import (
 from mecap_jax.config import ConfigError
 from mecap_jax.data import shards
 from mecap_jax.data.media import decode_audio
-from mecap_jax.data.pipeline import CaptionDataset
+from mecap_jax.data.pipeline import ClipDataset
 from mecap_jax.data.shards import ShardReader
 from mecap_jax.data.tokenizer import Tokenizer
 from mecap_jax.data.training_facts import gather_facts
@@ -38,6 +38,7 @@ from mecap_jax.experiment.workdir import claim
 from mecap_jax.models.checkpoints.hub import save_model
 from mecap_jax.models.checkpoints.table import CheckpointError
 from mecap_jax.sharding import single_device
+from mecap_jax.tasks.registry import make_task
 from mecap_jax.train_state import init_params, init_state, make_optimizer
 from mecap_jax.training.checkpointing import StageCheckpoints
 from tests.data.clips import SHARED, audio_file, needs_shared_data, video_file
@@ -178,9 +179,8 @@ def run(tmp_path_factory):
     workdir.mkdir()
     save_processor(config, reader, workdir / "processor")
     graphdef, params = starting_params(config, mesh)
-    dataset = CaptionDataset(
-        reader, config.data, config.model, Tokenizer.from_directory(workdir / "processor", config.model.family)
-    )
+    tokenizer = Tokenizer.from_directory(workdir / "processor", config.model.family)
+    dataset = ClipDataset(reader, config.data, config.model, tokenizer, make_task(config))
     claim(workdir, config, gather_facts(reader.index, dataset.config))
     batches = dataset.training_batches(dataset.rows("train"), batch_size=1, steps=1, seed=0)
     state = init_state(params, make_optimizer(config.sft.optimizer, 1), mesh)

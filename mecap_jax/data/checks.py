@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 from mecap_jax.config import Config, DataConfig
 from mecap_jax.data.clips import joined_length
@@ -13,6 +14,7 @@ from mecap_jax.data.fitting import fit_to_data, has_modality, length
 from mecap_jax.data.language import has_word
 from mecap_jax.data.manifest import BadClip, IndexRow
 from mecap_jax.data.media import MediaError
+from mecap_jax.data.questions import Questions
 from mecap_jax.data.shards import summarise_bad
 from mecap_jax.data.utterance import Utterance
 from mecap_jax.model_config import ModelConfig
@@ -33,11 +35,15 @@ class Findings:
     remarks: tuple[str, ...]
 
 
-def why_unusable(row: IndexRow, config: DataConfig, model: ModelConfig) -> str | None:
-    """Why a run cannot use a clip, None if it can."""
-    if not references(row, config.target):
-        wordless = " with a word in it" if row.captions.get(config.target) else ""
-        return f"has no {config.target!r} caption{wordless}"
+class Judgement(NamedTuple):
+    """What a task has against the data as a whole: why a run cannot start, and what it does about all else."""
+
+    problems: list[str]
+    remarks: list[str]
+
+
+def why_undecodable(row: IndexRow, config: DataConfig, model: ModelConfig) -> str | None:
+    """Why a clip has nothing that a model of this configuration can be shown, None if it has."""
     if config.modalities and not any(has_modality(row, name) for name in config.modalities):
         return f"has none of the modalities {config.modalities}"
     if "features" in config.modalities and row.features:
@@ -79,22 +85,33 @@ def remark_on_length(rows: Sequence[IndexRow], max_seconds: float) -> str | None
     )
 
 
+class Checked(Questions, Protocol):
+    """A task that also judges the data as a whole."""
+
+    def check(
+        self, config: Config, train: Sequence[IndexRow], evaluated: Sequence[IndexRow], rows: Sequence[IndexRow]
+    ) -> Judgement:
+        """What is wrong, and what is odd, about the clips that it can use: of the training split, of the split that the
+        report is on, and all."""
+
+
 def check_data(
-    index: Sequence[IndexRow],
-    config: Config,
-    quarantined: Sequence[BadClip] = (),
-    anchor_labels: Sequence[str] | None = None,
+    index: Sequence[IndexRow], config: Config, task: Checked, quarantined: Sequence[BadClip] = ()
 ) -> Findings:
-    """Checks that a run can work with its data: clips, splits, batches, labels, references, languages.
+    """Checks that a run can work with its data: clips, splits, batches, and what its task wants of them.
 
     Args:
       index: all clips of the shards.
       config: of the run.
+      task: what the model is asked.
       quarantined: clips that are not in the index.
-      anchor_labels: the labels of an anchors file; None where anchors come from the train captions.
     """
     problems, remarks = [], []
-    bad = {row.id: reason for row in index if (reason := why_unusable(row, config.data, config.model))}
+    bad = {
+        row.id: reason
+        for row in index
+        if (reason := task.usable(row) or why_undecodable(row, config.data, config.model))
+    }
     rows = [row for row in index if row.id not in bad]
     left_out = [*quarantined, *(BadClip(*item) for item in bad.items())]
     if many := too_many_bad(left_out, len(index) + len(quarantined), config.data.max_bad_fraction):
@@ -109,20 +126,23 @@ def check_data(
         remarks.append("no clip is in split validation: nothing is validated while training")
     shared = sorted({row.speaker for row in splits["train"]} & {row.speaker for row in evaluated})
     if shared:
-        speakers = _counted(shared, "speaker")
-        remarks.append(f"{speakers} of the evaluated clips occur in training clips, too: {_list(shared)}")
-    config = _share_clips(config, splits["train"], problems, remarks)
+        speakers = counted(shared, "speaker")
+        remarks.append(f"{speakers} of the evaluated clips occur in training clips, too: {listed(shared)}")
+    config = _share_clips(config, splits["train"], task, problems, remarks)
     _check_media(config.data, rows, remarks)
-    _check_labels(splits["train"], evaluated, anchor_labels, remarks)
-    _check_references(config, rows, problems, remarks)
+    judged = task.check(config, splits["train"], evaluated, rows)
+    problems += judged.problems
+    remarks += judged.remarks
     return Findings(config, tuple(problems), tuple(remarks))
 
 
-def _share_clips(config: Config, train: Sequence[IndexRow], problems: list[str], remarks: list[str]) -> Config:
+def _share_clips(
+    config: Config, train: Sequence[IndexRow], task: Questions, problems: list[str], remarks: list[str]
+) -> Config:
     """Gives a stage all training clips where its share does not fill a batch."""
     share = config.data.sft_share
-    sizes = {"all": len(train), "sft": sum(in_sft_share(row, share) for row in train)}
-    sizes["held_out"] = sizes["all"] - sizes["sft"]
+    shares = {"all": train, "sft": [row for row in train if in_sft_share(row, share)]}
+    shares["held_out"] = [row for row in train if not in_sft_share(row, share)]
     stages = {"sft": ("batch_clips", config.sft), "grpo": ("prompts", config.grpo)}
     if "sft_control" in config.evaluation.rows:
         stages["control"] = ("batch_clips", config.control)
@@ -130,6 +150,8 @@ def _share_clips(config: Config, train: Sequence[IndexRow], problems: list[str],
         if stage is None:
             continue
         batch = getattr(stage, key)
+        teach = name != "grpo"  # reinforcement learning needs no answers to learn from
+        sizes = {part: sum(bool(task.targets(row)) or not teach for row in rows) for part, rows in shares.items()}
         if sizes["all"] < batch:
             problems.append(f"config key '{name}.{key}': {batch} clips a step, but only {sizes['all']} train; lower it")
         elif sizes[stage.clips] < batch:
@@ -152,51 +174,18 @@ def _check_media(data: DataConfig, rows: Sequence[IndexRow], remarks: list[str])
         remarks.append(remark)
 
 
-def _check_labels(
-    train: Sequence[IndexRow], evaluated: Sequence[IndexRow], anchor_labels: Sequence[str] | None, remarks: list[str]
-) -> None:
-    known = {row.label for row in train if row.label}
-    if anchor_labels is not None:
-        if lacking := sorted(known - set(anchor_labels)):
-            remarks.append(f"the anchors of config key 'encoder.anchors' lack labels of the clips: {_list(lacking)}")
-        known = set(anchor_labels)
-    elif len(known) < 2:
-        remarks.append(
-            f"training clips have {_counted(known, 'emotion label')}, too few for anchors of their own: anchors come "
-            "from template phrases"
-        )
-        return
-    unseen = Counter(row.label for row in evaluated if row.label and row.label not in known)
-    if unseen:
-        remarks.append(f"labels that training never sees count as missed in evaluation: {_clips(unseen)}")
-
-
-def _check_references(config: Config, rows: Sequence[IndexRow], problems: list[str], remarks: list[str]) -> None:
-    target = config.data.target
-    wordless = [text for row in rows for text in row.captions[target] if not has_word(text)]
-    if wordless:
-        remarks.append(f"{_counted(wordless, 'reference')} without a word left out: {_list(map(repr, wordless))}")
-    foreign = Counter(row.caption_language for row in rows if not row.caption_language.startswith("en"))
-    if foreign and not config.encoder.path:
-        reward = config.grpo.reward if config.grpo else None
-        needed = reward and (reward.emotion or reward.semantic or reward.distinctiveness)
-        refused = needed and sum(foreign.values()) > config.data.max_bad_fraction * len(rows)
-        says = "the reward would be noise" if refused else "figures that rest on it say nothing of these clips"
-        (problems if refused else remarks).append(
-            f"captions are in {_clips(foreign)}, and the packaged sentence encoder reads English only: {says}; name a "
-            "multilingual one (config key 'encoder.path')"
-        )
-
-
-def _counted(things: Iterable[object], name: str) -> str:
+def counted(things: Iterable[object], name: str) -> str:
+    """Returns "3 references" or "no reference", say."""
     count = len(list(things))
     return f"{count or 'no'} {name}{'' if count == 1 else 's'}"
 
 
-def _clips(counts: Mapping[str, int]) -> str:
+def clip_counts(counts: Mapping[str, int]) -> str:
+    """Returns "'de' (3 clips)" and so on, the most frequent first."""
     return ", ".join(f"{name!r} ({count} clips)" for name, count in Counter(counts).most_common())
 
 
-def _list(names: Iterable[str], shown: int = 5) -> str:
+def listed(names: Iterable[str], shown: int = 5) -> str:
+    """Returns the first few different names."""
     names = list(dict.fromkeys(names))
     return ", ".join(names[:shown]) + (", ..." if len(names) > shown else "")

@@ -1,7 +1,7 @@
 """The pipeline: read -> decode -> features -> prompt -> bucket and pad -> batch, by Grain, without JAX.
 
-`CaptionDataset` knows which clips a run uses and turns rows of the index into batches. Training batches come from a
-Grain dataset whose iterator is part of the checkpoint; element i of it depends on the seed and i only.
+`ClipDataset` knows which clips a run uses and turns them into batches of what a task asks about them. Training batches
+come from a Grain dataset whose iterator is part of the checkpoint; element i of it depends on the seed and i only.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from mecap_jax.batch import Completions, PromptBatch
 from mecap_jax.config import AugmentConfig, Bucket, DataConfig
 from mecap_jax.data.batch_plan import BatchPlan, assign_bucket, evaluation_batches, take
-from mecap_jax.data.checks import in_sft_share, references, too_many_bad, why_unusable
+from mecap_jax.data.checks import in_sft_share, too_many_bad, why_undecodable
 from mecap_jax.data.clips import Clip, ClipCache, augment, decode_clip, frame_size, joined_length
 from mecap_jax.data.collate import TOKEN_DTYPES, Row, collate, collate_targets, needed, video_grid
 from mecap_jax.data.features import audio_tokens
@@ -27,6 +27,7 @@ from mecap_jax.data.manifest import BadClip, IndexRow
 from mecap_jax.data.media import MediaError
 from mecap_jax.data.pictures import TEMPORAL_PATCH_SIZE
 from mecap_jax.data.prompts import AudioSpan, FeatureSpan, Media, encode_target, lay_out, user_turn
+from mecap_jax.data.questions import Asked, Questions
 from mecap_jax.data.shards import ShardReader
 from mecap_jax.data.tokenizer import Tokenizer
 from mecap_jax.data.tower_cache import TokenReader
@@ -40,18 +41,23 @@ class ClipBatch(NamedTuple):
 
     Attributes:
       prompt: the padded prompts.
-      rows: int32 [B], which rows of the index they are.
+      rows: int32 [B], the clips' numbers in the index.
       valid: bool [B], False for a row that fills the batch up and for a clip that could not be decoded after all:
         neither must count.
-      told: bool [B], whether the prompt may hold the transcript.
-      targets: tokenised references [B, R, T], or None.
+      asked: what each row is made from.
+      targets: tokenised answers [B, R, T], or None.
     """
 
     prompt: PromptBatch
     rows: np.ndarray
     valid: np.ndarray
-    told: np.ndarray
+    asked: list[Asked]
     targets: Completions | None
+
+    def split(self, parts: int) -> list[ClipBatch]:
+        """Divides the rows into so many batches of one size."""
+        size = len(self.rows) // parts
+        return [type(self)(*(_rows_of(field, slice(i * size, (i + 1) * size)) for field in self)) for i in range(parts)]
 
 
 class EncodingBatch(NamedTuple):
@@ -72,11 +78,11 @@ class DataError(ValueError):
     """Data that a run cannot start with."""
 
 
-class CaptionDataset:
-    """The clips of a directory of shards as prompts and reference captions.
+class ClipDataset:
+    """The clips of a directory of shards as a task's prompts and answers.
 
     Attributes:
-      index: the shards' index; rows are numbered by it.
+      index: the shards' index; clips are numbered by it.
       config: the configuration with what follows from the data: modalities, longest clip, shapes.
       quarantined: clips that this run leaves out, with the reason, those of the manifest included.
     """
@@ -87,6 +93,7 @@ class CaptionDataset:
         config: DataConfig,
         model: ModelConfig,
         tokenizer: Tokenizer,
+        task: Questions,
         known_buckets: Sequence[Bucket] = (),
     ):
         """Checks every clip against the configuration, from the index alone.
@@ -99,17 +106,18 @@ class CaptionDataset:
           DataError: more than `config.max_bad_fraction` of the clips are left out, or none is left.
         """
         self.index: list[IndexRow] = reader.index
-        self._reader, self._model, self._tokenizer = reader, model, tokenizer
+        self._reader, self._model, self._tokenizer, self.task = reader, model, tokenizer, task
         self._cache = ClipCache(config.cache_mb, max(1, config.workers))
         self.quarantined = [BadClip(**clip) for clip in reader.manifest["quarantined"]]
-        reasons = {i: why_unusable(row, config, model) for i, row in enumerate(self.index)}
+        reasons = {i: task.usable(row) or why_undecodable(row, config, model) for i, row in enumerate(self.index)}
         usable = [i for i, reason in reasons.items() if not reason]
         self.config = config = fit_to_data(config, [self.index[i] for i in usable])
         configured = _of_modalities(config.buckets, config.modalities)
         self._needs: dict[int, Bucket] = {}
         for i in usable:
             try:
-                need = needed(self._prompt(i, self._sized_like(self.index[i])), model)
+                clip = self._sized_like(self.index[i])
+                need = needed(clip_row(clip, self.ask(i).prompt, tokenizer, model), model)
                 if configured:
                     assign_bucket(need, configured)
                 self._needs[i] = need
@@ -139,14 +147,15 @@ class CaptionDataset:
         """Whose clips the report is on: "test", or "validation" where there are no test clips."""
         return "test" if self.rows("test") else "validation"
 
-    def references(self, row: int) -> tuple[str, ...]:
-        """The captions of the kind that is learnt."""
-        return references(self.index[row], self.config.target)
+    def targets(self, row: int) -> tuple[str, ...]:
+        """The answers that a clip teaches."""
+        return tuple(self.task.targets(self.index[row]))
 
-    def prompt_text(self, row: int, told: bool = True) -> str:
-        """The text part of a row's prompt, as rewards and logs show it: where `told`, with what is said."""
-        transcript = self.index[row].transcript if self.config.include_transcript and told else ""
-        return request_text(self.config.instruction, transcript)
+    def ask(self, row: int, told: bool = True) -> Asked:
+        """What is asked about a clip: where `told`, with what is said in it."""
+        record = self.index[row]
+        transcript = record.transcript if self.config.include_transcript and told else ""
+        return Asked(record, request_text(self.task.request(record), transcript), transcript, self.targets(row))
 
     def describe_shapes(self) -> str:
         """The shapes of the batches, how many clips go into each, and how much of the work is padding."""
@@ -176,7 +185,7 @@ class CaptionDataset:
 
         Args:
           augmented: whether media are changed at random, as `data.augment` says.
-          references: how many references of each clip are tokenised as targets, drawn anew each time.
+          references: how many answers of each clip are tokenised as targets, drawn anew each time.
           places: which rows of each batch this process reads; one of `batch_size` or more is filled up. None: all.
         """
         plan = BatchPlan(rows, self._needs, self.config.buckets, batch_size, seed)
@@ -218,7 +227,7 @@ class CaptionDataset:
         places = _all(places, batch_size)
 
         def targets(position: int, row: int) -> list[list[int]]:
-            return self.encode_references(row, range(references), max_target_tokens)
+            return self.encode_targets(row, range(references), max_target_tokens)
 
         for chosen, bucket in evaluation_batches(rows, self._needs, self.config.buckets, batch_size):
             taken, counted = take(chosen, places)
@@ -230,15 +239,15 @@ class CaptionDataset:
                 target_length=max_target_tokens,
             )
 
-    def with_modalities(self, modalities: tuple[str, ...]) -> CaptionDataset:
+    def with_modalities(self, modalities: tuple[str, ...]) -> ClipDataset:
         """The same clips with fewer modalities, for the ablation; decoded clips are shared."""
-        view = object.__new__(CaptionDataset)
+        view = object.__new__(ClipDataset)
         view.__dict__.update(self.__dict__, _hidden=frozenset(self.config.modalities) - frozenset(modalities))
         return view
 
-    def with_tokens(self, tokens: TokenReader) -> CaptionDataset:
+    def with_tokens(self, tokens: TokenReader) -> ClipDataset:
         """The same clips with media tokens that were kept, in the same batches; no medium is decoded any more."""
-        view = object.__new__(CaptionDataset)
+        view = object.__new__(ClipDataset)
         cache = ClipCache(self.config.cache_mb, max(1, self.config.workers))
         view.__dict__.update(self.__dict__, _tokens=tokens, _cache=cache)
         return view
@@ -265,6 +274,7 @@ class CaptionDataset:
         """
         prepared, valid = [], np.ones(len(rows), bool) if counted is None else counted.copy()
         told = np.ones(len(rows), bool) if told is None else told
+        asked = [self.ask(int(row), bool(t)) for row, t in zip(rows, told)]
         for position, row in enumerate(rows):
             clip = Clip()
             try:
@@ -273,19 +283,21 @@ class CaptionDataset:
             except MediaError as error:
                 _log.warning("clip %s cannot be decoded, its row does not count: %s", self.index[row].id, error)
                 valid[position] = False
-            prepared.append(self._prompt(int(row), clip, bool(told[position])))
+            prepared.append(clip_row(clip, asked[position].prompt, self._tokenizer, self._model))
         prompt = collate(prepared, bucket, self._model, self._tokenizer.pad_id, encoded=self._tokens is not None)
         encoded = None
         if targets is not None:
             ids = [targets(position, int(row)) for position, row in enumerate(rows)]
             encoded = collate_targets(ids, target_length, self._tokenizer.pad_id)
             encoded = encoded._replace(mask=encoded.mask & valid[:, None, None])
-        return ClipBatch(prompt, np.asarray(rows, np.int32), valid, told, encoded)
+        return ClipBatch(prompt, np.asarray(rows, np.int32), valid, asked, encoded)
 
-    def encode_references(self, row: int, chosen: Sequence[int], max_tokens: int) -> list[list[int]]:
-        """Tokenised references of a row."""
-        references = self.references(row)
-        return [encode_target(self._tokenizer, references[i % len(references)], max_tokens) for i in chosen]
+    def encode_targets(self, row: int, chosen: Sequence[int], max_tokens: int) -> list[list[int]]:
+        """Tokenised answers that a clip teaches; no tokens where it teaches nothing."""
+        targets = self.targets(row)
+        return [
+            encode_target(self._tokenizer, targets[i % len(targets)], max_tokens) if targets else [] for i in chosen
+        ]
 
     # --- one clip -------------------------------------------------------------------------------------------------
 
@@ -305,9 +317,6 @@ class CaptionDataset:
         empty = np.zeros((0, self._model.decoder.hidden_size), TOKEN_DTYPES[self._model.dtype])
         grid = None if clip.frames is None else video_grid(clip.frames, clip.seconds_per_frame, self._model)
         return Clip(audio_tokens=empty if clip.has_audio else None, video_tokens=empty if grid else None, grid=grid)
-
-    def _prompt(self, row: int, clip: Clip, told: bool = True) -> Row:
-        return clip_row(clip, self.prompt_text(row, told), self._tokenizer, self._model)
 
     # --- sizes ----------------------------------------------------------------------------------------------------
 
@@ -402,8 +411,8 @@ class _TrainingBatches(_Load):
         told = np.array([generator.random() >= dropout for generator in generators], bool)
 
         def targets(position: int, row: int) -> list[list[int]]:
-            order = generators[position].permutation(max(self._references, len(self._dataset.references(row))))
-            return self._dataset.encode_references(row, order[: self._references], self._max_target_tokens)
+            order = generators[position].permutation(max(self._references, len(self._dataset.targets(row))))
+            return self._dataset.encode_targets(row, order[: self._references], self._max_target_tokens)
 
         rows, counted = take(chosen, self._places)
         return self._dataset.assemble(
@@ -415,6 +424,13 @@ class _TrainingBatches(_Load):
             targets=targets if self._references else None,
             target_length=self._max_target_tokens,
         )
+
+
+def _rows_of(field: Any, part: slice) -> Any:
+    """Some rows of a field of a batch: an array, arrays by name, a list, or None."""
+    if isinstance(field, tuple):
+        return type(field)(*(_rows_of(value, part) for value in field))
+    return None if field is None else field[part]
 
 
 def _all(places: Sequence[int] | None, batch_size: int) -> np.ndarray:

@@ -10,7 +10,7 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from mecap_jax.data.pipeline import CaptionDataset, ClipBatch
+from mecap_jax.data.pipeline import ClipBatch, ClipDataset
 from mecap_jax.data.tokenizer import Tokenizer
 from mecap_jax.generation.sampler import generate
 from mecap_jax.sharding import divide, local_shards, put_batch, shard_count
@@ -26,7 +26,7 @@ class Caption(NamedTuple):
 def caption_rows(
     graphdef: nnx.GraphDef,
     params: Any,
-    dataset: CaptionDataset,
+    dataset: ClipDataset,
     rows: Sequence[int],
     tokenizer: Tokenizer,
     mesh: Mesh,
@@ -65,7 +65,7 @@ def caption_rows(
 
 
 def spread_evaluation(
-    dataset: CaptionDataset, rows: Sequence[int], mesh: Mesh, at_once: int, references: int = 0, max_tokens: int = 0
+    dataset: ClipDataset, rows: Sequence[int], mesh: Mesh, at_once: int, references: int = 0, max_tokens: int = 0
 ) -> Iterator[ClipBatch]:
     """This process's part of batches that hold every row once, at most `at_once` on a device (0: all)."""
     size, places = evaluation_places(len(rows), mesh, at_once)

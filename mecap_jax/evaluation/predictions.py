@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mecap_jax.emotions import first_emotion_word
 from mecap_jax.evaluation.decoding import Caption
 from mecap_jax.evaluation.stage import StageResult
 from mecap_jax.json_files import parse_json, to_json
@@ -20,11 +19,10 @@ def predictions(result: StageResult, finished: Sequence[bool], step: int | None)
     """Returns one row a clip, as JSON types.
 
     Keys: `id`, `step` (of the checkpoint, null where there is none), `label` (or null), `references`, `caption`,
-    `finished` (false: cut off at the longest length), `reading` (the emotion that the caption expresses by nearest
-    `anchor` and by `first_word`, or null) and `rewards` (by term).
+    `finished` (false: cut off at the longest length), `reading` (the emotion that the caption expresses, or null: of a
+    free caption by nearest `anchor` and by `first_word`) and `rewards` (by term).
     """
-    rewards = result.statistics["emotion_reward"].values[:, 0].tolist()
-    parts = zip(result.clips, result.captions, finished, result.predicted, rewards, strict=True)
+    parts = zip(result.clips, result.captions, finished, strict=True)
     return [
         {
             "id": clip.id,
@@ -33,10 +31,10 @@ def predictions(result: StageResult, finished: Sequence[bool], step: int | None)
             "references": list(clip.references),
             "caption": caption,
             "finished": ended,
-            "reading": {"anchor": nearest, "first_word": first_emotion_word(caption, result.classes)},
-            "rewards": {"emotion": reward},
+            "reading": {name: values[i] for name, values in result.readings.items()},
+            "rewards": {name: values[i] for name, values in result.rewards.items()},
         }
-        for clip, caption, ended, nearest, reward in parts
+        for i, (clip, caption, ended) in enumerate(parts)
     ]
 
 

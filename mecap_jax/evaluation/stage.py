@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from mecap_jax.emotions import first_emotion_word
 from mecap_jax.evaluation.captions import Encode, caption_metrics
 from mecap_jax.evaluation.intervals import Difference, Statistic, bootstrap, bootstrap_difference, mean
 from mecap_jax.evaluation.java_tools import Meteor
@@ -44,6 +45,8 @@ class StageResult:
       tokenisation: as in `CaptionScores`.
       classes: emotion classes, the order of `confusion`: those with an anchor, then those that only clips have.
       confusion: clips by gold and predicted class, int `[K, K]`, or None without anchors.
+      readings: which class each caption expresses, by how it is read.
+      rewards: what each caption earns, by term.
     """
 
     clips: tuple[Clip, ...]
@@ -54,6 +57,8 @@ class StageResult:
     tokenisation: str
     classes: tuple[str, ...]
     confusion: np.ndarray | None
+    readings: Mapping[str, Sequence[str | None]] = dataclasses.field(default_factory=dict)
+    rewards: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
 
     @property
     def metrics(self) -> dict[str, float | None]:
@@ -132,6 +137,8 @@ def score_stage(
         scores.tokenisation,
         every,
         confusion,
+        {"anchor": predicted, "first_word": [first_emotion_word(caption, every) for caption in captions]},
+        {} if rewards is None else {"emotion": rewards.tolist()},
     )
 
 

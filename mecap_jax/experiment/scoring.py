@@ -9,26 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from flax import nnx
 
 from mecap_jax.config import Config, ConfigError, MeshConfig
-from mecap_jax.data.pipeline import CaptionDataset
+from mecap_jax.data.pipeline import ClipDataset
 from mecap_jax.data.shards import ShardReader
 from mecap_jax.data.utterance import SPLITS
 from mecap_jax.evaluation.decoding import Caption, caption_rows
 from mecap_jax.evaluation.java_tools import Meteor
 from mecap_jax.evaluation.predictions import predictions, read_captions, write_predictions
-from mecap_jax.evaluation.stage import Clip, StageResult, score_stage
+from mecap_jax.evaluation.stage import StageResult
 from mecap_jax.experiment.published import check_published, open_published, published_settings
 from mecap_jax.experiment.setup import Workbench, make_anchors, reopen
 from mecap_jax.experiment.weights import run_of, stage_params
 from mecap_jax.models.checkpoints.hub_config import CONFIG_FILE
 from mecap_jax.models.sentence_encoder import load_sentence_encoder
-from mecap_jax.rewards.base import Sample, normalise_text
-from mecap_jax.rewards.emotion import EmotionReward, emotion_coordinates
-from mecap_jax.rewards.validity import is_degenerate
 from mecap_jax.sharding import make_mesh
+from mecap_jax.tasks.base import Answer
+from mecap_jax.tasks.registry import make_task
 from mecap_jax.train_state import abstract_model
 from mecap_jax.training.checkpointing import latest_step
 from mecap_jax.training.logging import RunLogger
@@ -103,10 +101,11 @@ def _open_published(directory: Path, data: Path | None, logger: RunLogger) -> tu
     found = open_published(directory, mesh)
     config = Config(directory.name, found.model, backbone=str(directory), data=published_settings(found.processor))
     encoder, tokenizer = load_sentence_encoder(), found.processor.tokenizer
-    dataset = CaptionDataset(reader, config.data, config.model, tokenizer)
+    task = make_task(config)
+    dataset = ClipDataset(reader, config.data, config.model, tokenizer, task)
     config = dataclasses.replace(config, data=dataset.config)
     anchors = make_anchors(config, reader, encoder)
-    bench = Workbench(config, directory, mesh, reader, dataset, tokenizer, encoder, anchors, logger)
+    bench = Workbench(config, directory, mesh, reader, dataset, task, tokenizer, encoder, anchors, logger)
     return bench, found.graphdef, found.params
 
 
@@ -167,29 +166,6 @@ def _longest_caption(config: Config) -> int:
 
 
 def score_captions(bench: Workbench, captions: Mapping[int, Caption], meteor: Meteor) -> StageResult:
-    """Scores captions by row: n-gram metrics, sentence similarity, emotion by nearest anchor and by first word.
-
-    Degenerate captions earn no emotion reward, as in training.
-    """
-    dataset, anchors, encoder = bench.dataset, bench.anchors, bench.encoder
-    form = bench.config.grpo.reward.form if bench.config.grpo else "centred"
-    clips, samples = [], []
-    for row, caption in captions.items():
-        entry, references = dataset.index[row], dataset.references(row)
-        clips.append(Clip(entry.id, entry.speaker, references, entry.label, entry.caption_language))
-        samples.append(Sample(*caption, "", entry.id, references, entry.label, len(samples)))
-    texts = [caption.text for caption in captions.values()]
-    embeddings = encoder.encode([normalise_text(text) for text in texts])
-    rewards = [
-        0.0 if value is None or is_degenerate(*caption) else value
-        for caption, value in zip(captions.values(), EmotionReward(encoder, anchors, form)(samples))
-    ]
-    return score_stage(
-        clips,
-        texts,
-        anchors.labels,
-        encode=encoder.encode,
-        coordinates=emotion_coordinates(embeddings, anchors, form),
-        rewards=np.array(rewards),
-        meteor=meteor,
-    )
+    """Scores captions by row, as the run's task does."""
+    answers = [Answer(bench.dataset.index[row], *caption) for row, caption in captions.items()]
+    return bench.task.evaluate(answers, bench.judges, meteor)

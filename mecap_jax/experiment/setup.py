@@ -14,7 +14,7 @@ from mecap_jax.config import Config, ConfigError, validate_devices
 from mecap_jax.data.checks import check_data, remark_on_length
 from mecap_jax.data.importers import ImporterError, prepare
 from mecap_jax.data.manifest import SCHEMA_VERSION, BadClip, read_manifest
-from mecap_jax.data.pipeline import CaptionDataset, DataError
+from mecap_jax.data.pipeline import ClipDataset, DataError
 from mecap_jax.data.processor import Processor
 from mecap_jax.data.processor_settings import ProcessorSettings
 from mecap_jax.data.shards import ShardError, ShardReader
@@ -39,6 +39,8 @@ from mecap_jax.rewards.base import RewardError
 from mecap_jax.rewards.custom import load_custom
 from mecap_jax.rewards.templates import template_sentences
 from mecap_jax.sharding import fitting_mesh, make_mesh
+from mecap_jax.tasks.base import Judges, Task
+from mecap_jax.tasks.registry import make_task
 from mecap_jax.train_state import abstract_model
 from mecap_jax.training.logging import RunLogger
 from mecap_jax.training.loop import NonFiniteError
@@ -70,15 +72,22 @@ class Workbench:
     workdir: Path
     mesh: Mesh
     reader: ShardReader
-    dataset: CaptionDataset
+    dataset: ClipDataset
+    task: Task
     tokenizer: Tokenizer
     encoder: SentenceEncoder
     anchors: Anchors
     logger: RunLogger
 
-    def with_data(self, dataset: CaptionDataset) -> Workbench:
+    def with_data(self, dataset: ClipDataset) -> Workbench:
         """The same bench over another view of the data."""
         return dataclasses.replace(self, dataset=dataset)
+
+    @property
+    def judges(self) -> Judges:
+        """What rewards and metrics may ask."""
+        train = [self.dataset.index[row] for row in self.dataset.rows("train")]
+        return Judges(self.encoder, self.anchors, train)
 
 
 def set_up(config: Config, workdir: Path, logger: RunLogger) -> Workbench:
@@ -132,9 +141,8 @@ def checked_against(reader: ShardReader, config: Config, logger: RunLogger) -> C
     Raises:
       DataError: the data cannot be used; names everything that is wrong with them.
     """
-    labels = Anchors.load(config.encoder.anchors).labels if config.encoder.anchors else None
     quarantined = [BadClip(**clip) for clip in reader.manifest["quarantined"]]
-    found = check_data(reader.index, config, quarantined, labels)
+    found = check_data(reader.index, config, make_task(config), quarantined)
     if found.problems:
         raise DataError("\n".join([f"{reader.directory} cannot be trained on:", *found.problems]))
     for remark in found.remarks:
@@ -215,12 +223,13 @@ def _assemble(
             f"config key 'model.decoder.vocab_size': {config.model.decoder.vocab_size} is smaller than the "
             f"tokenizer's vocabulary of {tokenizer.vocab_size} ({workdir / PROCESSOR})"
         )
-    dataset = CaptionDataset(reader, config.data, config.model, tokenizer, facts.buckets if facts else ())
+    task = make_task(config)
+    dataset = ClipDataset(reader, config.data, config.model, tokenizer, task, facts.buckets if facts else ())
     config = dataclasses.replace(config, data=dataset.config)
     anchors = Anchors.load(config.encoder.anchors or workdir / ANCHORS)
     check_encoder(anchors, encoder)
     mesh = make_mesh(config.mesh)
-    return Workbench(config, workdir, mesh, reader, dataset, tokenizer, encoder, anchors, logger)
+    return Workbench(config, workdir, mesh, reader, dataset, task, tokenizer, encoder, anchors, logger)
 
 
 def shards_directory(config: Config, cache: Path) -> Path:
@@ -285,10 +294,14 @@ def save_processor(config: Config, reader: ShardReader, directory: Path) -> None
 
 
 def make_tokenizer(config: Config, reader: ShardReader) -> Tokenizer:
-    """A tokenizer trained on what the model reads and writes: the captions and transcripts of the train split."""
+    """A tokenizer trained on what the model reads and writes in the train split: captions of all kinds, other answers,
+    transcripts and requests."""
+    task = make_task(config)
     train = [row for row in reader.index if row.split == "train"]
     texts = [text for row in train for texts in row.captions.values() for text in texts]
-    texts += [text for row in train for text in (row.transcript, config.data.instruction, "user", "assistant")]
+    known = set(texts)
+    texts += [text for row in train if not task.usable(row) for text in task.targets(row) if text not in known]
+    texts += [text for row in train for text in (row.transcript, task.request(row), "user", "assistant")]
     return train_tokenizer(texts, config.model.decoder.vocab_size, config.model.family)
 
 

@@ -13,16 +13,16 @@ import optax
 from flax import nnx
 
 from mecap_jax.config import ConfigError, GrpoConfig, SftConfig
-from mecap_jax.data.pipeline import CaptionDataset, ClipBatch
+from mecap_jax.data.pipeline import ClipBatch
 from mecap_jax.evaluation.decoding import caption_rows, spread_evaluation
 from mecap_jax.experiment.setup import Workbench
 from mecap_jax.experiment.weights import RunModel, describe
 from mecap_jax.models.parameters import merge_params
 from mecap_jax.rewards.base import Sample
-from mecap_jax.rewards.combine import RewardFunction, build_reward
+from mecap_jax.rewards.combine import RewardFunction
 from mecap_jax.rewards.watch import RewardWatch
 from mecap_jax.rl.learner import GrpoLearner, mean
-from mecap_jax.rl.rollout import MicroBatch, PromptInfo, RolloutEngine
+from mecap_jax.rl.rollout import MicroBatch, RolloutEngine
 from mecap_jax.sharding import Division, divide, local_shards, put_batch
 from mecap_jax.train_state import (
     TrainState,
@@ -71,13 +71,13 @@ def _sft(
         began = time.perf_counter()
         parts = [
             SftBatch(*put_batch((part.prompt, part.targets, np.int32(numbers)), mesh))
-            for part, numbers in zip(_split(batch, division.parts), places)
+            for part, numbers in zip(batch.split(division.parts), places)
         ]
         transfer = time.perf_counter() - began
         state, metrics = learner.step(state, parts)
         return state, {**metrics, "timing_s/transfer": transfer}, ()
 
-    validation = dataset.rows("validation")
+    validation = _teaching(bench, dataset.rows("validation"))
 
     def validate(state: TrainState, step: int) -> dict[str, float]:
         total = tokens = 0.0
@@ -89,7 +89,7 @@ def _sft(
             total, tokens = total + float(nll), tokens + float(count)
         return {"validation/token_nll": total / tokens if tokens else float("nan")}
 
-    rows = dataset.rows("train", config.clips)
+    rows = _teaching(bench, dataset.rows("train", config.clips))
     _tell_of_cut_references(bench, name, rows, config.max_target_tokens)
     schedule = learning_rate_schedule(config.optimizer, config.steps)
     step = _with_progress(step, schedule, len(rows) // config.batch_clips)
@@ -134,11 +134,11 @@ def _grpo(
     # One seed for all stages of this kind: rows of comparison see the same clips in the same order.
     dataset, mesh, seed = bench.dataset, bench.mesh, _stage_seed(bench.config.seed, "grpo")
     graphdef, frozen = model.graphdef, model.frozen
-    reward = make_reward(bench, config)
+    reward = bench.task.rewards(config.reward, bench.judges)
     validation_reward = reward.with_timeout(config.reward.validation_timeout_s)
     reference = start() if config.loss.beta else None
     policy = None if reference is None else merge_params(reference, frozen)
-    engine = RolloutEngine(graphdef, policy, config, bench.tokenizer, reward, mesh, seed)
+    engine = RolloutEngine(graphdef, policy, config, bench.tokenizer, bench.task.read, reward, mesh, seed)
     optimizer = make_optimizer(config.optimizer, config.steps * config.updates)
     abstract = abstract_state(model.trainable, optimizer, mesh)
     learner = GrpoLearner(graphdef, abstract, frozen, engine, optimizer, config, reward.weights, mesh, seed)
@@ -154,10 +154,10 @@ def _grpo(
                 prompt=put_batch(part.prompt, mesh),
                 rows=put_batch(np.int32(numbers), mesh),
                 valid=put_batch(part.valid, mesh),
-                infos=[_prompt_info(dataset, int(row), bool(told)) for row, told in zip(part.rows, part.told)],
+                asked=part.asked,
                 references=put_batch(part.targets, mesh) if references else None,
             )
-            for part, numbers in zip(_split(batch, division.parts), places)
+            for part, numbers in zip(batch.split(division.parts), places)
         ]
         transfer = time.perf_counter() - began
         state, result = learner.step(state, micro_batches)
@@ -197,16 +197,10 @@ def _grpo(
     )
 
 
-def make_reward(bench: Workbench, config: GrpoConfig) -> RewardFunction:
-    """The reward of a stage; document frequencies come from the train captions."""
-    train = [bench.dataset.references(row) for row in bench.dataset.rows("train")]
-    return build_reward(config.reward, bench.encoder, bench.anchors, train)
-
-
 def validation_rewards(
     bench: Workbench, graphdef: nnx.GraphDef, params: Any, reward: RewardFunction, rows: list[int], max_new_tokens: int
 ) -> dict[str, float]:
-    """Mean rewards of greedy captions, and for how many of them a term failed."""
+    """Mean rewards of greedy answers, and for how many of them a term failed."""
     captions = caption_rows(
         graphdef,
         params,
@@ -219,8 +213,7 @@ def validation_rewards(
     )
     samples = []
     for group, (row, caption) in enumerate(captions.items()):
-        info = _prompt_info(bench.dataset, row)
-        samples.append(Sample(*caption, info.prompt, info.utterance_id, info.references, info.label, group))
+        samples.append(Sample.of(bench.dataset.ask(row), *caption, group, bench.task.read(caption.text)))
     judged = reward(samples)
     metrics = {"validation/reward": mean(judged.total)}
     for name, values in judged.terms.items():
@@ -231,7 +224,7 @@ def validation_rewards(
 
 def _tell_of_cut_references(bench: Workbench, name: str, rows: Sequence[int], max_tokens: int) -> None:
     """Says how many references are too long to be learnt to their end."""
-    references = [text for row in rows for text in bench.dataset.references(row)]
+    references = [text for row in rows for text in bench.dataset.targets(row)]
     cut = sum(len(bench.tokenizer.encode(text)) >= max_tokens for text in references)
     if cut:
         bench.logger.say(
@@ -289,10 +282,9 @@ def _stage_seed(seed: int, name: str) -> int:
     return (seed * 1_000_003 + zlib.crc32(name.encode())) % 2**31
 
 
-def _split(batch: ClipBatch, parts: int) -> list[ClipBatch]:
-    """Divides this process's rows of a batch into micro-batches."""
-    size = len(batch.rows) // parts
-    return [jax.tree.map(lambda x, i=i: x[i * size : (i + 1) * size], batch) for i in range(parts)]
+def _teaching(bench: Workbench, rows: Sequence[int]) -> list[int]:
+    """Those of which the task knows an answer."""
+    return [row for row in rows if bench.dataset.targets(row)]
 
 
 def _tell_filled(bench: Workbench, name: str, division: Division) -> None:
@@ -303,9 +295,3 @@ def _tell_filled(bench: Workbench, name: str, division: Division) -> None:
             f"{name}: {division.rows} rows over {holders}, {division.parts} x {division.size} each: "
             f"{division.filled:.0%} of the work is filled up with rows that do not count"
         )
-
-
-def _prompt_info(dataset: CaptionDataset, row: int, told: bool = True) -> PromptInfo:
-    entry = dataset.index[row]
-    transcript = entry.transcript if told else ""
-    return PromptInfo(entry.id, dataset.prompt_text(row, told), transcript, dataset.references(row), entry.label)

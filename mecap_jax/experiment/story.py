@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from mecap_jax.config import Config, ConfigError
-from mecap_jax.data.pipeline import CaptionDataset
+from mecap_jax.data.pipeline import ClipDataset
 from mecap_jax.distributed import first_process
 from mecap_jax.evaluation.decoding import Caption
 from mecap_jax.evaluation.java_tools import Meteor
@@ -124,7 +124,7 @@ def _second_start(bench: Workbench) -> Start:
 def _text_only(bench: Workbench, model: RunModel, should_stop: Stop) -> Workbench:
     """SFT of a model that sees the transcript only: what can be had without listening and looking."""
     data = dataclasses.replace(bench.config.data, modalities=(), buckets=())
-    blind = bench.with_data(CaptionDataset(bench.reader, data, bench.config.model, bench.tokenizer))
+    blind = bench.with_data(ClipDataset(bench.reader, data, bench.config.model, bench.tokenizer, bench.task))
     train_sft(blind, "text_only", bench.config.sft, model, _first_start(bench), should_stop)
     return blind
 

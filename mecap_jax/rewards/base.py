@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Protocol
+
+from mecap_jax.data.manifest import IndexRow
+from mecap_jax.data.questions import Asked
 
 
 class RewardError(RuntimeError):
@@ -20,11 +24,12 @@ class Sample:
       finished: whether it ended by itself; False where it was cut at the longest length.
       prompt: the text of the prompt.
       utterance_id: id of the clip.
-      references: the clip's captions of the learnt kind.
+      references: the answers that the clip teaches: its captions of the learnt kind, say.
       label: the clip's emotion, where there is one.
       group: index of the prompt in the batch; the completions of one prompt share it.
       fields: the parts of an answer by name, in the order in which they stood; empty where it is malformed, or free
         text.
+      record: all that the index knows of the clip: labels by modality, captions of all kinds, rationale, attributes.
     """
 
     completion: str
@@ -35,6 +40,23 @@ class Sample:
     label: str | None
     group: int
     fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    record: IndexRow | None = None
+
+    @classmethod
+    def of(cls, asked: Asked, text: str, finished: bool, group: int, fields: Mapping[str, str]) -> Sample:
+        """A completion of what was asked."""
+        record = frozen(asked.record)
+        return cls(
+            text,
+            finished,
+            asked.prompt,
+            record.id,
+            asked.targets,
+            record.label,
+            group,
+            MappingProxyType(dict(fields)),
+            record,
+        )
 
 
 class Reward(Protocol):
@@ -46,6 +68,16 @@ class Reward(Protocol):
     name: str
 
     def __call__(self, samples: Sequence[Sample]) -> Sequence[float | None]: ...
+
+
+def frozen(record: IndexRow) -> IndexRow:
+    """The same record, whose mappings cannot be changed."""
+    mappings = {
+        field.name: MappingProxyType(dict(value))
+        for field in dataclasses.fields(record)
+        if isinstance(value := getattr(record, field.name), Mapping)
+    }
+    return dataclasses.replace(record, **mappings)
 
 
 def normalise_text(text: str) -> str:

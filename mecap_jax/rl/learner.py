@@ -231,11 +231,11 @@ def _describe_groups(
         (
             int(row),
             {
-                "utterance_id": info.utterance_id,
-                "label": info.label,
-                "prompt": info.prompt,
-                "transcript": info.transcript,
-                "references": list(info.references),
+                "utterance_id": asked.record.id,
+                "label": asked.record.label,
+                "prompt": asked.prompt,
+                "transcript": asked.transcript,
+                "references": list(asked.targets),
                 "completions": [
                     {
                         "text": text,
@@ -250,7 +250,7 @@ def _describe_groups(
             },
         )
         for rollout, groups, advantage in zip(rollouts, judged, advantages)
-        for b, (row, info) in enumerate(zip(local_rows(rollout.micro.rows), rollout.micro.infos))
+        for b, (row, asked) in enumerate(zip(local_rows(rollout.micro.rows), rollout.micro.asked))
         if rollout.valid[b]
     ]
     return [group for _, group in sorted(all_items(local), key=lambda numbered: numbered[0])]

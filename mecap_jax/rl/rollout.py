@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any
 
@@ -14,23 +15,13 @@ from jax.sharding import Mesh
 
 from mecap_jax.batch import Array, Completions, PromptBatch
 from mecap_jax.config import GrpoConfig
+from mecap_jax.data.questions import Asked
 from mecap_jax.data.tokenizer import Tokenizer
 from mecap_jax.generation.sampler import Generation, generate
 from mecap_jax.generation.scoring import completion_logprobs
 from mecap_jax.rewards.base import Sample
 from mecap_jax.rewards.combine import RewardBatch, RewardFunction
 from mecap_jax.sharding import local_rows
-
-
-@dataclasses.dataclass(frozen=True)
-class PromptInfo:
-    """What rewards and logs know of a prompt; one for each of this process's rows."""
-
-    utterance_id: str
-    prompt: str
-    transcript: str
-    references: tuple[str, ...]
-    label: str | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,14 +32,14 @@ class MicroBatch:
       prompt: B prompts on the mesh.
       rows: int32 [B] on the mesh, the prompts' numbers within the step.
       valid: bool [B] on the mesh, False for a row that fills the batch up and for a clip that could not be decoded.
-      infos: one for each of this process's rows.
+      asked: what each of this process's rows is made from.
       references: tokenised captions whose likelihood is part of the objective, or None.
     """
 
     prompt: PromptBatch
     rows: Array
     valid: Array
-    infos: list[PromptInfo]
+    asked: list[Asked]
     references: Completions | None = None
 
 
@@ -93,13 +84,17 @@ class RolloutEngine:
         reference_params: Any,
         config: GrpoConfig,
         tokenizer: Tokenizer,
+        read: Callable[[str], Mapping[str, str]],
         reward: RewardFunction,
         mesh: Mesh,
         seed: int,
     ):
-        """`reference_params` is None where the KL weight is 0: then there is no reference policy."""
+        """`reference_params` is None where the KL weight is 0: then there is no reference policy.
+
+        `read` gives the parts of a completion by name, which rewards see beside its text.
+        """
         self._graphdef, self._reference_params, self._config = graphdef, reference_params, config
-        self._tokenizer, self._reward, self._mesh, self._seed = tokenizer, reward, mesh, seed
+        self._tokenizer, self._read, self._reward, self._mesh, self._seed = tokenizer, read, reward, mesh, seed
 
     def run(self, params: Any, micro_batches: list[MicroBatch], step: int) -> tuple[list[Rollout], dict[str, float]]:
         """Samples all micro-batches; returns with their rewards under way, and how long what took.
@@ -139,8 +134,8 @@ class RolloutEngine:
             for group, group_lengths in zip(tokens, lengths)
         ]
         samples = [
-            Sample(text, bool(done), info.prompt, info.utterance_id, info.references, info.label, group)
-            for group, info in enumerate(micro.infos)
+            Sample.of(asked, text, bool(done), group, self._read(text))
+            for group, asked in enumerate(micro.asked)
             if valid[group]
             for text, done in zip(texts[group], finished[group])
         ]

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import soundfile
 
+from mecap_jax.data.manifest import IndexRow
+
 CASES = Path(__file__).parent / "cases"
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 needs_shared_data = pytest.mark.skipif(not SHARED.is_dir(), reason=f"real data not found at {SHARED}")
@@ -160,3 +162,13 @@ def flash_and_beep(
                 output.mux(packet)
         output.mux(audio.encode())
     return file.getvalue()
+
+
+def record(name, **changes):
+    """What the index knows of a clip with sound and pictures."""
+    fields = dict(
+        id=name, dataset="test", split="train", shard="s", position=0, speaker="a", dialogue=None, language="en",
+        labels={}, valence=None, attributes={}, transcript="Hello.", captions={}, rationale=None, features={},
+        has_audio=True, has_video=True, seconds=2.0, video_seconds=2.0, frames=50, width=64, height=64,
+    )  # fmt: skip
+    return IndexRow(**fields | changes)

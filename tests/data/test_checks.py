@@ -6,7 +6,11 @@ import pytest
 
 from mecap_jax.config import load
 from mecap_jax.data.checks import check_data, references, remark_on_length
-from mecap_jax.data.manifest import BadClip, IndexRow
+from mecap_jax.data.manifest import BadClip
+from mecap_jax.rewards.anchors import build_anchors
+from mecap_jax.tasks.captioning import Captioning
+from tests.data.clips import record
+from tests.rewards.conftest import TableEncoder
 
 SIZES = ("data.sft_share=0.5", "sft.batch_clips=8", "grpo.prompts=8", "grpo.micro_prompts=0")
 RECIPE = load("configs/grpo.py", SIZES)
@@ -16,13 +20,14 @@ LABELS = ("happy", "sad", "angry")
 def clip(i, split="train", **changes):
     """A clip of the index with sound and pictures, one of three emotions."""
     label = LABELS[i % 3]
-    fields = dict(
-        id=f"{split}-{i}", dataset="test", split=split, shard="s", position=i, speaker=f"{split}-{i % 5}",
-        dialogue=None, language="en", labels={"multimodal": label}, valence=None, attributes={}, transcript="Hello.",
-        captions={"overall": (f"a {label} voice", f"sounds {label}")}, rationale=None, features={}, has_audio=True,
-        has_video=True, seconds=2.0, video_seconds=2.0, frames=50, width=64, height=64,
-    )  # fmt: skip
-    return IndexRow(**fields | changes)
+    captions = {"overall": (f"a {label} voice", f"sounds {label}")}
+    about = dict(position=i, speaker=f"{split}-{i % 5}", labels={"multimodal": label}, captions=captions)
+    return record(f"{split}-{i}", **dict(split=split, **about) | changes)
+
+
+def check(rows, config, quarantined=()):
+    """What the checks of captioning find."""
+    return check_data(rows, config, Captioning.from_config(config), quarantined)
 
 
 def corpus(**changes):
@@ -36,7 +41,7 @@ def without(split):
 
 
 def test_a_sound_corpus_passes_without_a_word():
-    found = check_data(corpus(), RECIPE)
+    found = check(corpus(), RECIPE)
     assert (found.config, found.problems, found.remarks) == (RECIPE, (), ())
 
 
@@ -64,12 +69,12 @@ def test_a_sound_corpus_passes_without_a_word():
 )
 def test_what_a_run_cannot_work_with_stops_it(rows, overrides, problem):
     config = load("configs/grpo.py", [*SIZES, *overrides])
-    assert any(problem in text for text in check_data(rows, config).problems)
+    assert any(problem in text for text in check(rows, config).problems)
 
 
 def test_all_problems_are_said_at_once():
     rows = [clip(i, captions={"overall": ("悲伤",)} if i else {}) for i in range(6)]
-    found = check_data(rows, RECIPE, [BadClip("broken", "no sound")])
+    found = check(rows, RECIPE, [BadClip("broken", "no sound")])
     words = ("2 of 7 clips cannot be used", "test or validation", "sft.batch_clips", "grpo.prompts", "encoder.path")
     assert len(found.problems) == len(words)
     assert all(word in text for word, text in zip(words, found.problems))
@@ -97,20 +102,24 @@ def test_all_problems_are_said_at_once():
     ],
 )
 def test_what_can_be_worked_around_is_said(rows, remark):
-    found = check_data(rows, RECIPE)
+    found = check(rows, RECIPE)
     assert not found.problems and len(found.remarks) == 1 and remark in found.remarks[0]
 
 
 def test_a_share_that_fills_no_batch_gives_way_to_all_clips():
     config = dataclasses.replace(RECIPE, data=dataclasses.replace(RECIPE.data, sft_share=0.99))
-    found = check_data(corpus(), config)
+    found = check(corpus(), config)
     assert found.config.grpo.clips == "all" and found.config.sft == RECIPE.sft and not found.problems
     (remark,) = found.remarks
     assert remark.startswith("what is held out from SFT is ") and "grpo learns from all 40 training clips" in remark
 
 
-def test_anchors_from_a_file():
-    found = check_data(corpus(), RECIPE, anchor_labels=("happy", "sad"))
+def test_anchors_from_a_file(tmp_path):
+    table = {"joy": [1, 0], "grief": [0, 1]}
+    texts = {"happy": ["joy"], "sad": ["grief"]}
+    build_anchors(TableEncoder(table), texts, kind="templates", source="a test").save(tmp_path / "a.safetensors")
+    encoder = dataclasses.replace(RECIPE.encoder, anchors=str(tmp_path / "a.safetensors"))
+    found = check(corpus(), dataclasses.replace(RECIPE, encoder=encoder))
     assert found.remarks == (
         "the anchors of config key 'encoder.anchors' lack labels of the clips: angry",
         "labels that training never sees count as missed in evaluation: 'angry' (3 clips)",
@@ -120,8 +129,8 @@ def test_anchors_from_a_file():
 def test_a_multilingual_encoder_and_stages_without_it_take_chinese():
     rows = corpus(captions={"overall": ("悲伤",)})
     encoder = dataclasses.replace(RECIPE.encoder, path="multilingual")
-    assert check_data(rows, dataclasses.replace(RECIPE, encoder=encoder)).problems == ()
-    found = check_data(rows, dataclasses.replace(RECIPE, grpo=None))
+    assert check(rows, dataclasses.replace(RECIPE, encoder=encoder)).problems == ()
+    found = check(rows, dataclasses.replace(RECIPE, grpo=None))
     assert not found.problems and "figures that rest on it say nothing of these clips" in found.remarks[0]
 
 

@@ -13,7 +13,7 @@ from mecap_jax.data.clips import Clip, ClipCache, augment, join_features
 from mecap_jax.data.collate import Row, collate, needed
 from mecap_jax.data.features import log_mel
 from mecap_jax.data.media import MediaError, decode_audio, decode_stretches, decode_video
-from mecap_jax.data.pipeline import CaptionDataset, DataError, request_text
+from mecap_jax.data.pipeline import ClipDataset, DataError, request_text
 from mecap_jax.data.processor import Processor
 from mecap_jax.data.processor_settings import ProcessorSettings
 from mecap_jax.data.prompts import FeatureSpan, lay_out, user_turn
@@ -27,6 +27,7 @@ from mecap_jax.model_config import (
     ModelConfig,
     VisionTowerConfig,
 )
+from mecap_jax.tasks.captioning import Captioning
 from tests.data.clips import audio_file, video_file
 
 MODEL = ModelConfig(
@@ -48,6 +49,11 @@ DATA = DataConfig(
     buckets=(Bucket(120, 2, 2, 2), Bucket(260, 8, 2, 2)),
     sft_share=0.5,
 )
+
+
+def about(reader, data, model, tokenizer, known=()):
+    """A data set of captioning."""
+    return ClipDataset(reader, data, model, tokenizer, Captioning(data.target, data.instruction), known)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +91,7 @@ def tokenizer(reader):
 
 @pytest.fixture(scope="module")
 def dataset(reader, tokenizer):
-    return CaptionDataset(reader, DATA, MODEL, tokenizer)
+    return about(reader, DATA, MODEL, tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +104,7 @@ def dataset(reader, tokenizer):
 )
 def test_too_many_bad_clips_stop_the_run(reader, tokenizer, change, reason):
     with pytest.raises(DataError) as caught:
-        CaptionDataset(reader, dataclasses.replace(DATA, max_bad_fraction=0.05, **change), MODEL, tokenizer)
+        about(reader, dataclasses.replace(DATA, max_bad_fraction=0.05, **change), MODEL, tokenizer)
     assert reason in str(caught.value) and "data.max_bad_fraction = 5.0%" in str(caught.value)
 
 
@@ -156,7 +162,7 @@ def test_training_and_the_processor_see_the_same(dataset, tokenizer, reader):
             if utterance.video is not None:
                 clip = decode_video(utterance.video, DATA.max_frames, DATA.fps)
                 content.append({"type": "video", "video": clip.pixels, "fps": 1 / clip.seconds_per_frame})
-            content.append({"type": "text", "text": dataset.prompt_text(row)})
+            content.append({"type": "text", "text": dataset.ask(row).prompt})
             conversations.append([{"role": "user", "content": content}])
         bucket = Bucket(batch.prompt.tokens.shape[1], batch.prompt.audio.shape[1], *batch.prompt.patches.shape[1:3])
         counted = jax.tree.map(lambda x, valid=batch.valid: x[valid], batch.prompt)
@@ -172,7 +178,7 @@ def test_a_batch_takes_the_smallest_bucket_that_holds_it(dataset):
 
 def test_without_configured_shapes_those_of_the_data_hold_every_clip(reader, tokenizer):
     data = dataclasses.replace(DATA, buckets=())
-    fitted = CaptionDataset(reader, data, MODEL, tokenizer)
+    fitted = about(reader, data, MODEL, tokenizer)
     buckets = fitted.config.buckets
     rows = fitted.rows("train")
     seen = [int(row) for batch in fitted.evaluation_batches(rows, 4) for row in batch.rows[batch.valid]]
@@ -180,14 +186,14 @@ def test_without_configured_shapes_those_of_the_data_hold_every_clip(reader, tok
     assert "24 clips" in fitted.describe_shapes() or len(buckets) > 1
     # A run that goes on keeps its shapes, and other data add what they lack.
     known = (dataclasses.replace(buckets[-1], prompt_tokens=512),)
-    assert CaptionDataset(reader, data, MODEL, tokenizer, known).config.buckets == known
+    assert about(reader, data, MODEL, tokenizer, known).config.buckets == known
     small = (Bucket(40, 1),)
-    assert CaptionDataset(reader, data, MODEL, tokenizer, small).config.buckets[0] == small[0]
+    assert about(reader, data, MODEL, tokenizer, small).config.buckets[0] == small[0]
 
 
 def test_of_a_long_clip_the_beginning_is_seen(reader, tokenizer):
     """The prompt of a clip that is cut is that of a file which ends there."""
-    long = CaptionDataset(reader, dataclasses.replace(DATA, max_seconds=0.5, fps=10), MODEL, tokenizer)
+    long = about(reader, dataclasses.replace(DATA, max_seconds=0.5, fps=10), MODEL, tokenizer)
     row = next(i for i in long.rows("train") if reader.index[i].seconds == 2.0 and not reader.index[i].has_video)
     np.testing.assert_array_equal(
         long._decode(row).mel, log_mel(decode_audio(audio_file(seconds=2.0))[:8000], MODEL.audio.num_mel_bins)
@@ -195,7 +201,7 @@ def test_of_a_long_clip_the_beginning_is_seen(reader, tokenizer):
     film = next(i for i in long.rows("train") if reader.index[i].has_video)
     assert reader.index[film].video_seconds == pytest.approx(0.48, abs=0.01)
     brief = dataclasses.replace(DATA, max_seconds=0.2, max_frames=8, buckets=())
-    cut = CaptionDataset(reader, brief, MODEL, tokenizer)
+    cut = about(reader, brief, MODEL, tokenizer)
     (shown,) = decode_stretches(reader[film].video, [(0.0, 0.2)], 8, 0)
     assert shown.timestamps.max() < 0.2 and shown.seconds_per_frame == pytest.approx(0.04)
     assert len(cut._decode(film).frames) == len(shown.pixels) == 5
@@ -203,25 +209,29 @@ def test_of_a_long_clip_the_beginning_is_seen(reader, tokenizer):
         assert all(batch.valid.any() for batch in dataset.evaluation_batches(dataset.rows("train"), 4))
 
 
+def tells(batch):
+    """Which prompts of a batch say what is said."""
+    return [bool(asked.transcript) for asked in batch.asked]
+
+
 def test_transcripts_are_dropped_in_training_alone(reader, tokenizer):
-    told_and_not = CaptionDataset(reader, dataclasses.replace(DATA, transcript_dropout=0.4), MODEL, tokenizer)
+    told_and_not = about(reader, dataclasses.replace(DATA, transcript_dropout=0.4), MODEL, tokenizer)
     told = []
     for batch in batches(told_and_not, steps=40):
         for b, row in enumerate(batch.rows):
             text = tokenizer.decode(batch.prompt.tokens[b, : batch.prompt.length[b]])
-            assert (reader.index[row].transcript in text) == batch.told[b]
-            assert told_and_not.prompt_text(int(row), bool(batch.told[b])) in text
-        told += batch.told.tolist()
+            assert (reader.index[row].transcript in text) == bool(batch.asked[b].transcript)
+            assert batch.asked[b] == told_and_not.ask(int(row), bool(batch.asked[b].transcript))
+            assert batch.asked[b].prompt in text
+        told += tells(batch)
     assert 0.5 < np.mean(told) < 0.7
-    again = np.concatenate([batch.told for batch in batches(told_and_not, steps=40)])
-    np.testing.assert_array_equal(again, told)
+    assert told == [tell for batch in batches(told_and_not, steps=40) for tell in tells(batch)]
     first, second = (
-        np.concatenate([batch.told for batch in batches(told_and_not, places, steps=40)]).reshape(40, 2)
-        for places in ((0, 1), (2, 3))
+        np.array([tells(batch) for batch in batches(told_and_not, places, steps=40)]) for places in ((0, 1), (2, 3))
     )
     np.testing.assert_array_equal(np.concatenate([first, second], axis=1).ravel(), told)
     for batch in told_and_not.evaluation_batches(told_and_not.rows("validation"), 6):
-        assert batch.told.all()
+        assert all(tells(batch))
 
 
 def test_a_hidden_modality_leaves_no_trace(dataset, tokenizer):
@@ -236,9 +246,7 @@ def test_a_hidden_modality_leaves_no_trace(dataset, tokenizer):
 
 def batches(dataset, places=None, steps=6, seed=3, augmentation=None):
     if augmentation is not None:
-        dataset = CaptionDataset(
-            dataset._reader, dataclasses.replace(DATA, augment=augmentation), MODEL, dataset._tokenizer
-        )
+        dataset = about(dataset._reader, dataclasses.replace(DATA, augment=augmentation), MODEL, dataset._tokenizer)
     return dataset.training_batches(
         dataset.rows("train"), batch_size=4, steps=steps, seed=seed, references=2, max_target_tokens=12, places=places
     )
@@ -252,10 +260,24 @@ def test_processes_divide_a_batch_and_change_nothing(dataset):
     # The second one has a place more than there are rows.
     parts = zip(batches(dataset, (2, 0), augmentation=AUGMENT), batches(dataset, (1, 3, 4), augmentation=AUGMENT))
     for batch, (first, second) in zip(whole, parts, strict=True):
-        joined = jax.tree.map(lambda a, b: np.concatenate([a, b])[[1, 2, 0, 3]], first, second)
-        jax.tree.map(np.testing.assert_array_equal, joined, batch)
+        asked = [[*first.asked, *second.asked][i] for i in (1, 2, 0, 3)]
+        joined = jax.tree.map(
+            lambda a, b: np.concatenate([a, b])[[1, 2, 0, 3]], first._replace(asked=()), second._replace(asked=())
+        )
+        jax.tree.map(np.testing.assert_array_equal, joined, batch._replace(asked=()))
+        assert asked == batch.asked
         assert second.valid.tolist() == [True, True, False] and not second.targets.mask[2].any()
         assert (second.prompt.media_index[2] == -1).all() and second.prompt.length[2] > 0
+
+
+def test_a_batch_is_divided_by_rows(dataset):
+    (whole, *_) = batches(dataset)
+    parts = whole.split(2)
+    assert [len(part.rows) for part in parts] == [2, 2]
+    assert [asked for part in parts for asked in part.asked] == whole.asked
+    joined = jax.tree.map(lambda *x: np.concatenate(x), *(part._replace(asked=()) for part in parts))
+    jax.tree.map(np.testing.assert_array_equal, joined, whole._replace(asked=()))
+    assert whole._replace(targets=None).split(2)[1].targets is None
 
 
 def test_the_seed_decides_and_an_iterator_resumes(dataset):
@@ -280,12 +302,12 @@ def test_targets_are_references_with_their_end(dataset, tokenizer):
                 assert len(ids) == 12 or ids[-1] == tokenizer.end_ids[0]
                 texts.add(tokenizer.decode(ids))
             assert len(texts) == 2  # drawn without repetition
-            assert all(any(r.startswith(text) for r in dataset.references(int(row))) for text in texts)
+            assert all(any(r.startswith(text) for r in dataset.targets(int(row))) for text in texts)
 
 
 def test_a_clip_that_cannot_be_decoded_does_not_count(dataset, tokenizer, monkeypatch, caplog):
     victim = dataset.rows("train")[0]
-    fresh = CaptionDataset(dataset._reader, DATA, MODEL, tokenizer)
+    fresh = about(dataset._reader, DATA, MODEL, tokenizer)
     decode = fresh._decode
 
     def failing(row):
@@ -402,7 +424,7 @@ def test_clips_whose_features_the_model_cannot_read_are_left_out(featured, token
     model = dataclasses.replace(MODEL, features=FeatureProjectorConfig(("face", "voice"), (3, 2), 8))
     buckets = (Bucket(120, feature_frames=5), Bucket(120, feature_frames=7))
     data = dataclasses.replace(DATA, modalities=("features",), buckets=buckets)
-    dataset = CaptionDataset(featured, data, model, tokenizer)
+    dataset = about(featured, data, model, tokenizer)
     reasons = {clip.id: clip.reason for clip in dataset.quarantined}
     assert set(reasons) == {"others", "wide"}
     assert "lacks the features 'face'; it has ['posture']" in reasons["others"]
@@ -419,4 +441,4 @@ def test_clips_whose_features_the_model_cannot_read_are_left_out(featured, token
 def test_a_template_that_leaves_media_out_is_the_clips_problem(reader, tokenizer):
     deaf = Tokenizer(tokenizer._backend, template="{{ messages[0].content[-1].text }}")
     with pytest.raises(DataError, match=r"the rendered prompt has placeholders for \[\]"):
-        CaptionDataset(reader, DATA, MODEL, deaf)
+        about(reader, DATA, MODEL, deaf)

@@ -218,7 +218,7 @@ def test_what_earns_nothing_in_training_earns_nothing_in_evaluation(finished):
     with RunLogger(None) as logger:
         bench = reopen(workdir, None, logger)
     rows = bench.dataset.rows("test")[:4]
-    good = [bench.dataset.references(row)[0] for row in rows]
+    good = [bench.dataset.targets(row)[0] for row in rows]
     said = [Caption(good[0], True), Caption(good[1], False), Caption("", True), Caption(f"{good[3]} {good[3]}", True)]
     with Meteor() as meteor:
         metrics = score_captions(bench, dict(zip(rows, said)), meteor).metrics

@@ -17,7 +17,7 @@ from flax import nnx
 from mecap_jax.config import ConfigError, load, validate
 from mecap_jax.data.manifest import read_manifest, write_manifest
 from mecap_jax.data.media import MediaError
-from mecap_jax.data.pipeline import CaptionDataset
+from mecap_jax.data.pipeline import ClipDataset
 from mecap_jax.data.shards import ShardError
 from mecap_jax.data.tower_cache import TokenReader
 from mecap_jax.experiment import stages, tower_cache, weights
@@ -26,6 +26,7 @@ from mecap_jax.experiment.setup import check_trainable, make_tokenizer, set_up
 from mecap_jax.models.parameters import merge_params
 from mecap_jax.rewards.combine import RewardFunction
 from mecap_jax.sharding import put_batch
+from mecap_jax.tasks.captioning import Captioning
 from mecap_jax.train_state import init_params
 from mecap_jax.training.logging import RunLogger, read_jsonl
 from mecap_jax.training.stopping import Interrupted
@@ -119,7 +120,7 @@ def test_towers_are_no_part_of_the_program(tiny):
 @pytest.fixture(scope="module")
 def trained(tiny, tmp_path_factory):
     """Logs and final parameters of SFT and GRPO, without the cache and with it."""
-    outcomes, rows = [], CaptionDataset.rows
+    outcomes, rows = [], ClipDataset.rows
 
     def without_validation(self, split, part="all"):  # it would compile programs of its own
         return [] if split == "validation" else rows(self, split, part)
@@ -127,8 +128,8 @@ def trained(tiny, tmp_path_factory):
     for bench in (tiny[0], tiny[3]):
         config, workdir = bench.config, tmp_path_factory.mktemp("trained")
         with pytest.MonkeyPatch.context() as patch, RunLogger(workdir) as logger:
-            patch.setattr(CaptionDataset, "rows", without_validation)
-            patch.setattr(stages, "make_reward", lambda *_: RewardFunction([(Alphabetical(), 1.0)], timeout_s=60))
+            patch.setattr(ClipDataset, "rows", without_validation)
+            patch.setattr(Captioning, "rewards", lambda *_: RewardFunction([(Alphabetical(), 1.0)], timeout_s=60))
             bench = dataclasses.replace(bench, workdir=workdir, logger=logger)
             start = functools.partial(weights.starting_trainable, config, bench.mesh)
             after_sft = functools.partial(weights.stage_trainable, config, workdir, bench.mesh, "sft")
@@ -163,7 +164,7 @@ def test_a_family_without_an_audio_tower(tiny):
     config = load("configs/grpo.py:qwen2_5_vl_3b,smoke", overrides)
     check_trainable(config)
     tokenizer = make_tokenizer(config, tiny[0].reader)
-    dataset = CaptionDataset(tiny[0].reader, config.data, config.model, tokenizer)
+    dataset = ClipDataset(tiny[0].reader, config.data, config.model, tokenizer, tiny[0].task)
     bench = dataclasses.replace(tiny[0], config=config, dataset=dataset, tokenizer=tokenizer)
     graphdef, params = init_params(config.model, 0, bench.mesh)
     cached = tower_cache.with_tower_cache(bench, weights.RunModel(graphdef, {}, params), _never)

@@ -12,16 +12,18 @@ from jax.sharding import AxisType, Mesh
 
 from mecap_jax.batch import Completions
 from mecap_jax.config import GrpoConfig, LossConfig, OptimizerConfig, SftConfig
+from mecap_jax.data.questions import Asked
 from mecap_jax.data.tokenizer import Tokenizer
 from mecap_jax.model_config import ModelConfig
 from mecap_jax.models.parameters import merge_params, split_params
 from mecap_jax.rewards.combine import RewardFunction
 from mecap_jax.rl.learner import GrpoLearner
-from mecap_jax.rl.rollout import MicroBatch, PromptInfo, RolloutEngine
+from mecap_jax.rl.rollout import MicroBatch, RolloutEngine
 from mecap_jax.sharding import divide, local_shards, put_batch
 from mecap_jax.train_state import TrainState, abstract_model, init_state, make_optimizer
 from mecap_jax.training.sft import SftBatch, SftLearner
 from tests import miniature
+from tests.data.clips import record
 
 BATCH, LENGTH, STEPS = 7, 6, 4  # seven rows divide over no mesh: one place is filled up
 # Batch numbers with all modalities in every row, and with no sound in any; the others mix.
@@ -145,7 +147,7 @@ def grpo_learner(on: Mesh, optimizer: optax.GradientTransformation, config: Grpo
     frozen = frozen_params(on, parts)
     reference = merge_params(initial_state(on, optimizer, parts)[1].params, frozen)
     reward = RewardFunction([(Alphabetical(), 1.0)], timeout_s=60)
-    engine = RolloutEngine(graphdef, reference, config, Letters(), reward, on, seed=5)
+    engine = RolloutEngine(graphdef, reference, config, Letters(), lambda text: {}, reward, on, seed=5)
     return GrpoLearner(graphdef, state, frozen, engine, optimizer, config, reward.weights, on, seed=5)
 
 
@@ -178,7 +180,7 @@ def grpo_step(on: Mesh, micro: int = 0, optimizer=None, config: GrpoConfig = GRP
                 prompt=put_batch(prompt, on),
                 rows=put_batch(numbers, on),
                 valid=put_batch(valid & (numbers != 3), on),  # one clip could not be decoded
-                infos=[PromptInfo(f"clip-{i}", "describe", "so they say", ("a b c",), None) for i in numbers],
+                asked=[Asked(record(f"clip-{i}"), "describe", "so they say", ("a b c",)) for i in numbers],
                 references=put_batch(references, on),
             )
             for prompt, _, references, numbers, valid in _micro_batches(int(number), on, micro)

@@ -15,10 +15,11 @@ from mecap_jax.data.importers import IMPORTERS, BadClip, ImporterError, ImportSe
 from mecap_jax.data.importers.emotiontalk import OFFICIAL, clean_transcript, parse_captions
 from mecap_jax.data.importers.stills import one_frame_video
 from mecap_jax.data.media import MediaError, decode_video
-from mecap_jax.data.pipeline import CaptionDataset
+from mecap_jax.data.pipeline import ClipDataset
 from mecap_jax.data.shards import ShardError, ShardReader
 from mecap_jax.data.tokenizer import train_tokenizer
 from mecap_jax.data.utterance import Utterance
+from mecap_jax.tasks.captioning import Captioning
 from tests.data.clips import audio_file, pattern, video_file
 from tests.data.test_pipeline import DATA, MODEL
 from tests.fuzz import json_mutant, mutant
@@ -362,7 +363,7 @@ def test_pictures_reach_a_batch(tmp_path):
     prepare("folder", tmp_path / "raw", tmp_path / "out", progress=False)
     tokenizer = train_tokenizer(["Joy."], 400)
     data = dataclasses.replace(DATA, buckets=(), modalities=("video",))
-    dataset = CaptionDataset(ShardReader(tmp_path / "out"), data, MODEL, tokenizer)
+    dataset = ClipDataset(ShardReader(tmp_path / "out"), data, MODEL, tokenizer, Captioning("overall", "Describe it."))
     (batch,) = dataset.evaluation_batches(dataset.rows("train"), 2)
     assert batch.valid.all() and (batch.prompt.media_index >= 0).any(axis=1).all()
     assert batch.prompt.patches.any() and not np.array_equal(*batch.prompt.patches)

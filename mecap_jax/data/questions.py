@@ -1,0 +1,42 @@
+"""What a data set asks of a task, and what became of it for one row of a batch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Protocol
+
+from mecap_jax.data.manifest import IndexRow
+
+
+class Questions(Protocol):
+    """The part of a task that data need: which clips it can use, what it asks, what it teaches.
+
+    It goes to the reader processes, so it can be pickled.
+    """
+
+    def usable(self, record: IndexRow) -> str | None:
+        """Why the task cannot use a clip, None if it can."""
+
+    def request(self, record: IndexRow | None) -> str:
+        """What is asked of the model; None: of a clip of which nothing is known."""
+
+    def targets(self, record: IndexRow) -> Sequence[str]:
+        """The answers that a clip teaches; none where it teaches nothing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What the model was asked about a clip, and all that the answer can be judged by.
+
+    Attributes:
+      record: the clip.
+      prompt: the text of the prompt.
+      transcript: what is said, "" where the prompt does not tell.
+      targets: the answers that the clip teaches.
+    """
+
+    record: IndexRow
+    prompt: str
+    transcript: str
+    targets: tuple[str, ...]

@@ -1,0 +1,61 @@
+"""What a task is: what is asked of the model, what it learns from, and how its answers are judged.
+
+Captioning, recognition with a rationale and structured reasoning differ in this and in nothing else. Loop, learner,
+rollout, losses, data and models know no task.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from mecap_jax.config import RewardConfig
+from mecap_jax.data.checks import Checked
+from mecap_jax.data.manifest import IndexRow
+from mecap_jax.evaluation.java_tools import Meteor
+from mecap_jax.evaluation.stage import StageResult
+from mecap_jax.models.sentence_encoder import SentenceEncoder
+from mecap_jax.rewards.anchors import Anchors
+from mecap_jax.rewards.combine import RewardFunction
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What a model said of a clip; `finished` is False where it was cut at the longest length."""
+
+    record: IndexRow
+    text: str
+    finished: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Judges:
+    """What rewards and metrics may ask.
+
+    Attributes:
+      encoder: the sentence encoder.
+      anchors: emotion anchors that were built with it.
+      train: the clips that the run trains on.
+    """
+
+    encoder: SentenceEncoder
+    anchors: Anchors
+    train: Sequence[IndexRow]
+
+
+class Task(Checked, Protocol):
+    """One task, made from a run's configuration. It goes to the reader processes, so it can be pickled."""
+
+    def read(self, text: str) -> Mapping[str, str]:
+        """The parts of an answer by name, in the order in which they stand; empty for free or malformed text."""
+
+    def rewards(self, config: RewardConfig, judges: Judges) -> RewardFunction:
+        """What its answers earn.
+
+        Raises:
+          ConfigError: a term that cannot be made, or none at all.
+        """
+
+    def evaluate(self, answers: Sequence[Answer], judges: Judges, meteor: Meteor) -> StageResult:
+        """All metrics of one answer a clip."""

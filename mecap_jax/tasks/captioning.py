@@ -1,0 +1,138 @@
+"""Emotion captioning: what MECap-R1 (arXiv 2509.18729) asks, teaches, rewards and measures."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from mecap_jax.config import Config, RewardConfig
+from mecap_jax.data.checks import Judgement, clip_counts, counted, listed, references
+from mecap_jax.data.language import has_word
+from mecap_jax.data.manifest import IndexRow
+from mecap_jax.evaluation.java_tools import Meteor
+from mecap_jax.evaluation.stage import Clip, StageResult, score_stage
+from mecap_jax.rewards.anchors import Anchors
+from mecap_jax.rewards.base import Sample, normalise_text
+from mecap_jax.rewards.combine import RewardFunction, build_reward
+from mecap_jax.rewards.emotion import EmotionReward, emotion_coordinates
+from mecap_jax.rewards.validity import is_degenerate
+from mecap_jax.tasks.base import Answer, Judges
+
+
+@dataclasses.dataclass(frozen=True)
+class Captioning:
+    """The task of putting a clip's emotion into words.
+
+    Attributes:
+      target: the kind of captions that is learnt and generated.
+      instruction: what is asked, the same for every clip.
+      form: of the emotion coordinates, as in `RewardConfig.form`.
+    """
+
+    target: str
+    instruction: str
+    form: str = "centred"
+
+    @classmethod
+    def from_config(cls, config: Config) -> Captioning:
+        """The task that a run's configuration describes."""
+        form = config.grpo.reward.form if config.grpo else "centred"
+        return cls(config.data.target, config.data.instruction, form)
+
+    def usable(self, record: IndexRow) -> str | None:
+        """Returns why a clip cannot be used, None if it can."""
+        if self.targets(record):
+            return None
+        wordless = " with a word in it" if record.captions.get(self.target) else ""
+        return f"has no {self.target!r} caption{wordless}"
+
+    def request(self, record: IndexRow | None) -> str:
+        """Returns what is asked of the model."""
+        return self.instruction
+
+    def targets(self, record: IndexRow) -> tuple[str, ...]:
+        """Returns the captions of the kind that is learnt."""
+        return references(record, self.target)
+
+    def read(self, text: str) -> Mapping[str, str]:
+        """Returns nothing: a caption is free text."""
+        return {}
+
+    def check(
+        self, config: Config, train: Sequence[IndexRow], evaluated: Sequence[IndexRow], rows: Sequence[IndexRow]
+    ) -> Judgement:
+        """Returns what is wrong, and what is odd, about labels, references and the language of captions."""
+        found = Judgement([], [])
+        _check_labels(config, train, evaluated, found.remarks)
+        self._check_references(config, rows, found)
+        return found
+
+    def rewards(self, config: RewardConfig, judges: Judges) -> RewardFunction:
+        """Returns the weighted terms that judge a caption; document frequencies come from the train captions."""
+        train = [self.targets(record) for record in judges.train]
+        return build_reward(config, judges.encoder, judges.anchors, train)
+
+    def evaluate(self, answers: Sequence[Answer], judges: Judges, meteor: Meteor) -> StageResult:
+        """Scores captions: n-gram metrics, sentence similarity, emotion by nearest anchor and by first word.
+
+        Degenerate captions earn no emotion reward, as in training.
+        """
+        clips, samples = [], []
+        for group, answer in enumerate(answers):
+            record, targets = answer.record, self.targets(answer.record)
+            clips.append(Clip(record.id, record.speaker, targets, record.label, record.caption_language))
+            samples.append(Sample(answer.text, answer.finished, "", record.id, targets, record.label, group))
+        texts = [answer.text for answer in answers]
+        embeddings = judges.encoder.encode([normalise_text(text) for text in texts])
+        values = EmotionReward(judges.encoder, judges.anchors, self.form)(samples)
+        rewards = [
+            0.0 if value is None or is_degenerate(answer.text, answer.finished) else value
+            for answer, value in zip(answers, values)
+        ]
+        return score_stage(
+            clips,
+            texts,
+            judges.anchors.labels,
+            encode=judges.encoder.encode,
+            coordinates=emotion_coordinates(embeddings, judges.anchors, self.form),
+            rewards=np.array(rewards),
+            meteor=meteor,
+        )
+
+    def _check_references(self, config: Config, rows: Sequence[IndexRow], found: Judgement) -> None:
+        wordless = [text for row in rows for text in row.captions[self.target] if not has_word(text)]
+        if wordless:
+            found.remarks.append(
+                f"{counted(wordless, 'reference')} without a word left out: {listed(map(repr, wordless))}"
+            )
+        foreign = Counter(row.caption_language for row in rows if not row.caption_language.startswith("en"))
+        if foreign and not config.encoder.path:
+            reward = config.grpo.reward if config.grpo else None
+            needed = reward and (reward.emotion or reward.semantic or reward.distinctiveness)
+            refused = needed and sum(foreign.values()) > config.data.max_bad_fraction * len(rows)
+            says = "the reward would be noise" if refused else "figures that rest on it say nothing of these clips"
+            (found.problems if refused else found.remarks).append(
+                f"captions are in {clip_counts(foreign)}, and the packaged sentence encoder reads English only: "
+                f"{says}; name a multilingual one (config key 'encoder.path')"
+            )
+
+
+def _check_labels(config: Config, train: Sequence[IndexRow], evaluated: Sequence[IndexRow], remarks: list[str]) -> None:
+    known = {row.label for row in train if row.label}
+    if config.encoder.anchors:
+        anchored = set(Anchors.load(config.encoder.anchors).labels)
+        if lacking := sorted(known - anchored):
+            remarks.append(f"the anchors of config key 'encoder.anchors' lack labels of the clips: {listed(lacking)}")
+        known = anchored
+    elif len(known) < 2:
+        remarks.append(
+            f"training clips have {counted(known, 'emotion label')}, too few for anchors of their own: anchors come "
+            "from template phrases"
+        )
+        return
+    unseen = Counter(row.label for row in evaluated if row.label and row.label not in known)
+    if unseen:
+        remarks.append(f"labels that training never sees count as missed in evaluation: {clip_counts(unseen)}")
