@@ -17,6 +17,7 @@ from mecap_jax.config import (
     LossConfig,
     OptimizerConfig,
     RewardConfig,
+    RewardSpec,
     SftConfig,
     SyntheticConfig,
 )
@@ -100,7 +101,7 @@ def _tiny() -> Config:
             loss=LossConfig(
                 name="grpo", beta=0.05, clip_low=1.0, clip_high=1.0, reference_likelihood=1.0, references=4
             ),
-            reward=RewardConfig(emotion=2.0, semantic=0.5, rouge_l=0.5),
+            reward=RewardConfig((RewardSpec("emotion", 2.0), RewardSpec("semantic", 0.5), RewardSpec("rouge_l", 0.5))),
             optimizer=OptimizerConfig(
                 name="muon",
                 learning_rate=1e-3,
@@ -158,7 +159,7 @@ def _backbone(family: str, lora: bool) -> Config:
             max_new_tokens=96,
             clips="held_out",
             loss=LossConfig(name="grpo", beta=0.04),
-            reward=RewardConfig(emotion=1.0, semantic=0.5),
+            reward=RewardConfig((RewardSpec("emotion", 1.0), RewardSpec("semantic", 0.5))),
             optimizer=OptimizerConfig(learning_rate=1e-5 if lora else 1e-6, warmup_steps=10, schedule="constant"),
             validate_every=100,
         ),

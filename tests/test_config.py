@@ -8,8 +8,17 @@ from pathlib import Path
 import pytest
 from pydantic import TypeAdapter
 
-from mecap_jax import config as config_module
-from mecap_jax.config import Bucket, Config, ConfigError, from_json, load, to_json, validate, validate_devices
+from mecap_jax.config import (
+    Bucket,
+    Config,
+    ConfigError,
+    RewardSpec,
+    from_json,
+    load,
+    to_json,
+    validate,
+    validate_devices,
+)
 
 RECIPE = "configs/grpo.py"
 
@@ -29,14 +38,15 @@ def test_overrides_reach_nested_fields_with_the_right_type():
             "data.modalities=audio",
             "data.instruction=7",
             "evaluation.rows=text_only,grpo_semantic",
-            "grpo.reward.custom=('a.py:f=1',)",
+            "grpo.reward.terms=semantic=0.25,a.py:f=1",
+            "grpo.reward.terms.a.py:f.gate=semantic",
         ],
     )
     assert (config.seed, config.grpo.group_size, config.data.instruction) == (3, 4, "7")
     assert config.grpo.optimizer.learning_rate == 1.0 and isinstance(config.grpo.optimizer.learning_rate, float)
     assert config.data.modalities == ("audio",)
     assert config.evaluation.rows == ("text_only", "grpo_semantic")
-    assert config.grpo.reward.custom == ("a.py:f=1",)
+    assert config.grpo.reward.terms == (RewardSpec("semantic", 0.25), RewardSpec("a.py:f", 1.0, gate="semantic"))
     assert load(RECIPE, ["grpo=None"]).grpo is None
 
 
@@ -62,7 +72,13 @@ def test_overrides_reach_nested_fields_with_the_right_type():
         ("data.max_bad_fraction=2", ("data.max_bad_fraction", "less than or equal to 1")),
         ("grpo.loss.kl=k1", ("grpo.loss.kl", "must be 'k2' or 'k3'")),
         ("grpo.loss.clip_dual=1", ("grpo.loss.clip_dual", "above 1")),
-        ("grpo.reward.emotion=1e308", ("grpo.reward.emotion", "less than or equal to 1000000")),
+        ("grpo.reward.terms.emotion.weight=1e308", ("grpo.reward.terms[0].weight", "less than or equal to 1000000")),
+        ("grpo.reward.terms.joy.weight=1", ("no reward term 'joy'", "emotion, semantic, rouge_l")),
+        ("grpo.reward.terms=emotion=much", ("'emotion=much'", "the weight 'much' is no number")),
+        ("grpo.reward.terms=emotion,emotion", ("'grpo.reward.terms'", "'emotion' is there twice")),
+        ("grpo.reward.terms.emotion.gate=emotion", ("'grpo.reward.terms'", "the gate 'emotion' of 'emotion'")),
+        ("grpo.reward.terms.emotion.gate=joy", ("'grpo.reward.terms'", "the gate 'joy' of 'emotion' is no other term")),
+        ("grpo.reward.terms.emotion.schedule=((5,1.0),(5,2.0))", ("'grpo.reward.terms'", "later and later steps")),
         ("control.steps=0", ("control.steps", "greater than 0")),
         ("sft.optimizer.clip_norm=nan", ("sft.optimizer.clip_norm", "valid number", "'nan'")),
         ("sft.optimizer.clip_norm=1e999", ("sft.optimizer.clip_norm", "finite")),
@@ -124,9 +140,8 @@ def test_combinations_of_stages():
         load(RECIPE, ["sft=None", "grpo=None"])
     with pytest.raises(ConfigError, match="'evaluation.rows'.*grpo_semantic needs"):
         load(RECIPE, ["grpo=None", "evaluation.rows=grpo_semantic"])
-    weights = [f"grpo.reward.{name}=0" for name in config_module.REWARD_TERMS]
-    with pytest.raises(ConfigError, match="'grpo.reward'.*nothing would be learnt"):
-        load(RECIPE, weights)
+    with pytest.raises(ConfigError, match="'grpo.reward.terms'.*nothing would be learnt"):
+        load(RECIPE, ["grpo.reward.terms=emotion=0,semantic=0"])
     with pytest.raises(ConfigError, match="smallest first"):
         recipe = load(RECIPE)
         buckets = (Bucket(200, 2, 4, 1), Bucket(100, 2, 4, 1))

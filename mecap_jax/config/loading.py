@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mecap_jax import json_files
-from mecap_jax.config.schema import Config, ConfigError
+from mecap_jax.config.schema import Config, ConfigError, RewardSpec
 from mecap_jax.config.validation import validate
 from mecap_jax.config.values import build, parse
 
@@ -65,14 +65,40 @@ def _replace(node: Any, path: list[str], text: str, key: str) -> Any:
     if len(path) == 1:
         return dataclasses.replace(node, **{name: _parse(text, hints[name])})
     child = getattr(node, name)
+    if isinstance(child, tuple) and child and isinstance(child[0], RewardSpec):
+        return dataclasses.replace(node, **{name: _replace_named(child, path[1:], text, key)})
     if not dataclasses.is_dataclass(child):
         reason = "is not set in this recipe" if child is None else f"has no fields (it is a {type(child).__name__})"
         raise ConfigError(f"config key {key!r}: {name!r} {reason}")
     return dataclasses.replace(node, **{name: _replace(child, path[1:], text, key)})
 
 
+def _replace_named(specs: tuple[RewardSpec, ...], path: list[str], text: str, key: str) -> tuple[RewardSpec, ...]:
+    """Returns the terms with one field of one of them, `NAME.FIELD`, set."""
+    name = ".".join(path[:-1])  # "file.py:function" has dots
+    if name not in [spec.name for spec in specs]:
+        known = ", ".join(spec.name for spec in specs)
+        raise ConfigError(f"config key {key!r}: no reward term {name!r}; there are {known}")
+    return tuple(_replace(spec, path[-1:], text, key) if spec.name == name else spec for spec in specs)
+
+
+def _parse_specs(value: Any) -> Any:
+    """Reward terms, of which each may be "NAME=WEIGHT" or "NAME"."""
+
+    def spec(item: Any) -> Any:
+        if not isinstance(item, str):
+            return item
+        name, _, weight = item.rpartition("=")
+        try:
+            return RewardSpec(name, float(weight)) if name and ":" not in weight else RewardSpec(item)
+        except ValueError:
+            raise ConfigError(f"reward term {item!r}: the weight {weight!r} is no number") from None
+
+    return [spec(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
 def _parse(text: str, hint: Any) -> Any:
-    """A Python literal, or the text itself where it is none; `a,b` for a tuple of strings."""
+    """A Python literal, or the text itself where it is none; `a,b` for a tuple of strings or of reward terms."""
     if hint is str:
         return text
     try:
@@ -81,8 +107,8 @@ def _parse(text: str, hint: Any) -> Any:
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         value = text
     if isinstance(value, str) and typing.get_origin(hint) is tuple:
-        return [part for part in value.split(",") if part]
-    return value
+        value = [part for part in value.split(",") if part]
+    return _parse_specs(value) if RewardSpec in typing.get_args(hint) else value
 
 
 def to_json(config: Config) -> str:

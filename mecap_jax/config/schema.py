@@ -7,6 +7,7 @@ fields must fulfil together stands in `config.validation`.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -17,6 +18,7 @@ from mecap_jax.model_config import ModelConfig
 Modality = Literal["audio", "video", "features"]
 Row = Literal["text_only", "sft_control", "grpo_semantic"]
 Weight = Annotated[float, Field(ge=-1e6, le=1e6)]
+Factor = Annotated[float, Field(ge=0, le=1e6)]
 
 
 class ConfigError(ValueError):
@@ -220,28 +222,39 @@ class LossConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class RewardConfig:
-    """Weights of the reward terms (0 leaves a term out) and how they are computed.
+class RewardSpec:
+    """One term of the reward. On the command line "NAME=WEIGHT" is one.
 
     Attributes:
-      emotion: cosine in emotion coordinates (Emo-GRPO).
-      semantic: Sentence-BERT cosine to the best reference.
-      rouge_l: ROUGE-L against the best reference.
-      cider_d: CIDEr-D against the references, document frequencies from the train captions.
-      distinctiveness: how much closer a caption is to its own references than to those of the training clips.
-      form: emotion coordinates: "softmax", "centred", "raw" or "text_centred" (see `rewards.emotion`).
-      custom: further terms, "path/to/file.py:function=weight".
-      timeout_s: a term that takes longer for a micro-group has failed for it.
-      validation_timeout_s: the same for the captions of all validation clips.
+      name: a term of the task (`tasks/`), or one of a user's own: "path/to/file.py:function".
+      weight: what its value is multiplied with; 0 leaves it out.
+      gate: another term that must be above `gate_above`: where it is not, this one earns 0.
+      schedule: (step, factor): what the weight is multiplied with, linearly between the steps that are named, constant
+        before the first and behind the last; () is 1 throughout. Validation takes the factor of the last step.
+      options: the term's own settings.
     """
 
-    emotion: Weight = 1.0
-    semantic: Weight = 0.5
-    rouge_l: Weight = 0.0
-    cider_d: Weight = 0.0
-    distinctiveness: Weight = 0.0
-    form: Literal["softmax", "centred", "raw", "text_centred"] = "softmax"
-    custom: tuple[str, ...] = ()
+    name: str
+    weight: Weight = 1.0
+    gate: str = ""
+    gate_above: Weight = 0.0
+    schedule: tuple[tuple[NonNegativeInt, Factor], ...] = ()
+    options: Mapping[str, bool | int | float | str] = dataclasses.field(default_factory=dict, hash=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardConfig:
+    """What the policy is rewarded for.
+
+    Attributes:
+      terms: what is judged; each is logged by itself.
+      combine: "sum" of the weighted terms, or their "product".
+      timeout_s: a term that takes longer for a micro-group has failed for it.
+      validation_timeout_s: the same for the answers to all validation clips.
+    """
+
+    terms: tuple[RewardSpec, ...] = (RewardSpec("emotion"), RewardSpec("semantic", 0.5))
+    combine: Literal["sum", "product"] = "sum"
     timeout_s: PositiveFloat = 60.0
     validation_timeout_s: PositiveFloat = 600.0
 

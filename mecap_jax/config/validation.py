@@ -15,7 +15,6 @@ from mecap_jax.config.values import build
 
 MODALITIES: tuple[str, ...] = typing.get_args(Modality)
 EXTRA_ROWS: tuple[str, ...] = typing.get_args(Row)
-REWARD_TERMS = ("emotion", "semantic", "rouge_l", "cider_d", "distinctiveness")
 
 # (dotted key, what is wrong with it)
 Problems = Iterator[tuple[str, str]]
@@ -103,8 +102,18 @@ def _heads(config: Config) -> Problems:
 def _objective(config: Config) -> Problems:
     if config.grpo is None:
         return
-    if not config.grpo.reward.custom and not any(getattr(config.grpo.reward, name) for name in REWARD_TERMS):
-        yield "grpo.reward", "every weight is 0, nothing would be learnt"
+    reward = config.grpo.reward
+    names = [spec.name for spec in reward.terms]
+    if not any(spec.weight for spec in reward.terms):
+        yield "grpo.reward.terms", "every weight is 0, nothing would be learnt"
+    for spec in reward.terms:
+        if names.count(spec.name) > 1:
+            yield "grpo.reward.terms", f"{spec.name!r} is there twice"
+        if spec.gate and (spec.gate == spec.name or spec.gate not in names):
+            yield "grpo.reward.terms", f"the gate {spec.gate!r} of {spec.name!r} is no other term"
+        steps = [step for step, _ in spec.schedule]
+        if steps != sorted(set(steps)):
+            yield "grpo.reward.terms", f"the schedule of {spec.name!r} must name later and later steps"
     if 0 < config.grpo.loss.clip_dual <= 1:
         yield "grpo.loss.clip_dual", "must be above 1, or 0 for none"
     if config.grpo.loss.clip_dual and config.grpo.loss.name == "cispo":

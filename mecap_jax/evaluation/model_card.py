@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mecap_jax.config import Config, GrpoConfig, SftConfig
+from mecap_jax.config import Config, GrpoConfig, RewardSpec, SftConfig
 from mecap_jax.evaluation.card_usage import transformers_usage
 from mecap_jax.evaluation.tables import escape, format_value, markdown_table, metric_cell, ordered, stage_title
 from mecap_jax.families import FAMILIES
@@ -27,7 +27,6 @@ _TRAINED = {
     "sft_control": ("sft", "sft_control"),
     "grpo_semantic": ("sft", "grpo_semantic"),
 }
-_REWARDS = ("emotion", "semantic", "rouge_l", "cider_d", "distinctiveness")
 # Asks for nothing in return, so that it decides nothing about a work that it is part of.
 _PUBLIC_DOMAIN = "cc0-1.0"
 
@@ -176,17 +175,20 @@ def _describe_sft(sft: SftConfig, stage: str, steps: int) -> str:
 
 
 def _describe_grpo(grpo: GrpoConfig, stage: str) -> str:
-    reward = dataclasses.replace(grpo.reward, emotion=0.0) if stage == "grpo_semantic" else grpo.reward
-    weights = [f"{name} {getattr(reward, name):g}" for name in _REWARDS if getattr(reward, name)]
-    # A term of one's own is "path/to/file.py:function=weight".
-    weights += [escape(Path(term).name) for term in reward.custom]
+    terms = [spec for spec in grpo.reward.terms if (stage, spec.name) != ("grpo_semantic", "emotion")]
+    # A term of one's own is "path/to/file.py:function".
+    weights = [f"{escape(Path(spec.name).name)} {spec.weight:g}{_options(spec)}" for spec in terms if spec.weight]
     return (
         f"{escape(stage_title(stage))}: {grpo.steps} steps of {grpo.prompts} prompts with groups of {grpo.group_size}, "
         f"{escape(grpo.optimizer.name)} at {grpo.optimizer.learning_rate:g}; loss {escape(grpo.loss.name)}, advantage "
         f"{escape(grpo.advantage)}, KL weight {grpo.loss.beta:g}, weight of the references' likelihood "
-        f"{grpo.loss.reference_likelihood:g}; reward weights: {', '.join(weights) or 'none'} "
-        f"(emotion coordinates: {escape(reward.form)})."
+        f"{grpo.loss.reference_likelihood:g}; reward weights: {', '.join(weights) or 'none'}."
     )
+
+
+def _options(spec: RewardSpec) -> str:
+    options = ", ".join(f"{escape(key)} {escape(str(value))}" for key, value in spec.options.items())
+    return f" ({options})" if options else ""
 
 
 def _data(export: Export) -> str:

@@ -36,7 +36,6 @@ from mecap_jax.models.parameters import split_params
 from mecap_jax.models.sentence_encoder import SentenceEncoder, SentenceEncoderError, load_sentence_encoder
 from mecap_jax.rewards.anchors import Anchors, AnchorsError, build_anchors, captions_by_label, check_encoder
 from mecap_jax.rewards.base import RewardError
-from mecap_jax.rewards.custom import load_custom
 from mecap_jax.rewards.templates import template_sentences
 from mecap_jax.sharding import fitting_mesh, make_mesh
 from mecap_jax.tasks.base import Judges, Task
@@ -108,8 +107,8 @@ def set_up(config: Config, workdir: Path, logger: RunLogger) -> Workbench:
     check_trainable(config)
     if resumed:
         check_same(workdir, config)
-    for spec in config.grpo.reward.custom if config.grpo else ():
-        load_custom(spec)
+    if config.grpo is not None:
+        make_task(config).check_rewards(config.grpo.reward)
     encoder = load_encoder(config)
     if not jax.config.jax_compilation_cache_dir:
         compiled = cache_of(workdir).parent / Path(config.compilation_cache).expanduser()

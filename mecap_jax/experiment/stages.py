@@ -141,7 +141,7 @@ def _grpo(
     engine = RolloutEngine(graphdef, policy, config, bench.tokenizer, bench.task.read, reward, mesh, seed)
     optimizer = make_optimizer(config.optimizer, config.steps * config.updates)
     abstract = abstract_state(model.trainable, optimizer, mesh)
-    learner = GrpoLearner(graphdef, abstract, frozen, engine, optimizer, config, reward.weights, mesh, seed)
+    learner = GrpoLearner(graphdef, abstract, frozen, engine, optimizer, config, reward.weights_at, mesh, seed)
     division = divide(config.prompts, mesh, config.micro_prompts)
     places = division.places(local_shards(mesh))
     _tell_filled(bench, name, division)

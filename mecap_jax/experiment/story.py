@@ -139,7 +139,8 @@ def _sft_control(bench: Workbench, model: RunModel, should_stop: Stop) -> Workbe
 def _grpo_semantic(bench: Workbench, model: RunModel, should_stop: Stop) -> Workbench:
     """GRPO without the emotion term."""
     config = bench.config.grpo
-    reward = dataclasses.replace(config.reward, emotion=0.0)
+    others = tuple(spec for spec in config.reward.terms if spec.name != "emotion")
+    reward = dataclasses.replace(config.reward, terms=others)
     changed = dataclasses.replace(config, reward=reward)
     train_grpo(bench, "grpo_semantic", changed, model, _second_start(bench), should_stop)
     return bench

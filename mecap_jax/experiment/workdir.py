@@ -16,6 +16,7 @@ from mecap_jax.data.shards import ShardReader
 from mecap_jax.data.training_facts import TrainingFacts
 from mecap_jax.experiment.weights import CONFIG_FILE
 from mecap_jax.json_files import as_json, read_json_object, to_json, write_json
+from mecap_jax.rewards.custom import is_custom
 from mecap_jax.training.checkpointing import latest_step
 
 # Held by the process that runs in a workdir; evaluation, captions and export only read, and need no lock.
@@ -176,6 +177,10 @@ def _with_absolute_paths(config: dict[str, Any]) -> dict[str, Any]:
     config["data"] = data | {key: absolute(data[key]) for key in ("path", "input")}
     config["encoder"] = encoder | {key: absolute(encoder[key]) for key in ("path", "anchors")}
     if grpo is not None:
-        reward = grpo["reward"] | {"custom": [absolute(spec) for spec in grpo["reward"]["custom"]]}
-        config["grpo"] = grpo | {"reward": reward}
+        names = ("name", "gate")  # of a user's own term: a path and a function
+        terms = [
+            term | {key: absolute(term[key]) for key in names if is_custom(term[key])}
+            for term in grpo["reward"]["terms"]
+        ]
+        config["grpo"] = grpo | {"reward": grpo["reward"] | {"terms": terms}}
     return config

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import logging
 import reprlib
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any, SupportsFloat
+from typing import Any, NamedTuple, SupportsFloat
 
 import numpy as np
 
 from mecap_jax.config import ConfigError, RewardConfig
-from mecap_jax.models.sentence_encoder import SentenceEncoder
-from mecap_jax.rewards.anchors import Anchors
 from mecap_jax.rewards.base import Reward, Sample
-from mecap_jax.rewards.custom import load_custom
-from mecap_jax.rewards.emotion import DistinctivenessReward, EmotionReward, SemanticReward
-from mecap_jax.rewards.lexical import CiderDReward, RougeLReward
-from mecap_jax.rewards.validity import is_degenerate
+from mecap_jax.rewards.custom import is_custom, load_custom
 
 _log = logging.getLogger(__name__)
 
@@ -28,15 +24,25 @@ _log = logging.getLogger(__name__)
 MAX_MAGNITUDE = 1e6
 
 
+class Term(NamedTuple):
+    """A term and how it counts, as in `config.RewardSpec`; `gate` is the name of another term."""
+
+    reward: Reward
+    weight: float
+    gate: str = ""
+    gate_above: float = 0.0
+    schedule: tuple[tuple[int, float], ...] = ()
+
+
 @dataclasses.dataclass(frozen=True)
 class RewardBatch:
     """Rewards of n samples.
 
     Attributes:
-      total: float64 [n], weighted sum of the terms that have a value; NaN where none has.
-      terms: float64 [n] by name, unweighted; NaN where a term has no value. Degenerate samples earn nothing here
-        either: what would raise their total is 0.
-      degenerate: n reasons why a sample earns nothing (see `is_degenerate`), None for proper text.
+      total: float64 [n], the weighted terms that have a value, combined; NaN where none has.
+      terms: float64 [n] by name, unweighted, behind their gates; NaN where a term has no value. Samples that are
+        refused earn nothing here either: what would raise their total is 0.
+      degenerate: n reasons why a sample is refused, None for proper text.
       failed: bool [n] by name, samples for which a term failed instead of having nothing to say.
       failures: what went wrong, by the name of the term.
     """
@@ -56,35 +62,58 @@ class RewardFunction:
     Failures are part of the batch, and a term's first one is logged.
 
     Attributes:
-      weights: weight by term.
+      weights: weight by term, at the last step of its schedule.
       reasons: the newest failure of each term that ever failed.
     """
 
-    def __init__(self, terms: Sequence[tuple[Reward, float]], timeout_s: float):
-        """Raises ValueError: no terms, or two of one name."""
-        names = [reward.name for reward, _ in terms]
+    def __init__(
+        self,
+        terms: Sequence[Term | tuple[Reward, float]],
+        timeout_s: float,
+        refuse: Callable[[str, bool], str | None] | None = None,
+        how: str = "sum",
+    ):
+        """Makes the function.
+
+        Args:
+          terms: at least one.
+          timeout_s: how long a batch may take.
+          refuse: says of a completion, and whether it ended by itself, why it earns nothing; None where it may.
+          how: "sum" or "product" of the terms, each times its weight.
+
+        Raises:
+          ValueError: no terms, two of one name, a gate that is no term, or gates in a circle.
+        """
+        self._terms = tuple(Term(*term) for term in terms)
+        names = [term.reward.name for term in self._terms]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"reward terms need different names, at least one: got {names}")
-        self._terms, self._timeout_s = tuple(terms), timeout_s
+        self._gates = {term.reward.name: term for term in self._terms}
+        self._order = _behind_gates({name: term.gate for name, term in self._gates.items()})
+        self._timeout_s, self._refuse, self._how = timeout_s, refuse, how
         self._hanging: dict[str, Future] = {}
         self._lock = threading.Lock()
-        self.weights = {reward.name: float(weight) for reward, weight in terms}
+        self.weights = self.weights_at(None)
         self.reasons: dict[str, str] = {}
 
     def with_timeout(self, timeout_s: float) -> RewardFunction:
         """The same terms for another purpose: a call that hangs there does not count as hanging here."""
-        return RewardFunction(self._terms, timeout_s)
+        return RewardFunction(self._terms, timeout_s, self._refuse, self._how)
 
-    def __call__(self, samples: Sequence[Sample]) -> RewardBatch:
-        """Computes the rewards of `samples`."""
+    def weights_at(self, step: int | None) -> dict[str, float]:
+        """Weight by term at a step; None: behind the last one of every schedule."""
+        return {term.reward.name: float(term.weight) * _factor(term.schedule, step) for term in self._terms}
+
+    def __call__(self, samples: Sequence[Sample], step: int | None = None) -> RewardBatch:
+        """Computes the rewards of `samples`, with the weights of a step."""
         samples = tuple(samples)
         deadline = time.monotonic() + self._timeout_s
-        running = [self._start(reward, samples) for reward, _ in self._terms]
-        reasons = tuple(is_degenerate(sample.completion, sample.finished) for sample in samples)
+        running = [self._start(term.reward, samples) for term in self._terms]
+        reasons = tuple(self._refuse and self._refuse(sample.completion, sample.finished) for sample in samples)
         degenerate = np.array([reason is not None for reason in reasons], bool)
-        total, valued = np.zeros(len(samples)), np.zeros(len(samples), bool)
         terms, failed, failures = {}, {}, {}
-        for (name, weight), future in zip(self.weights.items(), running):
+        weights = self.weights_at(step)
+        for (name, weight), future in zip(weights.items(), running):
             try:
                 values, failed[name] = _checked(self._collect(name, future, deadline), len(samples), weight)
                 problem = _describe_refused(values[failed[name]], weight)
@@ -95,16 +124,15 @@ class RewardFunction:
                 failures[name] = problem
                 self._report(name, problem)
             values = np.where(failed[name], np.nan, values)
-            values = np.where(degenerate & (weight * values > 0), 0.0, values)
-            has_value = ~np.isnan(values)
-            total += np.where(has_value, weight * values, 0.0)
-            valued |= has_value
-            terms[name] = values
-        return RewardBatch(np.where(valued, total, np.nan), terms, reasons, failed, failures)
+            terms[name] = np.where(degenerate & (weight * values > 0), 0.0, values)
+        for name in self._order:
+            if gate := self._gates[name].gate:
+                terms[name] = _gated(terms[name], terms[gate], self._gates[name].gate_above)
+        return RewardBatch(combine(terms, weights, self._how), terms, reasons, failed, failures)
 
-    def submit(self, samples: Sequence[Sample]) -> Future[RewardBatch]:
+    def submit(self, samples: Sequence[Sample], step: int | None = None) -> Future[RewardBatch]:
         """Starts computing the rewards of `samples` and returns at once, so that the device can go on."""
-        return run_in_daemon(lambda: self(samples), "rewards")
+        return run_in_daemon(lambda: self(samples, step), "rewards")
 
     def _start(self, reward: Reward, samples: tuple[Sample, ...]) -> Future:
         earlier, future = self._hanging.get(reward.name), Future()
@@ -134,6 +162,49 @@ class RewardFunction:
             self.reasons[name] = problem
         if first:
             _log.warning("reward term %r failed (logged once, counted in the metrics): %s", name, problem)
+
+
+def combine(terms: Mapping[str, np.ndarray], weights: Mapping[str, float], how: str = "sum") -> np.ndarray:
+    """Sum or product of the weighted terms that have a value; NaN where none has. A term of weight 0 is left out.
+
+    Args:
+      terms: float64 [n] by name.
+    """
+    counted = [weights[name] * values for name, values in terms.items() if weights[name]]
+    if not counted:
+        return np.full(len(next(iter(terms.values()))), np.nan)
+    if how == "sum":
+        total = np.zeros(len(counted[0]))
+        for values in counted:
+            total += np.where(np.isnan(values), 0.0, values)
+    else:
+        total = np.nanprod(counted, axis=0)
+    return np.where(np.isnan(counted).all(axis=0), np.nan, total)
+
+
+def _behind_gates(gates: Mapping[str, str]) -> list[str]:
+    """The terms in an order in which each comes behind its gate: one that is shut shuts those behind it."""
+    if missing := {gate for gate in gates.values() if gate} - set(gates):
+        raise ValueError(f"gates that are no terms: {sorted(missing)}")
+    order: list[str] = []
+    while len(order) < len(gates):
+        ready = [name for name, gate in gates.items() if name not in order and (not gate or gate in order)]
+        if not ready:
+            raise ValueError(f"gates in a circle: {sorted(set(gates) - set(order))}")
+        order += ready
+    return order
+
+
+def _gated(values: np.ndarray, gate: np.ndarray, above: float) -> np.ndarray:
+    """0 where the gate is not above its threshold; no value where the gate has none."""
+    return np.where(np.isnan(gate), np.nan, np.where(gate > above, values, np.where(np.isnan(values), np.nan, 0.0)))
+
+
+def _factor(schedule: Sequence[tuple[int, float]], step: int | None) -> float:
+    if not schedule:
+        return 1.0
+    steps, factors = zip(*schedule)
+    return float(np.interp(steps[-1] if step is None else step, steps, factors))
 
 
 def _checked(values: Any, n: int, weight: float) -> tuple[np.ndarray, np.ndarray]:
@@ -181,33 +252,70 @@ def run_in_daemon(function: Callable, name: str) -> Future:
 
 # --- from the configuration ---------------------------------------------------------------------------------------
 
+# Makes a term: from what the task hands over, and the term's own options by name.
+Maker = Callable[..., Reward]
 
-def build_reward(
-    config: RewardConfig, encoder: SentenceEncoder, anchors: Anchors, train_references: Sequence[Sequence[str]]
-) -> RewardFunction:
-    """Returns the reward that `config` describes; terms of weight 0 are left out.
+
+def check_terms(config: RewardConfig, makers: Mapping[str, Maker]) -> None:
+    """Checks that every term of a configuration can be made, as far as that can be told without data.
 
     Args:
-      config: weights, form, custom terms and time-out.
-      encoder: the sentence encoder.
-      anchors: emotion anchors, built with that encoder.
-      train_references: the references of each training clip: document frequencies of CIDEr-D, and what distinctive
-        captions differ from.
+      makers: what makes each term of the task by name; the first parameter is not an option.
 
     Raises:
-      AnchorsError: the anchors were built with another encoder.
-      ConfigError: a custom term that cannot be loaded, or no term at all.
+      ConfigError: names the term: it is unknown, has an option that it does not know, or is a user's own that cannot be
+        loaded.
     """
-    built_in = (
-        (config.emotion, lambda: EmotionReward(encoder, anchors, config.form)),
-        (config.semantic, lambda: SemanticReward(encoder)),
-        (config.rouge_l, RougeLReward),
-        (config.cider_d, lambda: CiderDReward(train_references)),
-        (config.distinctiveness, lambda: DistinctivenessReward(encoder, anchors, train_references)),
-    )
-    terms = [(make(), weight) for weight, make in built_in if weight]
-    terms += [load_custom(spec) for spec in config.custom]
+    for spec in config.terms:
+        if is_custom(spec.name):
+            load_custom(spec.name)
+            known = []
+        elif spec.name not in makers:
+            raise ConfigError(
+                f"config key 'grpo.reward.terms': the task has no term {spec.name!r}; it has {', '.join(makers)}, and "
+                "'path/to/file.py:function' is one of your own"
+            )
+        else:
+            known = list(inspect.signature(makers[spec.name]).parameters)[1:]
+        for option in spec.options:
+            if option not in known:
+                offered = f"it has {', '.join(known)}" if known else "it has none"
+                raise ConfigError(f"config key 'grpo.reward.terms': {spec.name!r} has no option {option!r}; {offered}")
+
+
+def build_reward(
+    config: RewardConfig,
+    makers: Mapping[str, Maker],
+    context: Any,
+    refuse: Callable[[str, bool], str | None] | None = None,
+) -> RewardFunction:
+    """Returns the reward that `config` describes; terms of weight 0 are left out, unless they are a gate.
+
+    Args:
+      makers: as in `check_terms`.
+      context: what every maker is handed.
+      refuse: as in `RewardFunction`.
+
+    Raises:
+      ConfigError: a term that cannot be made, or no term at all.
+    """
+    check_terms(config, makers)
+    gates = {spec.gate for spec in config.terms}
+    terms = []
+    for spec in config.terms:
+        if not spec.weight and spec.name not in gates:
+            continue
+        try:
+            made = load_custom(spec.name) if is_custom(spec.name) else makers[spec.name](context, **spec.options)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"config key 'grpo.reward.terms': {spec.name!r}: {error}") from error
+        terms.append(Term(made, spec.weight, _short(spec.gate), spec.gate_above, spec.schedule))
     try:
-        return RewardFunction(terms, config.timeout_s)
+        return RewardFunction(terms, config.timeout_s, refuse, config.combine)
     except ValueError as error:
-        raise ConfigError(f"config key 'grpo.reward': {error}") from error
+        raise ConfigError(f"config key 'grpo.reward.terms': {error}") from error
+
+
+def _short(name: str) -> str:
+    """What a term is called in metrics: of a user's own, the function's name."""
+    return name.rpartition(":")[2]

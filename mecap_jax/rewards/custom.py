@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import math
 import sys
 import zlib
 from collections.abc import Callable, Sequence
@@ -26,32 +25,30 @@ class CustomReward:
         return self.function(samples)
 
 
-def load_custom(spec: str) -> tuple[CustomReward, float]:
-    """Loads `path/to/file.py:function=weight`; the function maps samples to one float or None each.
+def is_custom(name: str) -> bool:
+    """Whether a term's name is that of a user's own function, "path/to/file.py:function"."""
+    return ":" in name
+
+
+def load_custom(target: str) -> CustomReward:
+    """Loads `path/to/file.py:function`; the function maps samples to one float or None each.
 
     Raises:
-      ConfigError: names the spec and what is wrong with it.
+      ConfigError: names the term and what is wrong with it.
     """
 
     def problem(what: str) -> ConfigError:
-        return ConfigError(f"config key 'grpo.reward.custom': {spec!r}: {what}")
+        return ConfigError(f"config key 'grpo.reward.terms': {target!r}: {what}")
 
-    target, equals, weight = spec.rpartition("=")
-    path, colon, name = target.rpartition(":")
-    if not (equals and colon and path and name.isidentifier()):
-        raise problem("expected path/to/file.py:function=weight")
-    try:
-        value = float(weight)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise problem(f"the weight {weight!r} is no finite number")
+    path, _, name = target.rpartition(":")
+    if not (path and name.isidentifier()):
+        raise problem("expected path/to/file.py:function")
     if not Path(path).is_file():
         raise problem(f"no such file: {path}")
     function = getattr(_import_file(Path(path), problem), name, None)
     if not callable(function):
         raise problem(f"{path} defines no function {name!r}")
-    return CustomReward(name, function), value
+    return CustomReward(name, function)
 
 
 def _import_file(path: Path, problem: Callable[[str], ConfigError]) -> ModuleType:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -50,13 +50,16 @@ class GrpoLearner:
         engine: RolloutEngine,
         optimizer: optax.GradientTransformation,
         config: GrpoConfig,
-        reward_weights: Mapping[str, float],
+        reward_weights: Callable[[int], Mapping[str, float]],
         mesh: Mesh,
         seed: int,
     ):
-        """`state` shows shapes and shardings; it is not consumed. `frozen` holds the parameters that do not train."""
+        """`state` shows shapes and shardings; it is not consumed. `frozen` holds the parameters that do not train.
+
+        `reward_weights` gives the weight of every term of the reward by name, at a step.
+        """
         self._frozen, self._seed = frozen, np.uint32(seed)
-        self._engine, self._config, self._weights, self._mesh = engine, config, dict(reward_weights), mesh
+        self._engine, self._config, self._weights, self._mesh = engine, config, reward_weights, mesh
         self._gradient = make_gradient(graphdef, state.params, config)
         self._apply = make_update(optimizer, state)
         self._zeros = make_zeros(state.params)
@@ -68,7 +71,7 @@ class GrpoLearner:
         waiting = time.perf_counter()
         judged = [collect_rewards(rollout) for rollout in rollouts]
         timing["reward_wait"] = time.perf_counter() - waiting
-        advantages, zero_variance = self._advantages(judged)
+        advantages, zero_variance = self._advantages(judged, self._weights(step // self._config.updates))
         examples = [
             TrainExample(
                 rollout.micro.prompt,
@@ -93,13 +96,14 @@ class GrpoLearner:
         }
         return state, StepResult(metrics, _describe_groups(rollouts, judged, advantages))
 
-    def _advantages(self, judged: list[JudgedGroups]) -> tuple[list[np.ndarray], np.ndarray]:
-        names = list(self._weights)
-        weights = jnp.array([self._weights[name] for name in names], jnp.float32)
+    def _advantages(
+        self, judged: list[JudgedGroups], weights: Mapping[str, float]
+    ) -> tuple[list[np.ndarray], np.ndarray]:
+        by_term = jnp.array(list(weights.values()), jnp.float32)
         advantages, zero_variance = [], []
         for groups in judged:
-            terms = jnp.stack([jnp.asarray(groups.terms[name]) for name in names])
-            values, flat = _jitted_advantages(jnp.asarray(groups.total), terms, weights, method=self._config.advantage)
+            terms = jnp.stack([jnp.asarray(groups.terms[name]) for name in weights])
+            values, flat = _jitted_advantages(jnp.asarray(groups.total), terms, by_term, method=self._config.advantage)
             advantages.append(np.asarray(values))
             zero_variance.append(np.asarray(flat))
         return advantages, np.concatenate(zero_variance)

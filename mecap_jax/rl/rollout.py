@@ -104,7 +104,7 @@ class RolloutEngine:
         """
         started = time.perf_counter()
         generations = [self._generate(params, micro, step) for micro in micro_batches]
-        rollouts = [self._judge(micro, generation) for micro, generation in zip(micro_batches, generations)]
+        rollouts = [self._judge(micro, generation, step) for micro, generation in zip(micro_batches, generations)]
         jax.block_until_ready(generations)
         sampled = time.perf_counter()
         jax.block_until_ready([rollout.reference_logprobs for rollout in rollouts])
@@ -126,7 +126,7 @@ class RolloutEngine:
             end_ids=self._tokenizer.end_ids,
         )
 
-    def _judge(self, micro: MicroBatch, generation: Generation) -> Rollout:
+    def _judge(self, micro: MicroBatch, generation: Generation, step: int) -> Rollout:
         arrays = (generation.tokens, generation.length, generation.finished, micro.valid)
         tokens, lengths, finished, valid = map(local_rows, arrays)
         texts = [
@@ -139,7 +139,7 @@ class RolloutEngine:
             if valid[group]
             for text, done in zip(texts[group], finished[group])
         ]
-        rewards = self._reward.submit(samples)
+        rewards = self._reward.submit(samples, step // self._config.updates)
         completions = _mask(generation, micro.valid, np.bool_(not self._config.mask_truncated))
         reference = None
         if self._reference_params is not None:

@@ -50,6 +50,13 @@ class Task(Checked, Protocol):
     def read(self, text: str) -> Mapping[str, str]:
         """The parts of an answer by name, in the order in which they stand; empty for free or malformed text."""
 
+    def check_rewards(self, config: RewardConfig) -> None:
+        """Checks the terms before there are data.
+
+        Raises:
+          ConfigError: a term that the task has not, an option that the term has not, a file that cannot be loaded.
+        """
+
     def rewards(self, config: RewardConfig, judges: Judges) -> RewardFunction:
         """What its answers earn.
 

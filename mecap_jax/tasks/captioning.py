@@ -8,18 +8,59 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mecap_jax.config import Config, RewardConfig
+from mecap_jax.config import Config, RewardConfig, RewardSpec
 from mecap_jax.data.checks import Judgement, clip_counts, counted, listed, references
 from mecap_jax.data.language import has_word
 from mecap_jax.data.manifest import IndexRow
 from mecap_jax.evaluation.java_tools import Meteor
 from mecap_jax.evaluation.stage import Clip, StageResult, score_stage
 from mecap_jax.rewards.anchors import Anchors
-from mecap_jax.rewards.base import Sample, normalise_text
-from mecap_jax.rewards.combine import RewardFunction, build_reward
-from mecap_jax.rewards.emotion import EmotionReward, emotion_coordinates
+from mecap_jax.rewards.base import Reward, Sample, normalise_text
+from mecap_jax.rewards.combine import RewardFunction, build_reward, check_terms
+from mecap_jax.rewards.emotion import DistinctivenessReward, EmotionReward, SemanticReward, emotion_coordinates
+from mecap_jax.rewards.lexical import CiderDReward, RougeLReward
 from mecap_jax.rewards.validity import is_degenerate
 from mecap_jax.tasks.base import Answer, Judges
+
+DEFAULT_FORM = "softmax"  # of the emotion coordinates
+
+
+@dataclasses.dataclass(frozen=True)
+class _Context:
+    """What the terms are made from: the judges, and the captions of each training clip."""
+
+    judges: Judges
+    train: Sequence[Sequence[str]]
+
+
+def _emotion(context: _Context, form: str = DEFAULT_FORM) -> Reward:
+    return EmotionReward(context.judges.encoder, context.judges.anchors, form)
+
+
+def _semantic(context: _Context) -> Reward:
+    return SemanticReward(context.judges.encoder)
+
+
+def _rouge_l(context: _Context) -> Reward:
+    return RougeLReward()
+
+
+def _cider_d(context: _Context) -> Reward:
+    return CiderDReward(context.train)
+
+
+def _distinctiveness(context: _Context) -> Reward:
+    return DistinctivenessReward(context.judges.encoder, context.judges.anchors, context.train)
+
+
+_MAKERS = {
+    "emotion": _emotion,
+    "semantic": _semantic,
+    "rouge_l": _rouge_l,
+    "cider_d": _cider_d,
+    "distinctiveness": _distinctiveness,
+}
+_EMBEDDED = ("emotion", "semantic", "distinctiveness")  # rest on the sentence encoder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,18 +70,18 @@ class Captioning:
     Attributes:
       target: the kind of captions that is learnt and generated.
       instruction: what is asked, the same for every clip.
-      form: of the emotion coordinates, as in `RewardConfig.form`.
+      form: of the emotion coordinates (see `rewards.emotion`), as the emotion term has them.
     """
 
     target: str
     instruction: str
-    form: str = "centred"
+    form: str = "centred"  # as the paper's reconstruction has them, where nothing is rewarded
 
     @classmethod
     def from_config(cls, config: Config) -> Captioning:
         """The task that a run's configuration describes."""
-        form = config.grpo.reward.form if config.grpo else "centred"
-        return cls(config.data.target, config.data.instruction, form)
+        forms = [spec.options.get("form", DEFAULT_FORM) for spec in _terms(config) if spec.name == "emotion"]
+        return cls(config.data.target, config.data.instruction, *forms)
 
     def usable(self, record: IndexRow) -> str | None:
         """Returns why a clip cannot be used, None if it can."""
@@ -70,10 +111,14 @@ class Captioning:
         self._check_references(config, rows, found)
         return found
 
+    def check_rewards(self, config: RewardConfig) -> None:
+        """Checks the terms before there are data."""
+        check_terms(config, _MAKERS)
+
     def rewards(self, config: RewardConfig, judges: Judges) -> RewardFunction:
-        """Returns the weighted terms that judge a caption; document frequencies come from the train captions."""
+        """Returns what a caption earns. Empty, endless and repetitive ones earn nothing, whatever the terms say."""
         train = [self.targets(record) for record in judges.train]
-        return build_reward(config, judges.encoder, judges.anchors, train)
+        return build_reward(config, _MAKERS, _Context(judges, train), is_degenerate)
 
     def evaluate(self, answers: Sequence[Answer], judges: Judges, meteor: Meteor) -> StageResult:
         """Scores captions: n-gram metrics, sentence similarity, emotion by nearest anchor and by first word.
@@ -110,14 +155,17 @@ class Captioning:
             )
         foreign = Counter(row.caption_language for row in rows if not row.caption_language.startswith("en"))
         if foreign and not config.encoder.path:
-            reward = config.grpo.reward if config.grpo else None
-            needed = reward and (reward.emotion or reward.semantic or reward.distinctiveness)
+            needed = any(spec.weight and spec.name in _EMBEDDED for spec in _terms(config))
             refused = needed and sum(foreign.values()) > config.data.max_bad_fraction * len(rows)
             says = "the reward would be noise" if refused else "figures that rest on it say nothing of these clips"
             (found.problems if refused else found.remarks).append(
                 f"captions are in {clip_counts(foreign)}, and the packaged sentence encoder reads English only: "
                 f"{says}; name a multilingual one (config key 'encoder.path')"
             )
+
+
+def _terms(config: Config) -> tuple[RewardSpec, ...]:
+    return config.grpo.reward.terms if config.grpo else ()
 
 
 def _check_labels(config: Config, train: Sequence[IndexRow], evaluated: Sequence[IndexRow], remarks: list[str]) -> None:

@@ -7,7 +7,7 @@ import re
 import pytest
 import yaml
 
-from mecap_jax.config import LossConfig, load
+from mecap_jax.config import LossConfig, RewardSpec, load
 from mecap_jax.evaluation.model_card import Export, base_name, render_card
 from mecap_jax.model_config import LoraConfig
 
@@ -52,7 +52,7 @@ def test_foreign_text_stays_text():
         trainable=(HOSTILE,),
         model=replace(config.model, name=HOSTILE, lora=LoraConfig(targets=(HOSTILE,))),
         data=replace(config.data, instruction=HOSTILE),
-        grpo=replace(config.grpo, loss=loss, reward=replace(config.grpo.reward, custom=(HOSTILE,))),
+        grpo=replace(config.grpo, loss=loss, reward=replace(config.grpo.reward, terms=(RewardSpec(HOSTILE),))),
     )
     report = {"eval": {"grpo": {HOSTILE: 0.5}}, "confidence": {"grpo": {HOSTILE: None}}, "test": {"clips": HOSTILE}}
     data = {"source": HOSTILE, "splits": {HOSTILE: {"records": HOSTILE}}, "licences": {HOSTILE: 3}, "quarantined": []}
@@ -109,7 +109,7 @@ def test_the_recipe_names_rewards_steps_and_seed():
     card = render_card(export(config=config))
     for words in (
         "| seed | 5 |",
-        "emotion 2, semantic 0.5, rouge_l 0.5",
+        r"emotion 2, semantic 0.5, rouge\_l 0.5",
         "KL weight 0.25",
         "1. SFT: 300 steps",
         "2. Emo",

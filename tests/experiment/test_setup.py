@@ -26,7 +26,12 @@ def recipe(*overrides):
 @pytest.mark.parametrize(
     "override, message",
     [
-        ("grpo.reward.custom=absent.py:f=1", "'grpo.reward.custom': .*no such file: absent.py"),
+        ("grpo.reward.terms=absent.py:f=1", "'grpo.reward.terms': .*no such file: absent.py"),
+        ("grpo.reward.terms=joy=1", "'grpo.reward.terms': the task has no term 'joy'; it has emotion, semantic"),
+        (
+            "grpo.reward.terms.emotion.options={'form': 'centred', 'size': 1}",
+            "'emotion' has no option 'size'; it has form",
+        ),
         ("encoder.path=absent", "'encoder.path': no such directory: absent"),
         ("encoder.anchors=absent", "'encoder.anchors': no such anchors file: absent"),
     ],

@@ -72,7 +72,7 @@ def runs(tmp_path_factory, shared):
     root = tmp_path_factory.mktemp("together")
     directories = {name: root / "runs" / name for name in ("grpo", "two", "one_after_two")}
     (root / "reward.py").write_text(REWARD)
-    overrides = [*SMALL, *OPTIONS, *shared, f"grpo.reward.custom=('{root / 'reward.py'}:stop=1',)"]
+    overrides = [*SMALL, *OPTIONS, *shared, f"grpo.reward.terms=emotion=2,{root / 'reward.py'}:stop=1"]
     recipe = str(ROOT / "configs" / "grpo.py")
     command = ["scripts/train.py", f"--config={recipe}", *(f"--config.{item}" for item in overrides)]
     run(*command, f"--workdir={directories['grpo']}", cwd=root, devices=4)

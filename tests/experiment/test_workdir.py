@@ -127,7 +127,9 @@ def test_a_run_that_goes_on_elsewhere_keeps_its_cache(run, tmp_path, monkeypatch
 
 def test_a_relative_path_means_the_same_from_anywhere(tmp_path, monkeypatch):
     here, paths = tmp_path / "here", ["data.path=shards", "backbone=models/b", "encoder.path=~/e", "init_from=r/c/sft"]
-    asked = config(*paths, "grpo.reward.custom=('my.py:reward=0.5',)")
+    asked = config(
+        *paths, "grpo.reward.terms=emotion=1,my.py:reward=0.5", "grpo.reward.terms.emotion.gate=my.py:reward"
+    )
     here.mkdir()
     monkeypatch.chdir(here)
     monkeypatch.setenv("HOME", "/home/me")
@@ -135,7 +137,11 @@ def test_a_relative_path_means_the_same_from_anywhere(tmp_path, monkeypatch):
     stored = json.loads((tmp_path / "run" / "config.json").read_text())
     assert stored["data"]["path"] == f"{here}/shards" and stored["backbone"] == f"{here}/models/b"
     assert stored["encoder"] == {"path": "/home/me/e", "anchors": ""} and stored["init_from"] == f"{here}/r/c/sft"
-    assert stored["grpo"]["reward"]["custom"] == [f"{here}/my.py:reward=0.5"]
+    emotion, mine = stored["grpo"]["reward"]["terms"]
+    assert mine["name"] == emotion["gate"] == f"{here}/my.py:reward" and (emotion["name"], mine["gate"]) == (
+        "emotion",
+        "",
+    )
     _take(tmp_path / "run", "sft", 1)
     claim(tmp_path / "run", asked)  # the same command from the same place
     monkeypatch.chdir(tmp_path)

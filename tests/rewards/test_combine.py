@@ -10,12 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mecap_jax.config import ConfigError, RewardConfig
-from mecap_jax.rewards.anchors import AnchorsError, build_anchors
+from mecap_jax.config import ConfigError, RewardConfig, RewardSpec
+from mecap_jax.rewards.anchors import build_anchors
 from mecap_jax.rewards.base import RewardError
-from mecap_jax.rewards.combine import RewardFunction, build_reward
+from mecap_jax.rewards.combine import RewardFunction, build_reward, check_terms
+from mecap_jax.rewards.combine import Term as Combined
 from mecap_jax.rewards.custom import load_custom
+from mecap_jax.rewards.validity import is_degenerate
 from mecap_jax.rewards.watch import RewardWatch
+from mecap_jax.tasks.base import Judges
+from mecap_jax.tasks.captioning import Captioning
+from tests.data.clips import record
 from tests.rewards.captions import CAPTIONS
 from tests.rewards.conftest import TableEncoder, sample
 
@@ -89,7 +94,7 @@ def test_samples_cannot_be_changed():
 def test_degenerate_texts_earn_nothing_but_still_lose():
     samples = [sample("very very sad"), sample("a proper text"), sample("cut off", finished=False), sample("")]
     terms = [(Term("good", [1.0] * 4), 1.0), (Term("penalty", [-0.5] * 4), 2.0), (Term("length", [3.0] * 4), -0.1)]
-    batch = RewardFunction(terms, 10)(samples)
+    batch = RewardFunction(terms, 10, is_degenerate)(samples)
     assert batch.degenerate == ("repeated word", None, "endless", "empty")
     np.testing.assert_allclose(batch.total, [-1.3, -0.3, -1.3, -1.3])
     np.testing.assert_array_equal(batch.terms["good"], [0, 1, 0, 0])
@@ -257,21 +262,19 @@ def custom_file(tmp_path):
 
 
 def test_custom_term(custom_file):
-    term, weight = load_custom(f"{custom_file}:brevity=0.5")
-    assert (term.name, weight) == ("brevity", 0.5)
+    term = load_custom(f"{custom_file}:brevity")
+    assert term.name == "brevity"
     assert term([sample("three little words", ["r"]), sample("two words")]) == [-3, None]
 
 
 @pytest.mark.parametrize(
     "spec, message",
     [
-        ("{}:brevity", "expected path/to/file.py:function=weight"),
-        ("{}=0.5", "expected path/to/file.py:function=weight"),
-        ("{}:brevity=much", "'much' is no finite number"),
-        ("{}:brevity=inf", "'inf' is no finite number"),
-        ("{}.absent:brevity=1", "no such file"),
-        ("{}:levity=1", "defines no function 'levity'"),
-        ("{}:constant=1", "defines no function 'constant'"),
+        ("{}", "expected path/to/file.py:function"),
+        ("{}:", "expected path/to/file.py:function"),
+        ("{}.absent:brevity", "no such file"),
+        ("{}:levity", "defines no function 'levity'"),
+        ("{}:constant", "defines no function 'constant'"),
     ],
 )
 def test_custom_errors_name_the_spec(custom_file, spec, message):
@@ -284,19 +287,25 @@ def test_custom_errors_name_the_spec(custom_file, spec, message):
 def test_custom_file_that_fails_to_import(tmp_path):
     path = tmp_path / "broken.py"
     path.write_text("import no_such_module_anywhere\n")
-    with pytest.raises(ConfigError, match="broken.py:f=1.*ModuleNotFoundError.*no_such_module_anywhere"):
-        load_custom(f"{path}:f=1")
+    with pytest.raises(ConfigError, match="broken.py:f.*ModuleNotFoundError.*no_such_module_anywhere"):
+        load_custom(f"{path}:f")
 
 
 # --- from the configuration ---------------------------------------------------------------------------------------
 
 
-def test_build_reward_has_the_configured_terms(encoder, anchors, custom_file):
+def of_captions(terms, encoder, anchors, references=()):
+    """The reward of captioning with these terms, over training clips with these captions."""
+    task = Captioning("overall", "Describe the emotion.")
+    train = [record(f"clip-{i}", captions={"overall": tuple(texts)}) for i, texts in enumerate(references)]
+    specs = tuple(RewardSpec(name, weight) for name, weight in terms.items())
+    return task.rewards(RewardConfig(specs), Judges(encoder, anchors, train))
+
+
+def test_the_reward_has_the_configured_terms(encoder, anchors, custom_file):
     references = [group[:3] for group in CAPTIONS.values()]
-    config = RewardConfig(
-        emotion=1, semantic=0.5, rouge_l=0.25, cider_d=0.1, distinctiveness=0.2, custom=(f"{custom_file}:brevity=0.01",)
-    )
-    reward = build_reward(config, encoder, anchors["captions"], references)
+    terms = {"emotion": 1, "semantic": 0.5, "rouge_l": 0.25, "cider_d": 0.1, "distinctiveness": 0.2}
+    reward = of_captions({**terms, f"{custom_file}:brevity": 0.01}, encoder, anchors["captions"], references)
     assert reward.weights == {
         "emotion": 1,
         "semantic": 0.5,
@@ -321,10 +330,75 @@ def test_build_reward_has_the_configured_terms(encoder, anchors, custom_file):
 
 
 def test_terms_of_weight_zero_are_left_out(encoder, anchors):
-    config = RewardConfig(emotion=0, semantic=0, rouge_l=1)
-    assert list(build_reward(config, encoder, anchors["captions"], []).weights) == ["rouge_l"]
-    with pytest.raises(ConfigError, match="grpo.reward"):
-        build_reward(RewardConfig(emotion=0, semantic=0), encoder, anchors["captions"], [])
+    terms = {"emotion": 0, "semantic": 0, "rouge_l": 1}
+    assert list(of_captions(terms, encoder, anchors["captions"]).weights) == ["rouge_l"]
+    with pytest.raises(ConfigError, match="grpo.reward.terms"):
+        of_captions({"emotion": 0, "semantic": 0}, encoder, anchors["captions"])
+
+
+def test_terms_that_cannot_be_made_are_named():
+    makers = {"length": lambda context, most=10: Term("length", [most])}
+    for spec, message in (
+        (RewardSpec("width"), "no term 'width'; it has length"),
+        (RewardSpec("length", options={"least": 1}), "'length' has no option 'least'; it has most"),
+        (RewardSpec("a.py:f"), "no such file: a.py"),
+    ):
+        with pytest.raises(ConfigError, match=f"'grpo.reward.terms': .*{message}"):
+            check_terms(RewardConfig((spec,)), makers)
+    made = build_reward(RewardConfig((RewardSpec("length", options={"most": 3}),)), makers, None)
+    assert made([sample("a text")]).total.tolist() == [3]
+
+    def fails(context):
+        raise ValueError("the moon is in the wrong place")
+
+    with pytest.raises(ConfigError, match="'length': the moon"):
+        build_reward(RewardConfig((RewardSpec("length"),)), {"length": fails}, None)
+
+
+# --- how terms come together --------------------------------------------------------------------------------------
+
+
+def test_a_gate_lets_a_term_count_only_where_another_one_is_high():
+    right, rationale = Term("right", [1.0, 0.0, None, 1.0]), Term("why", [0.5, 0.5, 0.5, None])
+    function = RewardFunction([Combined(right, 1.0), Combined(rationale, 2.0, "right", 0.5)], 10)
+    batch = function(texts(4))
+    np.testing.assert_array_equal(batch.terms["why"], [0.5, 0.0, np.nan, np.nan])
+    np.testing.assert_array_equal(batch.total, [2.0, 0.0, np.nan, 1.0])
+    # A gate that is worth nothing by itself opens and closes all the same.
+    specs = (RewardSpec("right", 0.0), RewardSpec("why", 2.0, gate="right", gate_above=0.5))
+    makers = {"right": lambda context: right, "why": lambda context: rationale}
+    np.testing.assert_array_equal(
+        build_reward(RewardConfig(specs), makers, None)(texts(4)).total, [1.0, 0.0, np.nan, np.nan]
+    )
+    with pytest.raises(ValueError, match="gates that are no terms"):
+        RewardFunction([Combined(rationale, 1.0, "right")], 10)
+
+
+def test_a_gate_that_is_shut_shuts_those_behind_it():
+    """HumanOmniV2's chain: without context no logic counts, without logic no answer."""
+    terms = [
+        Combined(Term("right", [1.0, 1.0]), 1.0, "logic", 0.4),
+        Combined(Term("logic", [0.9, 0.9]), 1.0, "context", 0.4),
+        Combined(Term("context", [0.2, 0.5]), 1.0),
+    ]
+    np.testing.assert_allclose(RewardFunction(terms, 10)(texts(2)).total, [0.2, 2.4])
+    circle = [Combined(Term("a", [1.0]), 1.0, "b"), Combined(Term("b", [1.0]), 1.0, "a")]
+    with pytest.raises(ValueError, match="gates in a circle"):
+        RewardFunction(circle, 10)
+
+
+def test_a_schedule_moves_a_weight():
+    terms = [Combined(Term("a", [1.0]), 2.0, schedule=((10, 0.0), (20, 1.0))), Combined(Term("b", [1.0]), 1.0)]
+    function = RewardFunction(terms, 10)
+    totals = [function(texts(1), step).total[0] for step in (0, 10, 15, 20, 99)]
+    assert totals == [1.0, 1.0, 2.0, 3.0, 3.0] and function(texts(1)).total[0] == 3.0
+    assert function.weights == {"a": 2.0, "b": 1.0} and function.weights_at(15) == {"a": 1.0, "b": 1.0}
+
+
+def test_a_product_is_worth_nothing_where_one_term_is():
+    terms = [(Term("a", [0.5, 0.5, None, None]), 1.0), (Term("b", [0.5, 0.0, 0.25, None]), 2.0)]
+    batch = RewardFunction(terms, 10, how="product")(texts(4))
+    np.testing.assert_array_equal(batch.total, [0.5, 0.0, 0.5, np.nan])
 
 
 def test_a_file_is_imported_once_and_files_of_one_name_are_two(tmp_path):
@@ -333,8 +407,8 @@ def test_a_file_is_imported_once_and_files_of_one_name_are_two(tmp_path):
         (tmp_path / folder / "terms.py").write_text(
             f"calls = []\ndef f(samples):\n    return [{ord(folder)}]\ndef g(samples):\n    return calls\n"
         )
-    first, again = (load_custom(f"{tmp_path}/a/terms.py:{name}=1")[0] for name in "fg")
-    other, _ = load_custom(f"{tmp_path}/b/terms.py:f=1")
+    first, again = (load_custom(f"{tmp_path}/a/terms.py:{name}") for name in "fg")
+    other = load_custom(f"{tmp_path}/b/terms.py:f")
     assert (first([None]), other([None])) == ([ord("a")], [ord("b")])
     assert first.function.__globals__ is again.function.__globals__
 
@@ -343,11 +417,11 @@ def test_custom_term_may_not_take_a_name_twice(encoder, anchors, tmp_path):
     path = tmp_path / "terms.py"
     path.write_text("def semantic(samples):\n    return [0.0] * len(samples)\n")
     with pytest.raises(ConfigError, match="semantic"):
-        build_reward(RewardConfig(custom=(f"{path}:semantic=1",)), encoder, anchors["captions"], [])
+        of_captions({"semantic": 1, f"{path}:semantic": 1}, encoder, anchors["captions"])
 
 
 def test_anchors_of_another_encoder_are_refused(encoder):
     other = TableEncoder({"joy": [1, 0], "rage": [0, 1]})
     foreign = build_anchors(other, {"happy": ["joy"], "angry": ["rage"]}, kind="captions", source="")
-    with pytest.raises(AnchorsError, match="table.*all-MiniLM-L6-v2"):
-        build_reward(RewardConfig(), encoder, foreign, [])
+    with pytest.raises(ConfigError, match="'emotion': .*table.*all-MiniLM-L6-v2"):
+        of_captions({"emotion": 1}, encoder, foreign)

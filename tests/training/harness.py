@@ -17,6 +17,7 @@ from mecap_jax.data.tokenizer import Tokenizer
 from mecap_jax.model_config import ModelConfig
 from mecap_jax.models.parameters import merge_params, split_params
 from mecap_jax.rewards.combine import RewardFunction
+from mecap_jax.rewards.validity import is_degenerate
 from mecap_jax.rl.learner import GrpoLearner
 from mecap_jax.rl.rollout import MicroBatch, RolloutEngine
 from mecap_jax.sharding import divide, local_shards, put_batch
@@ -146,9 +147,9 @@ def grpo_learner(on: Mesh, optimizer: optax.GradientTransformation, config: Grpo
     graphdef, state = initial_state(on, optimizer, parts)
     frozen = frozen_params(on, parts)
     reference = merge_params(initial_state(on, optimizer, parts)[1].params, frozen)
-    reward = RewardFunction([(Alphabetical(), 1.0)], timeout_s=60)
+    reward = RewardFunction([(Alphabetical(), 1.0)], 60, is_degenerate)
     engine = RolloutEngine(graphdef, reference, config, Letters(), lambda text: {}, reward, on, seed=5)
-    return GrpoLearner(graphdef, state, frozen, engine, optimizer, config, reward.weights, on, seed=5)
+    return GrpoLearner(graphdef, state, frozen, engine, optimizer, config, reward.weights_at, on, seed=5)
 
 
 def sft_step(on: Mesh, micro: int = 0, optimizer=None, parts: Parts = EVERYTHING):

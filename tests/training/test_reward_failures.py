@@ -5,6 +5,7 @@ import pytest
 from mecap_jax.config import CheckpointConfig
 from mecap_jax.rewards.base import RewardError
 from mecap_jax.rewards.combine import RewardFunction
+from mecap_jax.rewards.validity import is_degenerate
 from mecap_jax.rewards.watch import RewardWatch
 from mecap_jax.training.checkpointing import StageCheckpoints
 from mecap_jax.training.logging import RunLogger, read_jsonl
@@ -32,7 +33,7 @@ def run(tmp_path, monkeypatch):
     """Runs GRPO steps of two micro-batches under a reward; returns the directory."""
 
     def with_reward(term, max_failures):
-        reward = RewardFunction([(term, 1.0)], timeout_s=60)
+        reward = RewardFunction([(term, 1.0)], 60, is_degenerate)
         learner = harness.grpo_learner(harness.mesh(), harness.GRPO_OPTIMIZER, harness.GRPO, harness.EVERYTHING)
         monkeypatch.setattr(learner._engine, "_reward", reward)
         _, state, step = harness.grpo_step(harness.mesh(), micro=4)
