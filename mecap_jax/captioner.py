@@ -36,6 +36,7 @@ from mecap_jax.models.checkpoints.peft import load_peft, read_peft_config
 from mecap_jax.models.lora import merge_lora
 from mecap_jax.models.parameters import merge_params
 from mecap_jax.sharding import put_batch, shard_count, single_device
+from mecap_jax.tasks.registry import make_task
 from mecap_jax.train_state import abstract_model
 
 DTYPES = ("float32", "bfloat16")
@@ -119,6 +120,7 @@ class Captioner:
                 raise ConfigError(f"{stage.workdir} has no {FACTS_FILE}, which says what training gave")
             data = dataclasses.replace(
                 stage.config.data,
+                instruction=make_task(stage.config).request(None),
                 # The text-only row of a report has seen no media.
                 modalities=() if stage.name == "text_only" else training.modalities,
                 max_seconds=min(training.max_seconds, training.longest_seconds),

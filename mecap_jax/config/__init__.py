@@ -29,6 +29,7 @@ from mecap_jax.config.schema import (
     RewardSpec,
     SftConfig,
     SyntheticConfig,
+    TaskConfig,
 )
 from mecap_jax.config.validation import (
     EXTRA_ROWS,
@@ -57,6 +58,7 @@ __all__ = [
     "RewardSpec",
     "SftConfig",
     "SyntheticConfig",
+    "TaskConfig",
     "differences",
     "from_json",
     "load",

@@ -165,6 +165,29 @@ class OptimizerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class TaskConfig:
+    """What is asked of the model, and how its answers are judged.
+
+    Attributes:
+      name: "captioning": to put the emotion into words, as `data.target` and `data.instruction` say; "recognition": to
+        name it, and to say why. All else here is of recognition.
+      protocol: the form of an answer (`tasks.protocols`): "think_answer", "answer", ...
+      labels: which answers there are: the set of a known corpus (`tasks/labels.toml`), or a file (.toml).
+      language: of request and answers.
+      places: where the labels lie among each other (`tasks.coordinates`), for an error by degrees; "" leaves it out.
+      judge: which emotion an explanation speaks for, in evaluation: a directory of a text classifier, or "" for the
+        nearest emotion anchor.
+    """
+
+    name: Literal["captioning", "recognition"] = "captioning"
+    protocol: str = "think_answer"
+    labels: str = "emotiontalk"
+    language: Literal["en", "zh"] = "en"
+    places: str = ""
+    judge: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class SftConfig:
     """Supervised fine-tuning by maximum likelihood (MECap-R1, stage 1).
 
@@ -370,6 +393,7 @@ class Config:
     backbone: str = ""
     init_from: str = ""
     trainable: tuple[Regex, ...] = (".*",)
+    task: TaskConfig = TaskConfig()
     data: DataConfig = DataConfig()
     sft: SftConfig | None = None
     grpo: GrpoConfig | None = None

@@ -18,11 +18,10 @@ import jax
 from mecap_jax.evaluation import plots
 from mecap_jax.evaluation.report_text import render
 from mecap_jax.evaluation.stage import StageResult, compare
-from mecap_jax.evaluation.tables import PAIRS, pair_name
+from mecap_jax.evaluation.tables import ABLATION_KEYS, PAIRS, pair_name
 from mecap_jax.json_files import parse_json, to_json
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "pycocoevalcap")
-_ABLATION_KEYS = ("emotion_uar", "emotion_word_uar")
 
 
 def write_report(
@@ -200,14 +199,16 @@ def _draw(
         drawn.append("confusion")
         labels = [clip.label for clip in next(iter(results.values())).clips]
         clips = [labels.count(name) for name in classes]
-        plots.plot_confusion(confusions, classes, clips, "nearest anchor", directory / "confusion.png")
+        reading = next(iter(results.values())).reading
+        plots.plot_confusion(confusions, classes, clips, reading, directory / "confusion.png")
     if report["ablation"]:
         drawn.append("ablation")
         values, intervals = (
             {s: {c: entry[part] for c, entry in row.items()} for s, row in report["ablation"].items()}
             for part in ("eval", "confidence")
         )
-        plots.plot_ablation(values, intervals, _ABLATION_KEYS, 1 / len(classes), directory / "ablation.png")
+        keys = [key for key in ABLATION_KEYS if any(key in entry for row in values.values() for entry in row.values())]
+        plots.plot_ablation(values, intervals, keys, 1 / len(classes), directory / "ablation.png")
     return {name: f"plots/{name}.png" for name in drawn}
 
 

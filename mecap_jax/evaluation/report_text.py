@@ -7,6 +7,7 @@ from typing import Any
 
 from mecap_jax.evaluation.stage import StageResult
 from mecap_jax.evaluation.tables import (
+    ABLATION_KEYS,
     condition_title,
     escape,
     excludes_zero,
@@ -45,7 +46,7 @@ def render(
         _head(report),
         _results(report, pictures),
         _changes(report),
-        _recognition(pictures),
+        _recognition(results, pictures),
         _ablation(report, pictures),
         _samples(results, chosen),
         _training(pictures),
@@ -79,9 +80,11 @@ def _results(report: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
         f"{clips} of {report['test'][clusters]} {escape(clusters)}. In brackets the "
         f"{report['intervals']['level']:.0%} interval from {report['intervals']['resamples']:,} bootstrap resamples of "
         f"{escape(clusters)} (percentiles; jackknife for different words, distinct-n and different captions). With "
-        "fewer than about 20 of them intervals come out too narrow. Tokens come from "
-        f"{' and '.join(_TOKENISATION[name] for name in report['tokenisation'].split('+'))}."
+        "fewer than about 20 of them intervals come out too narrow."
     ]
+    if report["tokenisation"]:
+        sources = " and ".join(_TOKENISATION[name] for name in report["tokenisation"].split("+"))
+        notes[0] += f" Tokens come from {sources}."
     if "+" in report["tokenisation"]:
         notes.append("Every clip is scored by the language of its references; METEOR is that of the English ones.")
     if report["test"][clusters] < 2:
@@ -118,13 +121,18 @@ def _change(key: str, entry: Mapping[str, float | None] | None) -> str:
     return f"**{text}**" if excludes_zero(entry["low"], entry["high"]) else text
 
 
-def _recognition(pictures: Mapping[str, str]) -> str:
+def _recognition(results: Mapping[str, StageResult], pictures: Mapping[str, str]) -> str:
     if "confusion" not in pictures:
         return ""
+    reading = next(iter(results.values())).reading
+    told = {
+        "nearest anchor": "The class of a caption is its nearest emotion anchor, which is close to what the reward "
+        "optimises; the first emotion word is read without any sentence encoder.",
+    }
     return (
-        "## Which emotion captions express\n\n"
-        "The class of a caption is its nearest emotion anchor, which is close to what the reward optimises; the first "
-        "emotion word is read without any sentence encoder.\n\n"
+        "## Which emotion the model hears and sees\n\n"
+        + told.get(reading, f"As the {escape(reading)} says; one that cannot be read is wrong.")
+        + "\n\n"
         + _picture(pictures, "confusion", "Confusion matrices before and after reinforcement learning")
     )
 
@@ -133,14 +141,13 @@ def _ablation(report: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
     if not report["ablation"]:
         return ""
     rows = []
+    measured = {key for row in report["ablation"].values() for entry in row.values() for key in entry["eval"]}
+    keys = [key for key in (*ABLATION_KEYS, "rouge_l", "format") if key in measured]
     for stage in ordered_stages(report["ablation"]):
         for condition, entry in report["ablation"][stage].items():
-            cells = [
-                format_value(key, entry["eval"].get(key), entry["confidence"].get(key))
-                for key in ("emotion_uar", "emotion_word_uar", "rouge_l")
-            ]
+            cells = [format_value(key, entry["eval"].get(key), entry["confidence"].get(key)) for key in keys]
             rows.append([f"{stage_title(stage)}, {escape(condition_title(condition))}", *cells])
-    header = ["sees", *(metric_cell(key) for key in ("emotion_uar", "emotion_word_uar", "rouge_l"))]
+    header = ["sees", *map(metric_cell, keys)]
     return (
         "## What each modality contributes\n\nThe same model, with the other modality masked out.\n\n"
         + markdown_table(header, rows)
@@ -161,8 +168,8 @@ def _samples(results: Mapping[str, StageResult], chosen: Sequence[int]) -> str:
     header = ["clip", "label", "references (at most two)", *map(stage_title, stages)]
     table = markdown_table(header, rows, numbers=False)
     return (
-        f"## Captions\n\n{len(chosen)} clips drawn at random, evenly over labels. In italics the class that the "
-        f"caption expresses by nearest anchor.\n\n{table}"
+        f"## Answers\n\n{len(chosen)} clips drawn at random, evenly over labels. In italics the emotion that is "
+        f"expressed, by {escape(first.reading)}.\n\n{table}"
     )
 
 

@@ -42,9 +42,10 @@ class StageResult:
       predicted: the class that each caption expresses by nearest anchor (None: an empty caption, or no anchors).
       statistics: metrics by key, each with its per-clip statistics.
       unavailable: the reason for every metric that could not be computed.
-      tokenisation: as in `CaptionScores`.
+      tokenisation: as in `CaptionScores`; "" where nothing is counted in words.
       classes: emotion classes, the order of `confusion`: those with an anchor, then those that only clips have.
       confusion: clips by gold and predicted class, int `[K, K]`, or None without anchors.
+      reading: how `predicted` was read from the captions, in words.
       readings: which class each caption expresses, by how it is read.
       rewards: what each caption earns, by term.
     """
@@ -57,6 +58,7 @@ class StageResult:
     tokenisation: str
     classes: tuple[str, ...]
     confusion: np.ndarray | None
+    reading: str = "nearest anchor"
     readings: Mapping[str, Sequence[str | None]] = dataclasses.field(default_factory=dict)
     rewards: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
 
@@ -137,8 +139,8 @@ def score_stage(
         scores.tokenisation,
         every,
         confusion,
-        {"anchor": predicted, "first_word": [first_emotion_word(caption, every) for caption in captions]},
-        {} if rewards is None else {"emotion": rewards.tolist()},
+        readings={"anchor": predicted, "first_word": [first_emotion_word(caption, every) for caption in captions]},
+        rewards={} if rewards is None else {"emotion": rewards.tolist()},
     )
 
 

@@ -34,6 +34,15 @@ class Metric:
 
 
 METRICS = {
+    "war": Metric("WAR"),
+    "uar": Metric("UAR"),
+    "format": Metric("Answers that follow the protocol"),
+    "eea": Metric("Explanations of the right emotion (EEA)"),
+    "fcr": Metric("Right, and rightly explained (FCR)"),
+    "epc": Metric("Explained as answered (EPC)"),
+    "affect_error": Metric("Distance to the right emotion", better="lower"),
+    "label_kl": Metric("KL of answers to labels (nats)", better="lower"),
+    "label_js": Metric("JS of answers to labels (nats)", better="lower"),
     "emotion_uar": Metric("Emotion UAR, nearest anchor"),
     "emotion_war": Metric("Emotion WAR, nearest anchor"),
     "emotion_word_uar": Metric("Emotion UAR, first word"),
@@ -56,6 +65,7 @@ METRICS = {
     "repetition": Metric("Captions that repeat themselves", better="lower"),
     "mean_length": Metric("Mean length (words)", better="", digits=1),
 }
+ABLATION_KEYS = ("emotion_uar", "emotion_word_uar", "war", "uar")  # what is compared between modalities
 _CONDITIONS = {"audio": "audio only", "video": "video only", "features": "features only", "all": "everything"}
 PAIRS = (
     ("grpo", "sft"),

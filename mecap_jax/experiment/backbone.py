@@ -8,6 +8,7 @@ from mecap_jax.config import Config, ConfigError
 from mecap_jax.data.processor import Processor
 from mecap_jax.data.prompts import AudioSpan, FeatureSpan, VideoGrid, lay_out, user_turn
 from mecap_jax.models.checkpoints.hub import describe_mismatch, read_model
+from mecap_jax.tasks.registry import make_task
 
 # One token of each modality: enough to see what a chat template makes of it.
 _SMALLEST = {"audio": AudioSpan(1), "video": VideoGrid(1, 1, 1, 1.0), "features": FeatureSpan(1)}
@@ -42,6 +43,7 @@ def check_backbone(config: Config) -> None:
         if tokenizer.vocab_size > (size := config.model.decoder.vocab_size):
             raise ValueError(f"{directory}: the tokenizer has {tokenizer.vocab_size} ids, the decoder {size}")
         media = {kind: medium for kind, medium in _SMALLEST.items() if kind in config.data.modalities}
-        lay_out(tokenizer, config.model, user_turn(media, config.data.instruction), tuple(media.values()))
+        asked = make_task(config).request(None)
+        lay_out(tokenizer, config.model, user_turn(media, asked), tuple(media.values()))
     except (OSError, ValueError) as error:
         raise ConfigError(f"config key 'backbone': {error}") from error

@@ -36,6 +36,7 @@ from mecap_jax.models.checkpoints.peft import save_peft
 from mecap_jax.models.checkpoints.table import flatten
 from mecap_jax.models.parameters import split_params
 from mecap_jax.sharding import make_mesh
+from mecap_jax.tasks.registry import make_task
 from mecap_jax.train_state import abstract_model
 from mecap_jax.training.checkpointing import latest_step, load_params
 
@@ -88,8 +89,9 @@ def export_stage(
             _write_adapters(config, checkpoint, mesh, directory)
         else:
             _write_model(config, checkpoint, mesh, directory, dtype, whole_omni, max_shard_bytes)
+        data = dataclasses.replace(config.data, instruction=make_task(config).request(None))
         export = Export(
-            config=config,
+            config=dataclasses.replace(config, data=data),
             stage=checkpoint.name,
             steps=latest_step(checkpoint),
             dtype=dtype,

@@ -8,22 +8,33 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from mecap_jax.config import ConfigError
+from mecap_jax.config import Config, ConfigError, RewardConfig
+from mecap_jax.data.checks import Judgement, clip_counts
 from mecap_jax.data.manifest import IndexRow
 from mecap_jax.evaluation.affect import affect_error, label_divergence
 from mecap_jax.evaluation.faithfulness import faithfulness
 from mecap_jax.evaluation.intervals import Statistic, mean
+from mecap_jax.evaluation.java_tools import Meteor
 from mecap_jax.evaluation.recognition import Recognition as Agreement
 from mecap_jax.evaluation.recognition import recognition
-from mecap_jax.models.text_classifier import TextClassifier
-from mecap_jax.rewards.explanation import Verifier, verifier_labels
-from mecap_jax.tasks.coordinates import Coordinates
+from mecap_jax.evaluation.stage import Clip, StageResult
+from mecap_jax.models.text_classifier import TextClassifier, load_text_classifier
+from mecap_jax.models.text_directory import TextModelError
+from mecap_jax.rewards.accuracy import AccuracyReward, same
+from mecap_jax.rewards.base import Reward
+from mecap_jax.rewards.combine import RewardFunction, build_reward, check_terms
+from mecap_jax.rewards.explanation import ExplanationReward, Verifier, anchor_verifier, verifier_labels
+from mecap_jax.rewards.guards import FormatReward, LengthReward, RepetitionReward
+from mecap_jax.tasks.base import Answer, Judges
+from mecap_jax.tasks.coordinates import Coordinates, coordinates
+from mecap_jax.tasks.coordinates import similarity as similarity_of
 from mecap_jax.tasks.labels import LabelSet, label_set
-from mecap_jax.tasks.protocols import Protocol
+from mecap_jax.tasks.protocols import PROTOCOLS, Protocol
 
 RATIONALE = "think"  # the block that explains
 
@@ -37,6 +48,65 @@ _QUESTION = {
 
 
 @dataclasses.dataclass(frozen=True)
+class _Context:
+    """What the terms are made from."""
+
+    task: Recognition
+    judges: Judges
+
+
+def _format(context: _Context) -> Reward:
+    return FormatReward()
+
+
+def _accuracy(context: _Context, similarity: str = "") -> Reward:
+    """`similarity`: a table of coordinates by which near misses count; "" knows right and wrong only."""
+    task = context.task
+    alike = similarity_of(coordinates(similarity, task.labels)) if similarity else same
+    return AccuracyReward(task.protocol.answer, task.labels.normalise, alike)
+
+
+def _explanation(context: _Context, variant: str = "sentences", least: int = 1, verifier: str = "") -> Reward:
+    """`variant`, `least`: see `rewards.explanation`; `verifier`: a text classifier's directory, or "" for anchors."""
+    task, field = context.task, _explains(context)
+    made = _verifier(verifier, context.judges)
+    return ExplanationReward(made, field, task.protocol.answer, task.labels.normalise, variant, least)
+
+
+def _length(context: _Context, least: int = 1, most: int = 100) -> Reward:
+    """`least`, `most`: words (Chinese characters) of the explanation."""
+    return LengthReward(_explains(context), least, most)
+
+
+def _repetition(context: _Context) -> Reward:
+    return RepetitionReward(_explains(context))
+
+
+def _explains(context: _Context) -> str:
+    if all(block.name != RATIONALE for block in context.task.protocol.blocks):
+        raise ValueError(f"answers of this protocol have no part {RATIONALE!r}")
+    return RATIONALE
+
+
+def _verifier(directory: str, judges: Judges) -> Verifier:
+    if not directory:
+        return anchor_verifier(judges.encoder, judges.anchors)
+    try:
+        return classifier_verifier(load_text_classifier(directory))
+    except TextModelError as error:
+        raise ConfigError(str(error)) from error
+
+
+_MAKERS = {
+    "format": _format,
+    "accuracy": _accuracy,
+    "explanation": _explanation,
+    "length": _length,
+    "repetition": _repetition,
+}
+
+
+@dataclasses.dataclass(frozen=True)
 class Recognition:
     """The task of naming a clip's emotion.
 
@@ -45,12 +115,36 @@ class Recognition:
       labels: which answers there are.
       language: of request and targets, "en" or "zh".
       places: where the classes lie among each other, for `affect_error`; None leaves it out.
+      judge: directory of the text classifier that judges explanations in evaluation; "" for the emotion anchors.
     """
 
     protocol: Protocol
     labels: LabelSet
     language: str = "en"
     places: Coordinates | None = None
+    judge: str = ""
+
+    @classmethod
+    def from_config(cls, config: Config) -> Recognition:
+        """The task that a run's configuration describes.
+
+        Raises:
+          ConfigError: a protocol without an answer or that there is not, a label set or a table that cannot be read.
+        """
+        task = config.task
+        protocol = PROTOCOLS.get(task.protocol)
+        if protocol is None or protocol.answer is None:
+            known = ", ".join(name for name, p in PROTOCOLS.items() if p.answer)
+            raise ConfigError(f"config key 'task.protocol': {task.protocol!r} has no answer; choose one of {known}")
+        try:
+            labels = label_set(task.labels)
+        except ConfigError as error:
+            raise ConfigError(f"config key 'task.labels': {error}") from error
+        try:
+            places = coordinates(task.places, labels) if task.places else None
+        except ConfigError as error:
+            raise ConfigError(f"config key 'task.places': {error}") from error
+        return cls(protocol, labels, task.language, places, task.judge)
 
     def usable(self, row: IndexRow) -> str | None:
         """Returns why a clip cannot be used, None if it can."""
@@ -60,7 +154,7 @@ class Recognition:
             return f"has the label {row.label!r}, which is not in the label set {self.labels.name!r}"
         return None
 
-    def request(self, row: IndexRow) -> str:
+    def request(self, row: IndexRow | None) -> str:
         """Returns what is asked of the model, the same for every clip."""
         names = self.labels.names[self.language]
         return f"{_QUESTION[self.language]}\n{self.protocol.instruction(self.language, names)}"
@@ -79,10 +173,64 @@ class Recognition:
         except ValueError:  # a rationale that holds a mark of the protocol, or no word
             return ()
 
-    def read(self, text: str) -> tuple[Mapping[str, str], str | None]:
-        """Returns the fields of an answer, empty for a malformed one, and the class that it names, if any."""
-        fields = self.protocol.parse(text).fields
-        return fields, self.labels.normalise(fields[self.protocol.answer]) if fields else None
+    def read(self, text: str) -> Mapping[str, str]:
+        """Returns the fields of an answer, empty for a malformed one."""
+        return self.protocol.parse(text).fields
+
+    def answer(self, fields: Mapping[str, str]) -> str | None:
+        """Returns the class that an answer with these fields names, if any."""
+        return self.labels.normalise(fields[self.protocol.answer]) if fields else None
+
+    def check(
+        self, config: Config, train: Sequence[IndexRow], evaluated: Sequence[IndexRow], rows: Sequence[IndexRow]
+    ) -> Judgement:
+        """Returns what is odd about labels, and about what there is to learn from."""
+        found = Judgement([], [])
+        known = {self.labels.normalise(row.label) for row in train}
+        unseen = Counter(row.label for row in evaluated if self.labels.normalise(row.label) not in known)
+        if unseen:
+            found.remarks.append(f"labels that no training clip has: {clip_counts(unseen)}")
+        silent = [row for row in train if not self.targets(row)]
+        if config.sft is not None and silent:
+            found.remarks.append(
+                f"{len(silent)} of {len(train)} training clips lack what an answer in the form "
+                f"{config.task.protocol!r} is made of; they are left to reinforcement learning"
+            )
+        return found
+
+    def check_rewards(self, config: RewardConfig) -> None:
+        """Checks the terms before there are data."""
+        check_terms(config, _MAKERS)
+
+    def rewards(self, config: RewardConfig, judges: Judges) -> RewardFunction:
+        """Returns what an answer earns. A chain of thought may repeat a phrase: the terms judge all by themselves."""
+        return build_reward(config, _MAKERS, _Context(self, judges))
+
+    def evaluate(self, answers: Sequence[Answer], judges: Judges, meteor: Meteor) -> StageResult:
+        """Scores one answer a clip, as `score` does; explanations are judged by the task's judge."""
+        texts = [answer.text for answer in answers]
+        records = [answer.record for answer in answers]
+        verifier = _verifier(self.judge, judges)
+        scores = self.score(texts, [record.label for record in records], verifier_judge(verifier, self.labels))
+        clips = [
+            Clip(record.id, record.speaker, self.targets(record), record.label, record.caption_language)
+            for record in records
+        ]
+        gold = [self.labels.normalise(record.label) for record in records]
+        right = [float(answer == truth) for answer, truth in zip(scores.answers, gold)]
+        return StageResult(
+            tuple(clips),
+            tuple(texts),
+            scores.answers,
+            scores.statistics,
+            unavailable={},
+            tokenisation="",
+            classes=self.labels.labels,
+            confusion=scores.agreement.confusion,
+            reading="answer",
+            readings={"answer": scores.answers},
+            rewards={"accuracy": right},
+        )
 
     def score(self, texts: Sequence[str], gold: Sequence[str], judge: Judge | None = None) -> Scores:
         """Scores one answer a clip.
@@ -98,15 +246,15 @@ class Recognition:
         """
         if len(texts) != len(gold):
             raise ValueError(f"{len(texts)} answers for {len(gold)} clips")
-        read = [self.read(text) for text in texts]
-        answers = [answer for _, answer in read]
+        fields = [self.read(text) for text in texts]
+        answers = [self.answer(parts) for parts in fields]
         truth = [self.labels.normalise(label) for label in gold]
         if None in truth:
             raise ValueError(f"the gold label {gold[truth.index(None)]!r} is not in the label set {self.labels.name!r}")
         found = recognition(answers, truth, self.labels.labels)
         divergence = label_divergence(answers, truth, self.labels.labels)
         statistics = {
-            "format": mean([bool(fields) for fields, _ in read]),
+            "format": mean([bool(parts) for parts in fields]),
             "war": found.war,
             "uar": found.uar,
             **{f"recall/{label}": recall for label, recall in found.recalls.items()},
@@ -116,9 +264,9 @@ class Recognition:
         if self.places is not None:
             statistics["affect_error"] = affect_error(answers, truth, self.places)
         if judge is not None and any(block.name == RATIONALE for block in self.protocol.blocks):
-            explained = [i for i, (fields, _) in enumerate(read) if fields]
-            judged: list[str | None] = [None] * len(read)
-            for i, emotion in zip(explained, judge([read[i][0][RATIONALE] for i in explained]) if explained else ()):
+            explained = [i for i, parts in enumerate(fields) if parts]
+            judged: list[str | None] = [None] * len(fields)
+            for i, emotion in zip(explained, judge([fields[i][RATIONALE] for i in explained]) if explained else ()):
                 judged[i] = emotion
             told = faithfulness(answers, judged, truth)
             statistics |= {"eea": told.eea, "fcr": told.fcr, "epc": told.epc, **told.quadrants}

@@ -1,20 +1,27 @@
 """What a clip teaches is what the parser reads back; what is malformed is wrong in every metric."""
 
+import pickle
 import types
 
 import numpy as np
 import pytest
 
-from mecap_jax.config import ConfigError, SyntheticConfig
+from mecap_jax.config import ConfigError, SyntheticConfig, load
+from mecap_jax.data.questions import Asked
 from mecap_jax.data.synthetic.corpus import attributes_of, labels_of, plan, rationale_of
 from mecap_jax.evaluation.faithfulness import QUADRANTS
 from mecap_jax.evaluation.intervals import bootstrap
+from mecap_jax.rewards.anchors import build_anchors
+from mecap_jax.rewards.base import Sample
 from mecap_jax.rewards.explanation import Verifier
+from mecap_jax.tasks.base import Judges
 from mecap_jax.tasks.coordinates import coordinates
 from mecap_jax.tasks.labels import label_set
 from mecap_jax.tasks.protocols import PROTOCOLS
 from mecap_jax.tasks.recognition import Recognition, classifier_verifier, verifier_judge
+from mecap_jax.tasks.registry import make_task
 from tests.data.test_checks import clip
+from tests.rewards.conftest import TableEncoder
 
 TASK = Recognition(PROTOCOLS["think_answer"], label_set("dfew"))
 CHINESE = Recognition(PROTOCOLS["think_answer"], label_set("mafw"), "zh")
@@ -35,7 +42,8 @@ def test_which_clips_can_be_used():
 def test_a_target_is_an_answer_that_the_request_asks_for(task, answer):
     (target,) = task.targets(row())
     assert target == f"<think>The voice is loud.</think>\n<answer>{answer}</answer>"
-    fields, label = task.read(target)
+    fields = task.read(target)
+    label = task.answer(fields)
     assert fields["think"] == "The voice is loud." and label == "angry"
     request = task.request(row())
     assert all(name in request for name in task.labels.names[task.language])
@@ -63,7 +71,7 @@ def test_the_synthetic_corpus_teaches_every_protocol(name, language):
         row = clip(0, labels=labels_of(spec), attributes=attributes_of(spec), rationale=rationale_of(spec))
         assert task.usable(row) is None
         (target,) = task.targets(row)
-        assert task.read(target)[1] == spec.emotion
+        assert task.answer(task.read(target)) == spec.emotion
 
 
 def answer(think, label):
@@ -145,3 +153,102 @@ def test_a_classifier_s_classes_become_labels():
     assert [unnamed[k] for k in (19, 16, 9, 10)] == ["anxious", "helpless", "disappointed", "contemptuous"]
     with pytest.raises(ConfigError, match="'judge': its 2 classes have no names"):
         classifier_verifier(classifier("LABEL_0", "LABEL_1"))
+
+
+# --- as the task of a run -----------------------------------------------------------------------------------------
+
+
+def configured(*overrides):
+    return load("configs/r1_omni.py", overrides)
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("task.protocol=caption", "'task.protocol': 'caption' has no answer; choose one of answer, think_answer"),
+        ("task.protocol=tags", "'task.protocol': 'tags' has no answer"),
+        ("task.labels=moods", "'task.labels': there is no label set 'moods'"),
+        ("task.labels=moods.toml", "'task.labels': .*moods.toml"),
+        ("task.places=moods", "'task.places': there are no coordinates 'moods'"),
+    ],
+)
+def test_what_a_task_cannot_be_made_of_is_named(override, message):
+    with pytest.raises(ConfigError, match=message):
+        make_task(configured(override))
+
+
+def test_a_task_reaches_a_reader_process():
+    task = make_task(configured("task.places=plutchik"))
+    again = pickle.loads(pickle.dumps(task))
+    assert again.request(None) == task.request(None) and again.targets(row()) == task.targets(row()) != ()
+
+
+def rewarded(completions, *overrides, judges=None):
+    """What completions of one clip that is angry earn, in total and by term."""
+    config = configured(*overrides)
+    task = make_task(config)
+    asked = Asked(row(), task.request(row()), "", task.targets(row()))
+    batch = task.rewards(config.grpo.reward, judges or Judges(None, None, ()))(
+        [Sample.of(asked, text, True, 0, task.read(text)) for text in completions]
+    )
+    assert batch.failures == {} and batch.degenerate == (None,) * len(completions)
+    return batch
+
+
+def test_r1_omni_adds_up_accuracy_and_format():
+    batch = rewarded([answer("Loud, loud, loud: the voice, the voice.", "Anger"), answer("Low.", "sad"), "angry", ""])
+    assert batch.total.tolist() == [2, 1, 0, 0]
+
+
+HACKS = (
+    answer("Loud.", "angry") + "<answer>sad</answer>",
+    "<answer>angry</answer>" + answer("Loud.", "angry"),
+    answer("Loud.", "angry or sad"),
+    answer("", "angry"),
+    answer("<answer>angry</answer>", "angry"),
+    "<think>" * 2000 + answer("Loud.", "angry"),
+    "I say " + answer("Loud.", "angry"),
+)
+
+
+@pytest.mark.parametrize("hack", HACKS)
+def test_what_the_published_format_check_lets_pass_earns_no_accuracy(hack):
+    assert rewarded([hack]).terms["accuracy"].tolist() == [0]
+
+
+def test_near_misses_count_where_a_table_is_named():
+    texts = [answer("Loud.", label) for label in ("angry", "disgusted", "happy")]
+    batch = rewarded(texts, "grpo.reward.terms.accuracy.options={'similarity': 'plutchik'}")
+    right, near, far = batch.terms["accuracy"]
+    assert right == 1 and 0 < near < 1 and far < near
+    with pytest.raises(ConfigError, match="'accuracy': there are no coordinates 'moods'"):
+        rewarded(texts, "grpo.reward.terms.accuracy.options={'similarity': 'moods'}")
+
+
+def test_an_explanation_counts_behind_a_right_answer_where_it_is_gated():
+    encoder = TableEncoder({"it sounds angry.": [1, 0], "it sounds happy.": [0, 1], "rage": [1, 0], "joy": [0, 1]})
+    anchors = build_anchors(encoder, {"angry": ["rage"], "happy": ["joy"]}, kind="templates", source="a test")
+    texts = [answer(f"It sounds {said}.", label) for label in ("angry", "sad") for said in ("angry", "happy")]
+    terms = "grpo.reward.terms=accuracy,format,explanation,repetition=0.5,length=0.5"
+    judges = Judges(encoder, anchors, ())
+    assert rewarded(texts, terms, judges=judges).terms["explanation"].tolist() == [1, 0, 1, 0]
+    batch = rewarded(texts, terms, "grpo.reward.terms.explanation.gate=accuracy", judges=judges)
+    assert batch.terms["explanation"].tolist() == [1, 0, 0, 0]
+    assert batch.total.tolist() == [4, 3, 2, 2]
+    with pytest.raises(ConfigError, match="'explanation': answers of this protocol have no part 'think'"):
+        rewarded(texts, "task.protocol=answer", terms, judges=judges)
+    with pytest.raises(ConfigError, match="'explanation': the variant must be one of"):
+        rewarded(texts, terms, "grpo.reward.terms.explanation.options={'variant': 'all'}", judges=judges)
+    with pytest.raises(ConfigError, match="'explanation': .*absent"):
+        rewarded(texts, terms, "grpo.reward.terms.explanation.options={'verifier': 'absent'}", judges=judges)
+
+
+def test_a_run_is_told_what_is_odd_about_its_clips():
+    config = configured()
+    train = [row("angry"), row("sad"), row("sad", rationale=None)]
+    found = make_task(config).check(config, train, [row("happy")], train)
+    assert found.problems == [] and found.remarks == [
+        "labels that no training clip has: 'happy' (1 clips)",
+        "1 of 3 training clips lack what an answer in the form 'think_answer' is made of; they are left to "
+        "reinforcement learning",
+    ]
