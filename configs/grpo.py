@@ -18,6 +18,7 @@ from mecap_jax.config import (
     OptimizerConfig,
     RewardConfig,
     RewardSpec,
+    RowConfig,
     SftConfig,
     SyntheticConfig,
 )
@@ -46,6 +47,27 @@ _BACKBONES = {
 }
 
 
+ROWS = (
+    # What can be had without listening and looking.
+    RowConfig("text_only", "sft", changes=("data.modalities=()", "data.buckets=()")),
+    # What SFT makes of the time that Emo-GRPO takes, on all that both have seen.
+    RowConfig(
+        "sft_control",
+        "sft",
+        after="sft",
+        changes=(
+            "sft.clips=all",
+            "sft.optimizer.learning_rate=1e-3",
+            "sft.optimizer.warmup_steps=10",
+            "sft.validate_every=0",
+        ),
+        time_of="grpo",
+    ),
+    # Emo-GRPO without the emotion term.
+    RowConfig("grpo_semantic", "grpo", after="sft", changes=("grpo.reward.terms.emotion.weight=0",)),
+)
+
+
 def get_config(arg: str = "") -> Config:
     family, *options = (arg or "tiny").split(",")
     if family == "tiny" and not options:
@@ -69,7 +91,6 @@ def _tiny() -> Config:
         ),
         validate_every=100,
     )
-    again = dataclasses.replace(sft.optimizer, learning_rate=1e-3, warmup_steps=10)
     return Config(
         name="grpo",
         model=ModelConfig.tiny(),
@@ -112,8 +133,7 @@ def _tiny() -> Config:
             ),
             validate_every=40,
         ),
-        # What SFT makes of the time that Emo-GRPO takes, on all that both have seen; for the results table.
-        control=dataclasses.replace(sft, clips="all", optimizer=again, validate_every=0),
+        rows=ROWS,
     )
 
 
@@ -165,6 +185,7 @@ def _backbone(family: str, lora: bool) -> Config:
         ),
         evaluation=EvaluationConfig(batch_clips=8),
         checkpoint=CheckpointConfig(every=100),
+        rows=tuple(row for row in ROWS if row.name != "sft_control"),
     )
 
 

@@ -29,7 +29,7 @@ def get_config(arg: str = "") -> Config:
             loss=LossConfig(name="grpo", beta=0.04),
             **({} if smoke else _TINY_RL if tiny else _RL),
         ),
-        control=None,
+        rows=(),
     )
 
 

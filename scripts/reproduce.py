@@ -13,7 +13,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-from mecap_jax.config import EXTRA_ROWS
+from mecap_jax.config import load
 from mecap_jax.evaluation.reproduction import claims_table, replace_section, seed_tables, summary_table
 from mecap_jax.evaluation.tables import results_table
 from mecap_jax.experiment.story import CONTROL
@@ -37,7 +37,7 @@ def main(argv: list[str]) -> None:
                 workdir.mkdir(parents=True, exist_ok=True)
                 shutil.copy(control, workdir / CONTROL)
             command = [sys.executable, str(_PROJECT / "scripts" / "train.py"), f"--config={_CONFIG.value}"]
-            rows = ",".join(EXTRA_ROWS)
+            rows = ",".join(row.name for row in load(_CONFIG.value).rows)
             options = [f"--workdir={workdir}", f"--config.seed={int(seed)}", f"--config.evaluation.rows={rows}"]
             code = subprocess.run([*command, *options]).returncode
             if code or not (workdir / "report.json").exists():

@@ -13,8 +13,10 @@ from mecap_jax.config import (
     Config,
     ConfigError,
     RewardSpec,
+    chosen_rows,
     from_json,
     load,
+    row_config,
     to_json,
     validate,
     validate_devices,
@@ -37,7 +39,7 @@ def test_overrides_reach_nested_fields_with_the_right_type():
             "grpo.optimizer.learning_rate=1",
             "data.modalities=audio",
             "data.instruction=7",
-            "evaluation.rows=text_only,grpo_semantic",
+            "evaluation.rows=text_only",
             "grpo.reward.terms=semantic=0.25,a.py:f=1",
             "grpo.reward.terms.a.py:f.gate=semantic",
         ],
@@ -45,7 +47,7 @@ def test_overrides_reach_nested_fields_with_the_right_type():
     assert (config.seed, config.grpo.group_size, config.data.instruction) == (3, 4, "7")
     assert config.grpo.optimizer.learning_rate == 1.0 and isinstance(config.grpo.optimizer.learning_rate, float)
     assert config.data.modalities == ("audio",)
-    assert config.evaluation.rows == ("text_only", "grpo_semantic")
+    assert config.evaluation.rows == ("text_only",)
     assert config.grpo.reward.terms == (RewardSpec("semantic", 0.25), RewardSpec("a.py:f", 1.0, gate="semantic"))
     assert load(RECIPE, ["grpo=None"]).grpo is None
 
@@ -79,7 +81,8 @@ def test_overrides_reach_nested_fields_with_the_right_type():
         ("grpo.reward.terms.emotion.gate=emotion", ("'grpo.reward.terms'", "the gate 'emotion' of 'emotion'")),
         ("grpo.reward.terms.emotion.gate=joy", ("'grpo.reward.terms'", "the gate 'joy' of 'emotion' is no other term")),
         ("grpo.reward.terms.emotion.schedule=((5,1.0),(5,2.0))", ("'grpo.reward.terms'", "later and later steps")),
-        ("control.steps=0", ("control.steps", "greater than 0")),
+        ("rows=({'name': 'No', 'stage': 'sft'},)", ("rows[0].name", "pattern")),
+        ("rows=({'name': 'sft', 'stage': 'sft'},)", ("'rows'", "a name of its own")),
         ("sft.optimizer.clip_norm=nan", ("sft.optimizer.clip_norm", "valid number", "'nan'")),
         ("sft.optimizer.clip_norm=1e999", ("sft.optimizer.clip_norm", "finite")),
         ("grpo.optimizer.beta2=1", ("grpo.optimizer.beta2", "less than 1")),
@@ -94,7 +97,7 @@ def test_overrides_reach_nested_fields_with_the_right_type():
         ("data.modalities=features", ("data.modalities", "no part for 'features'")),
         ("data.min_pixels=60000", ("data.min_pixels", "must not exceed data.max_pixels")),
         ("data.sft_share=1", ("grpo.clips", "data.sft_share")),
-        ("evaluation.rows=sft_contol", ("evaluation.rows[0]", "must be 'text_only'")),
+        ("evaluation.rows=sft_contol", ("'evaluation.rows'", "no row 'sft_contol'; it has text_only, sft_control")),
         ("model.decoder.mrope_section=(1,1,1)", ("model.decoder.mrope_section", "head_dim")),
         ("model.decoder.num_key_value_heads=3", ("num_key_value_heads", "divide")),
         ("data.input=clips", ("data.input", "data.source")),
@@ -121,7 +124,7 @@ def fields_of(hint, key=""):
 
 def test_every_number_has_a_range():
     numbers = {key: hint for key, hint in fields_of(Config) if typing.get_args(hint)[:1] in ((int,), (float,))}
-    assert {"grpo.optimizer.clip_norm", "control.steps", "model.lora.dropout", "data.buckets.frames"} < set(numbers)
+    assert {"grpo.optimizer.clip_norm", "sft.steps", "model.lora.dropout", "data.buckets.frames"} < set(numbers)
     assert [key for key, hint in fields_of(Config) if hint in (int, float)] == []
     bounds = {key: TypeAdapter(hint).json_schema() for key, hint in numbers.items()}
     ends = {"minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum"}
@@ -138,7 +141,7 @@ def test_all_that_is_wrong_is_named_at_once():
 def test_combinations_of_stages():
     with pytest.raises(ConfigError, match="'sft'.*SFT stage, a GRPO stage or both"):
         load(RECIPE, ["sft=None", "grpo=None"])
-    with pytest.raises(ConfigError, match="'evaluation.rows'.*grpo_semantic needs"):
+    with pytest.raises(ConfigError, match="'evaluation.rows'.*grpo_semantic needs grpo, which this run leaves out"):
         load(RECIPE, ["grpo=None", "evaluation.rows=grpo_semantic"])
     with pytest.raises(ConfigError, match="'grpo.reward.terms'.*nothing would be learnt"):
         load(RECIPE, ["grpo.reward.terms=emotion=0,semantic=0"])
@@ -146,6 +149,32 @@ def test_combinations_of_stages():
         recipe = load(RECIPE)
         buckets = (Bucket(200, 2, 4, 1), Bucket(100, 2, 4, 1))
         validate(dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, buckets=buckets)))
+
+
+def test_a_row_of_comparison_is_the_run_with_small_changes():
+    config = load(RECIPE, ["sft.steps=7", "evaluation.rows=sft_control,text_only"])
+    again, blind = chosen_rows(config)
+    assert (again.after, again.time_of, blind.after) == ("sft", "grpo", "")
+    changed = row_config(config, again)
+    assert (changed.sft.steps, changed.sft.clips, changed.sft.optimizer.learning_rate) == (7, "all", 1e-3)
+    expected = dataclasses.replace(config.data, modalities=())
+    assert row_config(config, blind).data == expected and row_config(config, blind).grpo == config.grpo
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ("sft.stps=1", "row 'odd': unknown config key 'sft.stps'"),
+        ("sft.steps=0", "row 'odd': config key 'sft.steps'"),
+        ("model.lora={}", "row 'odd': .* changes more than task, data, sft or grpo"),
+        ("grpo.reward.terms.joy.weight=0", "row 'odd': .*no reward term 'joy'"),
+    ],
+)
+def test_a_row_that_cannot_be_is_refused_where_it_is_asked_for(change, message):
+    rows = f"rows=({{'name': 'odd', 'stage': 'sft', 'changes': ({change!r},)}},)"
+    load(RECIPE, [rows])
+    with pytest.raises(ConfigError, match=message):
+        load(RECIPE, [rows, "evaluation.rows=odd"])
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,11 @@ raises one `ConfigError` that names the key.
 """
 
 from mecap_jax.config.loading import (
+    chosen_rows,
     differences,
     from_json,
     load,
+    row_config,
     to_json,
 )
 from mecap_jax.config.schema import (
@@ -27,12 +29,12 @@ from mecap_jax.config.schema import (
     OptimizerConfig,
     RewardConfig,
     RewardSpec,
+    RowConfig,
     SftConfig,
     SyntheticConfig,
     TaskConfig,
 )
 from mecap_jax.config.validation import (
-    EXTRA_ROWS,
     MODALITIES,
     lookup,
     validate,
@@ -46,7 +48,6 @@ __all__ = [
     "Config",
     "ConfigError",
     "DataConfig",
-    "EXTRA_ROWS",
     "EncoderConfig",
     "EvaluationConfig",
     "GrpoConfig",
@@ -56,13 +57,16 @@ __all__ = [
     "OptimizerConfig",
     "RewardConfig",
     "RewardSpec",
+    "RowConfig",
     "SftConfig",
     "SyntheticConfig",
     "TaskConfig",
+    "chosen_rows",
     "differences",
     "from_json",
     "load",
     "lookup",
+    "row_config",
     "to_json",
     "validate",
     "validate_devices",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mecap_jax import json_files
-from mecap_jax.config.schema import Config, ConfigError, RewardSpec
+from mecap_jax.config.schema import Config, ConfigError, RewardSpec, RowConfig
 from mecap_jax.config.validation import validate
 from mecap_jax.config.values import build, parse
 
@@ -24,13 +24,41 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> Config:
     Raises:
       ConfigError: no such file, no `get_config`, an unknown key, a value of the wrong type, an impossible combination.
     """
-    config = _run_recipe(*recipe.partition(":")[::2])
+    config = validate(_override(_run_recipe(*recipe.partition(":")[::2]), overrides))
+    for row in chosen_rows(config):
+        row_config(config, row)
+    return config
+
+
+def chosen_rows(config: Config) -> list[RowConfig]:
+    """The rows of comparison that are trained, in the order in which they were asked for."""
+    offered = {row.name: row for row in config.rows}
+    return [offered[name] for name in config.evaluation.rows]
+
+
+def row_config(config: Config, row: RowConfig) -> Config:
+    """The configuration of a row of comparison: the run's own, with its changes.
+
+    Raises:
+      ConfigError: a change that the run cannot have; names the row.
+    """
+    for change in row.changes:
+        if change.partition(".")[0] not in ("task", "data", "sft", "grpo"):
+            raise ConfigError(f"row {row.name!r}: {change!r} changes more than task, data, sft or grpo")
+    evaluation = dataclasses.replace(config.evaluation, rows=())
+    try:
+        return validate(_override(dataclasses.replace(config, evaluation=evaluation), row.changes))
+    except ConfigError as error:
+        raise ConfigError(f"row {row.name!r}: {error}") from error
+
+
+def _override(config: Config, overrides: Sequence[str]) -> Config:
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
             raise ConfigError(f"override {override!r} must have the form key.path=value")
         config = build(dataclasses.asdict(_replace(config, key.split("."), value, key)))
-    return validate(config)
+    return config
 
 
 def _run_recipe(path: str, arg: str) -> Config:

@@ -16,7 +16,6 @@ from mecap_jax.field_types import Regex, Seed, Share, ShareBelowOne
 from mecap_jax.model_config import ModelConfig
 
 Modality = Literal["audio", "video", "features"]
-Row = Literal["text_only", "sft_control", "grpo_semantic"]
 Weight = Annotated[float, Field(ge=-1e6, le=1e6)]
 Factor = Annotated[float, Field(ge=0, le=1e6)]
 
@@ -342,7 +341,7 @@ class EvaluationConfig:
       confidence: its level.
       ablation: also caption from audio only and from video only.
       samples: captions shown in the report.
-      rows: further rows, each trained beside the main ones: "text_only", "sft_control", "grpo_semantic".
+      rows: which of the recipe's rows of comparison (`Config.rows`) are trained beside the main ones.
     """
 
     batch_clips: NonNegativeInt = 32
@@ -350,7 +349,28 @@ class EvaluationConfig:
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
     ablation: bool = True
     samples: NonNegativeInt = 24
-    rows: tuple[Row, ...] = ()
+    rows: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class RowConfig:
+    """A row of comparison: a stage of the run that is trained once more, with small changes.
+
+    Attributes:
+      name: what checkpoints, report and command line call it.
+      stage: which stage.
+      after: "sft" starts where SFT ended; "" where the run starts.
+      changes: "key=value" as on the command line, over the run's own configuration; keys of `task`, `data`, `sft` and
+        `grpo`.
+      time_of: a stage whose time its steps are to take, by the median step of both; "" takes as many steps as the
+        stage does.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    stage: Literal["sft", "grpo"]
+    after: Literal["", "sft"] = ""
+    changes: tuple[str, ...] = ()
+    time_of: Literal["", "sft", "grpo"] = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -375,7 +395,7 @@ class Config:
     """Everything about a run; `sft` or `grpo` set to None leaves that stage out.
 
     Attributes:
-      control: settings of the "sft_control" row; its `steps` are ignored, they follow from the time that GRPO took.
+      rows: what the recipe offers to hold the result against; `evaluation.rows` says which ones are trained.
       backbone: directory in the Hugging Face layout that weights, tokenizer and processor come from; "" trains a
         tokenizer on the data and starts from random weights.
       init_from: RUN/checkpoints/STAGE whose weights and tokenizer the run starts from, in place of the backbone's; the
@@ -397,7 +417,7 @@ class Config:
     data: DataConfig = DataConfig()
     sft: SftConfig | None = None
     grpo: GrpoConfig | None = None
-    control: SftConfig | None = None
+    rows: tuple[RowConfig, ...] = ()
     encoder: EncoderConfig = EncoderConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     mesh: MeshConfig = MeshConfig()

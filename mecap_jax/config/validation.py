@@ -10,11 +10,10 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
-from mecap_jax.config.schema import AugmentConfig, Config, ConfigError, Modality, Row
+from mecap_jax.config.schema import AugmentConfig, Config, ConfigError, Modality
 from mecap_jax.config.values import build
 
 MODALITIES: tuple[str, ...] = typing.get_args(Modality)
-EXTRA_ROWS: tuple[str, ...] = typing.get_args(Row)
 
 # (dotted key, what is wrong with it)
 Problems = Iterator[tuple[str, str]]
@@ -121,13 +120,17 @@ def _objective(config: Config) -> Problems:
 
 
 def _rows(config: Config) -> Problems:
-    rows = config.evaluation.rows
-    if "text_only" in rows and config.sft is None:
-        yield "evaluation.rows", "text_only needs an SFT stage"
-    if "sft_control" in rows and None in (config.sft, config.grpo, config.control):
-        yield "evaluation.rows", "sft_control needs sft, grpo and control"
-    if "grpo_semantic" in rows and config.grpo is None:
-        yield "evaluation.rows", "grpo_semantic needs a GRPO stage"
+    offered = {row.name: row for row in config.rows}
+    if len(offered) < len(config.rows) or {"sft", "grpo"} & set(offered):
+        yield "rows", "every row needs a name of its own, other than 'sft' and 'grpo'"
+    for name in config.evaluation.rows:
+        if name not in offered:
+            yield "evaluation.rows", f"this recipe has no row {name!r}; it has {', '.join(offered) or 'none'}"
+            continue
+        row = offered[name]
+        for stage in (row.stage, row.after, row.time_of):
+            if stage and getattr(config, stage) is None:
+                yield "evaluation.rows", f"{name} needs {stage}, which this run leaves out"
 
 
 def _input(config: Config) -> Problems:

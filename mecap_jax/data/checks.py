@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from mecap_jax.config import Config, DataConfig
+from mecap_jax.config import Config, DataConfig, chosen_rows, row_config
 from mecap_jax.data.clips import joined_length
 from mecap_jax.data.fitting import fit_to_data, has_modality, length
 from mecap_jax.data.language import has_word
@@ -143,15 +143,21 @@ def _share_clips(
     share = config.data.sft_share
     shares = {"all": train, "sft": [row for row in train if in_sft_share(row, share)]}
     shares["held_out"] = [row for row in train if not in_sft_share(row, share)]
-    stages = {"sft": ("batch_clips", config.sft), "grpo": ("prompts", config.grpo)}
-    if "sft_control" in config.evaluation.rows:
-        stages["control"] = ("batch_clips", config.control)
-    for name, (key, stage) in stages.items():
+    keys = {"sft": "batch_clips", "grpo": "prompts"}
+
+    def clips(name: str) -> dict[str, int]:
+        """How many clips a kind of stage learns from; reinforcement learning needs no answers."""
+        return {part: sum(name == "grpo" or bool(task.targets(row)) for row in rows) for part, rows in shares.items()}
+
+    for row in chosen_rows(config):
+        key, stage = keys[row.stage], getattr(row_config(config, row), row.stage)
+        if (count := clips(row.stage)["all"]) < (batch := getattr(stage, key)):
+            problems.append(f"row {row.name!r}: '{row.stage}.{key}': {batch} clips a step, but only {count} train")
+    for name, key in keys.items():
+        stage = getattr(config, name)
         if stage is None:
             continue
-        batch = getattr(stage, key)
-        teach = name != "grpo"  # reinforcement learning needs no answers to learn from
-        sizes = {part: sum(bool(task.targets(row)) or not teach for row in rows) for part, rows in shares.items()}
+        batch, sizes = getattr(stage, key), clips(name)
         if sizes["all"] < batch:
             problems.append(f"config key '{name}.{key}': {batch} clips a step, but only {sizes['all']} train; lower it")
         elif sizes[stage.clips] < batch:

@@ -12,21 +12,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mecap_jax.config import Config, GrpoConfig, RewardSpec, SftConfig
+from mecap_jax.config import Config, GrpoConfig, RewardSpec, RowConfig, SftConfig, row_config
 from mecap_jax.evaluation.card_usage import transformers_usage
 from mecap_jax.evaluation.tables import escape, format_value, markdown_table, metric_cell, ordered, stage_title
 from mecap_jax.families import FAMILIES
 from mecap_jax.json_files import to_json
 
 CARD_FILE = "README.md"
-# What was trained one after the other, up to each stage.
-_TRAINED = {
-    "sft": ("sft",),
-    "grpo": ("sft", "grpo"),
-    "text_only": ("text_only",),
-    "sft_control": ("sft", "sft_control"),
-    "grpo_semantic": ("sft", "grpo_semantic"),
-}
 # Asks for nothing in return, so that it decides nothing about a work that it is part of.
 _PUBLIC_DOMAIN = "cc0-1.0"
 
@@ -150,20 +142,21 @@ def _recipe(export: Export) -> str:
         ["seed", str(config.seed)],
         ["steps of the last stage", str(export.steps)],
     ]
-    lines = [_describe_stage(export, stage) for stage in _TRAINED.get(export.stage, (export.stage,))]
+    before = _row(export).after if _row(export) else "sft" if export.stage == "grpo" else ""
+    lines = [_describe_stage(export, stage) for stage in filter(None, (before, export.stage))]
     numbered = [f"{n}. {line}" for n, line in enumerate(filter(None, lines), 1)]
     return "\n\n".join(["## Recipe", markdown_table(["setting", "value"], rows, numbers=False), "\n".join(numbered)])
 
 
 def _describe_stage(export: Export, stage: str) -> str:
-    config = export.config
-    if stage.startswith("grpo"):
+    row = _row(export) if stage == export.stage else None
+    config = row_config(export.config, row) if row else export.config
+    if (row.stage if row else stage) == "grpo":
         return _describe_grpo(config.grpo, stage) if config.grpo else ""
-    sft = config.control if stage == "sft_control" else config.sft
-    if sft is None:
+    if config.sft is None:
         return ""
-    steps = export.steps if stage == export.stage else sft.steps  # those of "sft_control" follow from a clock
-    return _describe_sft(sft, stage, steps)
+    steps = export.steps if stage == export.stage else config.sft.steps  # those of a row may follow from a clock
+    return _describe_sft(config.sft, stage, steps)
 
 
 def _describe_sft(sft: SftConfig, stage: str, steps: int) -> str:
@@ -175,9 +168,10 @@ def _describe_sft(sft: SftConfig, stage: str, steps: int) -> str:
 
 
 def _describe_grpo(grpo: GrpoConfig, stage: str) -> str:
-    terms = [spec for spec in grpo.reward.terms if (stage, spec.name) != ("grpo_semantic", "emotion")]
     # A term of one's own is "path/to/file.py:function".
-    weights = [f"{escape(Path(spec.name).name)} {spec.weight:g}{_options(spec)}" for spec in terms if spec.weight]
+    weights = [
+        f"{escape(Path(spec.name).name)} {spec.weight:g}{_options(spec)}" for spec in grpo.reward.terms if spec.weight
+    ]
     return (
         f"{escape(stage_title(stage))}: {grpo.steps} steps of {grpo.prompts} prompts with groups of {grpo.group_size}, "
         f"{escape(grpo.optimizer.name)} at {grpo.optimizer.learning_rate:g}; loss {escape(grpo.loss.name)}, advantage "
@@ -295,7 +289,13 @@ def _limitations(export: Export) -> str:
 
 
 def _seen(export: Export) -> tuple[str, ...]:
-    return () if export.stage == "text_only" else export.config.data.modalities
+    row = _row(export)
+    return (row_config(export.config, row) if row else export.config).data.modalities
+
+
+def _row(export: Export) -> RowConfig | None:
+    """The row of comparison that was exported, if it is one."""
+    return next((row for row in export.config.rows if row.name == export.stage), None)
 
 
 def _source(data: Mapping[str, Any]) -> str:

@@ -20,13 +20,8 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from mecap_jax.evaluation.tables import condition_title, describe, ordered_stages, stage_title
 
-COLOURS = {
-    "text_only": "#999999",
-    "sft": "#0072B2",
-    "sft_control": "#56B4E9",
-    "grpo_semantic": "#E69F00",
-    "grpo": "#D55E00",
-}
+COLOURS = {"sft": "#0072B2", "grpo": "#D55E00"}
+_OTHERS = ("#999999", "#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442")  # rows of comparison
 _TERMS = ("#009E73", "#CC79A7", "#0072B2", "#E69F00", "#56B4E9", "#D55E00")
 _INK, _PALE = "#333333", "#DDDDDD"
 _STYLE = {
@@ -111,7 +106,7 @@ def plot_metrics(values: Mapping[str, Values], intervals: Mapping[str, Intervals
         figure, axes = _grid(rows, columns, width=3.1 * columns, height=2.4 * rows + 0.5)
         for axis, key in zip(axes, keys):
             for x, stage in enumerate(stages):
-                _bar(axis, x, key, values[stage].get(key), intervals[stage].get(key), _colour(stage), width=0.7)
+                _bar(axis, x, key, values[stage].get(key), intervals[stage].get(key), _colour(stage, stages), width=0.7)
             _label(axis, describe(key).title, "")
             axis.set_xticks([])
             axis.set_xlim(-0.7, len(stages) - 0.3)
@@ -180,7 +175,7 @@ def plot_ablation(
                     value = values[stage].get(condition, {}).get(key)
                     interval = intervals[stage].get(condition, {}).get(key)
                     place = x + (s - (len(stages) - 1) / 2) * width
-                    _bar(axis, place, key, value, interval, _colour(stage), width=0.92 * width)
+                    _bar(axis, place, key, value, interval, _colour(stage, stages), width=0.92 * width)
             axis.axhline(chance, color=_INK, linewidth=1, linestyle=(0, (4, 3)))
             axis.set_xlim(-0.5, len(conditions) - 0.2)
             axis.annotate("chance", (1, chance), xycoords=("axes fraction", "data"), xytext=(-2, 3),
@@ -271,12 +266,13 @@ def _label(axis: Axes, title: str, unit: str):
     axis.set_ylabel(unit)
 
 
-def _colour(stage: str) -> str:
-    return COLOURS.get(stage, "#009E73")
+def _colour(stage: str, stages: Sequence[str]) -> str:
+    others = [name for name in stages if name not in COLOURS]
+    return COLOURS[stage] if stage in COLOURS else _OTHERS[others.index(stage) % len(_OTHERS)]
 
 
 def _legend(figure: Figure, stages: Sequence[str]):
-    handles = [matplotlib.patches.Patch(color=_colour(stage), label=stage_title(stage)) for stage in stages]
+    handles = [matplotlib.patches.Patch(color=_colour(stage, stages), label=stage_title(stage)) for stage in stages]
     figure.legend(handles=handles, loc="outside upper center", ncols=len(stages), handlelength=1, handleheight=1)
 
 

@@ -18,7 +18,7 @@ import jax
 from mecap_jax.evaluation import plots
 from mecap_jax.evaluation.report_text import render
 from mecap_jax.evaluation.stage import StageResult, compare
-from mecap_jax.evaluation.tables import ABLATION_KEYS, PAIRS, pair_name
+from mecap_jax.evaluation.tables import ABLATION_KEYS, pair_name, pairs
 from mecap_jax.json_files import parse_json, to_json
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "pycocoevalcap")
@@ -141,13 +141,12 @@ def _to_json(report: Mapping[str, Any]) -> str:
 
 def _differences(results: Mapping[str, StageResult], options: tuple) -> dict[str, Any]:
     table = {}
-    for a, b in PAIRS:
-        if a in results and b in results:
-            differences = compare(results[a], results[b], *options).items()
-            table[pair_name(a, b)] = {
-                key: dict(zip(("value", "low", "high"), (difference.value, *(difference.interval or (None, None)))))
-                for key, difference in differences
-            }
+    for a, b in pairs(results):
+        differences = compare(results[a], results[b], *options).items()
+        table[pair_name(a, b)] = {
+            key: dict(zip(("value", "low", "high"), (difference.value, *(difference.interval or (None, None)))))
+            for key, difference in differences
+        }
     return table
 
 

@@ -10,13 +10,7 @@ from typing import Any
 
 import numpy as np
 
-STAGES = {
-    "text_only": "Text only",
-    "sft": "SFT",
-    "sft_control": "SFT, equal time",
-    "grpo_semantic": "GRPO, semantic reward",
-    "grpo": "Emo-GRPO",
-}
+_ABBREVIATIONS = ("sft", "grpo", "dapo")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,13 +61,14 @@ METRICS = {
 }
 ABLATION_KEYS = ("emotion_uar", "emotion_word_uar", "war", "uar")  # what is compared between modalities
 _CONDITIONS = {"audio": "audio only", "video": "video only", "features": "features only", "all": "everything"}
-PAIRS = (
-    ("grpo", "sft"),
-    ("grpo", "sft_control"),
-    ("grpo", "grpo_semantic"),
-    ("sft_control", "sft"),
-    ("sft", "text_only"),
-)
+
+
+def pairs(stages: Iterable[str]) -> list[tuple[str, str]]:
+    """Returns what is compared: the last main stage with all others, and these with SFT."""
+    stages = ordered_stages(stages)
+    last = [stage for stage in ("sft", "grpo") if stage in stages][-1:] or stages[:1]
+    found = [(last[0], other) for other in stages if other != last[0]] if last else []
+    return found + [(row, "sft") for row in stages if "sft" in stages and row not in (*last, "sft")]
 
 
 def describe(key: str) -> Metric:
@@ -90,8 +85,11 @@ def ordered(keys: Iterable[str]) -> list[str]:
 
 
 def stage_title(stage: str) -> str:
-    """Returns the printed name of a stage."""
-    return STAGES.get(stage, stage)
+    """Returns the printed name of a stage: "SFT", "GRPO, semantic", "Text only"."""
+    first, *rest = stage.split("_")
+    if first in _ABBREVIATIONS:
+        return ", ".join(filter(None, (first.upper(), " ".join(rest))))
+    return " ".join((first, *rest)).capitalize()
 
 
 def condition_title(condition: str) -> str:
@@ -100,8 +98,8 @@ def condition_title(condition: str) -> str:
 
 
 def ordered_stages(stages: Iterable[str]) -> list[str]:
-    """Returns stages without duplicates, in the order of `STAGES`, the rest behind."""
-    rank = {stage: i for i, stage in enumerate(STAGES)}
+    """Returns stages without duplicates: the main ones, then the rows that they are compared with."""
+    rank = {"sft": 0, "grpo": 1}
     return sorted(dict.fromkeys(stages), key=lambda stage: rank.get(stage, len(rank)))
 
 
@@ -165,13 +163,16 @@ def results_table(reports: Sequence[Mapping[str, Any]]) -> str:
         f"Mean over seeds ({', '.join(map(str, seeds))}), in brackets the lowest and the highest.",
         markdown_table(["metric", *map(stage_title, stages)], rows),
     ]
-    pairs = [pair for pair in PAIRS if any(pair_name(*pair) in report["differences"] for report in reports)]
-    if pairs:
+    compared = [pair for pair in pairs(stages) if any(pair_name(*pair) in report["differences"] for report in reports)]
+    if compared:
         parts += [
             "Paired differences on the same clips; in parentheses the seeds in which the interval excludes 0.",
             markdown_table(
-                ["metric", *(f"{stage_title(a)} − {stage_title(b)}" for a, b in pairs)],
-                [[metric_cell(key), *(_difference_over_seeds(key, pair, reports) for pair in pairs)] for key in keys],
+                ["metric", *(f"{stage_title(a)} − {stage_title(b)}" for a, b in compared)],
+                [
+                    [metric_cell(key), *(_difference_over_seeds(key, pair, reports) for pair in compared)]
+                    for key in keys
+                ],
             ),
         ]
     return "\n\n".join(parts) + "\n"

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from mecap_jax.config import Bucket, Config, GrpoConfig, SftConfig
+from mecap_jax.config import Bucket, Config, GrpoConfig, SftConfig, chosen_rows, row_config
 from mecap_jax.data.fitting import bucket_for
 from mecap_jax.data.synthetic.corpus import SPLIT_SHARES
 from mecap_jax.model_config import ModelConfig
@@ -88,13 +88,14 @@ def run_work(config: Config, workdir: Path, mesh: jax.sharding.Mesh, shape: Buck
         work["sft"] = left("sft", config.sft.steps) * cost.sft_step(config.sft)
     if config.grpo is not None:
         work["grpo"] = left("grpo", config.grpo.steps) * cost.grpo_step(config.grpo)
-    if "text_only" in config.evaluation.rows:
-        work["text_only"] = left("text_only", config.sft.steps) * cost.sft_step(config.sft)
-    if "grpo_semantic" in config.evaluation.rows:
-        work["grpo_semantic"] = left("grpo_semantic", config.grpo.steps) * cost.grpo_step(config.grpo)
-    if "sft_control" in config.evaluation.rows:  # takes as long as reinforcement learning; how far it is, is not known
-        begun = latest_step(workdir / "checkpoints" / "sft_control")
-        work["sft_control"] = 0.0 if begun else config.grpo.steps * cost.grpo_step(config.grpo)
+    for row in chosen_rows(config):
+        stage = row.time_of or row.stage
+        settings = getattr(row_config(config, row), stage)
+        whole = settings.steps * (cost.sft_step(settings) if stage == "sft" else cost.grpo_step(settings))
+        done = latest_step(workdir / "checkpoints" / row.name) or 0
+        # Of a row that takes the time of another stage it is not known how far it is.
+        left_over = float(not done) if row.time_of else max(0, settings.steps - done) / settings.steps
+        work[row.name] = left_over * whole
     ablated = len(config.data.modalities) if config.evaluation.ablation and len(config.data.modalities) > 1 else 0
     captioned = sum(1 + (ablated if name in ("sft", "grpo") else 0) for name in work)
     longest = config.grpo.max_new_tokens if config.grpo is not None else config.sft.max_target_tokens

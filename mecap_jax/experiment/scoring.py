@@ -86,8 +86,9 @@ def evaluate_checkpoint(
 
 def _open_stage(checkpoint: Path, data: Path | None, logger: RunLogger) -> tuple[Workbench, nnx.GraphDef, Any]:
     bench = reopen(run_of(checkpoint), data, logger)
-    if checkpoint.name == "text_only":
-        bench = bench.with_data(bench.dataset.with_modalities(()))
+    for row in bench.config.rows:
+        if row.name == checkpoint.name:
+            bench = bench.for_row(row)
     graphdef, _ = abstract_model(bench.config.model, bench.mesh)
     return bench, graphdef, stage_params(bench.config, bench.workdir, bench.mesh, checkpoint.name)
 

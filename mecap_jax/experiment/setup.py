@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
-from mecap_jax.config import Config, ConfigError, validate_devices
+from mecap_jax.config import Config, ConfigError, RowConfig, row_config, validate_devices
 from mecap_jax.data.checks import check_data, remark_on_length
 from mecap_jax.data.importers import ImporterError, prepare
 from mecap_jax.data.manifest import SCHEMA_VERSION, BadClip, read_manifest
@@ -81,6 +81,23 @@ class Workbench:
     def with_data(self, dataset: ClipDataset) -> Workbench:
         """The same bench over another view of the data."""
         return dataclasses.replace(self, dataset=dataset)
+
+    def for_row(self, row: RowConfig) -> Workbench:
+        """The bench of a row of comparison: what it is asked and what it sees may be another thing.
+
+        Raises:
+          ConfigError: a change that the run cannot have.
+          DataError: data that the row cannot use.
+        """
+        config = row_config(self.config, row)
+        bench = dataclasses.replace(self, config=config)
+        if (config.task, config.data) == (self.config.task, self.config.data):
+            return bench
+        task = make_task(config)
+        dataset = ClipDataset(self.reader, config.data, config.model, self.tokenizer, task)
+        return dataclasses.replace(
+            bench, config=dataclasses.replace(config, data=dataset.config), task=task, dataset=dataset
+        )
 
     @property
     def judges(self) -> Judges:

@@ -14,8 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mecap_jax.config import Config, ConfigError
-from mecap_jax.data.pipeline import ClipDataset
+from mecap_jax.config import Config, ConfigError, RowConfig, chosen_rows
 from mecap_jax.distributed import first_process
 from mecap_jax.evaluation.decoding import Caption
 from mecap_jax.evaluation.java_tools import Meteor
@@ -33,7 +32,7 @@ from mecap_jax.locking import locked
 from mecap_jax.models.parameters import merge_params
 from mecap_jax.training.logging import RunLogger, read_jsonl
 
-# What the steps of the "sft_control" row follow from.
+# What the steps of a row follow from that takes the time of another stage.
 CONTROL = "control.json"
 
 
@@ -81,9 +80,9 @@ def run(config: Config, workdir: Path, should_stop: Stop = lambda step: False) -
             with stage("grpo"):
                 train_grpo(bench, "grpo", config.grpo, model, _second_start(bench), should_stop)
             stages["grpo"] = bench
-        for row in config.evaluation.rows:
-            with stage(row):
-                stages[row] = _EXTRA_ROWS[row](bench, model, should_stop)
+        for row in chosen_rows(config):
+            with stage(row.name):
+                stages[row.name] = _train_row(bench, row, model, should_stop)
         with clock.measure("evaluation"):
             results, ablation = evaluate(stages, _captioner(bench, model))
         return _report(bench, results, ablation, clock.report(_step_seconds(workdir)))
@@ -100,8 +99,9 @@ def report_again(workdir: Path, logger: RunLogger) -> dict[str, Any]:
         raise ConfigError(f"{workdir} keeps no captions of {title}; scripts/train.py with this --workdir makes them")
 
     bench = reopen(workdir, None, logger)
-    main = [name for name in ("sft", "grpo") if getattr(bench.config, name) is not None]
-    results, ablation = evaluate(dict.fromkeys((*main, *bench.config.evaluation.rows), bench), refuse)
+    stages = {name: bench for name in ("sft", "grpo") if getattr(bench.config, name) is not None}
+    stages |= {row.name: bench.for_row(row) for row in chosen_rows(bench.config)}
+    results, ablation = evaluate(stages, refuse)
     timing = read_report(workdir).get("timing") or {"steps": _step_seconds(workdir)}
     return _report(bench, results, ablation, timing)
 
@@ -121,40 +121,25 @@ def _second_start(bench: Workbench) -> Start:
 # --- rows that the result is compared with --------------------------------------------------------------------------
 
 
-def _text_only(bench: Workbench, model: RunModel, should_stop: Stop) -> Workbench:
-    """SFT of a model that sees the transcript only: what can be had without listening and looking."""
-    data = dataclasses.replace(bench.config.data, modalities=(), buckets=())
-    blind = bench.with_data(ClipDataset(bench.reader, data, bench.config.model, bench.tokenizer, bench.task))
-    train_sft(blind, "text_only", bench.config.sft, model, _first_start(bench), should_stop)
-    return blind
+def _train_row(bench: Workbench, row: RowConfig, model: RunModel, should_stop: Stop) -> Workbench:
+    """Trains a row of comparison; returns the bench that it was trained on."""
+    changed = bench.for_row(row)
+    start = _second_start(bench) if row.after else _first_start(bench)
+    settings = getattr(changed.config, row.stage)
+    if row.time_of:
+        settings = dataclasses.replace(settings, steps=_steps_in_time_of(bench, row))
+    train = train_sft if row.stage == "sft" else train_grpo
+    train(changed, row.name, settings, model, start, should_stop)
+    return changed
 
 
-def _sft_control(bench: Workbench, model: RunModel, should_stop: Stop) -> Workbench:
-    """SFT that goes on for as long as GRPO took, on all that GRPO saw."""
-    config = dataclasses.replace(bench.config.control, steps=_control_steps(bench))
-    train_sft(bench, "sft_control", config, model, _second_start(bench), should_stop)
-    return bench
-
-
-def _grpo_semantic(bench: Workbench, model: RunModel, should_stop: Stop) -> Workbench:
-    """GRPO without the emotion term."""
-    config = bench.config.grpo
-    others = tuple(spec for spec in config.reward.terms if spec.name != "emotion")
-    reward = dataclasses.replace(config.reward, terms=others)
-    changed = dataclasses.replace(config, reward=reward)
-    train_grpo(bench, "grpo_semantic", changed, model, _second_start(bench), should_stop)
-    return bench
-
-
-_EXTRA_ROWS = {"text_only": _text_only, "sft_control": _sft_control, "grpo_semantic": _grpo_semantic}
-
-
-def _control_steps(bench: Workbench) -> int:
-    """SFT steps that take as long as all GRPO steps do; how long steps take is measured once a run, by the median."""
+def _steps_in_time_of(bench: Workbench, row: RowConfig) -> int:
+    """Steps that take as long as all those of another stage; how long steps take is measured once a run, by the
+    median."""
     path = bench.workdir / CONTROL
     first_process(lambda: path.exists() or write_json(path, {"seconds_per_step": _step_seconds(bench.workdir)}))
     seconds = read_json_object(path)["seconds_per_step"]
-    return max(1, round(bench.config.grpo.steps * seconds["grpo"] / seconds["sft"]))
+    return max(1, round(getattr(bench.config, row.time_of).steps * seconds[row.time_of] / seconds[row.stage]))
 
 
 def _step_seconds(workdir: Path) -> dict[str, float]:

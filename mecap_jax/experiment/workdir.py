@@ -29,7 +29,7 @@ CACHE = Path("cache")  # what can be made again: shards, media tokens, compiled 
 _FREE = re.compile(
     r"name|(evaluation|checkpoint|mesh)\..*|compilation_cache|max_nonfinite_steps|"
     r"data\.(path|source|input|synthetic\..*|workers|cache_mb)|(sft|grpo)\.steps|"
-    r"(sft|grpo|control)\.(micro_clips|micro_prompts|validate_every)|"
+    r"(sft|grpo)\.(micro_clips|micro_prompts|validate_every)|rows|"
     r"grpo\.max_reward_failures|grpo\.reward\.(validation_)?timeout_s"
 )
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
@@ -93,7 +93,9 @@ def check_same(workdir: Path, config: Config) -> None:
         f"{key}: {old!r} there, {new!r} asked"
         for key, old, new in differences(theirs, mine)
         if not _FREE.fullmatch(key)
-    ] + _refused_steps(theirs, mine, _steps_taken(workdir))
+    ]
+    taken = _steps_taken(workdir)
+    refused += _refused_steps(theirs, mine, taken) + _refused_rows(theirs, mine, taken)
     if refused:
         raise ConfigError(
             f"{workdir} holds a run with another configuration; take another --workdir (config key 'init_from' "
@@ -155,10 +157,21 @@ def _refused_steps(theirs: dict[str, Any], mine: dict[str, Any], taken: dict[str
             continue
         if new < done:
             refused.append(f"{stage}.steps: {done} are taken, {new} asked; they can only become more")
-        later = [name for name in taken if name not in (stage, "text_only")]
+        alone = {row["name"] for row in theirs.get("rows", ()) if not row["after"]}
+        later = [name for name in taken if name not in {stage, *alone}]
         if stage == "sft" and done == old and later:
             refused.append(f"sft.steps: {old} there, {new} asked; {later[0]} has started from step {old}")
     return refused
+
+
+def _refused_rows(theirs: dict[str, Any], mine: dict[str, Any], taken: dict[str, int]) -> list[str]:
+    """Rows of comparison that have taken steps as something else."""
+    old, new = ({row["name"]: row for row in config.get("rows", ())} for config in (theirs, mine))
+    return [
+        f"rows: {name!r} has taken {taken[name]} steps as {old[name]} there, {new[name]} asked"
+        for name in sorted(old.keys() & new.keys() & taken.keys())
+        if old[name] != new[name]
+    ]
 
 
 def _checksum(reader: ShardReader) -> str:

@@ -54,8 +54,8 @@ def test_a_sound_corpus_passes_without_a_word():
         (corpus(), ("grpo.prompts=48",), "'grpo.prompts': 48 clips a step, but only 40 train"),
         (
             corpus(),
-            ("control.batch_clips=48", "evaluation.rows=sft_control"),
-            "'control.batch_clips': 48 clips a step, but only 40 train",
+            ("rows=({'name': 'long', 'stage': 'sft', 'changes': ('sft.batch_clips=48',)},)", "evaluation.rows=long"),
+            "row 'long': 'sft.batch_clips': 48 clips a step, but only 40 train",
         ),
         (corpus(captions={}), (), "60 x has no 'overall' caption"),
         (corpus(captions={"overall": ("😢",)}), (), "60 x has no 'overall' caption with a word in it"),

@@ -112,6 +112,6 @@ def test_the_recipe_names_rewards_steps_and_seed():
         r"emotion 2, semantic 0.5, rouge\_l 0.5",
         "KL weight 0.25",
         "1. SFT: 300 steps",
-        "2. Emo",
+        "2. GRPO: 120 steps",
     ):
         assert words in card, words

@@ -88,7 +88,7 @@ def test_markdown_tells_what_happened_and_disarms_hostile_text(written):
     assert f"{report['eval']['grpo']['emotion_uar']:.3f} [" in text
     assert "1 clip was quarantined" in text and "no &lt;audio&gt; \\| frames" in text
     assert "(empty)" in text and "平静的声音" in text
-    rows = html.split("<h2>Captions</h2>")[1].split("</table>")[0].split("<tbody>")[1]
+    rows = html.split("<h2>Answers</h2>")[1].split("</table>")[0].split("<tbody>")[1]
     assert rows.count("<tr>") == 60 and rows.count("<td") == 60 * 5
 
 
@@ -125,7 +125,7 @@ def test_unavailable_metrics_say_why(tmp_path, stages, no_java, corpus):
 def test_reports_of_two_seeds_combine(tmp_path, stages, written):
     other = _write(tmp_path, stages, seed=4)
     table = results_table([written[1], other])
-    assert "seeds (3, 4)" in table and "Emo-GRPO − SFT" in table
+    assert "seeds (3, 4)" in table and "GRPO − SFT" in table
 
 
 def test_bad_input_is_named(tmp_path, stages):

@@ -59,7 +59,7 @@ def train(recipe, root, change):
     synthetic = dataclasses.replace(config.data.synthetic, clips=40, features=("log_mel-UTT", "log_mel-FRA"))
     sft = SftConfig(steps=1, batch_clips=8, references=1, clips="all", max_target_tokens=24)
     data = dataclasses.replace(config.data, synthetic=synthetic, instruction=PROMPT, max_bad_fraction=0.5)
-    config = change(dataclasses.replace(config, data=data, sft=sft, grpo=None, control=None))
+    config = change(dataclasses.replace(config, data=data, sft=sft, grpo=None, rows=()))
     workdir = root / f"run_{config.name}"
     with RunLogger(workdir) as logger:
         bench = set_up(config, workdir, logger)
