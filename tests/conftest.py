@@ -22,6 +22,11 @@ if not _IS_WORKER:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers share the cores
+    os.environ["NUMBA_CACHE_DIR"] = f"{_CACHE.name}/numba"
+    os.environ.setdefault("NUMBA_OPT", "0")  # most of the pitch trackers' time here is their compilation
+else:
+    # Two processes that fill one cache of numba's can leave code there that crashes whoever loads it.
+    os.environ["NUMBA_CACHE_DIR"] += f"-{os.environ['PYTEST_XDIST_WORKER']}"
 
 import jax  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402

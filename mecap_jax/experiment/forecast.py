@@ -23,7 +23,7 @@ from mecap_jax.training.checkpointing import latest_step
 _UTILISATION = 0.3
 _BACKWARD = 2  # a gradient costs twice what its loss does
 _DECODING = 4  # a token that is decoded alone waits for memory: it costs what so many do that are read together
-_SAMPLE = 2048  # side of the matrices that are timed
+_ROWS, _TIMED_S = 2048, 0.2  # of the product that is timed
 _CLIP_CPU_S = 0.09  # processor time of a synthetic clip: to speak, draw and encode it, and its captions for the anchors
 _CLIP_SECONDS = 4.0  # what most synthetic clips last at most
 
@@ -136,12 +136,15 @@ class Cost:
 
 
 def _matmul_rate(model: ModelConfig) -> float:
-    """Floating-point operations a second, of all devices of this run, in the dtype of the model."""
-    a = jnp.ones((_SAMPLE, _SAMPLE), model.dtype)
+    """Floating-point operations a second, of all devices of a run, in a product of the decoder's own shape and dtype:
+    small matrices are multiplied at a fraction of the rate of large ones."""
+    shape = (model.decoder.hidden_size, model.decoder.intermediate_size)
+    x, w = jnp.ones((_ROWS, shape[0]), model.dtype), jnp.ones(shape, model.dtype)
     multiply = jax.jit(jnp.matmul)
-    multiply(a, a).block_until_ready()
-    began = time.perf_counter()
-    multiply(a, a).block_until_ready()
-    seconds = time.perf_counter() - began
+    multiply(x, w).block_until_ready()
+    count, began = 0, time.perf_counter()
+    while (seconds := time.perf_counter() - began) < _TIMED_S:
+        multiply(x, w).block_until_ready()
+        count += 1
     shared = 1 if jax.devices()[0].platform == "cpu" else jax.device_count()  # simulated devices share the cores
-    return 2 * _SAMPLE**3 / seconds * shared
+    return 2 * _ROWS * shape[0] * shape[1] * count / seconds * shared
