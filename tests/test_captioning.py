@@ -182,7 +182,7 @@ def run(tmp_path_factory):
     tokenizer = Tokenizer.from_directory(workdir / "processor", config.model.family)
     dataset = ClipDataset(reader, config.data, config.model, tokenizer, make_task(config))
     claim(workdir, config, gather_facts(reader.index, dataset.config))
-    batches = dataset.training_batches(dataset.rows("train"), batch_size=1, steps=1, seed=0)
+    batches = dataset.training_batches(dataset.clips("train"), batch_size=1, steps=1, seed=0)
     state = init_state(params, make_optimizer(config.sft.optimizer, 1), mesh)
     stages = workdir / "checkpoints"
     with StageCheckpoints(stages / "sft", config.checkpoint, describe(config)) as checkpoints:
@@ -195,7 +195,7 @@ def test_a_file_becomes_the_prompt_and_the_caption_that_its_clip_has_in_the_run(
     config, workdir, files, said, dataset, graphdef, params = run
     captioner = Captioner.from_pretrained(workdir / "checkpoints" / "sft")
     requests = [Request(str(path), said[name]) for name, path in files.items()]
-    rows = dataset.rows("train")
+    rows = dataset.clips("train")
     names = [dataset.index[row].id for row in rows]
     assert sorted(names) == sorted(files)
 

@@ -1,4 +1,4 @@
-"""Which rows make up which batch: a pure function of the seed and the step.
+"""Which clips make up which batch: a pure function of the seed and the step.
 
 Every process computes the same plan and reads its own part of each batch, so all of them meet in the same static
 shape at every step, and resuming needs no more than the number of the next step.
@@ -17,26 +17,26 @@ from mecap_jax.data.fitting import fits
 
 
 class BatchPlan:
-    """Shuffled batches for training: each epoch visits every row at most once, grouped by bucket.
+    """Shuffled batches for training: each epoch visits every clip at most once, grouped by bucket.
 
     Rows that do not fill a batch of their own bucket move up into the next larger one; what is left in the largest
     (less than a batch) waits for another epoch, with another shuffle.
     """
 
     def __init__(
-        self, rows: Sequence[int], needs: Sequence[Bucket], buckets: Sequence[Bucket], batch_size: int, seed: int
+        self, numbers: Sequence[int], needs: Sequence[Bucket], buckets: Sequence[Bucket], batch_size: int, seed: int
     ):
-        """Plans over `rows`, whose sizes are `needs` (row i of the data needs `needs[i]`).
+        """Plans over the clips of these numbers, whose sizes are `needs` (clip i of the index needs `needs[i]`).
 
         Raises:
-          ValueError: fewer rows than one batch holds.
+          ValueError: fewer clips than one batch holds.
         """
-        if len(rows) < batch_size:
-            raise ValueError(f"{len(rows)} clips are fewer than one batch of {batch_size}")
-        self._rows = np.asarray(rows)
-        self._bucket = np.array([assign_bucket(needs[row], buckets) for row in rows])
+        if len(numbers) < batch_size:
+            raise ValueError(f"{len(numbers)} clips are fewer than one batch of {batch_size}")
+        self._numbers = np.asarray(numbers)
+        self._bucket = np.array([assign_bucket(needs[number], buckets) for number in numbers])
         self._buckets, self._batch_size, self._seed = tuple(buckets), batch_size, seed
-        self.batches_per_epoch = len(rows) // batch_size
+        self.batches_per_epoch = len(numbers) // batch_size
         self._epoch = functools.lru_cache(maxsize=2)(self._plan_epoch)
 
     def __getstate__(self):  # the cached bound method cannot travel to reader processes
@@ -49,17 +49,17 @@ class BatchPlan:
     def batch(self, step: int) -> tuple[np.ndarray, Bucket]:
         """Rows of the batch at `step`, int [batch_size], and its static shape."""
         epoch, index = divmod(step, self.batches_per_epoch)
-        rows, bucket = self._epoch(epoch)[index]
-        return rows, self._buckets[bucket]
+        numbers, bucket = self._epoch(epoch)[index]
+        return numbers, self._buckets[bucket]
 
     def _plan_epoch(self, epoch: int) -> list[tuple[np.ndarray, int]]:
         rng = np.random.default_rng((self._seed, epoch))
-        order = rng.permutation(len(self._rows))
+        order = rng.permutation(len(self._numbers))
         batches, waiting = [], np.array([], int)
         for bucket in range(len(self._buckets)):
             waiting = np.concatenate([waiting, order[self._bucket[order] == bucket]])
             full = len(waiting) // self._batch_size * self._batch_size
-            batches += [(self._rows[part], bucket) for part in waiting[:full].reshape(-1, self._batch_size)]
+            batches += [(self._numbers[part], bucket) for part in waiting[:full].reshape(-1, self._batch_size)]
             waiting = waiting[full:]
         return [batches[i] for i in rng.permutation(len(batches))]
 
@@ -79,18 +79,18 @@ def assign_bucket(need: Bucket, buckets: Sequence[Bucket]) -> int:
 
 
 def evaluation_batches(
-    rows: Sequence[int], needs: Sequence[Bucket], buckets: Sequence[Bucket], batch_size: int
+    numbers: Sequence[int], needs: Sequence[Bucket], buckets: Sequence[Bucket], batch_size: int
 ) -> list[tuple[np.ndarray, Bucket]]:
-    """Every row exactly once, as (rows, bucket); a bucket's last batch may have fewer than `batch_size` rows."""
-    assigned = [assign_bucket(needs[row], buckets) for row in rows]
+    """Every clip exactly once, as (numbers, bucket); a bucket's last batch may have fewer than `batch_size`."""
+    assigned = [assign_bucket(needs[number], buckets) for number in numbers]
     batches = []
     for bucket in sorted(set(assigned)):
-        members = np.array([row for row, b in zip(rows, assigned) if b == bucket])
+        members = np.array([number for number, b in zip(numbers, assigned) if b == bucket])
         batches += [(members[i : i + batch_size], buckets[bucket]) for i in range(0, len(members), batch_size)]
     return batches
 
 
-def take(rows: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def take(numbers: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The rows of a batch at `places`, and which of them count: places behind the last row repeat the first one."""
-    counted = places < len(rows)
-    return rows[np.where(counted, places, 0)], counted
+    counted = places < len(numbers)
+    return numbers[np.where(counted, places, 0)], counted

@@ -12,7 +12,7 @@ from mecap_jax.config import Config, DataConfig, chosen_rows, row_config
 from mecap_jax.data.clips import joined_length
 from mecap_jax.data.fitting import fit_to_data, has_modality, length
 from mecap_jax.data.language import has_word
-from mecap_jax.data.manifest import BadClip, IndexRow
+from mecap_jax.data.manifest import BadClip, ClipRecord
 from mecap_jax.data.media import MediaError
 from mecap_jax.data.questions import Questions
 from mecap_jax.data.shards import summarise_bad
@@ -42,7 +42,7 @@ class Judgement(NamedTuple):
     remarks: list[str]
 
 
-def why_undecodable(row: IndexRow, config: DataConfig, model: ModelConfig) -> str | None:
+def why_undecodable(row: ClipRecord, config: DataConfig, model: ModelConfig) -> str | None:
     """Why a clip has nothing that a model of this configuration can be shown, None if it has."""
     if config.modalities and not any(has_modality(row, name) for name in config.modalities):
         return f"has none of the modalities {config.modalities}"
@@ -54,12 +54,12 @@ def why_undecodable(row: IndexRow, config: DataConfig, model: ModelConfig) -> st
     return None
 
 
-def references(row: IndexRow | Utterance, target: str) -> tuple[str, ...]:
+def references(row: ClipRecord | Utterance, target: str) -> tuple[str, ...]:
     """The captions of a kind that say something: "😢" is none."""
     return tuple(text for text in row.captions.get(target, ()) if has_word(text))
 
 
-def in_sft_share(row: IndexRow, share: float) -> bool:
+def in_sft_share(row: ClipRecord, share: float) -> bool:
     """Whether a training clip belongs to the share that SFT learns from; depends on its id only."""
     return int.from_bytes(hashlib.sha256(row.id.encode()).digest()[:8], "big") / 2**64 < share
 
@@ -74,7 +74,7 @@ def too_many_bad(bad: Sequence[BadClip], total: int, allowed: float) -> str | No
     )
 
 
-def remark_on_length(rows: Sequence[IndexRow], max_seconds: float) -> str | None:
+def remark_on_length(rows: Sequence[ClipRecord], max_seconds: float) -> str | None:
     """Says how many clips are cut to `max_seconds`; None where none is."""
     longer = [length(row) for row in rows if length(row) > max_seconds]
     if not longer:
@@ -89,14 +89,14 @@ class Checked(Questions, Protocol):
     """A task that also judges the data as a whole."""
 
     def check(
-        self, config: Config, train: Sequence[IndexRow], evaluated: Sequence[IndexRow], rows: Sequence[IndexRow]
+        self, config: Config, train: Sequence[ClipRecord], evaluated: Sequence[ClipRecord], rows: Sequence[ClipRecord]
     ) -> Judgement:
         """What is wrong, and what is odd, about the clips that it can use: of the training split, of the split that the
         report is on, and all."""
 
 
 def check_data(
-    index: Sequence[IndexRow], config: Config, task: Checked, quarantined: Sequence[BadClip] = ()
+    index: Sequence[ClipRecord], config: Config, task: Checked, quarantined: Sequence[BadClip] = ()
 ) -> Findings:
     """Checks that a run can work with its data: clips, splits, batches, and what its task wants of them.
 
@@ -137,7 +137,7 @@ def check_data(
 
 
 def _share_clips(
-    config: Config, train: Sequence[IndexRow], task: Questions, problems: list[str], remarks: list[str]
+    config: Config, train: Sequence[ClipRecord], task: Questions, problems: list[str], remarks: list[str]
 ) -> Config:
     """Gives a stage all training clips where its share does not fill a batch."""
     share = config.data.sft_share
@@ -170,7 +170,7 @@ def _share_clips(
     return config
 
 
-def _check_media(data: DataConfig, rows: Sequence[IndexRow], remarks: list[str]) -> None:
+def _check_media(data: DataConfig, rows: Sequence[ClipRecord], remarks: list[str]) -> None:
     fitted = fit_to_data(data, rows)
     for name in data.modalities:
         if name not in fitted.modalities:

@@ -20,7 +20,7 @@ from mecap_jax.model_config import FeatureProjectorConfig, ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class Clip:
+class DecodedClip:
     """The media of one utterance, decoded or already encoded; None where a modality is missing or not asked for.
 
     Attributes:
@@ -54,7 +54,7 @@ class Clip:
     def has_video(self) -> bool:
         return self.frames is not None or self.video_tokens is not None
 
-    def without(self, modalities: Iterable[str]) -> Clip:
+    def without(self, modalities: Iterable[str]) -> DecodedClip:
         """The same clip with some of its modalities missing."""
         fields = {
             "audio": ("mel", "audio_tokens"),
@@ -64,7 +64,7 @@ class Clip:
         return dataclasses.replace(self, **{field: None for name in modalities for field in fields[name]})
 
 
-def decode_clip(utterance: Utterance, has_audio: bool, data: DataConfig, model: ModelConfig) -> Clip:
+def decode_clip(utterance: Utterance, has_audio: bool, data: DataConfig, model: ModelConfig) -> DecodedClip:
     """Decodes the modalities in `data.modalities` that the utterance has, up to `data.max_seconds`.
 
     `has_audio` is what the index says: a video may come with a sound track or without.
@@ -84,7 +84,7 @@ def decode_clip(utterance: Utterance, has_audio: bool, data: DataConfig, model: 
         frames, seconds_per_frame = video.pixels, video.seconds_per_frame
     if "features" in data.modalities and utterance.features:
         features = join_features(utterance.features, model.features)
-    return Clip(mel, frames, seconds_per_frame, features)
+    return DecodedClip(mel, frames, seconds_per_frame, features)
 
 
 def resize_frame(frame: np.ndarray, data: DataConfig, model: ModelConfig) -> np.ndarray:
@@ -148,10 +148,10 @@ class ClipCache:
     def __init__(self, budget_mb: int, readers: int = 1):
         self._budget = budget_mb * 2**20
         self._share = self._budget // readers
-        self._clips: dict[int, Clip] = {}
+        self._clips: dict[int, DecodedClip] = {}
         self._lock = threading.Lock()
 
-    def get(self, row: int, decode: Callable[[int], Clip]) -> Clip:
+    def get(self, row: int, decode: Callable[[int], DecodedClip]) -> DecodedClip:
         clip = self._clips.get(row)
         if clip is None:
             clip = decode(row)
@@ -172,7 +172,7 @@ class ClipCache:
 _MEL_PER_DECIBEL = 1 / 40
 
 
-def augment(clip: Clip, config: AugmentConfig, rng: np.random.Generator) -> Clip:
+def augment(clip: DecodedClip, config: AugmentConfig, rng: np.random.Generator) -> DecodedClip:
     """Returns a randomly changed clip; draws the same numbers from `rng` whatever the clip holds."""
     drop, gain, brightness = rng.random(2), rng.uniform(-1, 1), rng.uniform(-1, 1)
     shift = rng.integers(-config.shift_pixels, config.shift_pixels + 1, 2)

@@ -17,7 +17,7 @@ from mecap_jax.config import Bucket, DataConfig
 from mecap_jax.data.clips import frame_size
 from mecap_jax.data.collate import window_count
 from mecap_jax.data.features import MAX_SAMPLES, SAMPLE_RATE, audio_tokens
-from mecap_jax.data.manifest import IndexRow
+from mecap_jax.data.manifest import ClipRecord
 from mecap_jax.data.pictures import TEMPORAL_PATCH_SIZE
 from mecap_jax.model_config import ModelConfig
 
@@ -28,7 +28,7 @@ _WORTH_A_PROGRAM = 0.15  # of the work, that another shape must save
 _CUTS = 64  # quantiles of sizes between which shapes are chosen
 
 
-def fit_to_data(config: DataConfig, index: Sequence[IndexRow]) -> DataConfig:
+def fit_to_data(config: DataConfig, index: Sequence[ClipRecord]) -> DataConfig:
     """The settings without modalities and transcripts that no clip has, and with the longest clip's length.
 
     Without `max_seconds` it is that of the longest clip, at most 30 s; no more than the sound's front end takes.
@@ -41,12 +41,12 @@ def fit_to_data(config: DataConfig, index: Sequence[IndexRow]) -> DataConfig:
     return dataclasses.replace(config, modalities=modalities, include_transcript=told, max_seconds=longest)
 
 
-def has_modality(row: IndexRow, name: str) -> bool:
+def has_modality(row: ClipRecord, name: str) -> bool:
     """Whether a clip has the modality."""
     return {"audio": row.has_audio, "video": row.has_video, "features": bool(row.features)}[name]
 
 
-def length(row: IndexRow) -> float:
+def length(row: ClipRecord) -> float:
     """How long a clip lasts, in seconds."""
     return max(row.seconds, row.video_seconds)
 

@@ -121,7 +121,7 @@ class Duplicate:
 
 
 @dataclasses.dataclass(frozen=True)
-class IndexRow:
+class ClipRecord:
     """What is known of a record without reading it.
 
     Attributes:
@@ -173,7 +173,7 @@ class IndexRow:
         return declared or caption_language(text for texts in self.captions.values() for text in texts)
 
 
-def describe(rows: Sequence[IndexRow], source: Mapping[str, Any]) -> dict[str, Any]:
+def describe(rows: Sequence[ClipRecord], source: Mapping[str, Any]) -> dict[str, Any]:
     """What a manifest says that data are: whether a program made them, which corpora, captions in which languages.
 
     Returns `synthetic` (bool), `datasets` and `caption_languages` (clips by name, the most frequent first).
@@ -230,13 +230,13 @@ def read_manifest(directory: Path, kind: type = Manifest) -> dict[str, Any]:
     return manifest
 
 
-def read_index(path: Path) -> list[IndexRow]:
+def read_index(path: Path) -> list[ClipRecord]:
     """Reads and checks the index.
 
     Raises:
       ShardError: names the line and the field that do not follow the schema.
     """
-    rows, adapter = [], _adapter(IndexRow)
+    rows, adapter = [], _adapter(ClipRecord)
     for number, line in enumerate(path.read_bytes().removesuffix(b"\n").split(b"\n"), start=1):
         try:
             rows.append(adapter.validate_json(line))

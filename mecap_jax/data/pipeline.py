@@ -2,6 +2,8 @@
 
 `ClipDataset` knows which clips a run uses and turns them into batches of what a task asks about them. Training batches
 come from a Grain dataset whose iterator is part of the checkpoint; element i of it depends on the seed and i only.
+
+A clip goes by its number in the index; a row is a place in a batch.
 """
 
 from __future__ import annotations
@@ -19,11 +21,11 @@ from mecap_jax.batch import Completions, PromptBatch
 from mecap_jax.config import AugmentConfig, Bucket, DataConfig
 from mecap_jax.data.batch_plan import BatchPlan, assign_bucket, evaluation_batches, take
 from mecap_jax.data.checks import in_sft_share, too_many_bad, why_undecodable
-from mecap_jax.data.clips import Clip, ClipCache, augment, decode_clip, frame_size, joined_length
+from mecap_jax.data.clips import ClipCache, DecodedClip, augment, decode_clip, frame_size, joined_length
 from mecap_jax.data.collate import TOKEN_DTYPES, Row, collate, collate_targets, needed, video_grid
 from mecap_jax.data.features import audio_tokens
 from mecap_jax.data.fitting import choose_buckets, extend_buckets, fit_to_data, positions
-from mecap_jax.data.manifest import BadClip, IndexRow
+from mecap_jax.data.manifest import BadClip, ClipRecord
 from mecap_jax.data.media import MediaError
 from mecap_jax.data.pictures import TEMPORAL_PATCH_SIZE
 from mecap_jax.data.prompts import AudioSpan, FeatureSpan, Media, encode_target, lay_out, user_turn
@@ -41,7 +43,7 @@ class ClipBatch(NamedTuple):
 
     Attributes:
       prompt: the padded prompts.
-      rows: int32 [B], the clips' numbers in the index.
+      numbers: int32 [B], the clips' numbers in the index.
       valid: bool [B], False for a row that fills the batch up and for a clip that could not be decoded after all:
         neither must count.
       asked: what each row is made from.
@@ -49,14 +51,14 @@ class ClipBatch(NamedTuple):
     """
 
     prompt: PromptBatch
-    rows: np.ndarray
+    numbers: np.ndarray
     valid: np.ndarray
     asked: list[Asked]
     targets: Completions | None
 
     def split(self, parts: int) -> list[ClipBatch]:
         """Divides the rows into so many batches of one size."""
-        size = len(self.rows) // parts
+        size = len(self.numbers) // parts
         return [type(self)(*(_rows_of(field, slice(i * size, (i + 1) * size)) for field in self)) for i in range(parts)]
 
 
@@ -71,7 +73,7 @@ class EncodingBatch(NamedTuple):
 
     prompt: PromptBatch
     ids: list[str | None]
-    clips: list[Clip | None]
+    clips: list[DecodedClip | None]
 
 
 class DataError(ValueError):
@@ -105,11 +107,13 @@ class ClipDataset:
         Raises:
           DataError: more than `config.max_bad_fraction` of the clips are left out, or none is left.
         """
-        self.index: list[IndexRow] = reader.index
+        self.index: list[ClipRecord] = reader.index
         self._reader, self._model, self._tokenizer, self.task = reader, model, tokenizer, task
         self._cache = ClipCache(config.cache_mb, max(1, config.workers))
         self.quarantined = [BadClip(**clip) for clip in reader.manifest["quarantined"]]
-        reasons = {i: task.usable(row) or why_undecodable(row, config, model) for i, row in enumerate(self.index)}
+        reasons = {
+            i: task.usable(record) or why_undecodable(record, config, model) for i, record in enumerate(self.index)
+        }
         usable = [i for i, reason in reasons.items() if not reason]
         self.config = config = fit_to_data(config, [self.index[i] for i in usable])
         configured = _of_modalities(config.buckets, config.modalities)
@@ -135,8 +139,8 @@ class ClipDataset:
 
     # --- which clips ----------------------------------------------------------------------------------------------
 
-    def rows(self, split: str, part: str = "all") -> list[int]:
-        """Usable rows of a split; of the training split also the "sft" share or what is "held_out" from it."""
+    def clips(self, split: str, part: str = "all") -> list[int]:
+        """Numbers of a split's usable clips; of the train split also the "sft" share or what is "held_out" from it."""
         chosen = [i for i in self._needs if self.index[i].split == split]
         if part == "all":
             return chosen
@@ -145,17 +149,17 @@ class ClipDataset:
     @property
     def evaluated_split(self) -> str:
         """Whose clips the report is on: "test", or "validation" where there are no test clips."""
-        return "test" if self.rows("test") else "validation"
+        return "test" if self.clips("test") else "validation"
 
-    def targets(self, row: int) -> tuple[str, ...]:
+    def targets(self, number: int) -> tuple[str, ...]:
         """The answers that a clip teaches."""
-        return tuple(self.task.targets(self.index[row]))
+        return tuple(self.task.targets(self.index[number]))
 
-    def ask(self, row: int, told: bool = True) -> Asked:
+    def ask(self, number: int, told: bool = True) -> Asked:
         """What is asked about a clip: where `told`, with what is said in it."""
-        record = self.index[row]
+        record = self.index[number]
         transcript = record.transcript if self.config.include_transcript and told else ""
-        return Asked(record, request_text(self.task.request(record), transcript), transcript, self.targets(row))
+        return Asked(record, request_text(self.task.request(record), transcript), transcript, self.targets(number))
 
     def describe_shapes(self) -> str:
         """The shapes of the batches, how many clips go into each, and how much of the work is padding."""
@@ -171,7 +175,7 @@ class ClipDataset:
 
     def training_batches(
         self,
-        rows: Sequence[int],
+        numbers: Sequence[int],
         *,
         batch_size: int,
         steps: int,
@@ -188,7 +192,7 @@ class ClipDataset:
           references: how many answers of each clip are tokenised as targets, drawn anew each time.
           places: which rows of each batch this process reads; one of `batch_size` or more is filled up. None: all.
         """
-        plan = BatchPlan(rows, self._needs, self.config.buckets, batch_size, seed)
+        plan = BatchPlan(numbers, self._needs, self.config.buckets, batch_size, seed)
         augmentation = self.config.augment if augmented else AugmentConfig()
         load = _TrainingBatches(self, plan, seed, references, max_target_tokens, augmentation, _all(places, batch_size))
         return self._iterate(load, steps)
@@ -213,23 +217,23 @@ class ClipDataset:
 
     def evaluation_batches(
         self,
-        rows: Sequence[int],
+        numbers: Sequence[int],
         batch_size: int,
         places: Sequence[int] | None = None,
         references: int = 0,
         max_target_tokens: int = 0,
     ) -> Iterator[ClipBatch]:
-        """Every row once, without augmentation, this process's part of each batch.
+        """Every clip once, without augmentation, this process's part of each batch.
 
         The last batch of a bucket is filled up. With `references`, the first ones of each clip are its targets.
         `places` says which rows of each batch this process reads, None: all.
         """
         places = _all(places, batch_size)
 
-        def targets(position: int, row: int) -> list[list[int]]:
-            return self.encode_targets(row, range(references), max_target_tokens)
+        def targets(position: int, number: int) -> list[list[int]]:
+            return self.encode_targets(number, range(references), max_target_tokens)
 
-        for chosen, bucket in evaluation_batches(rows, self._needs, self.config.buckets, batch_size):
+        for chosen, bucket in evaluation_batches(numbers, self._needs, self.config.buckets, batch_size):
             taken, counted = take(chosen, places)
             yield self.assemble(
                 taken,
@@ -257,88 +261,90 @@ class ClipDataset:
 
     def assemble(
         self,
-        rows: Sequence[int],
+        numbers: Sequence[int],
         bucket: Bucket,
         counted: np.ndarray | None = None,
         *,
         told: np.ndarray | None = None,
-        change: Callable[[int, Clip], Clip] = lambda position, clip: clip,
+        change: Callable[[int, DecodedClip], DecodedClip] = lambda position, clip: clip,
         targets: Callable[[int, int], list[list[int]]] | None = None,
         target_length: int = 0,
     ) -> ClipBatch:
-        """Decodes, lays out and pads the clips of `rows`.
+        """Decodes, lays out and pads the clips of `numbers`.
 
         Rows outside `counted` are not even read. A clip that fails to decode is logged and marked as not valid, too;
         both keep the text of the prompt only, and their targets are masked. Rows that are not `told` go without their
         transcripts.
         """
-        prepared, valid = [], np.ones(len(rows), bool) if counted is None else counted.copy()
-        told = np.ones(len(rows), bool) if told is None else told
-        asked = [self.ask(int(row), bool(t)) for row, t in zip(rows, told)]
-        for position, row in enumerate(rows):
-            clip = Clip()
+        prepared, valid = [], np.ones(len(numbers), bool) if counted is None else counted.copy()
+        told = np.ones(len(numbers), bool) if told is None else told
+        asked = [self.ask(int(number), bool(t)) for number, t in zip(numbers, told)]
+        for position, number in enumerate(numbers):
+            clip = DecodedClip()
             try:
                 if valid[position]:
-                    clip = change(position, self._cache.get(int(row), self._decode).without(self._hidden))
+                    clip = change(position, self._cache.get(int(number), self._decode).without(self._hidden))
             except MediaError as error:
-                _log.warning("clip %s cannot be decoded, its row does not count: %s", self.index[row].id, error)
+                _log.warning("clip %s cannot be decoded, its row does not count: %s", self.index[number].id, error)
                 valid[position] = False
             prepared.append(clip_row(clip, asked[position].prompt, self._tokenizer, self._model))
         prompt = collate(prepared, bucket, self._model, self._tokenizer.pad_id, encoded=self._tokens is not None)
         encoded = None
         if targets is not None:
-            ids = [targets(position, int(row)) for position, row in enumerate(rows)]
+            ids = [targets(position, int(number)) for position, number in enumerate(numbers)]
             encoded = collate_targets(ids, target_length, self._tokenizer.pad_id)
             encoded = encoded._replace(mask=encoded.mask & valid[:, None, None])
-        return ClipBatch(prompt, np.asarray(rows, np.int32), valid, asked, encoded)
+        return ClipBatch(prompt, np.asarray(numbers, np.int32), valid, asked, encoded)
 
-    def encode_targets(self, row: int, chosen: Sequence[int], max_tokens: int) -> list[list[int]]:
+    def encode_targets(self, number: int, chosen: Sequence[int], max_tokens: int) -> list[list[int]]:
         """Tokenised answers that a clip teaches; no tokens where it teaches nothing."""
-        targets = self.targets(row)
+        targets = self.targets(number)
         return [
             encode_target(self._tokenizer, targets[i % len(targets)], max_tokens) if targets else [] for i in chosen
         ]
 
     # --- one clip -------------------------------------------------------------------------------------------------
 
-    def _decode(self, row: int) -> Clip:
-        entry, config = self.index[row], self.config
+    def _decode(self, number: int) -> DecodedClip:
+        entry, config = self.index[number], self.config
         if self._tokens is None:
-            return decode_clip(self._reader[row], entry.has_audio, config, self._model)
+            return decode_clip(self._reader[number], entry.has_audio, config, self._model)
         clip = self._tokens[entry.id]
         if "features" not in config.modalities:
             return clip
         rest = dataclasses.replace(config, modalities=("features",))
-        features = decode_clip(self._reader[row], entry.has_audio, rest, self._model).features
+        features = decode_clip(self._reader[number], entry.has_audio, rest, self._model).features
         return dataclasses.replace(clip, features=features)
 
-    def outline(self, clip: Clip) -> Clip:
+    def outline(self, clip: DecodedClip) -> DecodedClip:
         """What is known of a decoded clip that has yet to be encoded: its modalities, and the grid of its video."""
         empty = np.zeros((0, self._model.decoder.hidden_size), TOKEN_DTYPES[self._model.dtype])
         grid = None if clip.frames is None else video_grid(clip.frames, clip.seconds_per_frame, self._model)
-        return Clip(audio_tokens=empty if clip.has_audio else None, video_tokens=empty if grid else None, grid=grid)
+        return DecodedClip(
+            audio_tokens=empty if clip.has_audio else None, video_tokens=empty if grid else None, grid=grid
+        )
 
     # --- sizes ----------------------------------------------------------------------------------------------------
 
-    def _sized_like(self, row: IndexRow) -> Clip:
+    def _sized_like(self, record: ClipRecord) -> DecodedClip:
         """A clip of the size that decoding will give, from the index alone (arrays without memory of their own)."""
         config, mel, frames, features = self.config, None, None, None
-        if "audio" in config.modalities and row.has_audio:
+        if "audio" in config.modalities and record.has_audio:
             # Resampling may round up by one frame.
-            count = int(min(row.seconds, config.max_seconds) * 100) + 2
+            count = int(min(record.seconds, config.max_seconds) * 100) + 2
             mel = np.broadcast_to(np.float32(0), (count, self._model.audio.num_mel_bins))
-        if "video" in config.modalities and row.has_video:
-            count = min(config.max_frames, row.frames)
+        if "video" in config.modalities and record.has_video:
+            count = min(config.max_frames, record.frames)
             if config.fps:
-                seconds = min(row.video_seconds + 1e-4, config.max_seconds)  # the index rounds to four digits
+                seconds = min(record.video_seconds + 1e-4, config.max_seconds)  # the index rounds to four digits
                 wanted = min(max(seconds * config.fps, 4), count)
                 count = max(int(wanted) // TEMPORAL_PATCH_SIZE * TEMPORAL_PATCH_SIZE, 1)
-            height, width = frame_size(row.height, row.width, config, self._model)
+            height, width = frame_size(record.height, record.width, config, self._model)
             frames = np.broadcast_to(np.uint8(0), (count, height, width, 3))
-        if "features" in config.modalities and row.features:
-            length = joined_length(row.features, self._model.features)
+        if "features" in config.modalities and record.features:
+            length = joined_length(record.features, self._model.features)
             features = np.broadcast_to(np.float32(0), (length, sum(self._model.features.dims)))
-        return Clip(mel, frames, 1.0, features)
+        return DecodedClip(mel, frames, 1.0, features)
 
 
 def request_text(instruction: str, transcript: str = "") -> str:
@@ -346,7 +352,7 @@ def request_text(instruction: str, transcript: str = "") -> str:
     return f'"{transcript}" {instruction}' if transcript else instruction
 
 
-def clip_row(clip: Clip, text: str, tokenizer: Tokenizer, model: ModelConfig) -> Row:
+def clip_row(clip: DecodedClip, text: str, tokenizer: Tokenizer, model: ModelConfig) -> Row:
     """The prompt that asks for a clip's caption: its media, then `text`.
 
     A modality with no tokens leaves no trace: the prompt is that of a clip without it.
@@ -384,15 +390,15 @@ class _EncodingBatches(_Load):
 
     def __call__(self, number: int) -> EncodingBatch:
         chosen, bucket = self._plan[number]
-        rows, counted = take(chosen, self._places)
-        clips: list[Clip | None] = [None] * len(rows)
+        numbers, counted = take(chosen, self._places)
+        clips: list[DecodedClip | None] = [None] * len(numbers)
 
-        def note(position: int, clip: Clip) -> Clip:
+        def note(position: int, clip: DecodedClip) -> DecodedClip:
             clips[position] = self._dataset.outline(clip)
             return clip
 
-        batch = self._dataset.assemble(rows, bucket, counted, change=note)
-        ids = [self._dataset.index[row].id if counts else None for row, counts in zip(rows, counted)]
+        batch = self._dataset.assemble(numbers, bucket, counted, change=note)
+        ids = [self._dataset.index[number].id if counts else None for number, counts in zip(numbers, counted)]
         return EncodingBatch(batch.prompt, ids, clips)
 
 
@@ -410,13 +416,13 @@ class _TrainingBatches(_Load):
         dropout = self._dataset.config.transcript_dropout
         told = np.array([generator.random() >= dropout for generator in generators], bool)
 
-        def targets(position: int, row: int) -> list[list[int]]:
-            order = generators[position].permutation(max(self._references, len(self._dataset.targets(row))))
-            return self._dataset.encode_targets(row, order[: self._references], self._max_target_tokens)
+        def targets(position: int, number: int) -> list[list[int]]:
+            order = generators[position].permutation(max(self._references, len(self._dataset.targets(number))))
+            return self._dataset.encode_targets(number, order[: self._references], self._max_target_tokens)
 
-        rows, counted = take(chosen, self._places)
+        numbers, counted = take(chosen, self._places)
         return self._dataset.assemble(
-            rows,
+            numbers,
             bucket,
             counted,
             told=told,

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Protocol
 
-from mecap_jax.data.manifest import IndexRow
+from mecap_jax.data.manifest import ClipRecord
 
 
 class Questions(Protocol):
@@ -15,13 +15,13 @@ class Questions(Protocol):
     It goes to the reader processes, so it can be pickled.
     """
 
-    def usable(self, record: IndexRow) -> str | None:
+    def usable(self, record: ClipRecord) -> str | None:
         """Why the task cannot use a clip, None if it can."""
 
-    def request(self, record: IndexRow | None) -> str:
+    def request(self, record: ClipRecord | None) -> str:
         """What is asked of the model; None: of a clip of which nothing is known."""
 
-    def targets(self, record: IndexRow) -> Sequence[str]:
+    def targets(self, record: ClipRecord) -> Sequence[str]:
         """The answers that a clip teaches; none where it teaches nothing."""
 
 
@@ -36,7 +36,7 @@ class Asked:
       targets: the answers that the clip teaches.
     """
 
-    record: IndexRow
+    record: ClipRecord
     prompt: str
     transcript: str
     targets: tuple[str, ...]

@@ -27,8 +27,8 @@ from mecap_jax.data.manifest import (
     INDEX,
     MANIFEST,
     BadClip,
+    ClipRecord,
     Duplicate,
-    IndexRow,
     ShardError,
     ShardManifest,
     describe,
@@ -42,7 +42,7 @@ from mecap_jax.data.utterance import SPLITS, Utterance, deserialize, serialize
 from mecap_jax.json_files import as_json
 from mecap_jax.text_files import printable
 
-__all__ = ["BadClip", "Duplicate", "IndexRow", "ShardError", "ShardReader", "find_finished", "summarise_bad", "write"]
+__all__ = ["BadClip", "Duplicate", "ClipRecord", "ShardError", "ShardReader", "find_finished", "summarise_bad", "write"]
 
 Item = Utterance | BadClip | Duplicate
 Inspected = tuple[Utterance, dict[str, Any]] | BadClip | Duplicate
@@ -127,7 +127,7 @@ class ShardReader:
 
     Attributes:
       manifest: the manifest.
-      index: one `IndexRow` a record; `reader[i]` is the utterance of `index[i]`.
+      index: one `ClipRecord` a record; `reader[i]` is the utterance of `index[i]`.
     """
 
     def __init__(self, directory: str | os.PathLike, verify: bool = True):
@@ -291,7 +291,7 @@ def summarise_bad(bad: Iterable[BadClip], reasons: int = 10, examples: int = 3) 
     return "\n".join(lines)
 
 
-def _count(rows: list[IndexRow]) -> dict[str, Any]:
+def _count(rows: list[ClipRecord]) -> dict[str, Any]:
     labels = Counter(row.labels.get("multimodal", "") for row in rows)
     return {
         "records": len(rows),
@@ -305,7 +305,7 @@ class _SplitWriter:
     """Writes the records of one split, and its rows of the index."""
 
     def __init__(self, directory: Path, split: str, shard_size: int):
-        self.rows: list[IndexRow] = []
+        self.rows: list[ClipRecord] = []
         self._split, self._records = split, RecordWriter(directory, split, shard_size)
 
     @property
@@ -315,7 +315,7 @@ class _SplitWriter:
     def write(self, utterance: Utterance, record: bytes, facts: Mapping[str, Any]) -> None:
         name, position = self._records.write(record)
         copied = ("id", "dataset", "split", "speaker", "dialogue", "language", "valence", "transcript", "rationale")
-        row = IndexRow(
+        row = ClipRecord(
             **{field: getattr(utterance, field) for field in copied},
             shard=name,
             position=position,

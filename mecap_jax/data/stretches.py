@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from mecap_jax.config import DataConfig
-from mecap_jax.data.clips import Clip, join_features, resize_frame
+from mecap_jax.data.clips import DecodedClip, join_features, resize_frame
 from mecap_jax.data.features import SAMPLE_RATE, log_mel
 from mecap_jax.data.media import MediaError, Stretch, decode_audio, decode_stretches
 from mecap_jax.data.utterance import Utterance
@@ -21,7 +21,7 @@ _HOP = SAMPLE_RATE // 100
 
 def show_stretches(
     utterance: Utterance, has_audio: bool, picture_seconds: float, data: DataConfig, model: ModelConfig, long: str
-) -> tuple[float, list[tuple[Stretch, Clip]]]:
+) -> tuple[float, list[tuple[Stretch, DecodedClip]]]:
     """Decodes what a model reads of an utterance, each stretch of at most `data.max_seconds` as a clip of its own.
 
     Args:
@@ -55,7 +55,7 @@ def show_stretches(
         if waveform is not None and len(heard := waveform[round(begin * SAMPLE_RATE) : round(end * SAMPLE_RATE)]):
             mel = log_mel(heard, model.audio.num_mel_bins)
         pixels, pace = (None, 0.0) if video is None else (video.pixels, video.seconds_per_frame)
-        clips.append(Clip(mel, pixels, pace, features))
+        clips.append(DecodedClip(mel, pixels, pace, features))
     return seconds, list(zip(stretches, clips, strict=True))
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from mecap_jax.data.clips import Clip
+from mecap_jax.data.clips import DecodedClip
 from mecap_jax.data.collate import TOKEN_DTYPES
 from mecap_jax.data.manifest import MANIFEST, ShardError, sha256, write_manifest
 from mecap_jax.data.media import MediaError
@@ -38,9 +38,9 @@ class TokenWriter:
         self._directory, self._part, self._ids = directory, f"{part:03d}", []
         self._records = RecordWriter(directory, self._part, _SHARD_SIZE)
 
-    def write(self, id: str, clip: Clip | None) -> None:
+    def write(self, id: str, clip: DecodedClip | None) -> None:
         """Adds the tokens of a clip; None where it cannot be decoded."""
-        tokens = clip or Clip()
+        tokens = clip or DecodedClip()
         record = {
             "id": id,
             "audio": None if tokens.audio_tokens is None else tokens.audio_tokens.tobytes(),
@@ -107,7 +107,7 @@ class TokenReader:
         self._places = {id: place for place, id in enumerate(ids)}
         self._width, self._dtype = source["width"], TOKEN_DTYPES[source["dtype"]]
 
-    def __getitem__(self, id: str) -> Clip:
+    def __getitem__(self, id: str) -> DecodedClip:
         """The encoded clip.
 
         Raises:
@@ -128,7 +128,7 @@ class TokenReader:
             raise ShardError(f"{self._records.place(place)} is no record of media tokens: {error}") from error
         if not record["decoded"]:
             raise MediaError("could not be decoded when its media were encoded")
-        return Clip(audio_tokens=audio, video_tokens=video, grid=grid)
+        return DecodedClip(audio_tokens=audio, video_tokens=video, grid=grid)
 
     def _tokens(self, data: bytes | None) -> np.ndarray | None:
         return None if data is None else np.frombuffer(data, self._dtype).reshape(-1, self._width)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mecap_jax.config import Bucket, ConfigError, DataConfig
 from mecap_jax.data.fitting import length
-from mecap_jax.data.manifest import IndexRow
+from mecap_jax.data.manifest import ClipRecord
 from mecap_jax.json_files import as_json, read_json_object, write_json
 
 FACTS_FILE = "data.json"
@@ -47,7 +47,7 @@ class TrainingFacts:
         write_json(workdir / FACTS_FILE, as_json(dataclasses.asdict(self)))
 
 
-def gather_facts(rows: Sequence[IndexRow], config: DataConfig) -> TrainingFacts:
+def gather_facts(rows: Sequence[ClipRecord], config: DataConfig) -> TrainingFacts:
     """Facts about training clips under a configuration that has been fitted to them."""
     shown = config.include_transcript * (1 - config.transcript_dropout)
     return TrainingFacts(

@@ -27,7 +27,7 @@ def caption_rows(
     graphdef: nnx.GraphDef,
     params: Any,
     dataset: ClipDataset,
-    rows: Sequence[int],
+    numbers: Sequence[int],
     tokenizer: Tokenizer,
     mesh: Mesh,
     *,
@@ -35,14 +35,14 @@ def caption_rows(
     max_new_tokens: int,
     progress: Callable[[int], None] = lambda done: None,
 ) -> dict[int, Caption]:
-    """Captions every row greedily; the same on every process.
+    """Captions every clip greedily; the same on every process.
 
-    At most `batch_clips` are on a device at a time (0: all). Returns captions by row. A clip that cannot be decoded has
-    none.
+    At most `batch_clips` are on a device at a time (0: all). Returns captions by the clip's number. A clip that cannot
+    be decoded has none.
     """
     captions: dict[int, Caption] = {}
-    for batch in spread_evaluation(dataset, rows, mesh, batch_clips):
-        numbers, valid = put_batch((batch.rows, batch.valid), mesh)
+    for batch in spread_evaluation(dataset, numbers, mesh, batch_clips):
+        numbers, valid = put_batch((batch.numbers, batch.valid), mesh)
         generation = generate(
             graphdef,
             params,
@@ -57,19 +57,19 @@ def caption_rows(
         )
         own = (generation.tokens[:, 0], generation.length[:, 0], generation.finished[:, 0])
         gathered = multihost_utils.process_allgather((*own, numbers, valid), tiled=True)
-        for ids, length, finished, row, counts in zip(*gathered):
+        for ids, length, finished, number, counts in zip(*gathered):
             if counts:
-                captions[int(row)] = Caption(tokenizer.decode(ids[:length]), bool(finished))
+                captions[int(number)] = Caption(tokenizer.decode(ids[:length]), bool(finished))
         progress(len(captions))
     return captions
 
 
 def spread_evaluation(
-    dataset: ClipDataset, rows: Sequence[int], mesh: Mesh, at_once: int, references: int = 0, max_tokens: int = 0
+    dataset: ClipDataset, numbers: Sequence[int], mesh: Mesh, at_once: int, references: int = 0, max_tokens: int = 0
 ) -> Iterator[ClipBatch]:
-    """This process's part of batches that hold every row once, at most `at_once` on a device (0: all)."""
-    size, places = evaluation_places(len(rows), mesh, at_once)
-    return dataset.evaluation_batches(rows, size, places, references, max_tokens)
+    """This process's part of batches that hold every clip once, at most `at_once` on a device (0: all)."""
+    size, places = evaluation_places(len(numbers), mesh, at_once)
+    return dataset.evaluation_batches(numbers, size, places, references, max_tokens)
 
 
 def evaluation_places(count: int, mesh: Mesh, at_once: int) -> tuple[int, np.ndarray]:

@@ -15,7 +15,7 @@ from mecap_jax.evaluation.recognition import emotion_word_recognition, nearest_a
 
 
 @dataclasses.dataclass(frozen=True)
-class Clip:
+class EvaluatedClip:
     """What evaluation knows of a clip, whatever captioned it.
 
     Attributes:
@@ -50,7 +50,7 @@ class StageResult:
       rewards: what each caption earns, by term.
     """
 
-    clips: tuple[Clip, ...]
+    clips: tuple[EvaluatedClip, ...]
     captions: tuple[str, ...]
     predicted: tuple[str | None, ...]
     statistics: Mapping[str, Statistic]
@@ -79,7 +79,7 @@ class StageResult:
 
 
 def score_stage(
-    clips: Sequence[Clip],
+    clips: Sequence[EvaluatedClip],
     captions: Sequence[str],
     classes: Sequence[str],
     encode: Encode | None = None,
@@ -144,7 +144,9 @@ def score_stage(
     )
 
 
-def _check(clips: Sequence[Clip], captions: Sequence[str], coordinates: np.ndarray | None, rewards: np.ndarray | None):
+def _check(
+    clips: Sequence[EvaluatedClip], captions: Sequence[str], coordinates: np.ndarray | None, rewards: np.ndarray | None
+):
     for name, values in (("captions", captions), ("emotion coordinates", coordinates), ("emotion rewards", rewards)):
         if values is not None and len(values) != len(clips):
             raise ValueError(f"{len(values)} {name} for {len(clips)} clips")

@@ -53,14 +53,14 @@ def evaluate_checkpoint(
     """
     open_model = _open_published if (checkpoint / CONFIG_FILE).is_file() else _open_stage
     bench, graphdef, params = open_model(checkpoint, data, logger)
-    rows = bench.dataset.rows(split)
-    if not rows:
-        others = [name for name in SPLITS if bench.dataset.rows(name)]
+    numbers = bench.dataset.clips(split)
+    if not numbers:
+        others = [name for name in SPLITS if bench.dataset.clips(name)]
         raise ConfigError(
             f"--split: {bench.reader.directory} has no usable clip in split {split!r}, only in {', '.join(others)}"
         )
     with Meteor() as meteor:
-        captions = caption_stage(bench, checkpoint.name, graphdef, params, rows)
+        captions = caption_stage(bench, checkpoint.name, graphdef, params, numbers)
         result = score_captions(bench, captions, meteor)
     options = bench.config.evaluation
     unseen = Counter(clip.label for clip in result.clips if clip.label and clip.label not in bench.anchors.labels)
@@ -113,12 +113,12 @@ def _open_published(directory: Path, data: Path | None, logger: RunLogger) -> tu
 def evaluate_stage(
     bench: Workbench,
     stage: str,
-    rows: Sequence[int],
+    numbers: Sequence[int],
     meteor: Meteor,
     caption: Callable[[], Mapping[int, Caption]],
     condition: str = "",
 ) -> StageResult:
-    """Scores what a finished stage says of `rows`.
+    """Scores what a finished stage says of the clips of these numbers.
 
     The captions are those that the workdir keeps of the stage's newest checkpoint. Where they are not there,
     `caption` makes them, and they are kept.
@@ -128,10 +128,10 @@ def evaluate_stage(
     """
     path = bench.workdir / EVALUATIONS / f"{'.'.join(filter(None, (stage, condition)))}.predictions.jsonl"
     step = latest_step(bench.workdir / "checkpoints" / stage)
-    by_id = {bench.dataset.index[row].id: row for row in rows}
+    by_id = {bench.dataset.index[number].id: number for number in numbers}
     kept = read_captions(path, step)
     if kept and kept.keys() <= by_id.keys():  # a clip that cannot be decoded has none
-        captions = {row: kept[name] for name, row in by_id.items() if name in kept}
+        captions = {number: kept[name] for name, number in by_id.items() if name in kept}
         return score_captions(bench, captions, meteor)
     captions = caption()
     result = score_captions(bench, captions, meteor)
@@ -141,23 +141,23 @@ def evaluate_stage(
 
 
 def caption_stage(
-    bench: Workbench, name: str, graphdef: nnx.GraphDef, params: Any, rows: Sequence[int]
+    bench: Workbench, name: str, graphdef: nnx.GraphDef, params: Any, numbers: Sequence[int]
 ) -> dict[int, Caption]:
-    """Greedy captions of `rows`, in their order; a clip that cannot be decoded has none."""
+    """Greedy captions of the clips of these numbers, in their order; a clip that cannot be decoded has none."""
     config = bench.config
-    with bench.logger.progress(f"captions {name}", len(rows)) as progress:
+    with bench.logger.progress(f"captions {name}", len(numbers)) as progress:
         captions = caption_rows(
             graphdef,
             params,
             bench.dataset,
-            rows,
+            numbers,
             bench.tokenizer,
             bench.mesh,
             batch_clips=config.evaluation.batch_clips,
             max_new_tokens=_longest_caption(config),
             progress=lambda done: progress(done, {}),
         )
-    return {row: captions[row] for row in rows if row in captions}
+    return {number: captions[number] for number in numbers if number in captions}
 
 
 def _longest_caption(config: Config) -> int:
@@ -167,6 +167,6 @@ def _longest_caption(config: Config) -> int:
 
 
 def score_captions(bench: Workbench, captions: Mapping[int, Caption], meteor: Meteor) -> StageResult:
-    """Scores captions by row, as the run's task does."""
-    answers = [Answer(bench.dataset.index[row], *caption) for row, caption in captions.items()]
+    """Scores captions by number, as the run's task does."""
+    answers = [Answer(bench.dataset.index[number], *caption) for number, caption in captions.items()]
     return bench.task.evaluate(answers, bench.judges, meteor)

@@ -102,7 +102,7 @@ class Workbench:
     @property
     def judges(self) -> Judges:
         """What rewards and metrics may ask."""
-        train = [self.dataset.index[row] for row in self.dataset.rows("train")]
+        train = [self.dataset.index[number] for number in self.dataset.clips("train")]
         return Judges(self.encoder, self.anchors, train)
 
 
@@ -146,7 +146,7 @@ def set_up(config: Config, workdir: Path, logger: RunLogger) -> Workbench:
         first_process(lambda: make_anchors(config, reader, encoder).save(workdir / ANCHORS))
     bench = _assemble(config, workdir, reader, encoder, logger, read_facts(workdir) if resumed else None)
     logger.say(bench.dataset.describe_shapes())
-    train = [reader.index[row] for row in bench.dataset.rows("train")]
+    train = [reader.index[number] for number in bench.dataset.clips("train")]
     first_process(lambda: claim(workdir, asked, gather_facts(train, bench.config.data)))
     return bench
 

@@ -77,7 +77,7 @@ def _sft(
         state, metrics = learner.step(state, parts)
         return state, {**metrics, "timing_s/transfer": transfer}, ()
 
-    validation = _teaching(bench, dataset.rows("validation"))
+    validation = _teaching(bench, dataset.clips("validation"))
 
     def validate(state: TrainState, step: int) -> dict[str, float]:
         total = tokens = 0.0
@@ -89,12 +89,12 @@ def _sft(
             total, tokens = total + float(nll), tokens + float(count)
         return {"validation/token_nll": total / tokens if tokens else float("nan")}
 
-    rows = _teaching(bench, dataset.rows("train", config.clips))
-    _tell_of_cut_references(bench, name, rows, config.max_target_tokens)
+    numbers = _teaching(bench, dataset.clips("train", config.clips))
+    _tell_of_cut_references(bench, name, numbers, config.max_target_tokens)
     schedule = learning_rate_schedule(config.optimizer, config.steps)
-    step = _with_progress(step, schedule, len(rows) // config.batch_clips)
+    step = _with_progress(step, schedule, len(numbers) // config.batch_clips)
     batches = dataset.training_batches(
-        rows,
+        numbers,
         batch_size=config.batch_clips,
         steps=config.steps,
         seed=seed,
@@ -163,19 +163,19 @@ def _grpo(
         state, result = learner.step(state, micro_batches)
         return state, {**result.metrics, "timing_s/transfer": transfer}, result.groups
 
-    validation = dataset.rows("validation")
+    validation = dataset.clips("validation")
 
     def validate(state: TrainState, step: int) -> dict[str, float]:
         params = merge_params(state.params, frozen)
         return validation_rewards(bench, graphdef, params, validation_reward, validation, config.max_new_tokens)
 
-    rows = dataset.rows("train", config.clips)
+    numbers = dataset.clips("train", config.clips)
     if references:
-        _tell_of_cut_references(bench, name, rows, config.max_new_tokens)
+        _tell_of_cut_references(bench, name, numbers, config.max_new_tokens)
     schedule = learning_rate_schedule(config.optimizer, config.steps * config.updates)
-    step = _with_progress(step, schedule, len(rows) // config.prompts * config.updates)
+    step = _with_progress(step, schedule, len(numbers) // config.prompts * config.updates)
     batches = dataset.training_batches(
-        rows,
+        numbers,
         batch_size=config.prompts,
         steps=config.steps,
         seed=seed,
@@ -198,22 +198,27 @@ def _grpo(
 
 
 def validation_rewards(
-    bench: Workbench, graphdef: nnx.GraphDef, params: Any, reward: RewardFunction, rows: list[int], max_new_tokens: int
+    bench: Workbench,
+    graphdef: nnx.GraphDef,
+    params: Any,
+    reward: RewardFunction,
+    numbers: list[int],
+    max_new_tokens: int,
 ) -> dict[str, float]:
     """Mean rewards of greedy answers, and for how many of them a term failed."""
     captions = caption_rows(
         graphdef,
         params,
         bench.dataset,
-        rows,
+        numbers,
         bench.tokenizer,
         bench.mesh,
         batch_clips=bench.config.evaluation.batch_clips,
         max_new_tokens=max_new_tokens,
     )
     samples = []
-    for group, (row, caption) in enumerate(captions.items()):
-        samples.append(Sample.of(bench.dataset.ask(row), *caption, group, bench.task.read(caption.text)))
+    for group, (number, caption) in enumerate(captions.items()):
+        samples.append(Sample.of(bench.dataset.ask(number), *caption, group, bench.task.read(caption.text)))
     judged = reward(samples)
     metrics = {"validation/reward": mean(judged.total)}
     for name, values in judged.terms.items():
@@ -222,9 +227,9 @@ def validation_rewards(
     return metrics
 
 
-def _tell_of_cut_references(bench: Workbench, name: str, rows: Sequence[int], max_tokens: int) -> None:
+def _tell_of_cut_references(bench: Workbench, name: str, numbers: Sequence[int], max_tokens: int) -> None:
     """Says how many references are too long to be learnt to their end."""
-    references = [text for row in rows for text in bench.dataset.targets(row)]
+    references = [text for number in numbers for text in bench.dataset.targets(number)]
     cut = sum(len(bench.tokenizer.encode(text)) >= max_tokens for text in references)
     if cut:
         bench.logger.say(
@@ -282,9 +287,9 @@ def _stage_seed(seed: int, name: str) -> int:
     return (seed * 1_000_003 + zlib.crc32(name.encode())) % 2**31
 
 
-def _teaching(bench: Workbench, rows: Sequence[int]) -> list[int]:
+def _teaching(bench: Workbench, numbers: Sequence[int]) -> list[int]:
     """Those of which the task knows an answer."""
-    return [row for row in rows if bench.dataset.targets(row)]
+    return [number for number in numbers if bench.dataset.targets(number)]
 
 
 def _tell_filled(bench: Workbench, name: str, division: Division) -> None:

@@ -60,7 +60,7 @@ def run(config: Config, workdir: Path, should_stop: Stop = lambda step: False) -
         if config.data.tower_cache:
             with clock.measure("tower_cache"):
                 bench = with_tower_cache(bench, model, should_stop)
-        evaluated = len(bench.dataset.rows(bench.dataset.evaluated_split))
+        evaluated = len(bench.dataset.clips(bench.dataset.evaluated_split))
         ahead = forecast(config, workdir, bench.mesh, config.data.buckets[-1], evaluated)
         logger.say(f"{ahead} from here on this machine, compilation not counted")
 
@@ -95,7 +95,7 @@ def report_again(workdir: Path, logger: RunLogger) -> dict[str, Any]:
       ConfigError: there is no run, or a stage of it has not been captioned yet.
     """
 
-    def refuse(bench: Workbench, stage: str, title: str, rows: list[int]):
+    def refuse(bench: Workbench, stage: str, title: str, numbers: list[int]):
         raise ConfigError(f"{workdir} keeps no captions of {title}; scripts/train.py with this --workdir makes them")
 
     bench = reopen(workdir, None, logger)
@@ -162,27 +162,27 @@ def evaluate(
     All are scored on the same clips: those that every row of comparison can use, and that can be decoded.
 
     Args:
-      caption: makes the captions that are not kept yet: (bench, stage, what is done, for people, rows of the index) ->
-        captions by row.
+      caption: makes the captions that are not kept yet: (bench, stage, what is done, for people, the clips'
+        numbers) -> captions by number.
     """
     bench = next(iter(stages.values()))
     config = bench.config
     split = bench.dataset.evaluated_split
-    usable = [set(other.dataset.rows(split)) for other in stages.values()]
-    rows = [row for row in bench.dataset.rows(split) if all(row in known for known in usable)]
+    usable = [set(other.dataset.clips(split)) for other in stages.values()]
+    numbers = [number for number in bench.dataset.clips(split) if all(number in known for known in usable)]
     results, ablation = {}, defaultdict(dict)
     with Meteor() as meteor:
         for name, stage_bench in stages.items():
-            make = functools.partial(caption, stage_bench, name, name, rows)
-            results[name] = evaluate_stage(stage_bench, name, rows, meteor, make)
+            make = functools.partial(caption, stage_bench, name, name, numbers)
+            results[name] = evaluate_stage(stage_bench, name, numbers, meteor, make)
             captioned = {clip.id for clip in results[name].clips}
-            rows = [row for row in rows if bench.dataset.index[row].id in captioned]
+            numbers = [number for number in numbers if bench.dataset.index[number].id in captioned]
             if not (config.evaluation.ablation and name in ("sft", "grpo") and len(config.data.modalities) > 1):
                 continue
             for modality in config.data.modalities:
                 alone = stage_bench.with_data(stage_bench.dataset.with_modalities((modality,)))
-                make = functools.partial(caption, alone, name, f"{name} from {modality} only", rows)
-                ablation[name][modality] = evaluate_stage(alone, name, rows, meteor, make, modality)
+                make = functools.partial(caption, alone, name, f"{name} from {modality} only", numbers)
+                ablation[name][modality] = evaluate_stage(alone, name, numbers, meteor, make, modality)
     return results, dict(ablation)
 
 
@@ -197,8 +197,8 @@ def _captioner(bench: Workbench, model: RunModel) -> Callable[..., Mapping[int, 
             held[stage] = merge_params(stage_trainable(bench.config, bench.workdir, bench.mesh, stage), model.frozen)
         return held[stage]
 
-    def caption(view: Workbench, stage: str, title: str, rows: list[int]) -> Mapping[int, Caption]:
-        return caption_stage(view, title, model.graphdef, params(stage), rows)
+    def caption(view: Workbench, stage: str, title: str, numbers: list[int]) -> Mapping[int, Caption]:
+        return caption_stage(view, title, model.graphdef, params(stage), numbers)
 
     return caption
 
@@ -260,9 +260,9 @@ def _data_summary(bench: Workbench) -> dict[str, Any]:
     return {
         **{key: manifest[key] for key in ("source", "synthetic", "datasets", "caption_languages", "splits")},
         "evaluated_split": dataset.evaluated_split,
-        "used": {split: len(dataset.rows(split)) for split in ("train", "validation", "test")},
-        "sft_clips": len(dataset.rows("train", "sft")),
-        "held_out_from_sft": len(dataset.rows("train", "held_out")),
+        "used": {split: len(dataset.clips(split)) for split in ("train", "validation", "test")},
+        "sft_clips": len(dataset.clips("train", "sft")),
+        "held_out_from_sft": len(dataset.clips("train", "held_out")),
         "licences": manifest["licences"],
         "quarantined": [dataclasses.asdict(clip) for clip in dataset.quarantined],
     }
@@ -270,6 +270,6 @@ def _data_summary(bench: Workbench) -> dict[str, Any]:
 
 def _describe(bench: Workbench) -> str:
     dataset = bench.dataset
-    counts = ", ".join(f"{len(dataset.rows(split))} {split}" for split in ("train", "validation", "test"))
+    counts = ", ".join(f"{len(dataset.clips(split))} {split}" for split in ("train", "validation", "test"))
     devices = f"{jax.device_count()} {jax.devices()[0].platform} device(s), {jax.process_count()} process(es)"
     return f"{bench.config.name}: {counts} clips, {len(dataset.quarantined)} quarantined; {devices}"

@@ -69,7 +69,9 @@ def describe_source(bench: Workbench, params: Any) -> dict[str, Any]:
     modalities = [name for name in TOWERS if name in data.modalities]
     settings = {name: getattr(data, name) for name in ("max_frames", "min_pixels", "max_pixels")}
     settings |= {name: float(getattr(data, name)) for name in ("fps", "max_seconds")}  # 0 and 0.0 are one setting
-    ids = sorted(dataset.index[row].id for split in ("train", "validation", "test") for row in dataset.rows(split))
+    ids = sorted(
+        dataset.index[number].id for split in ("train", "validation", "test") for number in dataset.clips(split)
+    )
     source = {
         "version": _VERSION,
         "shards": sha256(bench.reader.directory / MANIFEST),
@@ -111,7 +113,7 @@ def _build(bench: Workbench, model: RunModel, directory: Path, source: dict, sho
         return to_raw(nnx.merge(model.graphdef, merge_params(rest, frozen)).prompt_media(prompt))
 
     encode = jax.jit(tokens_of, out_shardings=sharding)
-    total = sum(len(bench.dataset.rows(split)) for split in ("train", "validation", "test"))
+    total = sum(len(bench.dataset.clips(split)) for split in ("train", "validation", "test"))
     size, places = evaluation_places(total, bench.mesh, bench.config.evaluation.batch_clips)
     batches = bench.dataset.encoding_batches(size, places)
     with building(directory, attempt, owner=process[0] == 0) as unfinished:

@@ -10,7 +10,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from mecap_jax.data.checks import references
-from mecap_jax.data.manifest import IndexRow
+from mecap_jax.data.manifest import ClipRecord
 from mecap_jax.data.utterance import Utterance
 from mecap_jax.emotions import EMOTIONS
 from mecap_jax.json_files import parse_json, to_json
@@ -163,7 +163,7 @@ def build_anchors(
     )
 
 
-def captions_by_label(utterances: Iterable[Utterance | IndexRow], split: str, target: str) -> dict[str, list[str]]:
+def captions_by_label(utterances: Iterable[Utterance | ClipRecord], split: str, target: str) -> dict[str, list[str]]:
     """Returns the captions of kind `target` in `split`, by the multimodal label of their clips.
 
     The labels come in the order of `EMOTIONS`, then alphabetically. Clips without a label or a caption are left out.

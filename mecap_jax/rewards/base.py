@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Protocol
 
-from mecap_jax.data.manifest import IndexRow
+from mecap_jax.data.manifest import ClipRecord
 from mecap_jax.data.questions import Asked
 
 
@@ -40,7 +40,7 @@ class Sample:
     label: str | None
     group: int
     fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    record: IndexRow | None = None
+    record: ClipRecord | None = None
 
     @classmethod
     def of(cls, asked: Asked, text: str, finished: bool, group: int, fields: Mapping[str, str]) -> Sample:
@@ -70,7 +70,7 @@ class Reward(Protocol):
     def __call__(self, samples: Sequence[Sample]) -> Sequence[float | None]: ...
 
 
-def frozen(record: IndexRow) -> IndexRow:
+def frozen(record: ClipRecord) -> ClipRecord:
     """The same record, whose mappings cannot be changed."""
     mappings = {
         field.name: MappingProxyType(dict(value))

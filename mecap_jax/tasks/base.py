@@ -12,7 +12,7 @@ from typing import Protocol
 
 from mecap_jax.config import RewardConfig
 from mecap_jax.data.checks import Checked
-from mecap_jax.data.manifest import IndexRow
+from mecap_jax.data.manifest import ClipRecord
 from mecap_jax.evaluation.java_tools import Meteor
 from mecap_jax.evaluation.stage import StageResult
 from mecap_jax.models.sentence_encoder import SentenceEncoder
@@ -24,7 +24,7 @@ from mecap_jax.rewards.combine import RewardFunction
 class Answer:
     """What a model said of a clip; `finished` is False where it was cut at the longest length."""
 
-    record: IndexRow
+    record: ClipRecord
     text: str
     finished: bool
 
@@ -41,7 +41,7 @@ class Judges:
 
     encoder: SentenceEncoder
     anchors: Anchors
-    train: Sequence[IndexRow]
+    train: Sequence[ClipRecord]
 
 
 class Task(Checked, Protocol):

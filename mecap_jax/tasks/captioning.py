@@ -11,9 +11,9 @@ import numpy as np
 from mecap_jax.config import Config, RewardConfig, RewardSpec
 from mecap_jax.data.checks import Judgement, clip_counts, counted, listed, references
 from mecap_jax.data.language import has_word
-from mecap_jax.data.manifest import IndexRow
+from mecap_jax.data.manifest import ClipRecord
 from mecap_jax.evaluation.java_tools import Meteor
-from mecap_jax.evaluation.stage import Clip, StageResult, score_stage
+from mecap_jax.evaluation.stage import EvaluatedClip, StageResult, score_stage
 from mecap_jax.rewards.anchors import Anchors
 from mecap_jax.rewards.base import Reward, Sample, normalise_text
 from mecap_jax.rewards.combine import RewardFunction, build_reward, check_terms
@@ -83,18 +83,18 @@ class Captioning:
         forms = [spec.options.get("form", DEFAULT_FORM) for spec in _terms(config) if spec.name == "emotion"]
         return cls(config.data.target, config.data.instruction, *forms)
 
-    def usable(self, record: IndexRow) -> str | None:
+    def usable(self, record: ClipRecord) -> str | None:
         """Returns why a clip cannot be used, None if it can."""
         if self.targets(record):
             return None
         wordless = " with a word in it" if record.captions.get(self.target) else ""
         return f"has no {self.target!r} caption{wordless}"
 
-    def request(self, record: IndexRow | None) -> str:
+    def request(self, record: ClipRecord | None) -> str:
         """Returns what is asked of the model."""
         return self.instruction
 
-    def targets(self, record: IndexRow) -> tuple[str, ...]:
+    def targets(self, record: ClipRecord) -> tuple[str, ...]:
         """Returns the captions of the kind that is learnt."""
         return references(record, self.target)
 
@@ -103,7 +103,7 @@ class Captioning:
         return {}
 
     def check(
-        self, config: Config, train: Sequence[IndexRow], evaluated: Sequence[IndexRow], rows: Sequence[IndexRow]
+        self, config: Config, train: Sequence[ClipRecord], evaluated: Sequence[ClipRecord], rows: Sequence[ClipRecord]
     ) -> Judgement:
         """Returns what is wrong, and what is odd, about labels, references and the language of captions."""
         found = Judgement([], [])
@@ -128,7 +128,7 @@ class Captioning:
         clips, samples = [], []
         for group, answer in enumerate(answers):
             record, targets = answer.record, self.targets(answer.record)
-            clips.append(Clip(record.id, record.speaker, targets, record.label, record.caption_language))
+            clips.append(EvaluatedClip(record.id, record.speaker, targets, record.label, record.caption_language))
             samples.append(Sample(answer.text, answer.finished, "", record.id, targets, record.label, group))
         texts = [answer.text for answer in answers]
         embeddings = judges.encoder.encode([normalise_text(text) for text in texts])
@@ -147,7 +147,7 @@ class Captioning:
             meteor=meteor,
         )
 
-    def _check_references(self, config: Config, rows: Sequence[IndexRow], found: Judgement) -> None:
+    def _check_references(self, config: Config, rows: Sequence[ClipRecord], found: Judgement) -> None:
         wordless = [text for row in rows for text in row.captions[self.target] if not has_word(text)]
         if wordless:
             found.remarks.append(
@@ -168,7 +168,9 @@ def _terms(config: Config) -> tuple[RewardSpec, ...]:
     return config.grpo.reward.terms if config.grpo else ()
 
 
-def _check_labels(config: Config, train: Sequence[IndexRow], evaluated: Sequence[IndexRow], remarks: list[str]) -> None:
+def _check_labels(
+    config: Config, train: Sequence[ClipRecord], evaluated: Sequence[ClipRecord], remarks: list[str]
+) -> None:
     known = {row.label for row in train if row.label}
     if config.encoder.anchors:
         anchored = set(Anchors.load(config.encoder.anchors).labels)

@@ -15,14 +15,14 @@ import numpy as np
 
 from mecap_jax.config import Config, ConfigError, RewardConfig
 from mecap_jax.data.checks import Judgement, clip_counts
-from mecap_jax.data.manifest import IndexRow
+from mecap_jax.data.manifest import ClipRecord
 from mecap_jax.evaluation.affect import affect_error, label_divergence
 from mecap_jax.evaluation.faithfulness import faithfulness
 from mecap_jax.evaluation.intervals import Statistic, mean
 from mecap_jax.evaluation.java_tools import Meteor
 from mecap_jax.evaluation.recognition import Recognition as Agreement
 from mecap_jax.evaluation.recognition import recognition
-from mecap_jax.evaluation.stage import Clip, StageResult
+from mecap_jax.evaluation.stage import EvaluatedClip, StageResult
 from mecap_jax.models.text_classifier import TextClassifier, load_text_classifier
 from mecap_jax.models.text_directory import TextModelError
 from mecap_jax.rewards.accuracy import AccuracyReward, same
@@ -146,7 +146,7 @@ class Recognition:
             raise ConfigError(f"config key 'task.places': {error}") from error
         return cls(protocol, labels, task.language, places, task.judge)
 
-    def usable(self, row: IndexRow) -> str | None:
+    def usable(self, row: ClipRecord) -> str | None:
         """Returns why a clip cannot be used, None if it can."""
         if row.label is None:
             return "has no emotion label"
@@ -154,12 +154,12 @@ class Recognition:
             return f"has the label {row.label!r}, which is not in the label set {self.labels.name!r}"
         return None
 
-    def request(self, row: IndexRow | None) -> str:
+    def request(self, row: ClipRecord | None) -> str:
         """Returns what is asked of the model, the same for every clip."""
         names = self.labels.names[self.language]
         return f"{_QUESTION[self.language]}\n{self.protocol.instruction(self.language, names)}"
 
-    def targets(self, row: IndexRow) -> tuple[str, ...]:
+    def targets(self, row: ClipRecord) -> tuple[str, ...]:
         """Returns the answers that a clip teaches: none where it lacks a part that the protocol wants.
 
         The explanation is the clip's rationale; other parts are attributes of their names ("step1", "aud_desc").
@@ -182,7 +182,7 @@ class Recognition:
         return self.labels.normalise(fields[self.protocol.answer]) if fields else None
 
     def check(
-        self, config: Config, train: Sequence[IndexRow], evaluated: Sequence[IndexRow], rows: Sequence[IndexRow]
+        self, config: Config, train: Sequence[ClipRecord], evaluated: Sequence[ClipRecord], rows: Sequence[ClipRecord]
     ) -> Judgement:
         """Returns what is odd about labels, and about what there is to learn from."""
         found = Judgement([], [])
@@ -213,7 +213,7 @@ class Recognition:
         verifier = _verifier(self.judge, judges)
         scores = self.score(texts, [record.label for record in records], verifier_judge(verifier, self.labels))
         clips = [
-            Clip(record.id, record.speaker, self.targets(record), record.label, record.caption_language)
+            EvaluatedClip(record.id, record.speaker, self.targets(record), record.label, record.caption_language)
             for record in records
         ]
         gold = [self.labels.normalise(record.label) for record in records]

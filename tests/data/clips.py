@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from mecap_jax.data.manifest import IndexRow
+from mecap_jax.data.manifest import ClipRecord
 
 CASES = Path(__file__).parent / "cases"
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -171,4 +171,4 @@ def record(name, **changes):
         labels={}, valence=None, attributes={}, transcript="Hello.", captions={}, rationale=None, features={},
         has_audio=True, has_video=True, seconds=2.0, video_seconds=2.0, frames=50, width=64, height=64,
     )  # fmt: skip
-    return IndexRow(**fields | changes)
+    return ClipRecord(**fields | changes)

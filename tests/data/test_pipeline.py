@@ -9,7 +9,7 @@ import pytest
 
 from mecap_jax.config import AugmentConfig, Bucket, DataConfig
 from mecap_jax.data import shards
-from mecap_jax.data.clips import Clip, ClipCache, augment, join_features
+from mecap_jax.data.clips import ClipCache, DecodedClip, augment, join_features
 from mecap_jax.data.collate import Row, collate, needed
 from mecap_jax.data.features import log_mel
 from mecap_jax.data.media import MediaError, decode_audio, decode_stretches, decode_video
@@ -109,8 +109,8 @@ def test_too_many_bad_clips_stop_the_run(reader, tokenizer, change, reason):
 
 
 def test_shares_of_the_training_clips(dataset):
-    train = dataset.rows("train")
-    sft, held_out = dataset.rows("train", "sft"), dataset.rows("train", "held_out")
+    train = dataset.clips("train")
+    sft, held_out = dataset.clips("train", "sft"), dataset.clips("train", "held_out")
     assert sorted(sft + held_out) == sorted(train) and sft and held_out
     assert {dataset.index[row].split for row in train} == {"train"}
 
@@ -121,16 +121,16 @@ def test_what_is_not_known_is_not_quoted():
 
 
 def test_evaluation_visits_every_clip_once(dataset):
-    rows = dataset.rows("train")
-    seen = [int(row) for batch in dataset.evaluation_batches(rows, 4) for row in batch.rows[batch.valid]]
+    rows = dataset.clips("train")
+    seen = [int(row) for batch in dataset.evaluation_batches(rows, 4) for row in batch.numbers[batch.valid]]
     assert sorted(seen) == sorted(rows)
 
 
 def test_media_stand_where_the_tokens_point(dataset, tokenizer):
-    for batch in dataset.evaluation_batches(dataset.rows("train"), 6):
+    for batch in dataset.evaluation_batches(dataset.clips("train"), 6):
         prompt = batch.prompt
         audio_slots = prompt.audio.shape[1] * MODEL.audio.chunk_tokens
-        for b, row in enumerate(batch.rows[batch.valid]):
+        for b, row in enumerate(batch.numbers[batch.valid]):
             entry, n = dataset.index[row], prompt.length[b]
             tokens, index = prompt.tokens[b, :n], prompt.media_index[b, :n]
             is_audio, is_video = (
@@ -152,9 +152,9 @@ def test_training_and_the_processor_see_the_same(dataset, tokenizer, reader):
     """One path from media to inputs: what is learnt from is what captions are asked for with."""
     settings = ProcessorSettings(video_min_pixels=DATA.min_pixels, video_max_pixels=DATA.max_pixels)
     processor = Processor(tokenizer, MODEL, settings)
-    for batch in dataset.evaluation_batches(dataset.rows("train"), 6):
+    for batch in dataset.evaluation_batches(dataset.clips("train"), 6):
         conversations = []
-        for row in batch.rows[batch.valid]:
+        for row in batch.numbers[batch.valid]:
             utterance, content = reader[row], []
             if dataset.index[row].has_audio:
                 sound = utterance.video if utterance.audio is None else utterance.audio
@@ -171,7 +171,7 @@ def test_training_and_the_processor_see_the_same(dataset, tokenizer, reader):
 
 def test_a_batch_takes_the_smallest_bucket_that_holds_it(dataset):
     lengths = {
-        (b.prompt.tokens.shape[1], bool(b.valid.all())) for b in dataset.evaluation_batches(dataset.rows("train"), 3)
+        (b.prompt.tokens.shape[1], bool(b.valid.all())) for b in dataset.evaluation_batches(dataset.clips("train"), 3)
     }
     assert {length for length, _ in lengths} == {120, 260}
 
@@ -180,8 +180,8 @@ def test_without_configured_shapes_those_of_the_data_hold_every_clip(reader, tok
     data = dataclasses.replace(DATA, buckets=())
     fitted = about(reader, data, MODEL, tokenizer)
     buckets = fitted.config.buckets
-    rows = fitted.rows("train")
-    seen = [int(row) for batch in fitted.evaluation_batches(rows, 4) for row in batch.rows[batch.valid]]
+    rows = fitted.clips("train")
+    seen = [int(row) for batch in fitted.evaluation_batches(rows, 4) for row in batch.numbers[batch.valid]]
     assert sorted(seen) == sorted(rows) and not fitted.quarantined
     assert "24 clips" in fitted.describe_shapes() or len(buckets) > 1
     # A run that goes on keeps its shapes, and other data add what they lack.
@@ -194,11 +194,11 @@ def test_without_configured_shapes_those_of_the_data_hold_every_clip(reader, tok
 def test_of_a_long_clip_the_beginning_is_seen(reader, tokenizer):
     """The prompt of a clip that is cut is that of a file which ends there."""
     long = about(reader, dataclasses.replace(DATA, max_seconds=0.5, fps=10), MODEL, tokenizer)
-    row = next(i for i in long.rows("train") if reader.index[i].seconds == 2.0 and not reader.index[i].has_video)
+    row = next(i for i in long.clips("train") if reader.index[i].seconds == 2.0 and not reader.index[i].has_video)
     np.testing.assert_array_equal(
         long._decode(row).mel, log_mel(decode_audio(audio_file(seconds=2.0))[:8000], MODEL.audio.num_mel_bins)
     )
-    film = next(i for i in long.rows("train") if reader.index[i].has_video)
+    film = next(i for i in long.clips("train") if reader.index[i].has_video)
     assert reader.index[film].video_seconds == pytest.approx(0.48, abs=0.01)
     brief = dataclasses.replace(DATA, max_seconds=0.2, max_frames=8, buckets=())
     cut = about(reader, brief, MODEL, tokenizer)
@@ -206,7 +206,7 @@ def test_of_a_long_clip_the_beginning_is_seen(reader, tokenizer):
     assert shown.timestamps.max() < 0.2 and shown.seconds_per_frame == pytest.approx(0.04)
     assert len(cut._decode(film).frames) == len(shown.pixels) == 5
     for dataset in (long, cut):
-        assert all(batch.valid.any() for batch in dataset.evaluation_batches(dataset.rows("train"), 4))
+        assert all(batch.valid.any() for batch in dataset.evaluation_batches(dataset.clips("train"), 4))
 
 
 def tells(batch):
@@ -218,7 +218,7 @@ def test_transcripts_are_dropped_in_training_alone(reader, tokenizer):
     told_and_not = about(reader, dataclasses.replace(DATA, transcript_dropout=0.4), MODEL, tokenizer)
     told = []
     for batch in batches(told_and_not, steps=40):
-        for b, row in enumerate(batch.rows):
+        for b, row in enumerate(batch.numbers):
             text = tokenizer.decode(batch.prompt.tokens[b, : batch.prompt.length[b]])
             assert (reader.index[row].transcript in text) == bool(batch.asked[b].transcript)
             assert batch.asked[b] == told_and_not.ask(int(row), bool(batch.asked[b].transcript))
@@ -230,17 +230,17 @@ def test_transcripts_are_dropped_in_training_alone(reader, tokenizer):
         np.array([tells(batch) for batch in batches(told_and_not, places, steps=40)]) for places in ((0, 1), (2, 3))
     )
     np.testing.assert_array_equal(np.concatenate([first, second], axis=1).ravel(), told)
-    for batch in told_and_not.evaluation_batches(told_and_not.rows("validation"), 6):
+    for batch in told_and_not.evaluation_batches(told_and_not.clips("validation"), 6):
         assert all(tells(batch))
 
 
 def test_a_hidden_modality_leaves_no_trace(dataset, tokenizer):
     deaf = dataset.with_modalities(("video",))
-    for batch in deaf.evaluation_batches(dataset.rows("validation"), 6):
+    for batch in deaf.evaluation_batches(dataset.clips("validation"), 6):
         assert not batch.prompt.audio.any() and not batch.prompt.audio_frames.any()
         assert not (batch.prompt.tokens == tokenizer.special(tokenizer.media.audio)).any()
     blind = dataset.with_modalities(())
-    for batch in blind.evaluation_batches(dataset.rows("validation"), 6):
+    for batch in blind.evaluation_batches(dataset.clips("validation"), 6):
         assert (batch.prompt.media_index == -1).all()
 
 
@@ -248,7 +248,7 @@ def batches(dataset, places=None, steps=6, seed=3, augmentation=None):
     if augmentation is not None:
         dataset = about(dataset._reader, dataclasses.replace(DATA, augment=augmentation), MODEL, dataset._tokenizer)
     return dataset.training_batches(
-        dataset.rows("train"), batch_size=4, steps=steps, seed=seed, references=2, max_target_tokens=12, places=places
+        dataset.clips("train"), batch_size=4, steps=steps, seed=seed, references=2, max_target_tokens=12, places=places
     )
 
 
@@ -273,7 +273,7 @@ def test_processes_divide_a_batch_and_change_nothing(dataset):
 def test_a_batch_is_divided_by_rows(dataset):
     (whole, *_) = batches(dataset)
     parts = whole.split(2)
-    assert [len(part.rows) for part in parts] == [2, 2]
+    assert [len(part.numbers) for part in parts] == [2, 2]
     assert [asked for part in parts for asked in part.asked] == whole.asked
     joined = jax.tree.map(lambda *x: np.concatenate(x), *(part._replace(asked=()) for part in parts))
     jax.tree.map(np.testing.assert_array_equal, joined, whole._replace(asked=()))
@@ -282,7 +282,7 @@ def test_a_batch_is_divided_by_rows(dataset):
 
 def test_the_seed_decides_and_an_iterator_resumes(dataset):
     first = list(batches(dataset))
-    assert any(not np.array_equal(a.rows, b.rows) for a, b in zip(first, batches(dataset, seed=4)))
+    assert any(not np.array_equal(a.numbers, b.numbers) for a, b in zip(first, batches(dataset, seed=4)))
     iterator = iter(batches(dataset))
     for _ in range(2):
         next(iterator)
@@ -295,7 +295,7 @@ def test_the_seed_decides_and_an_iterator_resumes(dataset):
 
 def test_targets_are_references_with_their_end(dataset, tokenizer):
     for batch in batches(dataset):
-        for b, row in enumerate(batch.rows):
+        for b, row in enumerate(batch.numbers):
             texts = set()
             for tokens, mask in zip(batch.targets.tokens[b], batch.targets.mask[b]):
                 ids = tokens[mask]
@@ -306,7 +306,7 @@ def test_targets_are_references_with_their_end(dataset, tokenizer):
 
 
 def test_a_clip_that_cannot_be_decoded_does_not_count(dataset, tokenizer, monkeypatch, caplog):
-    victim = dataset.rows("train")[0]
+    victim = dataset.clips("train")[0]
     fresh = about(dataset._reader, DATA, MODEL, tokenizer)
     decode = fresh._decode
 
@@ -323,13 +323,13 @@ def test_a_clip_that_cannot_be_decoded_does_not_count(dataset, tokenizer, monkey
 
 
 def test_reader_processes_get_a_dataset_without_its_cache(dataset):
-    list(dataset.evaluation_batches(dataset.rows("train"), 4))
+    list(dataset.evaluation_batches(dataset.clips("train"), 4))
     assert len(pickle.dumps(dataset._cache)) < 1000
     assert dataset._cache._clips
 
 
 def test_reader_processes_share_a_budget():
-    clip = Clip(mel=np.zeros((1024, 256), np.float32))  # one mebibyte
+    clip = DecodedClip(mel=np.zeros((1024, 256), np.float32))  # one mebibyte
     cache = ClipCache(budget_mb=2, readers=2)
     for number in range(2):
         cache.get(number, lambda _: clip)
@@ -340,7 +340,7 @@ def test_reader_processes_share_a_budget():
 
 
 def test_the_cache_keeps_to_its_budget():
-    clip, calls = Clip(mel=np.zeros((1024, 256), np.float32)), []  # one mebibyte
+    clip, calls = DecodedClip(mel=np.zeros((1024, 256), np.float32)), []  # one mebibyte
 
     def decode(row):
         calls.append(row)
@@ -354,7 +354,9 @@ def test_the_cache_keeps_to_its_budget():
 
 def test_augmentation_stays_within_its_limits():
     rng = np.random.default_rng(0)
-    clip = Clip(mel=rng.normal(size=(50, 16)).astype(np.float32), frames=rng.integers(0, 256, (4, 8, 8, 3), np.uint8))
+    clip = DecodedClip(
+        mel=rng.normal(size=(50, 16)).astype(np.float32), frames=rng.integers(0, 256, (4, 8, 8, 3), np.uint8)
+    )
     off = augment(clip, AugmentConfig(), rng)
     np.testing.assert_array_equal(off.mel, clip.mel)
     np.testing.assert_array_equal(off.frames, clip.frames)
@@ -430,8 +432,8 @@ def test_clips_whose_features_the_model_cannot_read_are_left_out(featured, token
     assert "lacks the features 'face'; it has ['posture']" in reasons["others"]
     assert "features 'face' have the shape [5, 4]" in reasons["wide"]
     # What is foreseen from the index is what decoding gives.
-    batches = list(dataset.evaluation_batches(dataset.rows("train"), 1))
-    assert {dataset.index[int(b.rows[0])].id: int(b.prompt.features.shape[1]) for b in batches} == {
+    batches = list(dataset.evaluation_batches(dataset.clips("train"), 1))
+    assert {dataset.index[int(b.numbers[0])].id: int(b.prompt.features.shape[1]) for b in batches} == {
         "good": 5,
         "vector": 7,
     }

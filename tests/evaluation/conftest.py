@@ -7,7 +7,7 @@ import pytest
 
 from mecap_jax.emotions import EMOTIONS, LEXICON
 from mecap_jax.evaluation.java_tools import Meteor
-from mecap_jax.evaluation.stage import Clip, StageResult, score_stage
+from mecap_jax.evaluation.stage import EvaluatedClip, StageResult, score_stage
 
 
 @pytest.fixture
@@ -22,14 +22,14 @@ def caption(emotion: str, rng: random.Random) -> str:
 
 
 @pytest.fixture(scope="session")
-def corpus() -> tuple[list[Clip], list[str]]:
+def corpus() -> tuple[list[EvaluatedClip], list[str]]:
     """Sixty clips of five speakers, and captions of which about a fifth name another emotion."""
     rng = random.Random(0)
     clips, captions = [], []
     for i in range(60):
         emotion = EMOTIONS[i % 7]
         references = tuple(caption(emotion, rng) for _ in range(3))
-        clips.append(Clip(f"clip-{i}", f"speaker-{i % 5}", references, emotion))
+        clips.append(EvaluatedClip(f"clip-{i}", f"speaker-{i % 5}", references, emotion))
         captions.append(caption(emotion if rng.random() < 0.8 else rng.choice(EMOTIONS), rng))
     return clips, captions
 
@@ -41,7 +41,9 @@ def encode(texts) -> np.ndarray:
     return counts / np.linalg.norm(counts, axis=1, keepdims=True)
 
 
-def make_stage(clips: list[Clip], captions: list[str], accuracy: float, meteor: Meteor | None = None) -> StageResult:
+def make_stage(
+    clips: list[EvaluatedClip], captions: list[str], accuracy: float, meteor: Meteor | None = None
+) -> StageResult:
     """Scores captions with emotion coordinates that point to the label in `accuracy` of the clips."""
     rng = np.random.default_rng(0)
     right = rng.random(len(clips)) < accuracy

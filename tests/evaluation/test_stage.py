@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 
 from mecap_jax.emotions import EMOTIONS
-from mecap_jax.evaluation.stage import Clip, compare, score_stage
+from mecap_jax.evaluation.stage import EvaluatedClip, compare, score_stage
 from tests.evaluation.conftest import make_stage
 
 CLIPS = [
-    Clip("a", "x", ("a happy voice",), "happy"),
-    Clip("b", "y", ("a sad voice", "sadness"), "sad"),
-    Clip("c", "y", ("an angry voice",), None),
+    EvaluatedClip("a", "x", ("a happy voice",), "happy"),
+    EvaluatedClip("b", "y", ("a sad voice", "sadness"), "sad"),
+    EvaluatedClip("c", "y", ("an angry voice",), None),
 ]
 
 

@@ -211,9 +211,9 @@ def test_real_voices_in_two_commands(tmp_path):
     (tmp_path / "run").mkdir()
     bench = set_up(recipe(f"data.path={tmp_path / 'shards'}"), tmp_path / "run", logger := Said())
     assert not bench.dataset.quarantined and bench.config.data.modalities == ("audio",)
-    assert len(bench.dataset.rows("train")) == 356 and bench.dataset.evaluated_split == "validation"
+    assert len(bench.dataset.clips("train")) == 356 and bench.dataset.evaluated_split == "validation"
     (shapes,) = [line for line in logger.lines if line.startswith("shapes: ")]
     assert int(shapes.rpartition("(")[2].partition("%")[0]) < 30
-    rows = bench.dataset.rows("train", "sft")
+    rows = bench.dataset.clips("train", "sft")
     (batch,) = bench.dataset.training_batches(rows, batch_size=24, steps=1, seed=0, references=2, max_target_tokens=40)
     assert batch.valid.all() and batch.prompt.audio_frames.any() and not batch.prompt.patches.size

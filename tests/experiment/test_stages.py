@@ -10,7 +10,7 @@ TEXTS = ("a b c", "a b c d", "a b c d e")
 
 def test_references_that_are_cut_are_counted():
     said, tokenizer = [], SimpleNamespace(encode=str.split, end_ids=("end",))
-    dataset = SimpleNamespace(references=lambda row: TEXTS)
+    dataset = SimpleNamespace(targets=lambda row: TEXTS)
     bench = SimpleNamespace(dataset=dataset, tokenizer=tokenizer, logger=SimpleNamespace(say=said.append))
     for longest in (6, 4):
         without_end = sum("end" not in encode_target(tokenizer, text, longest) for text in TEXTS)

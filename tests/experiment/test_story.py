@@ -215,7 +215,7 @@ def test_what_earns_nothing_in_training_earns_nothing_in_evaluation(finished):
     _, workdir, _ = finished
     with RunLogger(None) as logger:
         bench = reopen(workdir, None, logger)
-    rows = bench.dataset.rows("test")[:4]
+    rows = bench.dataset.clips("test")[:4]
     good = [bench.dataset.targets(row)[0] for row in rows]
     said = [Caption(good[0], True), Caption(good[1], False), Caption("", True), Caption(f"{good[3]} {good[3]}", True)]
     with Meteor() as meteor:

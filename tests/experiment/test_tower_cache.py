@@ -74,7 +74,7 @@ def tiny(tmp_path_factory, shared):
 
 
 def all_batches(dataset, **options):
-    rows = sorted(row for split in ("train", "validation", "test") for row in dataset.rows(split))
+    rows = sorted(row for split in ("train", "validation", "test") for row in dataset.clips(split))
     return list(dataset.evaluation_batches(rows, 16, **options))
 
 
@@ -91,7 +91,7 @@ def assert_same_inputs(bench, cached, graphdef, params, atol):
         for name in ("tokens", "length", "positions", "next_position"):
             np.testing.assert_array_equal(getattr(plain.prompt, name), getattr(kept.prompt, name))
         np.testing.assert_array_equal(plain.prompt.media_index >= 0, kept.prompt.media_index >= 0)
-        np.testing.assert_array_equal(plain.rows, kept.rows)
+        np.testing.assert_array_equal(plain.numbers, kept.numbers)
         np.testing.assert_array_equal(plain.valid, kept.valid)
         assert kept.prompt.audio.shape[1] == kept.prompt.patches.shape[1] == 0
         expected, actual = (embed(graphdef, params, put_batch(batch.prompt, bench.mesh)) for batch in (plain, kept))
@@ -120,7 +120,7 @@ def test_towers_are_no_part_of_the_program(tiny):
 @pytest.fixture(scope="module")
 def trained(tiny, tmp_path_factory):
     """Logs and final parameters of SFT and GRPO, without the cache and with it."""
-    outcomes, rows = [], ClipDataset.rows
+    outcomes, rows = [], ClipDataset.clips
 
     def without_validation(self, split, part="all"):  # it would compile programs of its own
         return [] if split == "validation" else rows(self, split, part)
@@ -128,7 +128,7 @@ def trained(tiny, tmp_path_factory):
     for bench in (tiny[0], tiny[3]):
         config, workdir = bench.config, tmp_path_factory.mktemp("trained")
         with pytest.MonkeyPatch.context() as patch, RunLogger(workdir) as logger:
-            patch.setattr(ClipDataset, "rows", without_validation)
+            patch.setattr(ClipDataset, "clips", without_validation)
             patch.setattr(Captioning, "rewards", lambda *_: RewardFunction([(Alphabetical(), 1.0)], timeout_s=60))
             bench = dataclasses.replace(bench, workdir=workdir, logger=logger)
             start = functools.partial(weights.starting_trainable, config, bench.mesh)
@@ -257,7 +257,7 @@ def test_a_cache_that_has_changed_is_refused(tiny, cache, tmp_path, monkeypatch)
 @pytest.mark.slow
 def test_a_clip_that_cannot_be_decoded_does_not_count(tiny, tmp_path, monkeypatch, caplog):
     bench, model, params, _ = tiny
-    victim = bench.dataset.rows("test")[0]
+    victim = bench.dataset.clips("test")[0]
     decode = type(bench.dataset)._decode
 
     def failing(self, row):

@@ -24,7 +24,7 @@ def main(index: int, count: int, port: str, workdir: Path, cache: Path) -> None:
     workdir_module.CACHE = cache
     bench = reopen(workdir, None, RunLogger(None))
     bench = tower_cache.with_tower_cache(bench, open_model(bench.config, bench.mesh), lambda step: False)
-    (batch,) = bench.dataset.evaluation_batches(bench.dataset.rows("test")[:8], 8)
+    (batch,) = bench.dataset.evaluation_batches(bench.dataset.clips("test")[:8], 8)
     assert batch.valid.all() and (batch.prompt.media_index >= 0).any()
 
 

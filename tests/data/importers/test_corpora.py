@@ -364,7 +364,7 @@ def test_pictures_reach_a_batch(tmp_path):
     tokenizer = train_tokenizer(["Joy."], 400)
     data = dataclasses.replace(DATA, buckets=(), modalities=("video",))
     dataset = ClipDataset(ShardReader(tmp_path / "out"), data, MODEL, tokenizer, Captioning("overall", "Describe it."))
-    (batch,) = dataset.evaluation_batches(dataset.rows("train"), 2)
+    (batch,) = dataset.evaluation_batches(dataset.clips("train"), 2)
     assert batch.valid.all() and (batch.prompt.media_index >= 0).any(axis=1).all()
     assert batch.prompt.patches.any() and not np.array_equal(*batch.prompt.patches)
 
