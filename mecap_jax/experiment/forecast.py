@@ -19,10 +19,10 @@ from mecap_jax.models.checkpoints.table import flatten
 from mecap_jax.train_state import abstract_model
 from mecap_jax.training.checkpointing import latest_step
 
-# Of the rate of a large product of matrices, what training reaches: that of `configs/grpo.py` on a CPU.
-_UTILISATION = 0.3
+# Of the rate of that product, what training reaches: `configs/grpo.py` on two cores.
+_UTILISATION = 0.2
 _BACKWARD = 2  # a gradient costs twice what its loss does
-_DECODING = 4  # a token that is decoded alone waits for memory: it costs what so many do that are read together
+_DECODING = 8  # a token that is decoded alone waits for memory: it costs what so many do that are read together
 _ROWS, _TIMED_S = 2048, 0.2  # of the product that is timed
 _CLIP_CPU_S = 0.09  # processor time of a synthetic clip: to speak, draw and encode it, and its captions for the anchors
 _CLIP_SECONDS = 4.0  # what most synthetic clips last at most

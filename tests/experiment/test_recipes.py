@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from mecap_jax.config import ConfigError, load
+from mecap_jax.config import ConfigError, chosen_rows, load, row_config
 from mecap_jax.experiment import story
 from mecap_jax.training.checkpointing import latest_step
 from mecap_jax.training.logging import read_jsonl
@@ -20,7 +20,7 @@ FAMILIES = (
 )
 
 
-@pytest.mark.parametrize("recipe", ["grpo", "sft"])
+@pytest.mark.parametrize("recipe", ["grpo", "sft", "r1_omni", "erv"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_recipes_of_all_families_are_valid(recipe, family):
     for options in ("", ",lora", ",smoke", ",lora,smoke"):
@@ -33,6 +33,27 @@ def test_recipes_of_all_families_are_valid(recipe, family):
         assert ("language_model" in patterns) == ("lora" not in options)
         # Steps of one in a million are lost in bfloat16.
         assert config.model.param_dtype == ("bfloat16" if options == ",lora" else "float32")
+
+
+def test_recipes_of_recognition_say_what_is_published():
+    r1_omni, erv = (load(f"configs/{name}.py:qwen2_5_omni_3b") for name in ("r1_omni", "erv"))
+    assert {spec.name: spec.weight for spec in r1_omni.grpo.reward.terms} == {"accuracy": 1, "format": 1}
+    assert {spec.name: spec.weight for spec in erv.grpo.reward.terms} == {"accuracy": 1, "format": 1, "explanation": 1}
+    for config, group in ((r1_omni, 8), (erv, 4)):
+        assert (config.task.name, config.task.protocol) == ("recognition", "think_answer")
+        assert (config.grpo.group_size, config.grpo.loss.beta, config.grpo.optimizer.learning_rate) == (
+            group,
+            0.04,
+            1e-6,
+        )
+        assert config.grpo.max_new_tokens == 512 and config.sft.optimizer.learning_rate == 2e-5
+        assert config.grpo.loss.reference_likelihood == 0  # clips of reinforcement learning have labels only
+    # Without its third reward ERV is R1-Omni, on the same cold start.
+    tiny = load("configs/erv.py", ["evaluation.rows=grpo_r1_omni"])
+    (row,) = chosen_rows(tiny)
+    weights = {spec.name: spec.weight for spec in row_config(tiny, row).grpo.reward.terms}
+    assert row.after == "sft" and weights == {"accuracy": 1, "format": 1, "explanation": 0}
+    assert tiny.sft == load("configs/r1_omni.py").sft
 
 
 @pytest.mark.parametrize("argument", ["qwen2_5_omni_9b", "qwen2_5_omni_3b,fast", "tiny,smoke", ","])
