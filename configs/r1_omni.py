@@ -7,7 +7,16 @@ trains a published backbone, with the arguments of `grpo.py`.
 import dataclasses
 from pathlib import Path
 
-from mecap_jax.config import Config, LossConfig, OptimizerConfig, RewardConfig, RewardSpec, TaskConfig, load
+from mecap_jax.config import (
+    Config,
+    LossConfig,
+    OptimizerConfig,
+    RewardConfig,
+    RewardSpec,
+    RowConfig,
+    TaskConfig,
+    load,
+)
 
 
 def get_config(arg: str = "") -> Config:
@@ -29,7 +38,7 @@ def get_config(arg: str = "") -> Config:
             loss=LossConfig(name="grpo", beta=0.04),
             **({} if smoke else _TINY_RL if tiny else _RL),
         ),
-        rows=(),
+        rows=_ROWS if tiny else _ROWS[1:],
     )
 
 
@@ -49,6 +58,18 @@ _RL = dict(
     group_size=8,
     max_new_tokens=512,
     optimizer=OptimizerConfig(learning_rate=1e-6, schedule="linear"),
+)
+_ROWS = (
+    # What the cold start makes of the time that reinforcement learning takes.
+    RowConfig(
+        "sft_control",
+        "sft",
+        after="sft",
+        changes=("sft.optimizer.learning_rate=1e-3", "sft.optimizer.warmup_steps=10", "sft.validate_every=0"),
+        time_of="grpo",
+    ),
+    # The paper's baseline: labels alone, of all clips.
+    RowConfig("sft_labels", "sft", changes=("task.protocol=answer", "sft.clips=all", "sft.validate_every=0")),
 )
 _MUON = dict(name="muon", weight_decay=0.05)
 _TINY_COLD_START = dict(

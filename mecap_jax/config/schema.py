@@ -291,7 +291,11 @@ class GrpoConfig:
       group_size: completions a prompt.
       updates: optimiser steps on one rollout.
       advantage: "group" (mean and std), "mean" (mean only), "leave_one_out" or "per_reward" (each term normalised
-        in its group before the weighted sum).
+        in its group before the weighted sum, and that in its batch: GDPO).
+      draws: most batches of prompts that a step samples from until `prompts` groups are mixed, that is, differ in their
+        rewards; only mixed groups are learnt from, and the first `prompts` of them (dynamic sampling, DAPO, arXiv
+        2503.14476). Where the bound is reached, the step makes do with those that there are. 1: one batch, and all of
+        it.
       mask_truncated: leave completions without an end out of the loss.
       clips: train on "all" clips or on the ones "held_out" from SFT.
       augment: sample from augmented media (`data.augment`); a reward that judges a caption of a clip whose sound was
@@ -308,6 +312,7 @@ class GrpoConfig:
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     max_new_tokens: PositiveInt = 64
     advantage: Literal["group", "mean", "leave_one_out", "per_reward"] = "group"
+    draws: PositiveInt = 1
     mask_truncated: bool = False
     clips: Literal["all", "held_out"] = "all"
     augment: bool = False

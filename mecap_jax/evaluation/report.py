@@ -120,7 +120,7 @@ def _check(
     (name, first), *others = results.items()
     others += [(f"{stage}/{key}", result) for stage, row in ablation.items() for key, result in row.items()]
     for other, result in others:
-        if result.clips != first.clips:
+        if result.ids != first.ids:
             raise ValueError(f"stages {name!r} and {other!r} captioned different clips")
         if result.tokenisation != first.tokenisation:
             both = f"{name!r} ({first.tokenisation}) and {other!r} ({result.tokenisation})"

@@ -63,6 +63,11 @@ class StageResult:
     rewards: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
 
     @property
+    def ids(self) -> tuple[str, ...]:
+        """Of the clips: two stages compare on the same ones, whatever each was asked about them."""
+        return tuple(clip.id for clip in self.clips)
+
+    @property
     def metrics(self) -> dict[str, float | None]:
         """Metrics by key; None for those that are unavailable or undefined."""
         values = {key: statistic.value for key, statistic in self.statistics.items()}
@@ -165,7 +170,7 @@ def compare(
     Raises:
       ValueError: the two captioned different clips, or were tokenised differently.
     """
-    if first.clips != second.clips:
+    if first.ids != second.ids:
         raise ValueError("two stages compare only on the same clips in the same order")
     if first.tokenisation != second.tokenisation:
         raise ValueError(f"tokenisations {first.tokenisation!r} and {second.tokenisation!r} do not compare")

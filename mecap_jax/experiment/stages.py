@@ -33,9 +33,11 @@ from mecap_jax.train_state import (
     make_optimizer,
 )
 from mecap_jax.training.checkpointing import StageCheckpoints
-from mecap_jax.training.loop import Step, ignore, run_stage
+from mecap_jax.training.loop import Draw, Step, ignore, run_stage
 from mecap_jax.training.sft import SftBatch, SftLearner, token_nll
 
+# Prompts of the n-th further batch of a step are numbered from n << this, whatever the mesh is.
+_DRAWN_BITS = 20
 # Whether to stop after the step of this number.
 Stop = Callable[[int], bool]
 # Makes the parameters that a stage starts from: the part that trains, fresh arrays at each call.
@@ -67,7 +69,7 @@ def _sft(
     places = division.places(local_shards(mesh))
     _tell_filled(bench, name, division)
 
-    def step(state: TrainState, batch: ClipBatch):
+    def step(state: TrainState, batch: ClipBatch, draw: Draw):
         began = time.perf_counter()
         parts = [
             SftBatch(*put_batch((part.prompt, part.targets, np.int32(numbers)), mesh))
@@ -147,20 +149,23 @@ def _grpo(
     _tell_filled(bench, name, division)
     references = config.loss.references if config.loss.reference_likelihood else 0
 
-    def step(state: TrainState, batch: ClipBatch):
-        began = time.perf_counter()
-        micro_batches = [
+    def micro_batches(batch: ClipBatch, drawn: int) -> list[MicroBatch]:
+        return [
             MicroBatch(
                 prompt=put_batch(part.prompt, mesh),
-                rows=put_batch(np.int32(numbers), mesh),
+                rows=put_batch(np.int32(numbers + (drawn << _DRAWN_BITS)), mesh),
                 valid=put_batch(part.valid, mesh),
                 asked=part.asked,
                 references=put_batch(part.targets, mesh) if references else None,
             )
             for part, numbers in zip(batch.split(division.parts), places)
         ]
+
+    def step(state: TrainState, batch: ClipBatch, draw: Draw):
+        began = time.perf_counter()
+        first = micro_batches(batch, 0)
         transfer = time.perf_counter() - began
-        state, result = learner.step(state, micro_batches)
+        state, result = learner.step(state, first, lambda drawn: micro_batches(draw(), drawn))
         return state, {**result.metrics, "timing_s/transfer": transfer}, result.groups
 
     validation = dataset.clips("validation")
@@ -177,7 +182,7 @@ def _grpo(
     batches = dataset.training_batches(
         numbers,
         batch_size=config.prompts,
-        steps=config.steps,
+        steps=config.steps * config.draws,
         seed=seed,
         references=references,
         augmented=config.augment,
@@ -240,8 +245,8 @@ def _tell_of_cut_references(bench: Workbench, name: str, numbers: Sequence[int],
 def _with_progress(step: Step, schedule: optax.Schedule, updates_per_epoch: int) -> Step:
     """The same step, whose metrics also say how far training is and at which rate."""
 
-    def with_progress(state: TrainState, batch: ClipBatch):
-        state, metrics, groups = step(state, batch)
+    def with_progress(state: TrainState, batch: ClipBatch, draw: Draw):
+        state, metrics, groups = step(state, batch, draw)
         rate = last_learning_rate(schedule, state)
         return state, {**metrics, "learning_rate": rate, "epoch": int(state.step) / updates_per_epoch}, groups
 

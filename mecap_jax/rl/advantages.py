@@ -7,6 +7,7 @@ and gets advantage 0. A group whose rewards do not vary has nothing to say and g
 from __future__ import annotations
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 _EPSILON = 1e-4  # of TRL and R1-Omni; rewards are of order 1
@@ -26,7 +27,7 @@ def group_advantages(
       method: "group" divides the centred rewards by the group's standard deviation (GRPO, arXiv 2402.03300, eq. 3
         ff.); "mean" only centres them (Dr.GRPO, arXiv 2503.20783); "leave_one_out" centres by the mean of the
         others (RLOO, arXiv 2402.14740); "per_reward" normalises every term in its group before the weighted sum
-        (GDPO, arXiv 2601.05242).
+        (GDPO, arXiv 2601.05242; `whitened` is its last step, over the whole batch).
       terms, weights: the terms by themselves, for "per_reward".
 
     Returns:
@@ -51,6 +52,16 @@ def group_advantages(
     else:
         raise ValueError(f"unknown advantage method {method!r}")
     return jnp.where(jnp.isnan(rewards) | degenerate[:, None], 0.0, advantages), degenerate
+
+
+def whitened(
+    advantages: Float[np.ndarray, "B G"], counted: Bool[np.ndarray, "B G"], mean: float, deviation: float
+) -> Float[np.ndarray, "B G"]:
+    """Advantages with the mean and the deviation of their whole batch taken out, 0 where they do not count.
+
+    GDPO (arXiv 2601.05242): the more terms are added up, the wider their sum would be.
+    """
+    return np.where(counted, (advantages - mean) / (deviation + _EPSILON), 0.0).astype(np.float32)
 
 
 def _standardise(x: Float[Array, "*batch G"]) -> Float[Array, "*batch G"]:

@@ -18,7 +18,7 @@ from mecap_jax.batch import Array
 from mecap_jax.config import GrpoConfig
 from mecap_jax.models.lora import Draw
 from mecap_jax.models.parameters import merge_params
-from mecap_jax.rl.advantages import group_advantages
+from mecap_jax.rl.advantages import group_advantages, whitened
 from mecap_jax.rl.objective import Denominators, Sums, TrainExample, denominators, make_gradient
 from mecap_jax.rl.rollout import JudgedGroups, MicroBatch, Rollout, RolloutEngine, collect_rewards
 from mecap_jax.sharding import all_items, all_rows, local_rows, put_batch
@@ -37,6 +37,47 @@ class StepResult:
 
     metrics: dict[str, float]
     groups: list[dict[str, Any]]
+
+
+class _Sampled(NamedTuple):
+    """What became of one batch of prompts, by micro-batch; this process's rows."""
+
+    rollouts: list[Rollout]
+    judged: list[JudgedGroups]
+    advantages: list[np.ndarray]
+    zero_variance: list[np.ndarray]
+    timing: dict[str, float]
+
+    def mixed(self) -> int:
+        """How many groups of all processes differ in their rewards."""
+        valid = np.concatenate([rollout.valid for rollout in self.rollouts])
+        return int(np.sum(all_rows(valid & ~np.concatenate(self.zero_variance))))
+
+
+def _joined(sampled: list[_Sampled]) -> _Sampled:
+    """The same of several batches."""
+    timing = {name: sum(part.timing[name] for part in sampled) for name in sampled[0].timing}
+    return _Sampled(*(sum(parts, []) for parts in list(zip(*sampled))[:-1]), timing)
+
+
+def _whitened(advantages: list[np.ndarray], judged: list[JudgedGroups]) -> list[np.ndarray]:
+    """Advantages over the deviation of all that count in the step, on all processes."""
+    counted = [np.isfinite(groups.total) & (advantage != 0) for advantage, groups in zip(advantages, judged)]
+    values, which = all_rows((np.concatenate(advantages), np.concatenate(counted)))
+    if not which.any():
+        return advantages
+    mean, deviation = float(values[which].mean()), float(values[which].std(ddof=1)) if which.sum() > 1 else 1.0
+    return [whitened(advantage, c, mean, deviation) for advantage, c in zip(advantages, counted)]
+
+
+@jax.jit
+def _only(example: TrainExample, kept: Array) -> TrainExample:
+    """The example without the groups that are not kept: no token of theirs, and none of their references, counts."""
+    completions = example.completions._replace(mask=example.completions.mask & kept[:, None, None])
+    references = example.references
+    if references is not None:
+        references = references._replace(mask=references.mask & kept[:, None, None])
+    return example._replace(valid=example.valid & kept, completions=completions, references=references)
 
 
 class GrpoLearner:
@@ -64,14 +105,26 @@ class GrpoLearner:
         self._apply = make_update(optimizer, state)
         self._zeros = make_zeros(state.params)
 
-    def step(self, state: TrainState, micro_batches: list[MicroBatch]) -> tuple[TrainState, StepResult]:
-        """Samples, judges and learns from `micro_batches`; the given state is consumed."""
+    def step(
+        self,
+        state: TrainState,
+        micro_batches: list[MicroBatch],
+        draw: Callable[[int], list[MicroBatch]] | None = None,
+    ) -> tuple[TrainState, StepResult]:
+        """Samples, judges and learns from `micro_batches`; the given state is consumed.
+
+        With `config.draws` above 1 it goes on with what `draw` gives (called with how many batches there were before),
+        until there are enough mixed groups; `draw` is the same on every process.
+        """
         step = int(state.step)
-        rollouts, timing = self._engine.run(merge_params(state.params, self._frozen), micro_batches, step)
-        waiting = time.perf_counter()
-        judged = [collect_rewards(rollout) for rollout in rollouts]
-        timing["reward_wait"] = time.perf_counter() - waiting
-        advantages, zero_variance = self._advantages(judged, self._weights(step // self._config.updates))
+        params = merge_params(state.params, self._frozen)
+        sampled = [self._sample(params, micro_batches, step)]
+        while len(sampled) < self._config.draws and sum(part.mixed() for part in sampled) < self._config.prompts:
+            sampled.append(self._sample(params, draw(len(sampled)), step))
+        del params  # the state is about to be consumed
+        rollouts, judged, advantages, zero_variance, timing = _joined(sampled)
+        if self._config.advantage == "per_reward":
+            advantages = _whitened(advantages, judged)
         examples = [
             TrainExample(
                 rollout.micro.prompt,
@@ -84,21 +137,46 @@ class GrpoLearner:
             )
             for rollout, advantage in zip(rollouts, advantages)
         ]
+        drawing = {}
+        if self._config.draws > 1:
+            examples, drawing = self._choose(examples, rollouts, zero_variance)
+            drawing["draws"] = float(len(sampled))
         updating = time.perf_counter()
-        state, sums, totals, norm = self._update(state, examples, [micro.rows for micro in micro_batches])
+        state, sums, totals, norm = self._update(state, examples, [rollout.micro.rows for rollout in rollouts])
         jax.block_until_ready(norm)
         timing["update"] = time.perf_counter() - updating
-        seen = _observe(rollouts, judged, zero_variance)
+        seen = _observe(rollouts, judged, np.concatenate(zero_variance))
         metrics = {
             **_loss_metrics(sums, totals, norm),
             **(_completion_metrics(seen) | _reward_metrics(seen) if len(seen.rewards) else {}),
+            **drawing,
             **{f"timing_s/{name}": seconds for name, seconds in timing.items()},
         }
         return state, StepResult(metrics, _describe_groups(rollouts, judged, advantages))
 
+    def _sample(self, params: Any, micro_batches: list[MicroBatch], step: int) -> _Sampled:
+        rollouts, timing = self._engine.run(params, micro_batches, step)
+        waiting = time.perf_counter()
+        judged = [collect_rewards(rollout) for rollout in rollouts]
+        timing["reward_wait"] = time.perf_counter() - waiting
+        weights = self._weights(step // self._config.updates)
+        return _Sampled(rollouts, judged, *self._advantages(judged, weights), timing)
+
+    def _choose(
+        self, examples: list[TrainExample], rollouts: list[Rollout], zero_variance: list[np.ndarray]
+    ) -> tuple[list[TrainExample], dict[str, float]]:
+        """Leaves the first `prompts` mixed groups in the loss; says how many there were."""
+        mixed = [rollout.valid & ~flat for rollout, flat in zip(rollouts, zero_variance)]
+        numbers = [np.asarray(local_rows(rollout.micro.rows)) for rollout in rollouts]
+        every, among = all_rows((np.concatenate(numbers), np.concatenate(mixed)))
+        chosen = np.sort(every[among])[: self._config.prompts]
+        kept = [put_batch(m & np.isin(n, chosen), self._mesh) for m, n in zip(mixed, numbers)]
+        examples = [_only(example, keep) for example, keep in zip(examples, kept)]
+        return examples, {"mixed_groups": float(among.sum()), "kept_groups": float(len(chosen))}
+
     def _advantages(
         self, judged: list[JudgedGroups], weights: Mapping[str, float]
-    ) -> tuple[list[np.ndarray], np.ndarray]:
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
         by_term = jnp.array(list(weights.values()), jnp.float32)
         advantages, zero_variance = [], []
         for groups in judged:
@@ -106,7 +184,7 @@ class GrpoLearner:
             values, flat = _jitted_advantages(jnp.asarray(groups.total), terms, by_term, method=self._config.advantage)
             advantages.append(np.asarray(values))
             zero_variance.append(np.asarray(flat))
-        return advantages, np.concatenate(zero_variance)
+        return advantages, zero_variance
 
     def _update(self, state: TrainState, examples: list[TrainExample], numbers: list[Array]):
         totals = _add_up([_jitted_denominators(example, loss=self._config.loss) for example in examples])

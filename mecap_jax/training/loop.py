@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -18,8 +19,10 @@ class NonFiniteError(RuntimeError):
     """Several steps in a row had a gradient that is not finite."""
 
 
-# (state, batch) -> (state, metrics, sampled groups)
-Step = Callable[[TrainState, Any], tuple[TrainState, Mapping[str, float], Iterable[Mapping[str, Any]]]]
+# Gives the next batch, whenever it is asked.
+Draw = Callable[[], Any]
+# (state, batch, draw) -> (state, metrics, sampled groups). A step that needs more than its batch draws the rest.
+Step = Callable[[TrainState, Any, Draw], tuple[TrainState, Mapping[str, float], Iterable[Mapping[str, Any]]]]
 
 
 def ignore(step: int, metrics: Mapping[str, float]) -> None:
@@ -49,7 +52,7 @@ def run_stage(
       abstract: shapes, dtypes and shardings of the state, which a checkpoint is restored into.
       initial: makes the state before the first step; not called where there is a checkpoint, so that memory holds one
         state and never two.
-      batches: element i is the batch of step i.
+      batches: what the steps take one after the other; a checkpoint says how far they are.
       updates_per_step: how often a step updates the state; it counts as skipped where all its updates were.
       validate: called every `validate_every` steps and after the last one; its metrics are logged.
       should_stop: asked after every step; the state is saved before the loop ends.
@@ -72,7 +75,7 @@ def run_stage(
             began = time.perf_counter()
             batch = next(iterator)
             waited = time.perf_counter() - began
-            state, metrics, groups = step_function(state, batch)
+            state, metrics, groups = step_function(state, batch, functools.partial(next, iterator))
             metrics = {**metrics, "timing_s/data": waited, "timing_s/step": time.perf_counter() - began}
             skipped = int(state.skipped) // updates_per_step
             metrics["skipped_steps_in_a_row"] = float(skipped)

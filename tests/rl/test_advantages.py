@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mecap_jax.rl.advantages import group_advantages
+from mecap_jax.rl.advantages import group_advantages, whitened
 
 REWARDS = np.array([[0.1, 0.9, 0.4, 0.4], [1.0, 0.0, 0.0, 0.0], [-2.0, 3.0, 0.5, 0.1]], np.float32)
 
@@ -78,3 +78,13 @@ def test_group_advantages_ignore_shift_and_scale():
 def test_unknown_method_is_named():
     with pytest.raises(ValueError, match="median"):
         group_advantages(jnp.asarray(REWARDS), "median")
+
+
+def test_gdpo_takes_mean_and_deviation_of_the_batch_out():
+    advantages = np.array([[1.0, -1.0], [3.0, 0.0]], np.float32)
+    counted = np.array([[True, True], [True, False]])
+    values = advantages[counted]
+    expected = np.where(counted, (advantages - values.mean()) / (values.std(ddof=1) + 1e-4), 0)
+    actual = whitened(advantages, counted, float(values.mean()), float(values.std(ddof=1)))
+    np.testing.assert_allclose(actual, expected, rtol=1e-6)
+    assert actual[counted].mean() == pytest.approx(0, abs=1e-6) and actual[1, 1] == 0

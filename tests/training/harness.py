@@ -158,7 +158,7 @@ def sft_step(on: Mesh, micro: int = 0, optimizer=None, parts: Parts = EVERYTHING
     graphdef, state = initial_state(on, optimizer, parts)
     learner = _sft_learner(on, optimizer, parts)
 
-    def step(state, number):
+    def step(state, number, draw=None):
         batches = [
             SftBatch(*put_batch((prompt, targets, numbers), on))
             for prompt, targets, _, numbers, _ in _micro_batches(int(number), on, micro)
@@ -175,21 +175,34 @@ def grpo_step(on: Mesh, micro: int = 0, optimizer=None, config: GrpoConfig = GRP
     graphdef, state = initial_state(on, optimizer, parts)
     learner = grpo_learner(on, optimizer, config, parts)
 
-    def step(state, number):
-        micro_batches = [
-            MicroBatch(
-                prompt=put_batch(prompt, on),
-                rows=put_batch(numbers, on),
-                valid=put_batch(valid & (numbers != 3), on),  # one clip could not be decoded
-                asked=[Asked(record(f"clip-{i}"), "describe", "so they say", ("a b c",)) for i in numbers],
-                references=put_batch(references, on),
-            )
-            for prompt, _, references, numbers, valid in _micro_batches(int(number), on, micro)
-        ]
-        state, result = learner.step(state, micro_batches)
+    def step(state, number, draw=None):
+        def more(drawn):
+            return grpo_batch(draw(), on, micro, drawn)
+
+        state, result = learner.step(state, grpo_batch(number, on, micro), more)
         return state, result.metrics, result.groups
 
     return graphdef, state, step
+
+
+def grpo_batch(number, on: Mesh, micro: int = 0, drawn: int = 0, only=None) -> list[MicroBatch]:
+    """The micro-batches of a batch number, of which one clip could not be decoded; `only` leaves no other prompts."""
+    made = []
+    for prompt, _, references, numbers, valid in _micro_batches(int(number), on, micro):
+        valid = valid & (numbers != 3)
+        if only is not None:
+            valid &= np.isin(numbers + (drawn << 20), only)
+            references = references._replace(mask=references.mask & valid[:, None, None])
+        made.append(
+            MicroBatch(
+                prompt=put_batch(prompt, on),
+                rows=put_batch(numbers + (drawn << 20), on),
+                valid=put_batch(valid, on),
+                asked=[Asked(record(f"clip-{i}"), "describe", "so they say", ("a b c",)) for i in numbers],
+                references=put_batch(references, on),
+            )
+        )
+    return made
 
 
 def batches(steps: int = STEPS) -> grain.IterDataset:

@@ -33,7 +33,7 @@ def main(directory: Path) -> None:
             jax.tree.map(lambda x: jnp.ones(x.shape, device=x.sharding), abstract.params), optimizer, mesh
         )
 
-    def step(state, number):
+    def step(state, number, draw):
         state, _ = update(state, jax.tree.map(jnp.ones_like, state.params))
         jax.block_until_ready(state)
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10, "MiB", flush=True)

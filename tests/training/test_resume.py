@@ -190,7 +190,7 @@ def test_a_step_of_several_updates_is_skipped_when_all_of_them_are(tmp_path, ski
             "grpo",
             state,
             lambda: state,
-            lambda state, batch: (state, {}, ()),
+            lambda state, batch, draw: (state, {}, ()),
             grain.MapDataset.range(1).to_iter_dataset(),
             steps=1,
             checkpoints=checkpoints,
