@@ -103,11 +103,11 @@ def test_killed_between_checkpoints(unbroken, tmp_path):
     _, _, step = MAKERS[kind](harness.mesh())
     calls = []
 
-    def crashing(state, batch):
+    def crashing(state, batch, draw):
         calls.append(1)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return step(state, batch)
+        return step(state, batch, draw)
 
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path, kind, every=2, step=crashing)
@@ -138,7 +138,7 @@ def test_a_process_that_is_killed_while_it_saves(unbroken, tmp_path):
 def test_a_finished_stage_is_not_done_again(unbroken, tmp_path):
     kind, directory, expected = unbroken
 
-    def forbidden(state, batch):
+    def forbidden(state, batch, draw):
         raise AssertionError("a step was taken")
 
     again = jax.device_get(train(directory, kind, step=forbidden))
@@ -161,7 +161,7 @@ def test_non_finite_gradients_are_skipped_counted_and_stop_the_run(tmp_path):
     _, _, step = harness.sft_step(harness.mesh())
     seen = []
 
-    def poisoned(state, number):
+    def poisoned(state, number, draw):
         before = jax.device_get(state.params)
         if int(number) >= 1:
             bad = jax.tree.map(lambda x: x * np.nan, state.params)
