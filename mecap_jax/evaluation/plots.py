@@ -40,7 +40,7 @@ _STYLE = {
     "text.parse_math": False,
 }
 _PANELS = (
-    "war", "uar", "format", "eea", "fcr", "epc",
+    "war", "uar", "format", "eea", "fcr", "epc", "claims_true",
     "emotion_uar", "emotion_word_uar", "emotion_reward", "sbert_similarity",
     "bleu_1", "bleu_4", "rouge_l", "meteor",
     "cider_d", "vocabulary_size", "distinct_2", "distinct_captions",

@@ -34,6 +34,8 @@ METRICS = {
     "eea": Metric("Explanations of the right emotion (EEA)"),
     "fcr": Metric("Right, and rightly explained (FCR)"),
     "epc": Metric("Explained as answered (EPC)"),
+    "claims_true": Metric("Claims of an explanation that are true"),
+    "claims": Metric("Claims an explanation makes", better="", digits=1),
     "affect_error": Metric("Distance to the right emotion", better="lower"),
     "label_kl": Metric("KL of answers to labels (nats)", better="lower"),
     "label_js": Metric("JS of answers to labels (nats)", better="lower"),

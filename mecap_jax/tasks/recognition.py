@@ -16,7 +16,9 @@ import numpy as np
 from mecap_jax.config import Config, ConfigError, RewardConfig
 from mecap_jax.data.checks import Judgement, clip_counts
 from mecap_jax.data.manifest import ClipRecord
+from mecap_jax.data.synthetic.corpus import DATASET as SYNTHETIC
 from mecap_jax.evaluation.affect import affect_error, label_divergence
+from mecap_jax.evaluation.claims import claim_accuracy
 from mecap_jax.evaluation.faithfulness import faithfulness
 from mecap_jax.evaluation.intervals import Statistic, mean
 from mecap_jax.evaluation.java_tools import Meteor
@@ -207,7 +209,10 @@ class Recognition:
         return build_reward(config, _MAKERS, _Context(self, judges))
 
     def evaluate(self, answers: Sequence[Answer], judges: Judges, meteor: Meteor) -> StageResult:
-        """Scores one answer a clip, as `score` does; explanations are judged by the task's judge."""
+        """Scores one answer a clip, as `score` does; explanations are judged by the task's judge.
+
+        On the synthetic corpus, where the truth is known, also `claims_true` and its parts (`evaluation.claims`).
+        """
         texts = [answer.text for answer in answers]
         records = [answer.record for answer in answers]
         verifier = _verifier(self.judge, judges)
@@ -217,12 +222,18 @@ class Recognition:
             for record in records
         ]
         gold = [self.labels.normalise(record.label) for record in records]
+        statistics = dict(scores.statistics)
+        if records and all(record.dataset == SYNTHETIC for record in records):
+            explanations = [self.read(text).get(RATIONALE, "") for text in texts]
+            truth = [(record.attributes, record.labels) for record in records]
+            if any(explanations):
+                statistics |= claim_accuracy(explanations, truth, self.language)
         right = [float(answer == truth) for answer, truth in zip(scores.answers, gold)]
         return StageResult(
             tuple(clips),
             tuple(texts),
             scores.answers,
-            scores.statistics,
+            statistics,
             unavailable={},
             tokenisation="",
             classes=self.labels.labels,

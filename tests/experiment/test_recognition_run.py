@@ -41,6 +41,7 @@ def test_the_report_is_on_recognition(finished):
         assert "bleu_4" not in report["eval"][stage]
         assert len(report["confusion"][stage]["classes"]) == 7
     assert {"eea", "fcr", "epc"} <= report["eval"]["grpo"].keys() - report["eval"]["sft_labels"].keys()
+    assert {"claims_true", "claims_true/pitch"} <= report["eval"]["grpo"].keys()
     text = (workdir / "report.md").read_text()
     assert "| WAR ↑ |" in text and "nearest anchor" not in text and "Tokens come from" not in text
     assert (workdir / "plots" / "metrics.png").exists() and (workdir / "plots" / "confusion.png").exists()
