@@ -19,11 +19,11 @@ if not _IS_WORKER:
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags(devices=8)}"
     # A program is compiled once, whichever worker or script that a test starts needs it first.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _CACHE.name)
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers share the cores
     os.environ["NUMBA_CACHE_DIR"] = f"{_CACHE.name}/numba"
-    os.environ.setdefault("NUMBA_OPT", "0")  # most of the pitch trackers' time here is their compilation
+    os.environ.setdefault("NUMBA_OPT", "1")  # the pitch trackers compile longer than they run
 else:
     # Two processes that fill one cache of numba's can leave code there that crashes whoever loads it.
     os.environ["NUMBA_CACHE_DIR"] += f"-{os.environ['PYTEST_XDIST_WORKER']}"
