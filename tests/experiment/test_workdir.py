@@ -60,6 +60,7 @@ def _take(workdir, stage, step):
         ["name=other", "sft.steps=150", "grpo.steps=7"],
         ["data.workers=2", "data.cache_mb=1", "data.path=elsewhere", "compilation_cache=there"],
         ["mesh.fsdp=2", "sft.micro_clips=1", "grpo.micro_prompts=1", "checkpoint.every=3", "evaluation.samples=1"],
+        ["task.judge=elsewhere", "task.places=plutchik", "evaluation.rows=text_only"],
     ],
 )
 def test_what_does_not_change_what_is_learnt_may_change(run, changes):
@@ -74,6 +75,8 @@ def test_what_does_not_change_what_is_learnt_may_change(run, changes):
         ("sft.steps=99", "sft.steps: 100 are taken, 99 asked"),
         ("sft.batch_clips=2", "sft.batch_clips: 24 there, 2 asked"),
         ("backbone=/somewhere", "backbone: '' there, '/somewhere' asked"),
+        ("task.name=recognition", "task.name: 'captioning' there, 'recognition' asked"),
+        ("grpo.draws=2", "grpo.draws: 1 there, 2 asked"),
     ],
 )
 def test_what_changes_it_is_refused_with_both_values(run, change, words):
@@ -82,6 +85,18 @@ def test_what_changes_it_is_refused_with_both_values(run, change, words):
         claim(run, config("sft.steps=100", change))
     assert words in str(error.value)
     assert (run / "config.json").read_text() == before
+
+
+def test_a_row_that_has_taken_steps_stays_what_it_is(run):
+    def row(**changes):
+        return f"rows=({ {'name': 'again', 'stage': 'sft', 'after': '', **changes} },)"
+
+    claim(run, config("sft.steps=100", row()))
+    claim(run, config("sft.steps=100", row(after="sft")))  # nothing was trained as it
+    _take(run, "again", 2)
+    with pytest.raises(ConfigError, match="rows: 'again' has taken 2 steps as .*'after': 'sft'.* there, .* asked"):
+        claim(run, config("sft.steps=100", row()))
+    claim(run, config("sft.steps=100", row(after="sft")))
 
 
 def test_a_stage_that_another_has_started_from_gets_no_more_steps(run):
