@@ -85,7 +85,7 @@ def _repetition(context: _Context) -> Reward:
 
 
 def _explains(context: _Context) -> str:
-    if all(block.name != RATIONALE for block in context.task.protocol.blocks):
+    if not context.task._explains:
         raise ValueError(f"answers of this protocol have no part {RATIONALE!r}")
     return RATIONALE
 
@@ -183,6 +183,10 @@ class Recognition:
         """Returns the class that an answer with these fields names, if any."""
         return self.labels.normalise(fields[self.protocol.answer]) if fields else None
 
+    @property
+    def _explains(self) -> bool:
+        return any(block.name == RATIONALE for block in self.protocol.blocks)
+
     def check(
         self, config: Config, train: Sequence[ClipRecord], evaluated: Sequence[ClipRecord], rows: Sequence[ClipRecord]
     ) -> Judgement:
@@ -226,7 +230,7 @@ class Recognition:
         if records and all(record.dataset == SYNTHETIC for record in records):
             explanations = [self.read(text).get(RATIONALE, "") for text in texts]
             truth = [(record.attributes, record.labels) for record in records]
-            if any(explanations):
+            if self._explains:
                 statistics |= claim_accuracy(explanations, truth, self.language)
         right = [float(answer == truth) for answer, truth in zip(scores.answers, gold)]
         return StageResult(
@@ -274,7 +278,7 @@ class Recognition:
         }
         if self.places is not None:
             statistics["affect_error"] = affect_error(answers, truth, self.places)
-        if judge is not None and any(block.name == RATIONALE for block in self.protocol.blocks):
+        if judge is not None and self._explains:
             explained = [i for i, parts in enumerate(fields) if parts]
             judged: list[str | None] = [None] * len(fields)
             for i, emotion in zip(explained, judge([fields[i][RATIONALE] for i in explained]) if explained else ()):
