@@ -6,6 +6,7 @@ import datetime
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import random
@@ -144,10 +145,15 @@ def _differences(results: Mapping[str, StageResult], options: tuple) -> dict[str
     for a, b in pairs(results):
         differences = compare(results[a], results[b], *options).items()
         table[pair_name(a, b)] = {
-            key: dict(zip(("value", "low", "high"), (difference.value, *(difference.interval or (None, None)))))
-            for key, difference in differences
+            key: dict(zip(("value", "low", "high"), map(_finite, (d.value, *(d.interval or (math.nan, math.nan))))))
+            for key, d in differences
         }
     return table
+
+
+def _finite(number: float) -> float | None:
+    """None for what is undefined: the share of true claims among none, say."""
+    return number if math.isfinite(number) else None
 
 
 def _ablation(

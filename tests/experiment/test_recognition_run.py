@@ -42,6 +42,10 @@ def test_the_report_is_on_recognition(finished):
         assert len(report["confusion"][stage]["classes"]) == 7
     assert {"eea", "fcr", "epc"} <= report["eval"]["grpo"].keys() - report["eval"]["sft_labels"].keys()
     assert {"claims_true", "claims_true/pitch"} <= report["eval"]["grpo"].keys()
+    # Nobody said a word of the mouth, so nothing of that was true or false.
+    undefined = {"value": None, "low": None, "high": None}
+    assert report["eval"]["grpo"]["claims_true/mouth"] is None
+    assert report["differences"]["grpo - sft"]["claims_true/mouth"] == undefined
     text = (workdir / "report.md").read_text()
     assert "| WAR ↑ |" in text and "nearest anchor" not in text and "Tokens come from" not in text
     assert (workdir / "plots" / "metrics.png").exists() and (workdir / "plots" / "confusion.png").exists()
