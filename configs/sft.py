@@ -8,4 +8,5 @@ from mecap_jax.config import Config, load
 
 def get_config(arg: str = "") -> Config:
     whole = load(f"{Path(__file__).with_name('grpo.py')}:{arg}")
-    return dataclasses.replace(whole, name=whole.name.replace("grpo", "sft", 1), grpo=None, rows=whole.rows[:1])
+    rows = tuple(row for row in whole.rows if row.name == "text_only")  # the others need GRPO
+    return dataclasses.replace(whole, name=whole.name.replace("grpo", "sft", 1), grpo=None, rows=rows)

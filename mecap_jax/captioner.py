@@ -25,7 +25,7 @@ from jax.sharding import Mesh
 
 from mecap_jax.batch import PromptBatch
 from mecap_jax.captioning import Request, as_differences, caption_clips
-from mecap_jax.config import ConfigError, DataConfig, row_config
+from mecap_jax.config import ConfigError, DataConfig, stage_config
 from mecap_jax.data.processor import Processor
 from mecap_jax.data.training_facts import FACTS_FILE, TrainingFacts, read_facts
 from mecap_jax.experiment.published import is_stage, open_published, published_settings, with_dtype
@@ -118,8 +118,7 @@ class Captioner:
             training = read_facts(stage.workdir)
             if training is None:
                 raise ConfigError(f"{stage.workdir} has no {FACTS_FILE}, which says what training gave")
-            rows = {row.name: row for row in stage.config.rows}
-            config = row_config(stage.config, rows[stage.name]) if stage.name in rows else stage.config
+            config = stage_config(stage.config, stage.name)
             data = dataclasses.replace(
                 config.data,
                 instruction=make_task(config).request(None),

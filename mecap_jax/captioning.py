@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from mecap_jax.config import ConfigError, DataConfig
+from mecap_jax.data.clip_prompts import clip_row, request_text
 from mecap_jax.data.collate import Row
 from mecap_jax.data.importers.feature_files import DIRECTORY, find_features
 from mecap_jax.data.importers.files import MAX_CLIP_BYTES, is_junk
 from mecap_jax.data.language import caption_language
 from mecap_jax.data.media import MAX_SECONDS, Stretch, streams
-from mecap_jax.data.pipeline import clip_row, request_text
 from mecap_jax.data.processor import Processor
 from mecap_jax.data.stretches import show_stretches
 from mecap_jax.data.training_facts import TrainingFacts

@@ -31,7 +31,7 @@ from mecap_jax.data.shards import ShardReader
 from mecap_jax.data.tokenizer import Tokenizer
 from mecap_jax.data.training_facts import gather_facts
 from mecap_jax.data.utterance import Utterance
-from mecap_jax.evaluation.decoding import caption_rows
+from mecap_jax.evaluation.decoding import greedy_captions
 from mecap_jax.experiment.setup import save_processor
 from mecap_jax.experiment.weights import describe, starting_params
 from mecap_jax.experiment.workdir import claim
@@ -206,7 +206,7 @@ def test_a_file_becomes_the_prompt_and_the_caption_that_its_clip_has_in_the_run(
         np.testing.assert_array_equal(mine, theirs, err_msg=field)
 
     options = dict(max_new_tokens=12)
-    theirs = caption_rows(
+    theirs = greedy_captions(
         graphdef, params, dataset, rows, captioner.processor.tokenizer, captioner.mesh, batch_clips=3, **options
     )
     for answer, name in zip(caption_clips(captioner, requests, **options), files):

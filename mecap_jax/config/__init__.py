@@ -7,12 +7,16 @@ raises one `ConfigError` that names the key.
 """
 
 from mecap_jax.config.loading import (
-    chosen_rows,
     differences,
     from_json,
     load,
-    row_config,
     to_json,
+)
+from mecap_jax.config.rows import (
+    chosen_rows,
+    row_config,
+    row_of,
+    stage_config,
 )
 from mecap_jax.config.schema import (
     AugmentConfig,
@@ -67,6 +71,8 @@ __all__ = [
     "load",
     "lookup",
     "row_config",
+    "row_of",
+    "stage_config",
     "to_json",
     "validate",
     "validate_devices",

@@ -42,26 +42,26 @@ class Judgement(NamedTuple):
     remarks: list[str]
 
 
-def why_undecodable(row: ClipRecord, config: DataConfig, model: ModelConfig) -> str | None:
+def why_undecodable(record: ClipRecord, config: DataConfig, model: ModelConfig) -> str | None:
     """Why a clip has nothing that a model of this configuration can be shown, None if it has."""
-    if config.modalities and not any(has_modality(row, name) for name in config.modalities):
+    if config.modalities and not any(has_modality(record, name) for name in config.modalities):
         return f"has none of the modalities {config.modalities}"
-    if "features" in config.modalities and row.features:
+    if "features" in config.modalities and record.features:
         try:
-            joined_length(row.features, model.features)
+            joined_length(record.features, model.features)
         except MediaError as error:
             return str(error)
     return None
 
 
-def references(row: ClipRecord | Utterance, target: str) -> tuple[str, ...]:
+def references(record: ClipRecord | Utterance, target: str) -> tuple[str, ...]:
     """The captions of a kind that say something: "😢" is none."""
-    return tuple(text for text in row.captions.get(target, ()) if has_word(text))
+    return tuple(text for text in record.captions.get(target, ()) if has_word(text))
 
 
-def in_sft_share(row: ClipRecord, share: float) -> bool:
+def in_sft_share(record: ClipRecord, share: float) -> bool:
     """Whether a training clip belongs to the share that SFT learns from; depends on its id only."""
-    return int.from_bytes(hashlib.sha256(row.id.encode()).digest()[:8], "big") / 2**64 < share
+    return int.from_bytes(hashlib.sha256(record.id.encode()).digest()[:8], "big") / 2**64 < share
 
 
 def too_many_bad(bad: Sequence[BadClip], total: int, allowed: float) -> str | None:
@@ -74,14 +74,14 @@ def too_many_bad(bad: Sequence[BadClip], total: int, allowed: float) -> str | No
     )
 
 
-def remark_on_length(rows: Sequence[ClipRecord], max_seconds: float) -> str | None:
+def remark_on_length(records: Sequence[ClipRecord], max_seconds: float) -> str | None:
     """Says how many clips are cut to `max_seconds`; None where none is."""
-    longer = [length(row) for row in rows if length(row) > max_seconds]
+    longer = [length(record) for record in records if length(record) > max_seconds]
     if not longer:
         return None
     return (
-        f"{len(longer)} of {len(rows)} clips last longer than {max_seconds:g} s (data.max_seconds) and are cut there; "
-        f"the longest lasts {max(longer):.1f} s"
+        f"{len(longer)} of {len(records)} clips last longer than {max_seconds:g} s (data.max_seconds) and are cut "
+        f"there; the longest lasts {max(longer):.1f} s"
     )
 
 
@@ -89,7 +89,11 @@ class Checked(Questions, Protocol):
     """A task that also judges the data as a whole."""
 
     def check(
-        self, config: Config, train: Sequence[ClipRecord], evaluated: Sequence[ClipRecord], rows: Sequence[ClipRecord]
+        self,
+        config: Config,
+        train: Sequence[ClipRecord],
+        evaluated: Sequence[ClipRecord],
+        records: Sequence[ClipRecord],
     ) -> Judgement:
         """What is wrong, and what is odd, about the clips that it can use: of the training split, of the split that the
         report is on, and all."""
@@ -108,15 +112,17 @@ def check_data(
     """
     problems, remarks = [], []
     bad = {
-        row.id: reason
-        for row in index
-        if (reason := task.usable(row) or why_undecodable(row, config.data, config.model))
+        record.id: reason
+        for record in index
+        if (reason := task.usable(record) or why_undecodable(record, config.data, config.model))
     }
-    rows = [row for row in index if row.id not in bad]
+    records = [record for record in index if record.id not in bad]
     left_out = [*quarantined, *(BadClip(*item) for item in bad.items())]
     if many := too_many_bad(left_out, len(index) + len(quarantined), config.data.max_bad_fraction):
         problems.append(many)
-    splits = {split: [row for row in rows if row.split == split] for split in ("train", "validation", "test")}
+    splits = {
+        split: [record for record in records if record.split == split] for split in ("train", "validation", "test")
+    }
     evaluated = splits["test"] or splits["validation"]
     if not evaluated:
         problems.append("no clip is in split test or validation: put some speakers there, or nothing can be evaluated")
@@ -124,13 +130,13 @@ def check_data(
         remarks.append(f"no clip is in split test: the report is on the {len(evaluated)} validation clips")
     elif not splits["validation"]:
         remarks.append("no clip is in split validation: nothing is validated while training")
-    shared = sorted({row.speaker for row in splits["train"]} & {row.speaker for row in evaluated})
+    shared = sorted({record.speaker for record in splits["train"]} & {record.speaker for record in evaluated})
     if shared:
         speakers = counted(shared, "speaker")
         remarks.append(f"{speakers} of the evaluated clips occur in training clips, too: {listed(shared)}")
     config = _share_clips(config, splits["train"], task, problems, remarks)
-    _check_media(config.data, rows, remarks)
-    judged = task.check(config, splits["train"], evaluated, rows)
+    _check_media(config.data, records, remarks)
+    judged = task.check(config, splits["train"], evaluated, records)
     problems += judged.problems
     remarks += judged.remarks
     return Findings(config, tuple(problems), tuple(remarks))
@@ -141,13 +147,16 @@ def _share_clips(
 ) -> Config:
     """Gives a stage all training clips where its share does not fill a batch."""
     share = config.data.sft_share
-    shares = {"all": train, "sft": [row for row in train if in_sft_share(row, share)]}
-    shares["held_out"] = [row for row in train if not in_sft_share(row, share)]
+    shares = {"all": train, "sft": [record for record in train if in_sft_share(record, share)]}
+    shares["held_out"] = [record for record in train if not in_sft_share(record, share)]
     keys = {"sft": "batch_clips", "grpo": "prompts"}
 
     def clips(name: str) -> dict[str, int]:
         """How many clips a kind of stage learns from; reinforcement learning needs no answers."""
-        return {part: sum(name == "grpo" or bool(task.targets(row)) for row in rows) for part, rows in shares.items()}
+        return {
+            part: sum(name == "grpo" or bool(task.targets(record)) for record in records)
+            for part, records in shares.items()
+        }
 
     for row in chosen_rows(config):
         key, stage = keys[row.stage], getattr(row_config(config, row), row.stage)
@@ -170,13 +179,13 @@ def _share_clips(
     return config
 
 
-def _check_media(data: DataConfig, rows: Sequence[ClipRecord], remarks: list[str]) -> None:
-    fitted = fit_to_data(data, rows)
+def _check_media(data: DataConfig, records: Sequence[ClipRecord], remarks: list[str]) -> None:
+    fitted = fit_to_data(data, records)
     for name in data.modalities:
         if name not in fitted.modalities:
             rest = ", ".join(fitted.modalities) or "the transcript only"
             remarks.append(f"no clip has {name}: the model sees {rest}")
-    if remark := remark_on_length(rows, fitted.max_seconds):
+    if remark := remark_on_length(records, fitted.max_seconds):
         remarks.append(remark)
 
 

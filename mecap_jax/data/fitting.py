@@ -33,22 +33,22 @@ def fit_to_data(config: DataConfig, index: Sequence[ClipRecord]) -> DataConfig:
 
     Without `max_seconds` it is that of the longest clip, at most 30 s; no more than the sound's front end takes.
     """
-    modalities = tuple(name for name in config.modalities if any(has_modality(row, name) for row in index))
-    longest = config.max_seconds or min(max((length(row) for row in index), default=0.0) or MAX_SECONDS, MAX_SECONDS)
+    modalities = tuple(name for name in config.modalities if any(has_modality(record, name) for record in index))
+    longest = config.max_seconds or min(max(map(length, index), default=0.0) or MAX_SECONDS, MAX_SECONDS)
     if "audio" in modalities:
         longest = min(longest, MAX_SAMPLES / SAMPLE_RATE)
-    told = config.include_transcript and any(row.transcript for row in index)
+    told = config.include_transcript and any(record.transcript for record in index)
     return dataclasses.replace(config, modalities=modalities, include_transcript=told, max_seconds=longest)
 
 
-def has_modality(row: ClipRecord, name: str) -> bool:
+def has_modality(record: ClipRecord, name: str) -> bool:
     """Whether a clip has the modality."""
-    return {"audio": row.has_audio, "video": row.has_video, "features": bool(row.features)}[name]
+    return {"audio": record.has_audio, "video": record.has_video, "features": bool(record.features)}[name]
 
 
-def length(row: ClipRecord) -> float:
+def length(record: ClipRecord) -> float:
     """How long a clip lasts, in seconds."""
-    return max(row.seconds, row.video_seconds)
+    return max(record.seconds, record.video_seconds)
 
 
 def choose_buckets(needs: Iterable[Bucket], model: ModelConfig) -> tuple[Bucket, ...]:
@@ -117,6 +117,31 @@ def fits(need: Bucket, bucket: Bucket) -> bool:
 def union(*buckets: Bucket) -> Bucket:
     """The smallest shape that holds what any of these holds."""
     return Bucket(*map(max, zip(*map(dataclasses.astuple, buckets))))
+
+
+def of_modalities(buckets: Sequence[Bucket], modalities: Sequence[str]) -> tuple[Bucket, ...]:
+    """The shapes without the parts of modalities that the run does not use."""
+    return tuple(
+        Bucket(
+            b.prompt_tokens,
+            b.audio_chunks if "audio" in modalities else 0,
+            b.frames if "video" in modalities else 0,
+            b.windows if "video" in modalities else 0,
+            b.feature_frames if "features" in modalities else 0,
+        )
+        for b in buckets
+    )
+
+
+def describe_bucket(bucket: Bucket) -> str:
+    """A shape in words."""
+    parts = {
+        f"{bucket.prompt_tokens} tokens": True,
+        f"{bucket.audio_chunks} chunks of sound": bucket.audio_chunks,
+        f"{bucket.frames} pairs of frames of {bucket.windows} windows": bucket.frames,
+        f"{bucket.feature_frames} frames of features": bucket.feature_frames,
+    }
+    return ", ".join(text for text, there in parts.items() if there)
 
 
 def positions(bucket: Bucket, model: ModelConfig) -> int:

@@ -21,14 +21,21 @@ from mecap_jax.batch import Completions, PromptBatch
 from mecap_jax.config import AugmentConfig, Bucket, DataConfig
 from mecap_jax.data.batch_plan import BatchPlan, assign_bucket, evaluation_batches, take
 from mecap_jax.data.checks import in_sft_share, too_many_bad, why_undecodable
+from mecap_jax.data.clip_prompts import clip_row, request_text
 from mecap_jax.data.clips import ClipCache, DecodedClip, augment, decode_clip, frame_size, joined_length
-from mecap_jax.data.collate import TOKEN_DTYPES, Row, collate, collate_targets, needed, video_grid
-from mecap_jax.data.features import audio_tokens
-from mecap_jax.data.fitting import choose_buckets, extend_buckets, fit_to_data, positions
+from mecap_jax.data.collate import TOKEN_DTYPES, collate, collate_targets, needed, video_grid
+from mecap_jax.data.fitting import (
+    choose_buckets,
+    describe_bucket,
+    extend_buckets,
+    fit_to_data,
+    of_modalities,
+    positions,
+)
 from mecap_jax.data.manifest import BadClip, ClipRecord
 from mecap_jax.data.media import MediaError
 from mecap_jax.data.pictures import TEMPORAL_PATCH_SIZE
-from mecap_jax.data.prompts import AudioSpan, FeatureSpan, Media, encode_target, lay_out, user_turn
+from mecap_jax.data.prompts import encode_target
 from mecap_jax.data.questions import Asked, Questions
 from mecap_jax.data.shards import ShardReader
 from mecap_jax.data.tokenizer import Tokenizer
@@ -116,7 +123,7 @@ class ClipDataset:
         }
         usable = [i for i, reason in reasons.items() if not reason]
         self.config = config = fit_to_data(config, [self.index[i] for i in usable])
-        configured = _of_modalities(config.buckets, config.modalities)
+        configured = of_modalities(config.buckets, config.modalities)
         self._needs: dict[int, Bucket] = {}
         for i in usable:
             try:
@@ -168,7 +175,7 @@ class ClipDataset:
             shapes[self.config.buckets[assign_bucket(need, self.config.buckets)]].append(need)
         filled = sum(positions(need, self._model) for needs in shapes.values() for need in needs)
         whole = sum(len(needs) * positions(bucket, self._model) for bucket, needs in shapes.items())
-        described = "; ".join(f"{_describe(bucket)}: {len(needs)} clips" for bucket, needs in shapes.items())
+        described = "; ".join(f"{describe_bucket(bucket)}: {len(needs)} clips" for bucket, needs in shapes.items())
         return f"shapes: {described} ({1 - filled / whole:.0%} of their positions are padding)"
 
     # --- batches --------------------------------------------------------------------------------------------------
@@ -347,33 +354,6 @@ class ClipDataset:
         return DecodedClip(mel, frames, 1.0, features)
 
 
-def request_text(instruction: str, transcript: str = "") -> str:
-    """The text part of a clip's prompt; what is said stands before the instruction, where it is known."""
-    return f'"{transcript}" {instruction}' if transcript else instruction
-
-
-def clip_row(clip: DecodedClip, text: str, tokenizer: Tokenizer, model: ModelConfig) -> Row:
-    """The prompt that asks for a clip's caption: its media, then `text`.
-
-    A modality with no tokens leaves no trace: the prompt is that of a clip without it.
-    """
-    media: dict[str, Media] = {}
-    mels, frames = (), ()
-    if clip.mel is not None and (count := audio_tokens(len(clip.mel), model.audio.n_window)):
-        media["audio"], mels = AudioSpan(count), (clip.mel,)
-    if clip.audio_tokens is not None and len(clip.audio_tokens):
-        media["audio"] = AudioSpan(len(clip.audio_tokens))
-    if clip.grid is not None:
-        media["video"] = clip.grid
-    if clip.frames is not None:
-        media["video"] = video_grid(clip.frames, clip.seconds_per_frame, model)
-        frames = (clip.frames,)
-    if clip.features is not None:
-        media["features"] = FeatureSpan(len(clip.features))
-    layout = lay_out(tokenizer, model, user_turn(media, text), tuple(media.values()))
-    return Row(layout, mels, frames, clip.features, clip.audio_tokens, clip.video_tokens)
-
-
 class _Load:
     """What reader processes are given."""
 
@@ -441,27 +421,3 @@ def _rows_of(field: Any, part: slice) -> Any:
 
 def _all(places: Sequence[int] | None, batch_size: int) -> np.ndarray:
     return np.arange(batch_size) if places is None else np.asarray(places)
-
-
-def _of_modalities(buckets: Sequence[Bucket], modalities: Sequence[str]) -> tuple[Bucket, ...]:
-    """The shapes without the parts of modalities that the run does not use."""
-    return tuple(
-        Bucket(
-            b.prompt_tokens,
-            b.audio_chunks if "audio" in modalities else 0,
-            b.frames if "video" in modalities else 0,
-            b.windows if "video" in modalities else 0,
-            b.feature_frames if "features" in modalities else 0,
-        )
-        for b in buckets
-    )
-
-
-def _describe(bucket: Bucket) -> str:
-    parts = {
-        f"{bucket.prompt_tokens} tokens": True,
-        f"{bucket.audio_chunks} chunks of sound": bucket.audio_chunks,
-        f"{bucket.frames} pairs of frames of {bucket.windows} windows": bucket.frames,
-        f"{bucket.feature_frames} frames of features": bucket.feature_frames,
-    }
-    return ", ".join(text for text, there in parts.items() if there)

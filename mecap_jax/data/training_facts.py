@@ -47,17 +47,17 @@ class TrainingFacts:
         write_json(workdir / FACTS_FILE, as_json(dataclasses.asdict(self)))
 
 
-def gather_facts(rows: Sequence[ClipRecord], config: DataConfig) -> TrainingFacts:
+def gather_facts(records: Sequence[ClipRecord], config: DataConfig) -> TrainingFacts:
     """Facts about training clips under a configuration that has been fitted to them."""
     shown = config.include_transcript * (1 - config.transcript_dropout)
     return TrainingFacts(
-        clips=len(rows),
+        clips=len(records),
         modalities=config.modalities,
         max_seconds=config.max_seconds,
-        longest_seconds=max(map(length, rows), default=0.0),
-        transcribed=shown * sum(bool(row.transcript) for row in rows) / max(len(rows), 1),
-        languages=dict(Counter(row.language for row in rows).most_common()),
-        caption_languages=dict(Counter(row.caption_language for row in rows).most_common()),
+        longest_seconds=max(map(length, records), default=0.0),
+        transcribed=shown * sum(bool(record.transcript) for record in records) / max(len(records), 1),
+        languages=dict(Counter(record.language for record in records).most_common()),
+        caption_languages=dict(Counter(record.caption_language for record in records).most_common()),
         buckets=config.buckets,
     )
 

@@ -23,7 +23,7 @@ class Caption(NamedTuple):
     finished: bool
 
 
-def caption_rows(
+def greedy_captions(
     graphdef: nnx.GraphDef,
     params: Any,
     dataset: ClipDataset,

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mecap_jax.config import Config, GrpoConfig, RewardSpec, RowConfig, SftConfig, row_config
+from mecap_jax.config import Config, GrpoConfig, RewardSpec, SftConfig, row_of, stage_config
 from mecap_jax.evaluation.card_usage import transformers_usage
 from mecap_jax.evaluation.tables import escape, format_value, markdown_table, metric_cell, ordered, stage_title
 from mecap_jax.families import FAMILIES
@@ -142,15 +142,15 @@ def _recipe(export: Export) -> str:
         ["seed", str(config.seed)],
         ["steps of the last stage", str(export.steps)],
     ]
-    before = _row(export).after if _row(export) else "sft" if export.stage == "grpo" else ""
+    row = row_of(config, export.stage)
+    before = row.after if row else "sft" if export.stage == "grpo" else ""
     lines = [_describe_stage(export, stage) for stage in filter(None, (before, export.stage))]
     numbered = [f"{n}. {line}" for n, line in enumerate(filter(None, lines), 1)]
     return "\n\n".join(["## Recipe", markdown_table(["setting", "value"], rows, numbers=False), "\n".join(numbered)])
 
 
 def _describe_stage(export: Export, stage: str) -> str:
-    row = _row(export) if stage == export.stage else None
-    config = row_config(export.config, row) if row else export.config
+    row, config = row_of(export.config, stage), stage_config(export.config, stage)
     if (row.stage if row else stage) == "grpo":
         return _describe_grpo(config.grpo, stage) if config.grpo else ""
     if config.sft is None:
@@ -289,13 +289,7 @@ def _limitations(export: Export) -> str:
 
 
 def _seen(export: Export) -> tuple[str, ...]:
-    row = _row(export)
-    return (row_config(export.config, row) if row else export.config).data.modalities
-
-
-def _row(export: Export) -> RowConfig | None:
-    """The row of comparison that was exported, if it is one."""
-    return next((row for row in export.config.rows if row.name == export.stage), None)
+    return stage_config(export.config, export.stage).data.modalities
 
 
 def _source(data: Mapping[str, Any]) -> str:

@@ -199,13 +199,12 @@ def _draw(
         drawn.append("grpo")
         plots.plot_grpo(grpo, directory / "grpo.png")
     confusions = {s: r.confusion for s, r in results.items() if s in ("sft", "grpo") and r.confusion is not None}
-    classes = next(iter(results.values())).classes
+    first = next(iter(results.values()))
     if confusions:
         drawn.append("confusion")
-        labels = [clip.label for clip in next(iter(results.values())).clips]
-        clips = [labels.count(name) for name in classes]
-        reading = next(iter(results.values())).reading
-        plots.plot_confusion(confusions, classes, clips, reading, directory / "confusion.png")
+        labels = [clip.label for clip in first.clips]
+        clips = [labels.count(name) for name in first.classes]
+        plots.plot_confusion(confusions, first.classes, clips, first.reading, directory / "confusion.png")
     if report["ablation"]:
         drawn.append("ablation")
         values, intervals = (
@@ -213,7 +212,7 @@ def _draw(
             for part in ("eval", "confidence")
         )
         keys = [key for key in ABLATION_KEYS if any(key in entry for row in values.values() for entry in row.values())]
-        plots.plot_ablation(values, intervals, keys, 1 / len(classes), directory / "ablation.png")
+        plots.plot_ablation(values, intervals, keys, 1 / len(first.classes), directory / "ablation.png")
     return {name: f"plots/{name}.png" for name in drawn}
 
 

@@ -21,7 +21,7 @@ class EvaluatedClip:
     Attributes:
       id: unique among the clips.
       cluster: its speaker or dialogue; intervals resample these.
-      references: at least one caption.
+      references: what it is held against; at least one where captions are scored.
       label: gold emotion, or None.
       language: of the references.
     """
@@ -39,7 +39,7 @@ class StageResult:
 
     Attributes:
       clips, captions: one caption a clip.
-      predicted: the class that each caption expresses by nearest anchor (None: an empty caption, or no anchors).
+      predicted: the class that each caption expresses, as `reading` says (None: an empty caption, or no class).
       statistics: metrics by key, each with its per-clip statistics.
       unavailable: the reason for every metric that could not be computed.
       tokenisation: as in `CaptionScores`; "" where nothing is counted in words.

@@ -11,11 +11,11 @@ from typing import Any
 import jax
 from flax import nnx
 
-from mecap_jax.config import Config, ConfigError, MeshConfig
+from mecap_jax.config import Config, ConfigError, MeshConfig, row_of
 from mecap_jax.data.pipeline import ClipDataset
 from mecap_jax.data.shards import ShardReader
 from mecap_jax.data.utterance import SPLITS
-from mecap_jax.evaluation.decoding import Caption, caption_rows
+from mecap_jax.evaluation.decoding import Caption, greedy_captions
 from mecap_jax.evaluation.java_tools import Meteor
 from mecap_jax.evaluation.predictions import predictions, read_captions, write_predictions
 from mecap_jax.evaluation.stage import StageResult
@@ -86,9 +86,8 @@ def evaluate_checkpoint(
 
 def _open_stage(checkpoint: Path, data: Path | None, logger: RunLogger) -> tuple[Workbench, nnx.GraphDef, Any]:
     bench = reopen(run_of(checkpoint), data, logger)
-    for row in bench.config.rows:
-        if row.name == checkpoint.name:
-            bench = bench.for_row(row)
+    if row := row_of(bench.config, checkpoint.name):
+        bench = bench.for_row(row)
     graphdef, _ = abstract_model(bench.config.model, bench.mesh)
     return bench, graphdef, stage_params(bench.config, bench.workdir, bench.mesh, checkpoint.name)
 
@@ -146,7 +145,7 @@ def caption_stage(
     """Greedy captions of the clips of these numbers, in their order; a clip that cannot be decoded has none."""
     config = bench.config
     with bench.logger.progress(f"captions {name}", len(numbers)) as progress:
-        captions = caption_rows(
+        captions = greedy_captions(
             graphdef,
             params,
             bench.dataset,
@@ -167,6 +166,6 @@ def _longest_caption(config: Config) -> int:
 
 
 def score_captions(bench: Workbench, captions: Mapping[int, Caption], meteor: Meteor) -> StageResult:
-    """Scores captions by number, as the run's task does."""
+    """Scores what was said of the clips of these numbers, as the run's task does."""
     answers = [Answer(bench.dataset.index[number], *caption) for number, caption in captions.items()]
     return bench.task.evaluate(answers, bench.judges, meteor)

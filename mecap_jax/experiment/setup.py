@@ -90,14 +90,12 @@ class Workbench:
           DataError: data that the row cannot use.
         """
         config = row_config(self.config, row)
-        bench = dataclasses.replace(self, config=config)
         if (config.task, config.data) == (self.config.task, self.config.data):
-            return bench
+            return dataclasses.replace(self, config=config)
         task = make_task(config)
         dataset = ClipDataset(self.reader, config.data, config.model, self.tokenizer, task)
-        return dataclasses.replace(
-            bench, config=dataclasses.replace(config, data=dataset.config), task=task, dataset=dataset
-        )
+        config = dataclasses.replace(config, data=dataset.config)
+        return dataclasses.replace(self, config=config, task=task, dataset=dataset)
 
     @property
     def judges(self) -> Judges:

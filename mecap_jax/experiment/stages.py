@@ -14,7 +14,7 @@ from flax import nnx
 
 from mecap_jax.config import ConfigError, GrpoConfig, SftConfig
 from mecap_jax.data.pipeline import ClipBatch
-from mecap_jax.evaluation.decoding import caption_rows, spread_evaluation
+from mecap_jax.evaluation.decoding import greedy_captions, spread_evaluation
 from mecap_jax.experiment.setup import Workbench
 from mecap_jax.experiment.weights import RunModel, describe
 from mecap_jax.models.parameters import merge_params
@@ -33,7 +33,7 @@ from mecap_jax.train_state import (
     make_optimizer,
 )
 from mecap_jax.training.checkpointing import StageCheckpoints
-from mecap_jax.training.loop import Draw, Step, ignore, run_stage
+from mecap_jax.training.loop import NextBatch, Step, ignore, run_stage
 from mecap_jax.training.sft import SftBatch, SftLearner, token_nll
 
 # Prompts of the n-th further batch of a step are numbered from n << this, whatever the mesh is.
@@ -69,7 +69,7 @@ def _sft(
     places = division.places(local_shards(mesh))
     _tell_filled(bench, name, division)
 
-    def step(state: TrainState, batch: ClipBatch, draw: Draw):
+    def step(state: TrainState, batch: ClipBatch, draw: NextBatch):
         began = time.perf_counter()
         parts = [
             SftBatch(*put_batch((part.prompt, part.targets, np.int32(numbers)), mesh))
@@ -161,7 +161,7 @@ def _grpo(
             for part, numbers in zip(batch.split(division.parts), places)
         ]
 
-    def step(state: TrainState, batch: ClipBatch, draw: Draw):
+    def step(state: TrainState, batch: ClipBatch, draw: NextBatch):
         began = time.perf_counter()
         first = micro_batches(batch, 0)
         transfer = time.perf_counter() - began
@@ -211,7 +211,7 @@ def validation_rewards(
     max_new_tokens: int,
 ) -> dict[str, float]:
     """Mean rewards of greedy answers, and for how many of them a term failed."""
-    captions = caption_rows(
+    captions = greedy_captions(
         graphdef,
         params,
         bench.dataset,
@@ -245,7 +245,7 @@ def _tell_of_cut_references(bench: Workbench, name: str, numbers: Sequence[int],
 def _with_progress(step: Step, schedule: optax.Schedule, updates_per_epoch: int) -> Step:
     """The same step, whose metrics also say how far training is and at which rate."""
 
-    def with_progress(state: TrainState, batch: ClipBatch, draw: Draw):
+    def with_progress(state: TrainState, batch: ClipBatch, draw: NextBatch):
         state, metrics, groups = step(state, batch, draw)
         rate = last_learning_rate(schedule, state)
         return state, {**metrics, "learning_rate": rate, "epoch": int(state.step) / updates_per_epoch}, groups

@@ -84,12 +84,11 @@ class RewardFunction:
         Raises:
           ValueError: no terms, two of one name, a gate that is no term, or gates in a circle.
         """
-        self._terms = tuple(Term(*term) for term in terms)
-        names = [term.reward.name for term in self._terms]
+        names = [reward.name for reward, *_ in terms]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"reward terms need different names, at least one: got {names}")
-        self._gates = {term.reward.name: term for term in self._terms}
-        self._order = _behind_gates({name: term.gate for name, term in self._gates.items()})
+        self._terms = {name: Term(*term) for name, term in zip(names, terms)}
+        self._order = _behind_gates({name: term.gate for name, term in self._terms.items()})
         self._timeout_s, self._refuse, self._how = timeout_s, refuse, how
         self._hanging: dict[str, Future] = {}
         self._lock = threading.Lock()
@@ -98,17 +97,17 @@ class RewardFunction:
 
     def with_timeout(self, timeout_s: float) -> RewardFunction:
         """The same terms for another purpose: a call that hangs there does not count as hanging here."""
-        return RewardFunction(self._terms, timeout_s, self._refuse, self._how)
+        return RewardFunction(tuple(self._terms.values()), timeout_s, self._refuse, self._how)
 
     def weights_at(self, step: int | None) -> dict[str, float]:
         """Weight by term at a step; None: behind the last one of every schedule."""
-        return {term.reward.name: float(term.weight) * _factor(term.schedule, step) for term in self._terms}
+        return {name: float(term.weight) * _factor(term.schedule, step) for name, term in self._terms.items()}
 
     def __call__(self, samples: Sequence[Sample], step: int | None = None) -> RewardBatch:
         """Computes the rewards of `samples`, with the weights of a step."""
         samples = tuple(samples)
         deadline = time.monotonic() + self._timeout_s
-        running = [self._start(term.reward, samples) for term in self._terms]
+        running = [self._start(term.reward, samples) for term in self._terms.values()]
         reasons = tuple(self._refuse and self._refuse(sample.completion, sample.finished) for sample in samples)
         degenerate = np.array([reason is not None for reason in reasons], bool)
         terms, failed, failures = {}, {}, {}
@@ -126,8 +125,8 @@ class RewardFunction:
             values = np.where(failed[name], np.nan, values)
             terms[name] = np.where(degenerate & (weight * values > 0), 0.0, values)
         for name in self._order:
-            if gate := self._gates[name].gate:
-                terms[name] = _gated(terms[name], terms[gate], self._gates[name].gate_above)
+            if gate := self._terms[name].gate:
+                terms[name] = _gated(terms[name], terms[gate], self._terms[name].gate_above)
         return RewardBatch(combine(terms, weights, self._how), terms, reasons, failed, failures)
 
     def submit(self, samples: Sequence[Sample], step: int | None = None) -> Future[RewardBatch]:

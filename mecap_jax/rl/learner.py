@@ -39,47 +39,6 @@ class StepResult:
     groups: list[dict[str, Any]]
 
 
-class _Sampled(NamedTuple):
-    """What became of one batch of prompts, by micro-batch; this process's rows."""
-
-    rollouts: list[Rollout]
-    judged: list[JudgedGroups]
-    advantages: list[np.ndarray]
-    zero_variance: list[np.ndarray]
-    timing: dict[str, float]
-
-    def mixed(self) -> int:
-        """How many groups of all processes differ in their rewards."""
-        valid = np.concatenate([rollout.valid for rollout in self.rollouts])
-        return int(np.sum(all_rows(valid & ~np.concatenate(self.zero_variance))))
-
-
-def _joined(sampled: list[_Sampled]) -> _Sampled:
-    """The same of several batches."""
-    timing = {name: sum(part.timing[name] for part in sampled) for name in sampled[0].timing}
-    return _Sampled(*(sum(parts, []) for parts in list(zip(*sampled))[:-1]), timing)
-
-
-def _whitened(advantages: list[np.ndarray], judged: list[JudgedGroups]) -> list[np.ndarray]:
-    """Advantages over the deviation of all that count in the step, on all processes."""
-    counted = [np.isfinite(groups.total) & (advantage != 0) for advantage, groups in zip(advantages, judged)]
-    values, which = all_rows((np.concatenate(advantages), np.concatenate(counted)))
-    if not which.any():
-        return advantages
-    mean, deviation = float(values[which].mean()), float(values[which].std(ddof=1)) if which.sum() > 1 else 1.0
-    return [whitened(advantage, c, mean, deviation) for advantage, c in zip(advantages, counted)]
-
-
-@jax.jit
-def _only(example: TrainExample, kept: Array) -> TrainExample:
-    """The example without the groups that are not kept: no token of theirs, and none of their references, counts."""
-    completions = example.completions._replace(mask=example.completions.mask & kept[:, None, None])
-    references = example.references
-    if references is not None:
-        references = references._replace(mask=references.mask & kept[:, None, None])
-    return example._replace(valid=example.valid & kept, completions=completions, references=references)
-
-
 class GrpoLearner:
     """Runs steps; holds no state that a checkpoint would miss."""
 
@@ -118,11 +77,11 @@ class GrpoLearner:
         """
         step = int(state.step)
         params = merge_params(state.params, self._frozen)
-        sampled = [self._sample(params, micro_batches, step)]
-        while len(sampled) < self._config.draws and sum(part.mixed() for part in sampled) < self._config.prompts:
-            sampled.append(self._sample(params, draw(len(sampled)), step))
+        sampled, draws = self._sample(params, micro_batches, step), 1
+        while draws < self._config.draws and np.sum(all_rows(np.concatenate(sampled.mixed))) < self._config.prompts:
+            sampled, draws = sampled + self._sample(params, draw(draws), step), draws + 1
         del params  # the state is about to be consumed
-        rollouts, judged, advantages, zero_variance, timing = _joined(sampled)
+        rollouts, judged, advantages, zero_variance, timing = sampled
         if self._config.advantage == "per_reward":
             advantages = _whitened(advantages, judged)
         examples = [
@@ -139,8 +98,8 @@ class GrpoLearner:
         ]
         drawing = {}
         if self._config.draws > 1:
-            examples, drawing = self._choose(examples, rollouts, zero_variance)
-            drawing["draws"] = float(len(sampled))
+            examples, drawing = self._choose(examples, sampled)
+            drawing["draws"] = float(draws)
         updating = time.perf_counter()
         state, sums, totals, norm = self._update(state, examples, [rollout.micro.rows for rollout in rollouts])
         jax.block_until_ready(norm)
@@ -162,12 +121,10 @@ class GrpoLearner:
         weights = self._weights(step // self._config.updates)
         return _Sampled(rollouts, judged, *self._advantages(judged, weights), timing)
 
-    def _choose(
-        self, examples: list[TrainExample], rollouts: list[Rollout], zero_variance: list[np.ndarray]
-    ) -> tuple[list[TrainExample], dict[str, float]]:
+    def _choose(self, examples: list[TrainExample], sampled: _Sampled) -> tuple[list[TrainExample], dict[str, float]]:
         """Leaves the first `prompts` mixed groups in the loss; says how many there were."""
-        mixed = [rollout.valid & ~flat for rollout, flat in zip(rollouts, zero_variance)]
-        numbers = [np.asarray(local_rows(rollout.micro.rows)) for rollout in rollouts]
+        mixed = sampled.mixed
+        numbers = [np.asarray(local_rows(rollout.micro.rows)) for rollout in sampled.rollouts]
         every, among = all_rows((np.concatenate(numbers), np.concatenate(mixed)))
         chosen = np.sort(every[among])[: self._config.prompts]
         kept = [put_batch(m & np.isin(n, chosen), self._mesh) for m, n in zip(mixed, numbers)]
@@ -199,6 +156,46 @@ class GrpoLearner:
             state, norm = self._apply(state, gradients)
         # The state counts updates: no two rollouts begin at the same count, so none repeats another's random numbers.
         return state, _add_up(shares), totals, norm
+
+
+class _Sampled(NamedTuple):
+    """What became of a step's prompts, by micro-batch; this process's rows."""
+
+    rollouts: list[Rollout]
+    judged: list[JudgedGroups]
+    advantages: list[np.ndarray]
+    zero_variance: list[np.ndarray]
+    timing: dict[str, float]
+
+    def __add__(self, more: _Sampled) -> _Sampled:
+        timing = {name: seconds + more.timing[name] for name, seconds in self.timing.items()}
+        return _Sampled(*(mine + theirs for mine, theirs in zip(self[:-1], more[:-1])), timing)
+
+    @property
+    def mixed(self) -> list[np.ndarray]:
+        """Which groups differ in their rewards."""
+        return [rollout.valid & ~flat for rollout, flat in zip(self.rollouts, self.zero_variance)]
+
+
+def _whitened(advantages: list[np.ndarray], judged: list[JudgedGroups]) -> list[np.ndarray]:
+    """GDPO's last step: mean and deviation are those of all advantages of the step that count, on all processes."""
+    counted = [np.isfinite(groups.total) & (advantage != 0) for advantage, groups in zip(advantages, judged)]
+    values, which = all_rows((np.concatenate(advantages), np.concatenate(counted)))
+    if not which.any():
+        return advantages
+    mean = float(values[which].mean())
+    deviation = float(values[which].std(ddof=1)) if which.sum() > 1 else 1.0
+    return [whitened(advantage, c, mean, deviation) for advantage, c in zip(advantages, counted)]
+
+
+@jax.jit
+def _only(example: TrainExample, kept: Array) -> TrainExample:
+    """The example without the groups that are not kept: no token of theirs, and none of their references, counts."""
+    completions = example.completions._replace(mask=example.completions.mask & kept[:, None, None])
+    references = example.references
+    if references is not None:
+        references = references._replace(mask=references.mask & kept[:, None, None])
+    return example._replace(valid=example.valid & kept, completions=completions, references=references)
 
 
 _jitted_denominators = jax.jit(denominators, static_argnames="loss")

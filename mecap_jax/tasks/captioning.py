@@ -26,44 +26,6 @@ DEFAULT_FORM = "softmax"  # of the emotion coordinates
 
 
 @dataclasses.dataclass(frozen=True)
-class _Context:
-    """What the terms are made from: the judges, and the captions of each training clip."""
-
-    judges: Judges
-    train: Sequence[Sequence[str]]
-
-
-def _emotion(context: _Context, form: str = DEFAULT_FORM) -> Reward:
-    return EmotionReward(context.judges.encoder, context.judges.anchors, form)
-
-
-def _semantic(context: _Context) -> Reward:
-    return SemanticReward(context.judges.encoder)
-
-
-def _rouge_l(context: _Context) -> Reward:
-    return RougeLReward()
-
-
-def _cider_d(context: _Context) -> Reward:
-    return CiderDReward(context.train)
-
-
-def _distinctiveness(context: _Context) -> Reward:
-    return DistinctivenessReward(context.judges.encoder, context.judges.anchors, context.train)
-
-
-_MAKERS = {
-    "emotion": _emotion,
-    "semantic": _semantic,
-    "rouge_l": _rouge_l,
-    "cider_d": _cider_d,
-    "distinctiveness": _distinctiveness,
-}
-_EMBEDDED = ("emotion", "semantic", "distinctiveness")  # rest on the sentence encoder
-
-
-@dataclasses.dataclass(frozen=True)
 class Captioning:
     """The task of putting a clip's emotion into words.
 
@@ -103,12 +65,16 @@ class Captioning:
         return {}
 
     def check(
-        self, config: Config, train: Sequence[ClipRecord], evaluated: Sequence[ClipRecord], rows: Sequence[ClipRecord]
+        self,
+        config: Config,
+        train: Sequence[ClipRecord],
+        evaluated: Sequence[ClipRecord],
+        records: Sequence[ClipRecord],
     ) -> Judgement:
         """Returns what is wrong, and what is odd, about labels, references and the language of captions."""
         found = Judgement([], [])
         _check_labels(config, train, evaluated, found.remarks)
-        self._check_references(config, rows, found)
+        self._check_references(config, records, found)
         return found
 
     def check_rewards(self, config: RewardConfig) -> None:
@@ -147,16 +113,16 @@ class Captioning:
             meteor=meteor,
         )
 
-    def _check_references(self, config: Config, rows: Sequence[ClipRecord], found: Judgement) -> None:
-        wordless = [text for row in rows for text in row.captions[self.target] if not has_word(text)]
+    def _check_references(self, config: Config, records: Sequence[ClipRecord], found: Judgement) -> None:
+        wordless = [text for record in records for text in record.captions[self.target] if not has_word(text)]
         if wordless:
             found.remarks.append(
                 f"{counted(wordless, 'reference')} without a word left out: {listed(map(repr, wordless))}"
             )
-        foreign = Counter(row.caption_language for row in rows if not row.caption_language.startswith("en"))
+        foreign = Counter(record.caption_language for record in records if not record.caption_language.startswith("en"))
         if foreign and not config.encoder.path:
             needed = any(spec.weight and spec.name in _EMBEDDED for spec in _terms(config))
-            refused = needed and sum(foreign.values()) > config.data.max_bad_fraction * len(rows)
+            refused = needed and sum(foreign.values()) > config.data.max_bad_fraction * len(records)
             says = "the reward would be noise" if refused else "figures that rest on it say nothing of these clips"
             (found.problems if refused else found.remarks).append(
                 f"captions are in {clip_counts(foreign)}, and the packaged sentence encoder reads English only: "
@@ -171,7 +137,7 @@ def _terms(config: Config) -> tuple[RewardSpec, ...]:
 def _check_labels(
     config: Config, train: Sequence[ClipRecord], evaluated: Sequence[ClipRecord], remarks: list[str]
 ) -> None:
-    known = {row.label for row in train if row.label}
+    known = {record.label for record in train if record.label}
     if config.encoder.anchors:
         anchored = set(Anchors.load(config.encoder.anchors).labels)
         if lacking := sorted(known - anchored):
@@ -183,6 +149,47 @@ def _check_labels(
             "from template phrases"
         )
         return
-    unseen = Counter(row.label for row in evaluated if row.label and row.label not in known)
+    unseen = Counter(record.label for record in evaluated if record.label and record.label not in known)
     if unseen:
         remarks.append(f"labels that training never sees count as missed in evaluation: {clip_counts(unseen)}")
+
+
+# --- the terms of the reward -----------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Context:
+    """What the terms are made from: the judges, and the captions of each training clip."""
+
+    judges: Judges
+    train: Sequence[Sequence[str]]
+
+
+def _emotion(context: _Context, form: str = DEFAULT_FORM) -> Reward:
+    return EmotionReward(context.judges.encoder, context.judges.anchors, form)
+
+
+def _semantic(context: _Context) -> Reward:
+    return SemanticReward(context.judges.encoder)
+
+
+def _rouge_l(context: _Context) -> Reward:
+    return RougeLReward()
+
+
+def _cider_d(context: _Context) -> Reward:
+    return CiderDReward(context.train)
+
+
+def _distinctiveness(context: _Context) -> Reward:
+    return DistinctivenessReward(context.judges.encoder, context.judges.anchors, context.train)
+
+
+_MAKERS = {
+    "emotion": _emotion,
+    "semantic": _semantic,
+    "rouge_l": _rouge_l,
+    "cider_d": _cider_d,
+    "distinctiveness": _distinctiveness,
+}
+_EMBEDDED = ("emotion", "semantic", "distinctiveness")  # rest on the sentence encoder

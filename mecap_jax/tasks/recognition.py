@@ -50,65 +50,6 @@ _QUESTION = {
 
 
 @dataclasses.dataclass(frozen=True)
-class _Context:
-    """What the terms are made from."""
-
-    task: Recognition
-    judges: Judges
-
-
-def _format(context: _Context) -> Reward:
-    return FormatReward()
-
-
-def _accuracy(context: _Context, similarity: str = "") -> Reward:
-    """`similarity`: a table of coordinates by which near misses count; "" knows right and wrong only."""
-    task = context.task
-    alike = similarity_of(coordinates(similarity, task.labels)) if similarity else same
-    return AccuracyReward(task.protocol.answer, task.labels.normalise, alike)
-
-
-def _explanation(context: _Context, variant: str = "sentences", least: int = 1, verifier: str = "") -> Reward:
-    """`variant`, `least`: see `rewards.explanation`; `verifier`: a text classifier's directory, or "" for anchors."""
-    task, field = context.task, _explains(context)
-    made = _verifier(verifier, context.judges)
-    return ExplanationReward(made, field, task.protocol.answer, task.labels.normalise, variant, least)
-
-
-def _length(context: _Context, least: int = 1, most: int = 100) -> Reward:
-    """`least`, `most`: words (Chinese characters) of the explanation."""
-    return LengthReward(_explains(context), least, most)
-
-
-def _repetition(context: _Context) -> Reward:
-    return RepetitionReward(_explains(context))
-
-
-def _explains(context: _Context) -> str:
-    if not context.task._explains:
-        raise ValueError(f"answers of this protocol have no part {RATIONALE!r}")
-    return RATIONALE
-
-
-def _verifier(directory: str, judges: Judges) -> Verifier:
-    if not directory:
-        return anchor_verifier(judges.encoder, judges.anchors)
-    try:
-        return classifier_verifier(load_text_classifier(directory))
-    except TextModelError as error:
-        raise ConfigError(str(error)) from error
-
-
-_MAKERS = {
-    "format": _format,
-    "accuracy": _accuracy,
-    "explanation": _explanation,
-    "length": _length,
-    "repetition": _repetition,
-}
-
-
-@dataclasses.dataclass(frozen=True)
 class Recognition:
     """The task of naming a clip's emotion.
 
@@ -148,27 +89,27 @@ class Recognition:
             raise ConfigError(f"config key 'task.places': {error}") from error
         return cls(protocol, labels, task.language, places, task.judge)
 
-    def usable(self, row: ClipRecord) -> str | None:
+    def usable(self, record: ClipRecord) -> str | None:
         """Returns why a clip cannot be used, None if it can."""
-        if row.label is None:
+        if record.label is None:
             return "has no emotion label"
-        if self.labels.normalise(row.label) is None:
-            return f"has the label {row.label!r}, which is not in the label set {self.labels.name!r}"
+        if self.labels.normalise(record.label) is None:
+            return f"has the label {record.label!r}, which is not in the label set {self.labels.name!r}"
         return None
 
-    def request(self, row: ClipRecord | None) -> str:
+    def request(self, record: ClipRecord | None) -> str:
         """Returns what is asked of the model, the same for every clip."""
         names = self.labels.names[self.language]
         return f"{_QUESTION[self.language]}\n{self.protocol.instruction(self.language, names)}"
 
-    def targets(self, row: ClipRecord) -> tuple[str, ...]:
+    def targets(self, record: ClipRecord) -> tuple[str, ...]:
         """Returns the answers that a clip teaches: none where it lacks a part that the protocol wants.
 
         The explanation is the clip's rationale; other parts are attributes of their names ("step1", "aud_desc").
         """
-        label = self.labels.normalise(row.label or "")
+        label = self.labels.normalise(record.label or "")
         answer = label and self.labels.display(label, self.language)
-        known = {**row.attributes, RATIONALE: row.rationale, self.protocol.answer: answer}
+        known = {**record.attributes, RATIONALE: record.rationale, self.protocol.answer: answer}
         fields = {block.name: known.get(block.name) for block in self.protocol.blocks}
         try:
             return () if None in fields.values() else (self.protocol.render(fields),)
@@ -184,19 +125,24 @@ class Recognition:
         return self.labels.normalise(fields[self.protocol.answer]) if fields else None
 
     @property
-    def _explains(self) -> bool:
+    def explains(self) -> bool:
+        """Whether an answer says why."""
         return any(block.name == RATIONALE for block in self.protocol.blocks)
 
     def check(
-        self, config: Config, train: Sequence[ClipRecord], evaluated: Sequence[ClipRecord], rows: Sequence[ClipRecord]
+        self,
+        config: Config,
+        train: Sequence[ClipRecord],
+        evaluated: Sequence[ClipRecord],
+        records: Sequence[ClipRecord],
     ) -> Judgement:
         """Returns what is odd about labels, and about what there is to learn from."""
         found = Judgement([], [])
-        known = {self.labels.normalise(row.label) for row in train}
-        unseen = Counter(row.label for row in evaluated if self.labels.normalise(row.label) not in known)
+        known = {self.labels.normalise(record.label) for record in train}
+        unseen = Counter(record.label for record in evaluated if self.labels.normalise(record.label) not in known)
         if unseen:
             found.remarks.append(f"labels that no training clip has: {clip_counts(unseen)}")
-        silent = [row for row in train if not self.targets(row)]
+        silent = [record for record in train if not self.targets(record)]
         if config.sft is not None and silent:
             found.remarks.append(
                 f"{len(silent)} of {len(train)} training clips lack what an answer in the form "
@@ -227,11 +173,10 @@ class Recognition:
         ]
         gold = [self.labels.normalise(record.label) for record in records]
         statistics = dict(scores.statistics)
-        if records and all(record.dataset == SYNTHETIC for record in records):
+        if self.explains and {record.dataset for record in records} == {SYNTHETIC}:
             explanations = [self.read(text).get(RATIONALE, "") for text in texts]
             truth = [(record.attributes, record.labels) for record in records]
-            if self._explains:
-                statistics |= claim_accuracy(explanations, truth, self.language)
+            statistics |= claim_accuracy(explanations, truth, self.language)
         right = [float(answer == truth) for answer, truth in zip(scores.answers, gold)]
         return StageResult(
             tuple(clips),
@@ -278,7 +223,7 @@ class Recognition:
         }
         if self.places is not None:
             statistics["affect_error"] = affect_error(answers, truth, self.places)
-        if judge is not None and self._explains:
+        if judge is not None and self.explains:
             explained = [i for i, parts in enumerate(fields) if parts]
             judged: list[str | None] = [None] * len(fields)
             for i, emotion in zip(explained, judge([fields[i][RATIONALE] for i in explained]) if explained else ()):
@@ -331,3 +276,65 @@ def verifier_judge(verifier: Verifier, labels: LabelSet) -> Judge:
         return [verifier.labels[columns[k]] for k in likeliest]
 
     return judge
+
+
+# --- the terms of the reward -----------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Context:
+    """What the terms are made from."""
+
+    task: Recognition
+    judges: Judges
+
+
+def _format(context: _Context) -> Reward:
+    return FormatReward()
+
+
+def _accuracy(context: _Context, similarity: str = "") -> Reward:
+    """`similarity`: a table of coordinates by which near misses count; "" knows right and wrong only."""
+    task = context.task
+    alike = similarity_of(coordinates(similarity, task.labels)) if similarity else same
+    return AccuracyReward(task.protocol.answer, task.labels.normalise, alike)
+
+
+def _explanation(context: _Context, variant: str = "sentences", least: int = 1, verifier: str = "") -> Reward:
+    """`variant`, `least`: see `rewards.explanation`; `verifier`: a text classifier's directory, or "" for anchors."""
+    task, field = context.task, _rationale(context)
+    made = _verifier(verifier, context.judges)
+    return ExplanationReward(made, field, task.protocol.answer, task.labels.normalise, variant, least)
+
+
+def _length(context: _Context, least: int = 1, most: int = 100) -> Reward:
+    """`least`, `most`: words (Chinese characters) of the explanation."""
+    return LengthReward(_rationale(context), least, most)
+
+
+def _repetition(context: _Context) -> Reward:
+    return RepetitionReward(_rationale(context))
+
+
+def _rationale(context: _Context) -> str:
+    if not context.task.explains:
+        raise ValueError(f"answers of this protocol have no part {RATIONALE!r}")
+    return RATIONALE
+
+
+def _verifier(directory: str, judges: Judges) -> Verifier:
+    if not directory:
+        return anchor_verifier(judges.encoder, judges.anchors)
+    try:
+        return classifier_verifier(load_text_classifier(directory))
+    except TextModelError as error:
+        raise ConfigError(str(error)) from error
+
+
+_MAKERS = {
+    "format": _format,
+    "accuracy": _accuracy,
+    "explanation": _explanation,
+    "length": _length,
+    "repetition": _repetition,
+}

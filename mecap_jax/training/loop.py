@@ -19,10 +19,10 @@ class NonFiniteError(RuntimeError):
     """Several steps in a row had a gradient that is not finite."""
 
 
-# Gives the next batch, whenever it is asked.
-Draw = Callable[[], Any]
+# Gives one batch more.
+NextBatch = Callable[[], Any]
 # (state, batch, draw) -> (state, metrics, sampled groups). A step that needs more than its batch draws the rest.
-Step = Callable[[TrainState, Any, Draw], tuple[TrainState, Mapping[str, float], Iterable[Mapping[str, Any]]]]
+Step = Callable[[TrainState, Any, NextBatch], tuple[TrainState, Mapping[str, float], Iterable[Mapping[str, Any]]]]
 
 
 def ignore(step: int, metrics: Mapping[str, float]) -> None:

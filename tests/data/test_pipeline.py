@@ -9,11 +9,12 @@ import pytest
 
 from mecap_jax.config import AugmentConfig, Bucket, DataConfig
 from mecap_jax.data import shards
+from mecap_jax.data.clip_prompts import request_text
 from mecap_jax.data.clips import ClipCache, DecodedClip, augment, join_features
 from mecap_jax.data.collate import Row, collate, needed
 from mecap_jax.data.features import log_mel
 from mecap_jax.data.media import MediaError, decode_audio, decode_stretches, decode_video
-from mecap_jax.data.pipeline import ClipDataset, DataError, request_text
+from mecap_jax.data.pipeline import ClipDataset, DataError
 from mecap_jax.data.processor import Processor
 from mecap_jax.data.processor_settings import ProcessorSettings
 from mecap_jax.data.prompts import FeatureSpan, lay_out, user_turn
