@@ -49,7 +49,7 @@ _BACKBONES = {
 
 ROWS = (
     # What can be had without listening and looking.
-    RowConfig("text_only", "sft", changes=("data.tower_cache=False", "data.modalities=()", "data.buckets=()")),
+    RowConfig("text_only", "sft", changes=("data.modalities=()", "data.buckets=()")),
     # What SFT makes of the time that Emo-GRPO takes, on all that both have seen.
     RowConfig(
         "sft_control",

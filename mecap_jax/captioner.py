@@ -25,10 +25,11 @@ from jax.sharding import Mesh
 
 from mecap_jax.batch import PromptBatch
 from mecap_jax.captioning import Request, as_differences, caption_clips
-from mecap_jax.config import ConfigError, DataConfig, stage_config
+from mecap_jax.config import DEFAULT_ANSWER_TOKENS, ConfigError, DataConfig, stage_config
 from mecap_jax.data.processor import Processor
 from mecap_jax.data.training_facts import FACTS_FILE, TrainingFacts, read_facts
 from mecap_jax.experiment.published import is_stage, open_published, published_settings, with_dtype
+from mecap_jax.experiment.trained_task import read_trained_task
 from mecap_jax.experiment.weights import open_stage
 from mecap_jax.generation.sampler import generate
 from mecap_jax.model_config import ModelConfig
@@ -71,6 +72,7 @@ class Captioner:
       processor: turns conversations into the batches that the methods take.
       data: how files become prompts: a run's own settings, or those of a published processor.
       training: what the clips of a run's training were like; None for a published model, of which nobody tells.
+      max_new_tokens: longest answer: what the model was trained for, where that is known.
       mesh: the devices that the model is on.
     """
 
@@ -82,9 +84,10 @@ class Captioner:
         data: DataConfig,
         mesh: Mesh,
         training: TrainingFacts | None = None,
+        max_new_tokens: int = DEFAULT_ANSWER_TOKENS,
     ):
         self.model, self.processor, self.data, self.mesh = processor.model, processor, data, mesh
-        self.training = training
+        self.training, self.max_new_tokens = training, max_new_tokens
         self._graphdef, self._params = graphdef, params
 
     @classmethod
@@ -119,6 +122,7 @@ class Captioner:
             if training is None:
                 raise ConfigError(f"{stage.workdir} has no {FACTS_FILE}, which says what training gave")
             config = stage_config(stage.config, stage.name)
+            longest = config.longest_answer
             data = dataclasses.replace(
                 config.data,
                 instruction=make_task(config).request(None),
@@ -131,10 +135,12 @@ class Captioner:
         else:
             published = open_published(path, mesh, dtype)
             model, params, processor = published.model, published.params, published.processor
-            data, training = published_settings(processor), None
+            trained = (adapter is not None and read_trained_task(Path(adapter))) or published.trained
+            data, training = published_settings(processor, trained), None
+            longest = trained.max_new_tokens if trained else DEFAULT_ANSWER_TOKENS
         if adapter is not None:
             params = _merge_adapter(Path(adapter), params, model, mesh)
-        return cls(abstract_model(model, mesh)[0], params, processor, data, mesh, training)
+        return cls(abstract_model(model, mesh)[0], params, processor, data, mesh, training, longest)
 
     def next_token_logits(self, prompts: PromptBatch) -> np.ndarray:
         """Logits of the token that follows each prompt: float32 [B, V]."""
@@ -201,7 +207,7 @@ class Captioner:
         features: str | os.PathLike | None = None,
         group_size: int = 1,
         temperature: float = 0.0,
-        max_new_tokens: int = 64,
+        max_new_tokens: int | None = None,
         seed: int = 0,
     ) -> str | list[str] | list[list[str]]:
         """Captions media files; of a clip that is longer than those of training, the loudest stretch, and says so.
@@ -211,7 +217,8 @@ class Captioner:
           transcript: what is said in the clip, or in each of several.
           instruction: the request in the prompt; "" takes the one that was trained.
           features: directory of precomputed features, for a model that reads them.
-          group_size, temperature, max_new_tokens, seed: as in `generate`; the temperature of 0 takes the likeliest.
+          group_size, temperature, max_new_tokens, seed: as in `generate`; the temperature of 0 takes the likeliest, and
+            None is the model's own `max_new_tokens`.
 
         Returns:
           The caption of one file, a list for several; where `group_size` is above 1, a list of captions in its place.

@@ -39,12 +39,14 @@ class CaptionModel(Protocol):
     Attributes:
       data: how files are read: modalities, the longest clip that is shown whole.
       training: what training clips were like; None where nobody tells.
+      max_new_tokens: longest answer that was trained.
     """
 
     model: ModelConfig
     processor: Processor
     data: DataConfig
     training: TrainingFacts | None
+    max_new_tokens: int
     generate: Callable[..., Any]
 
 
@@ -111,7 +113,7 @@ def caption_clips(
     batch: int = 8,
     samples: int = 1,
     temperature: float = 0.0,
-    max_new_tokens: int = 64,
+    max_new_tokens: int | None = None,
     seed: int = 0,
     long: str = "trim",
 ) -> Iterator[Captioned]:
@@ -125,6 +127,7 @@ def caption_clips(
       features: directory of precomputed features in EmotionTalk's layout, for models that read them.
       samples: captions of each clip.
       temperature: 0 takes the most likely token each time.
+      max_new_tokens: longest caption; None takes the longest that was trained.
       long: of a clip that is longer than those of training, "trim" captions the loudest stretch, "windows" as many
         stretches as cover it, each by itself, and "refuse" none.
 
@@ -145,7 +148,7 @@ def caption_clips(
             captioner.processor.batch([row for *_, row in filled]),
             group_size=samples,
             temperature=temperature,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=max_new_tokens or captioner.max_new_tokens,
             seed=seed,
             rows=[number for _, number, _ in filled],
         )

@@ -32,7 +32,9 @@ _SAMPLES = flags.DEFINE_integer("samples", 1, "Captions of each clip.", lower_bo
 _TEMPERATURE = flags.DEFINE_float(
     "temperature", None, "Randomness; 0 takes the likeliest words. 0, or 1 with several samples.", lower_bound=0
 )
-_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 64, "Longest caption.", lower_bound=1)
+_MAX_NEW_TOKENS = flags.DEFINE_integer(
+    "max_new_tokens", None, "Longest caption; as trained where not given.", lower_bound=1
+)
 _LONG = flags.DEFINE_enum(
     "long",
     "trim",

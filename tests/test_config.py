@@ -145,6 +145,13 @@ def test_combinations_of_stages():
         load(RECIPE, ["grpo=None", "evaluation.rows=grpo_semantic"])
     with pytest.raises(ConfigError, match="'grpo.reward.terms'.*nothing would be learnt"):
         load(RECIPE, ["grpo.reward.terms=emotion=0,semantic=0"])
+    terms, late = ("emotion", "semantic"), "((10, 0.0), (20, 1.0))"
+    schedules = ["grpo.reward.terms=emotion,semantic", *(f"grpo.reward.terms.{name}.schedule={late}" for name in terms)]
+    load(RECIPE, schedules[:2])
+    with pytest.raises(ConfigError, match="'grpo.reward.terms'.*at step 0 every weight is 0"):
+        load(RECIPE, schedules)
+    with pytest.raises(ConfigError, match="'grpo.advantage'.*grpo.reward.combine must be sum"):
+        load(RECIPE, ["grpo.advantage=per_reward", "grpo.reward.combine=product"])
     with pytest.raises(ConfigError, match="smallest first"):
         recipe = load(RECIPE)
         buckets = (Bucket(200, 2, 4, 1), Bucket(100, 2, 4, 1))
@@ -157,7 +164,7 @@ def test_a_row_of_comparison_is_the_run_with_small_changes():
     assert (again.after, again.time_of, blind.after) == ("sft", "grpo", "")
     changed = row_config(config, again)
     assert (changed.sft.steps, changed.sft.clips, changed.sft.optimizer.learning_rate) == (7, "all", 1e-3)
-    expected = dataclasses.replace(config.data, modalities=())
+    expected = dataclasses.replace(config.data, modalities=(), tower_cache=False)
     assert row_config(config, blind).data == expected and row_config(config, blind).grpo == config.grpo
 
 
@@ -167,6 +174,10 @@ def test_a_row_of_comparison_is_the_run_with_small_changes():
         ("sft.stps=1", "row 'odd': unknown config key 'sft.stps'"),
         ("sft.steps=0", "row 'odd': config key 'sft.steps'"),
         ("model.lora={}", "row 'odd': .* changes more than task, data, sft or grpo"),
+        ("task.name=recognition", "row 'odd': .* changes what all rows must share: task.name, data.path"),
+        ("data.synthetic.clips=7", "row 'odd': .* changes what all rows must share"),
+        ("data.tower_cache=True", "row 'odd': .* changes what all rows must share"),
+        ("data={}", "row 'odd': .* changes what all rows must share"),
         ("grpo.reward.terms.joy.weight=0", "row 'odd': .*no reward term 'joy'"),
     ],
 )

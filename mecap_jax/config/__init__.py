@@ -12,6 +12,11 @@ from mecap_jax.config.loading import (
     load,
     to_json,
 )
+from mecap_jax.config.paths import (
+    is_custom,
+    is_path,
+    with_absolute_paths,
+)
 from mecap_jax.config.rows import (
     chosen_rows,
     row_config,
@@ -19,6 +24,8 @@ from mecap_jax.config.rows import (
     stage_config,
 )
 from mecap_jax.config.schema import (
+    DEFAULT_ANSWER_TOKENS,
+    MEDIA_SETTINGS,
     AugmentConfig,
     Bucket,
     CheckpointConfig,
@@ -37,6 +44,7 @@ from mecap_jax.config.schema import (
     SftConfig,
     SyntheticConfig,
     TaskConfig,
+    schedule_factor,
 )
 from mecap_jax.config.validation import (
     MODALITIES,
@@ -51,11 +59,13 @@ __all__ = [
     "CheckpointConfig",
     "Config",
     "ConfigError",
+    "DEFAULT_ANSWER_TOKENS",
     "DataConfig",
     "EncoderConfig",
     "EvaluationConfig",
     "GrpoConfig",
     "LossConfig",
+    "MEDIA_SETTINGS",
     "MODALITIES",
     "MeshConfig",
     "OptimizerConfig",
@@ -68,12 +78,16 @@ __all__ = [
     "chosen_rows",
     "differences",
     "from_json",
+    "is_custom",
+    "is_path",
     "load",
     "lookup",
     "row_config",
     "row_of",
+    "schedule_factor",
     "stage_config",
     "to_json",
     "validate",
     "validate_devices",
+    "with_absolute_paths",
 ]

@@ -10,6 +10,8 @@ import typing
 from collections.abc import Sequence
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from mecap_jax.config.schema import Config, ConfigError, RewardSpec
 from mecap_jax.config.values import build
 
@@ -54,6 +56,20 @@ def _replace_named(specs: tuple[RewardSpec, ...], path: list[str], text: str, ke
         known = ", ".join(spec.name for spec in specs)
         raise ConfigError(f"config key {key!r}: no reward term {name!r}; there are {known}")
     return tuple(_replace(spec, path[-1:], text, key) if spec.name == name else spec for spec in specs)
+
+
+def parse_terms(text: str) -> tuple[RewardSpec, ...]:
+    """Reward terms as the command line spells them.
+
+    Raises:
+      ConfigError: they are none.
+    """
+    try:
+        return TypeAdapter(tuple[RewardSpec, ...]).validate_json(
+            json.dumps(_parse(text, tuple[RewardSpec, ...]), default=dataclasses.asdict)
+        )
+    except ValidationError as error:
+        raise ConfigError(f"config key 'grpo.reward.terms': {text!r} spells no terms: {error}") from None
 
 
 def _parse_specs(value: Any) -> Any:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import dataclasses
 
 from mecap_jax.config.overrides import override
-from mecap_jax.config.schema import Config, ConfigError, RowConfig
+from mecap_jax.config.schema import MEDIA_SETTINGS, Config, ConfigError, RowConfig
 from mecap_jax.config.validation import validate
+
+_CHANGEABLE = ("task", "data", "sft", "grpo")
+# All rows are judged by one task on the clips of one corpus, or there would be nothing to compare.
+_SHARED = ("task.name", "data.path", "data.source", "data.input", "data.synthetic", "data.tower_cache")
 
 
 def chosen_rows(config: Config) -> list[RowConfig]:
@@ -19,16 +23,33 @@ def row_config(config: Config, row: RowConfig) -> Config:
     """The configuration of a row of comparison: the run's own, with its changes.
 
     Raises:
-      ConfigError: a change that the run cannot have; names the row.
+      ConfigError: a change that the run cannot have, or that a row cannot; names the row.
     """
     for change in row.changes:
-        if change.partition(".")[0] not in ("task", "data", "sft", "grpo"):
+        key = change.partition("=")[0]
+        if key.partition(".")[0] not in _CHANGEABLE:
             raise ConfigError(f"row {row.name!r}: {change!r} changes more than task, data, sft or grpo")
+        if key in _CHANGEABLE or any(key == shared or key.startswith(f"{shared}.") for shared in _SHARED):
+            raise ConfigError(f"row {row.name!r}: {change!r} changes what all rows must share: {', '.join(_SHARED)}")
     evaluation = dataclasses.replace(config.evaluation, rows=())
     try:
-        return validate(override(dataclasses.replace(config, evaluation=evaluation), row.changes))
+        changed = override(dataclasses.replace(config, evaluation=evaluation), row.changes)
+        return validate(_without_cache(config, changed) if config.data.tower_cache else changed)
     except ConfigError as error:
         raise ConfigError(f"row {row.name!r}: {error}") from error
+
+
+def _without_cache(config: Config, changed: Config) -> Config:
+    """The row's configuration without the cache of media tokens where it reads no media.
+
+    Raises:
+      ConfigError: it wants other tokens than the run.
+    """
+    for name in MEDIA_SETTINGS:
+        if getattr(changed.data, name) != getattr(config.data, name):
+            raise ConfigError(f"config key 'data.{name}': with data.tower_cache all rows see media as the run does")
+    cached = bool({"audio", "video"} & set(changed.data.modalities))
+    return dataclasses.replace(changed, data=dataclasses.replace(changed.data, tower_cache=cached))
 
 
 def row_of(config: Config, stage: str) -> RowConfig | None:

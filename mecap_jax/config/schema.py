@@ -7,17 +7,23 @@ fields must fulfil together stands in `config.validation`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
+import numpy as np
 from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from mecap_jax.field_types import Regex, Seed, Share, ShareBelowOne
 from mecap_jax.model_config import ModelConfig
 
 Modality = Literal["audio", "video", "features"]
+CaptionKind = Literal["emotion", "style", "speaker", "overall"]
 Weight = Annotated[float, Field(ge=-1e6, le=1e6)]
 Factor = Annotated[float, Field(ge=0, le=1e6)]
+
+DEFAULT_ANSWER_TOKENS = 96  # of a model that no run trained: what the recipes of published models allow
+# What `DataConfig` says of how sound and pictures are read.
+MEDIA_SETTINGS = ("fps", "max_frames", "max_seconds", "max_pixels", "min_pixels")
 
 
 class ConfigError(ValueError):
@@ -123,7 +129,7 @@ class DataConfig:
     source: str = ""
     input: str = ""
     synthetic: SyntheticConfig = SyntheticConfig()
-    target: Literal["emotion", "style", "speaker", "overall"] = "overall"
+    target: CaptionKind = "overall"
     modalities: tuple[Modality, ...] = ("audio", "video")
     include_transcript: bool = True
     transcript_dropout: Share = 0.0
@@ -252,8 +258,9 @@ class RewardSpec:
       weight: what its value is multiplied with; 0 leaves it out.
       gate: another term that must be above `gate_above`: where it is not, this one earns 0.
       schedule: (step, factor): what the weight is multiplied with, linearly between the steps that are named, constant
-        before the first and behind the last; () is 1 throughout. Validation takes the factor of the last step.
-      options: the term's own settings.
+        before the first and behind the last; () is 1 throughout. The first step has the number 0. Validation takes the
+        factor of the last step.
+      options: the term's own settings. One that may name a directory takes a path with a "/" in it ("./roberta").
     """
 
     name: str
@@ -262,6 +269,14 @@ class RewardSpec:
     gate_above: Weight = 0.0
     schedule: tuple[tuple[NonNegativeInt, Factor], ...] = ()
     options: Mapping[str, bool | int | float | str] = dataclasses.field(default_factory=dict, hash=False)
+
+
+def schedule_factor(schedule: Sequence[tuple[int, float]], step: int | None) -> float:
+    """The factor of a `RewardSpec.schedule` at a step; None: behind the last one that is named."""
+    if not schedule:
+        return 1.0
+    steps, factors = zip(*schedule)
+    return float(np.interp(steps[-1] if step is None else step, steps, factors))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -312,7 +327,7 @@ class GrpoConfig:
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     max_new_tokens: PositiveInt = 64
     advantage: Literal["group", "mean", "leave_one_out", "per_reward"] = "group"
-    draws: PositiveInt = 1
+    draws: Annotated[int, Field(ge=1, le=1024)] = 1
     mask_truncated: bool = False
     clips: Literal["all", "held_out"] = "all"
     augment: bool = False
@@ -366,7 +381,7 @@ class RowConfig:
       stage: which stage.
       after: "sft" starts where SFT ended; "" where the run starts.
       changes: "key=value" as on the command line, over the run's own configuration; keys of `task`, `data`, `sft` and
-        `grpo`.
+        `grpo`, but for the task's name and what says which clips there are: a row must be comparable.
       time_of: a stage whose time its steps are to take, by the median step of both; "" takes as many steps as the
         stage does.
     """
@@ -429,6 +444,13 @@ class Config:
     checkpoint: CheckpointConfig = CheckpointConfig()
     max_nonfinite_steps: PositiveInt = 3
     compilation_cache: str = "cache/jax"
+
+    @property
+    def longest_answer(self) -> int:
+        """Most tokens of an answer in evaluation: as many as the last stage was trained for."""
+        if self.grpo is not None:
+            return self.grpo.max_new_tokens
+        return self.sft.max_target_tokens if self.sft is not None else DEFAULT_ANSWER_TOKENS
 
     # For the whole tree: no unknown key, no number in place of a truth value, no infinity and no NaN.
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)

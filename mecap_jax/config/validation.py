@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from mecap_jax.config.schema import AugmentConfig, Config, ConfigError, Modality
+from mecap_jax.config.schema import AugmentConfig, Config, ConfigError, Modality, RewardSpec, schedule_factor
 from mecap_jax.config.values import build
 
 MODALITIES: tuple[str, ...] = typing.get_args(Modality)
@@ -65,7 +65,10 @@ def _modalities(config: Config) -> Problems:
         if parts[name] is None:
             yield "data.modalities", f"the model has no part for {name!r}"
     if not used and not config.data.include_transcript:
-        yield "data.modalities", "a prompt without media needs data.include_transcript"
+        yield (
+            "data.modalities",
+            "without media a prompt needs a transcript: data.include_transcript, and clips with one",
+        )
 
 
 def _tower_cache(config: Config) -> Problems:
@@ -105,6 +108,10 @@ def _objective(config: Config) -> Problems:
     names = [spec.name for spec in reward.terms]
     if not any(spec.weight for spec in reward.terms):
         yield "grpo.reward.terms", "every weight is 0, nothing would be learnt"
+    elif (idle := _idle_step(reward.terms)) is not None:
+        yield "grpo.reward.terms", f"at step {idle} every weight is 0, and nothing would be learnt"
+    if reward.combine == "product" and config.grpo.advantage == "per_reward":
+        yield "grpo.advantage", "per_reward normalises terms before they are added up; grpo.reward.combine must be sum"
     for spec in reward.terms:
         if names.count(spec.name) > 1:
             yield "grpo.reward.terms", f"{spec.name!r} is there twice"
@@ -117,6 +124,13 @@ def _objective(config: Config) -> Problems:
         yield "grpo.loss.clip_dual", "must be above 1, or 0 for none"
     if config.grpo.loss.clip_dual and config.grpo.loss.name == "cispo":
         yield "grpo.loss.clip_dual", "cispo clips the weight and not the objective; must be 0"
+
+
+def _idle_step(terms: Sequence[RewardSpec]) -> int | None:
+    """The first step that some schedule names at which no term counts; between two of them factors are linear."""
+    named = sorted({0, *(step for spec in terms for step, _ in spec.schedule)})
+    idle = (step for step in named if not any(spec.weight * schedule_factor(spec.schedule, step) for spec in terms))
+    return next(idle, None)
 
 
 def _rows(config: Config) -> Problems:

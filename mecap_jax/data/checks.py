@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from mecap_jax.config import Config, DataConfig, chosen_rows, row_config
+from mecap_jax.config import Config, DataConfig
 from mecap_jax.data.clips import joined_length
 from mecap_jax.data.fitting import fit_to_data, has_modality, length
 from mecap_jax.data.language import has_word
@@ -158,17 +158,15 @@ def _share_clips(
             for part, records in shares.items()
         }
 
-    for row in chosen_rows(config):
-        key, stage = keys[row.stage], getattr(row_config(config, row), row.stage)
-        if (count := clips(row.stage)["all"]) < (batch := getattr(stage, key)):
-            problems.append(f"row {row.name!r}: '{row.stage}.{key}': {batch} clips a step, but only {count} train")
     for name, key in keys.items():
         stage = getattr(config, name)
         if stage is None:
             continue
         batch, sizes = getattr(stage, key), clips(name)
         if sizes["all"] < batch:
-            problems.append(f"config key '{name}.{key}': {batch} clips a step, but only {sizes['all']} train; lower it")
+            silent = len(train) - sizes["all"]
+            why = f" ({silent} more training clips have no answer that could be learnt)" if silent else "; lower it"
+            problems.append(f"config key '{name}.{key}': {batch} clips a step, but only {sizes['all']} train{why}")
         elif sizes[stage.clips] < batch:
             part = {"sft": "the share of SFT (data.sft_share)", "held_out": "what is held out from SFT"}[stage.clips]
             remarks.append(

@@ -94,6 +94,8 @@ class ClipDataset:
       index: the shards' index; clips are numbered by it.
       config: the configuration with what follows from the data: modalities, longest clip, shapes.
       quarantined: clips that this run leaves out, with the reason, those of the manifest included.
+      fixed_shapes: whether the configuration named the shapes; a clip that they do not hold is left out.
+      tokens: media tokens that take the place of media, see `with_tokens`.
     """
 
     def __init__(
@@ -112,7 +114,8 @@ class ClipDataset:
             more for clips that they do not hold.
 
         Raises:
-          DataError: more than `config.max_bad_fraction` of the clips are left out, or none is left.
+          DataError: more than `config.max_bad_fraction` of the clips are left out, none is left, or there is nothing
+            that a model could be shown of them.
         """
         self.index: list[ClipRecord] = reader.index
         self._reader, self._model, self._tokenizer, self.task = reader, model, tokenizer, task
@@ -123,6 +126,9 @@ class ClipDataset:
         }
         usable = [i for i, reason in reasons.items() if not reason]
         self.config = config = fit_to_data(config, [self.index[i] for i in usable])
+        if usable and not config.modalities and not any(self.index[i].transcript for i in usable):
+            raise DataError("no clip has a transcript, and the model gets to see nothing else")
+        self.fixed_shapes = bool(config.buckets)
         configured = of_modalities(config.buckets, config.modalities)
         self._needs: dict[int, Bucket] = {}
         for i in usable:
@@ -138,10 +144,12 @@ class ClipDataset:
         self.quarantined += [BadClip(self.index[i].id, reason) for i, reason in reasons.items() if reason]
         if problem := too_many_bad(self.quarantined, total, config.max_bad_fraction):
             raise DataError(problem)
-        self.config = dataclasses.replace(config, buckets=configured or self._shapes(known_buckets))
+        self.config = dataclasses.replace(
+            config, buckets=configured or self._shapes(of_modalities(known_buckets, config.modalities))
+        )
 
     def _shapes(self, known: Sequence[Bucket]) -> tuple[Bucket, ...]:
-        needs = list(self._needs.values())
+        needs, known = list(self._needs.values()), of_modalities(known, self.config.modalities)
         return extend_buckets(known, needs) if known else choose_buckets(needs, self._model)
 
     # --- which clips ----------------------------------------------------------------------------------------------
@@ -152,6 +160,10 @@ class ClipDataset:
         if part == "all":
             return chosen
         return [i for i in chosen if in_sft_share(self.index[i], self.config.sft_share) == (part == "sft")]
+
+    def teaching(self, split: str, part: str = "all") -> list[int]:
+        """Those of `clips` of which the task knows an answer."""
+        return [i for i in self.clips(split, part) if self.targets(i)]
 
     @property
     def evaluated_split(self) -> str:
@@ -260,11 +272,11 @@ class ClipDataset:
         """The same clips with media tokens that were kept, in the same batches; no medium is decoded any more."""
         view = object.__new__(ClipDataset)
         cache = ClipCache(self.config.cache_mb, max(1, self.config.workers))
-        view.__dict__.update(self.__dict__, _tokens=tokens, _cache=cache)
+        view.__dict__.update(self.__dict__, tokens=tokens, _cache=cache)
         return view
 
     _hidden: frozenset[str] = frozenset()
-    _tokens: TokenReader | None = None
+    tokens: TokenReader | None = None
 
     def assemble(
         self,
@@ -295,7 +307,7 @@ class ClipDataset:
                 _log.warning("clip %s cannot be decoded, its row does not count: %s", self.index[number].id, error)
                 valid[position] = False
             prepared.append(clip_row(clip, asked[position].prompt, self._tokenizer, self._model))
-        prompt = collate(prepared, bucket, self._model, self._tokenizer.pad_id, encoded=self._tokens is not None)
+        prompt = collate(prepared, bucket, self._model, self._tokenizer.pad_id, encoded=self.tokens is not None)
         encoded = None
         if targets is not None:
             ids = [targets(position, int(number)) for position, number in enumerate(numbers)]
@@ -314,9 +326,9 @@ class ClipDataset:
 
     def _decode(self, number: int) -> DecodedClip:
         entry, config = self.index[number], self.config
-        if self._tokens is None:
+        if self.tokens is None:
             return decode_clip(self._reader[number], entry.has_audio, config, self._model)
-        clip = self._tokens[entry.id]
+        clip = self.tokens[entry.id].without({"audio", "video"} - set(config.modalities))
         if "features" not in config.modalities:
             return clip
         rest = dataclasses.replace(config, modalities=("features",))

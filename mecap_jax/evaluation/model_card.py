@@ -24,12 +24,27 @@ _PUBLIC_DOMAIN = "cc0-1.0"
 
 
 @dataclasses.dataclass(frozen=True)
+class About:
+    """What a task says of a model that was trained for it.
+
+    Attributes:
+      does: what the model does, behind "a model that".
+      limits: what its answers and figures are not, whole sentences.
+    """
+
+    does: str
+    limits: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Export:
     """What a card tells about.
 
     Attributes:
       config: of the run.
       stage: whose weights these are; `steps`: how many it took.
+      instruction: the request in its prompts.
+      about: what the task says of it.
       dtype: of the tensors.
       adapters: whether these are adapters without the weights that they are for.
       report: what `report.json` holds, {} without one.
@@ -39,6 +54,8 @@ class Export:
 
     config: Config
     stage: str
+    instruction: str
+    about: About
     steps: int
     dtype: str
     adapters: bool
@@ -80,7 +97,7 @@ def _front_matter(export: Export) -> str:
     fields["library_name"] = "peft" if export.adapters else "transformers"
     task = "video" if "video" in seen else "audio" if "audio" in seen else None
     fields["pipeline_tag"] = f"{task}-text-to-text" if task else "text-generation"
-    method = "grpo" if export.stage.startswith("grpo") else "sft"
+    method = _kind(export, export.stage)
     synthetic = ["synthetic-data"] if _synthetic(export) else []
     fields["tags"] = ["emotion-captioning", "emotion-recognition", method, *seen, *synthetic, "mecap-jax"]
     lines = [f"{key}: {to_json(value)}" for key, value in fields.items()]
@@ -110,12 +127,12 @@ def _base_licence(directory: str) -> tuple[str, str]:
 
 
 def _head(export: Export) -> str:
-    config = export.config
+    config = stage_config(export.config, export.stage)
     what = "Low-rank adapters for a model" if export.adapters else "A model"
     reads = {"audio": "speech", "video": "a face", "features": "precomputed features"}
     seen = [reads[kind] for kind in _seen(export)] + (["a transcript"] if config.data.include_transcript else [])
     text = f"# {escape(config.name)}: {escape(stage_title(export.stage))}\n\n"
-    text += f"{what} that describes in words the emotion in a clip, from {_listed(seen) or 'the request alone'}. "
+    text += f"{what} that {export.about.does}, from {_listed(seen) or 'the request alone'}. "
     if export.base:
         text += f"It goes on from {escape(base_name(export.base))}. "
     else:
@@ -150,8 +167,8 @@ def _recipe(export: Export) -> str:
 
 
 def _describe_stage(export: Export, stage: str) -> str:
-    row, config = row_of(export.config, stage), stage_config(export.config, stage)
-    if (row.stage if row else stage) == "grpo":
+    config = stage_config(export.config, stage)
+    if _kind(export, stage) == "grpo":
         return _describe_grpo(config.grpo, stage) if config.grpo else ""
     if config.sft is None:
         return ""
@@ -223,10 +240,10 @@ def _metrics(export: Export) -> str:
 
 
 def _usage(export: Export) -> str:
-    config, model = export.config, export.config.model
-    longest = config.grpo.max_new_tokens if config.grpo else config.sft.max_target_tokens if config.sft else 64
+    config, model = stage_config(export.config, export.stage), export.config.model
+    data = dataclasses.replace(config.data, instruction=export.instruction)
     base = base_name(export.base) if export.adapters else ""
-    code = transformers_usage(model, config.data, _seen(export), longest, base)
+    code = transformers_usage(model, data, _seen(export), config.longest_answer, base)
     family = FAMILIES[model.family]
     parts = ["## Use with transformers", f"With version {family.versions}; the prompt is the one that was trained."]
     parts.append(_fenced(code))
@@ -270,22 +287,20 @@ def _limitations(export: Export) -> str:
             "how it does on recordings of people; do not use it on them to decide anything."
         )
     lines.append(
-        "A caption is a guess about expression, not knowledge of what someone feels. Voices, faces, languages and "
+        "What it says is a guess about expression, not knowledge of what someone feels. Voices, faces, languages and "
         "cultures that the data do not have may be described wrongly."
     )
-    if export.stage.startswith("grpo"):
-        lines.append(
-            "The emotion reward is a labelled reconstruction: the formula of MECap-R1 (arXiv 2509.18729) is not "
-            "public, and results here are not those of the paper."
-        )
-    lines.append(
-        "The emotion reward and the metrics by nearest anchor come from one sentence encoder; the metrics by first "
-        "word know nothing of it."
-    )
+    lines += export.about.limits
     return "## Limitations\n\n" + "\n".join(f"- {line}" for line in lines)
 
 
 # --- small things --------------------------------------------------------------------------------------------------
+
+
+def _kind(export: Export, stage: str) -> str:
+    """Which kind of stage one is, a row of comparison included: "sft" or "grpo"."""
+    row = row_of(export.config, stage)
+    return row.stage if row else "grpo" if stage == "grpo" else "sft"
 
 
 def _seen(export: Export) -> tuple[str, ...]:

@@ -38,6 +38,11 @@ def predictions(result: StageResult, finished: Sequence[bool], step: int | None)
     ]
 
 
+def no_prediction(identity: str, step: int | None) -> dict[str, Any]:
+    """Returns the row of a clip that could not be decoded: its caption is null."""
+    return {"id": identity, "step": step, "caption": None, "finished": False}
+
+
 def write_predictions(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Writes a file as a whole: a reader sees the old one or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,25 +51,25 @@ def write_predictions(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     temporary.replace(path)
 
 
-def read_captions(path: Path, step: int | None) -> dict[str, Caption]:
+def read_captions(path: Path, step: int | None) -> dict[str, Caption | None]:
     """Returns the captions of a checkpoint by clip id; empty where the file is not there, or is another checkpoint's.
 
-    `step` None takes those of any checkpoint.
+    A clip that could not be decoded has None. `step` None takes those of any checkpoint.
 
     Raises:
       PredictionsError: a line is not a row of predictions; names file and line.
     """
-    captions: dict[str, Caption] = {}
+    captions: dict[str, Caption | None] = {}
     if not path.is_file():
         return captions
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
         try:
             row = parse_json(line)
             identity, text, finished = row["id"], row["caption"], row["finished"]
-            if [type(identity), type(text), type(finished)] != [str, str, bool]:
+            if type(identity) is not str or type(text) not in (str, type(None)) or type(finished) is not bool:
                 raise ValueError("a value of another type")
             if step is None or row["step"] == step:
-                captions[identity] = Caption(text, finished)
+                captions[identity] = None if text is None else Caption(text, finished)
         except (KeyError, TypeError, ValueError) as error:
             raise PredictionsError(f"{path}, line {number}, is no prediction: {error!r}") from error
     return captions

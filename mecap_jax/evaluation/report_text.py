@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mecap_jax.evaluation.stage import StageResult
+from mecap_jax.evaluation.stage import NEAREST_ANCHOR, StageResult
 from mecap_jax.evaluation.tables import (
     ABLATION_KEYS,
     condition_title,
@@ -126,7 +126,7 @@ def _recognition(results: Mapping[str, StageResult], pictures: Mapping[str, str]
         return ""
     reading = next(iter(results.values())).reading
     told = {
-        "nearest anchor": "The class of a caption is its nearest emotion anchor, which is close to what the reward "
+        NEAREST_ANCHOR: "The class of a caption is its nearest emotion anchor, which is close to what the reward "
         "optimises; the first emotion word is read without any sentence encoder.",
     }
     return (

@@ -13,6 +13,8 @@ from mecap_jax.evaluation.intervals import Difference, Statistic, bootstrap, boo
 from mecap_jax.evaluation.java_tools import Meteor
 from mecap_jax.evaluation.recognition import emotion_word_recognition, nearest_anchors, recognition
 
+NEAREST_ANCHOR = "nearest anchor"  # how the class of a free caption is read
+
 
 @dataclasses.dataclass(frozen=True)
 class EvaluatedClip:
@@ -58,7 +60,7 @@ class StageResult:
     tokenisation: str
     classes: tuple[str, ...]
     confusion: np.ndarray | None
-    reading: str = "nearest anchor"
+    reading: str = NEAREST_ANCHOR
     readings: Mapping[str, Sequence[str | None]] = dataclasses.field(default_factory=dict)
     rewards: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
 

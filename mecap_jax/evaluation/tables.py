@@ -70,7 +70,9 @@ def pairs(stages: Iterable[str]) -> list[tuple[str, str]]:
     stages = ordered_stages(stages)
     last = [stage for stage in ("sft", "grpo") if stage in stages][-1:] or stages[:1]
     found = [(last[0], other) for other in stages if other != last[0]] if last else []
-    return found + [(row, "sft") for row in stages if "sft" in stages and row not in (*last, "sft")]
+    if last == ["grpo"] and "sft" in stages:
+        found += [(row, "sft") for row in stages if row not in ("sft", "grpo")]
+    return found
 
 
 def describe(key: str) -> Metric:

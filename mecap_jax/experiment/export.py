@@ -12,11 +12,12 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from mecap_jax.config import Config, ConfigError, MeshConfig
+from mecap_jax.config import Config, ConfigError, MeshConfig, stage_config
 from mecap_jax.data.tokenizer import Tokenizer
 from mecap_jax.evaluation.model_card import CARD_FILE, Export, render_card
 from mecap_jax.experiment.backbone import check_backbone
 from mecap_jax.experiment.setup import shards_directory
+from mecap_jax.experiment.trained_task import TrainedTask
 from mecap_jax.experiment.weights import (
     PROCESSOR,
     describe,
@@ -89,10 +90,14 @@ def export_stage(
             _write_adapters(config, checkpoint, mesh, directory)
         else:
             _write_model(config, checkpoint, mesh, directory, dtype, whole_omni, max_shard_bytes)
-        data = dataclasses.replace(config.data, instruction=make_task(config).request(None))
+        trained = stage_config(config, checkpoint.name)
+        TrainedTask.of(trained).save(directory)
+        task = make_task(trained)
         export = Export(
-            config=dataclasses.replace(config, data=data),
+            config=config,
             stage=checkpoint.name,
+            instruction=task.request(None),
+            about=task.about(trained),
             steps=latest_step(checkpoint),
             dtype=dtype,
             adapters=adapter_only,

@@ -68,10 +68,15 @@ def forecast(config: Config, workdir: Path, mesh: jax.sharding.Mesh, shape: Buck
 def first_forecast(config: Config, workdir: Path, mesh: jax.sharding.Mesh) -> str:
     """What a run will take whose synthetic corpus is to be made first: the corpus, and all that follows."""
     clips = config.data.synthetic.clips
-    corpus = _CLIP_CPU_S * clips / len(os.sched_getaffinity(0))
+    corpus = _CLIP_CPU_S * clips / _processors()
     shape = bucket_for(config.data.max_seconds or _CLIP_SECONDS, config.data, config.model)
     rest = forecast(config, workdir, mesh, shape, round(SPLIT_SHARES["test"] * clips))
     return f"{about(corpus + rest.seconds())} on this machine, {about(corpus)} of it for the corpus"
+
+
+def _processors() -> int:
+    """How many this process may run on, as far as the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_work(config: Config, workdir: Path, mesh: jax.sharding.Mesh, shape: Bucket, clips: int) -> dict[str, float]:
@@ -98,8 +103,7 @@ def run_work(config: Config, workdir: Path, mesh: jax.sharding.Mesh, shape: Buck
         work[row.name] = left_over * whole
     ablated = len(config.data.modalities) if config.evaluation.ablation and len(config.data.modalities) > 1 else 0
     captioned = sum(1 + (ablated if name in ("sft", "grpo") else 0) for name in work)
-    longest = config.grpo.max_new_tokens if config.grpo is not None else config.sft.max_target_tokens
-    return work | {"evaluation": captioned * clips * (cost.prompt + longest * _DECODING * cost.token)}
+    return work | {"evaluation": captioned * clips * (cost.prompt + config.longest_answer * _DECODING * cost.token)}
 
 
 class Cost:
@@ -131,8 +135,9 @@ class Cost:
         references = config.loss.references if config.loss.reference_likelihood else 0
         sampled = self.prompt + _DECODING * tokens
         reference = self.prompt + tokens if config.loss.beta else 0.0
+        draws = (1 + config.draws) / 2  # of one to so many batches
         update = (1 + _BACKWARD) * (self.prompt + tokens + references * config.max_new_tokens * self.token)
-        return config.prompts * (sampled + reference + config.updates * update)
+        return config.prompts * draws * (sampled + reference + config.updates * update)
 
 
 def _matmul_rate(model: ModelConfig) -> float:

@@ -14,6 +14,7 @@ from mecap_jax.config import DataConfig
 from mecap_jax.data.features import MAX_SAMPLES, SAMPLE_RATE
 from mecap_jax.data.media import MAX_SECONDS
 from mecap_jax.data.processor import Processor
+from mecap_jax.experiment.trained_task import TrainedTask, read_trained_task
 from mecap_jax.experiment.weights import read_run
 from mecap_jax.model_config import ModelConfig
 from mecap_jax.models.checkpoints.hub import load_model, read_model
@@ -25,12 +26,17 @@ from mecap_jax.train_state import abstract_model
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """A model with its weights on a mesh, and its processor."""
+    """A model with its weights on a mesh, and its processor.
+
+    Attributes:
+      trained: what it was trained for, where it says so: an export of ours does.
+    """
 
     model: ModelConfig
     graphdef: nnx.GraphDef
     params: Any
     processor: Processor
+    trained: TrainedTask | None
 
 
 def open_published(directory: Path, mesh: Mesh, dtype: str | None = None) -> Published:
@@ -51,14 +57,15 @@ def open_published(directory: Path, mesh: Mesh, dtype: str | None = None) -> Pub
     except (OSError, ValueError) as error:
         raise CheckpointError(str(error)) from error
     graphdef, abstract = abstract_model(model, mesh)
-    return Published(model, graphdef, load_model(directory, model, abstract), processor)
+    trained = read_trained_task(directory)
+    return Published(model, graphdef, load_model(directory, model, abstract), processor, trained)
 
 
-def published_settings(processor: Processor) -> DataConfig:
+def published_settings(processor: Processor, trained: TrainedTask | None = None) -> DataConfig:
     """How files are read for a model that comes with a processor and without a run."""
     model, settings = processor.model, processor.settings
     parts = {"audio": model.audio, "video": model.vision, "features": model.features}
-    return DataConfig(
+    data = DataConfig(
         modalities=tuple(name for name, part in parts.items() if part is not None),
         include_transcript=False,
         max_seconds=MAX_SAMPLES / SAMPLE_RATE if model.audio else MAX_SECONDS,
@@ -67,6 +74,7 @@ def published_settings(processor: Processor) -> DataConfig:
         min_pixels=settings.video_min_pixels,
         max_pixels=settings.video_max_pixels,
     )
+    return data if trained is None else trained.apply(data)
 
 
 def with_dtype(model: ModelConfig, dtype: str | None) -> ModelConfig:

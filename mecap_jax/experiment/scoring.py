@@ -11,14 +11,14 @@ from typing import Any
 import jax
 from flax import nnx
 
-from mecap_jax.config import Config, ConfigError, MeshConfig, row_of
+from mecap_jax.config import Config, ConfigError, MeshConfig, TaskConfig
 from mecap_jax.data.pipeline import ClipDataset
-from mecap_jax.data.shards import ShardReader
+from mecap_jax.data.shards import ShardReader, summarise_bad
 from mecap_jax.data.utterance import SPLITS
 from mecap_jax.evaluation.decoding import Caption, greedy_captions
 from mecap_jax.evaluation.java_tools import Meteor
-from mecap_jax.evaluation.predictions import predictions, read_captions, write_predictions
-from mecap_jax.evaluation.stage import StageResult
+from mecap_jax.evaluation.predictions import no_prediction, predictions, read_captions, write_predictions
+from mecap_jax.evaluation.stage import NEAREST_ANCHOR, StageResult
 from mecap_jax.experiment.published import check_published, open_published, published_settings
 from mecap_jax.experiment.setup import Workbench, make_anchors, reopen
 from mecap_jax.experiment.weights import run_of, stage_params
@@ -32,7 +32,6 @@ from mecap_jax.training.checkpointing import latest_step
 from mecap_jax.training.logging import RunLogger
 
 EVALUATIONS = "evaluations"  # in a workdir: what each stage said
-_MAX_NEW_TOKENS = 96  # of a model without a run: what the recipes of published models allow
 
 
 def evaluate_checkpoint(
@@ -52,7 +51,9 @@ def evaluate_checkpoint(
       CheckpointError: the stage has no checkpoint, or files do not fit.
     """
     open_model = _open_published if (checkpoint / CONFIG_FILE).is_file() else _open_stage
-    bench, graphdef, params = open_model(checkpoint, data, logger)
+    bench, graphdef, params, longest = open_model(checkpoint, data, logger)
+    if left_out := bench.dataset.quarantined if data else ():
+        logger.say(f"{len(left_out)} clips are left out:\n{summarise_bad(left_out)}")
     numbers = bench.dataset.clips(split)
     if not numbers:
         others = [name for name in SPLITS if bench.dataset.clips(name)]
@@ -60,10 +61,13 @@ def evaluate_checkpoint(
             f"--split: {bench.reader.directory} has no usable clip in split {split!r}, only in {', '.join(others)}"
         )
     with Meteor() as meteor:
-        captions = caption_stage(bench, checkpoint.name, graphdef, params, numbers)
+        captions = caption_stage(bench, checkpoint.name, graphdef, params, numbers, longest)
         result = score_captions(bench, captions, meteor)
     options = bench.config.evaluation
-    unseen = Counter(clip.label for clip in result.clips if clip.label and clip.label not in bench.anchors.labels)
+    # Where answers name a class of a label set, clips of other labels have been left out.
+    by_anchor = result.reading == NEAREST_ANCHOR
+    labels = [clip.label for clip in result.clips if by_anchor and clip.label]
+    unseen = Counter(label for label in labels if label not in bench.anchors.labels)
     if unseen:
         counts = ", ".join(f"{label} ({count} clips)" for label, count in unseen.most_common())
         logger.say(f"labels that training never saw, counted as missed by nearest anchor: {counts}")
@@ -84,29 +88,35 @@ def evaluate_checkpoint(
     return summary, predictions(result, [caption.finished for caption in captions.values()], step)
 
 
-def _open_stage(checkpoint: Path, data: Path | None, logger: RunLogger) -> tuple[Workbench, nnx.GraphDef, Any]:
-    bench = reopen(run_of(checkpoint), data, logger)
-    if row := row_of(bench.config, checkpoint.name):
-        bench = bench.for_row(row)
+def _open_stage(checkpoint: Path, data: Path | None, logger: RunLogger) -> tuple[Workbench, nnx.GraphDef, Any, int]:
+    bench = reopen(run_of(checkpoint), data, logger, checkpoint.name)
     graphdef, _ = abstract_model(bench.config.model, bench.mesh)
-    return bench, graphdef, stage_params(bench.config, bench.workdir, bench.mesh, checkpoint.name)
+    params = stage_params(bench.config, bench.workdir, bench.mesh, checkpoint.name)
+    return bench, graphdef, params, bench.config.longest_answer
 
 
-def _open_published(directory: Path, data: Path | None, logger: RunLogger) -> tuple[Workbench, nnx.GraphDef, Any]:
+def _open_published(directory: Path, data: Path | None, logger: RunLogger) -> tuple[Workbench, nnx.GraphDef, Any, int]:
     """Anchors come from the train captions of the data, as in a run."""
     check_published(directory)
     if data is None:
         raise ConfigError(f"--data: {directory} is no run, so name the shards that it is to caption")
     reader, mesh = ShardReader(data), make_mesh(MeshConfig())
     found = open_published(directory, mesh)
-    config = Config(directory.name, found.model, backbone=str(directory), data=published_settings(found.processor))
+    config = Config(
+        directory.name,
+        found.model,
+        backbone=str(directory),
+        data=dataclasses.replace(published_settings(found.processor, found.trained), max_bad_fraction=1.0),
+        task=found.trained.task if found.trained else TaskConfig(),
+    )
     encoder, tokenizer = load_sentence_encoder(), found.processor.tokenizer
     task = make_task(config)
     dataset = ClipDataset(reader, config.data, config.model, tokenizer, task)
     config = dataclasses.replace(config, data=dataset.config)
     anchors = make_anchors(config, reader, encoder)
     bench = Workbench(config, directory, mesh, reader, dataset, task, tokenizer, encoder, anchors, logger)
-    return bench, found.graphdef, found.params
+    longest = found.trained.max_new_tokens if found.trained else config.longest_answer
+    return bench, found.graphdef, found.params, longest
 
 
 def evaluate_stage(
@@ -129,18 +139,20 @@ def evaluate_stage(
     step = latest_step(bench.workdir / "checkpoints" / stage)
     by_id = {bench.dataset.index[number].id: number for number in numbers}
     kept = read_captions(path, step)
-    if kept and kept.keys() <= by_id.keys():  # a clip that cannot be decoded has none
-        captions = {number: kept[name] for name, number in by_id.items() if name in kept}
+    if by_id.keys() <= kept.keys():
+        captions = {number: said for name, number in by_id.items() if (said := kept[name]) is not None}
         return score_captions(bench, captions, meteor)
     captions = caption()
     result = score_captions(bench, captions, meteor)
     if jax.process_index() == 0:
-        write_predictions(path, predictions(result, [caption.finished for caption in captions.values()], step))
+        rows = predictions(result, [caption.finished for caption in captions.values()], step)
+        rows += [no_prediction(name, step) for name, number in by_id.items() if number not in captions]
+        write_predictions(path, rows)
     return result
 
 
 def caption_stage(
-    bench: Workbench, name: str, graphdef: nnx.GraphDef, params: Any, numbers: Sequence[int]
+    bench: Workbench, name: str, graphdef: nnx.GraphDef, params: Any, numbers: Sequence[int], max_new_tokens: int
 ) -> dict[int, Caption]:
     """Greedy captions of the clips of these numbers, in their order; a clip that cannot be decoded has none."""
     config = bench.config
@@ -153,16 +165,10 @@ def caption_stage(
             bench.tokenizer,
             bench.mesh,
             batch_clips=config.evaluation.batch_clips,
-            max_new_tokens=_longest_caption(config),
+            max_new_tokens=max_new_tokens,
             progress=lambda done: progress(done, {}),
         )
     return {number: captions[number] for number in numbers if number in captions}
-
-
-def _longest_caption(config: Config) -> int:
-    if config.grpo is not None:
-        return config.grpo.max_new_tokens
-    return config.sft.max_target_tokens if config.sft is not None else _MAX_NEW_TOKENS
 
 
 def score_captions(bench: Workbench, captions: Mapping[int, Caption], meteor: Meteor) -> StageResult:

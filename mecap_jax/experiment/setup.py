@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
-from mecap_jax.config import Config, ConfigError, RowConfig, row_config, validate_devices
+from mecap_jax.config import Config, ConfigError, RowConfig, chosen_rows, row_config, stage_config, validate_devices
 from mecap_jax.data.checks import check_data, remark_on_length
 from mecap_jax.data.importers import ImporterError, prepare
 from mecap_jax.data.manifest import SCHEMA_VERSION, BadClip, read_manifest
@@ -20,6 +20,7 @@ from mecap_jax.data.processor_settings import ProcessorSettings
 from mecap_jax.data.shards import ShardError, ShardReader
 from mecap_jax.data.tokenizer import Tokenizer, train_tokenizer
 from mecap_jax.data.training_facts import TrainingFacts, gather_facts, read_facts
+from mecap_jax.data.utterance import SPLITS
 from mecap_jax.distributed import first_process
 from mecap_jax.emotions import EMOTIONS
 from mecap_jax.evaluation.predictions import PredictionsError
@@ -87,13 +88,29 @@ class Workbench:
 
         Raises:
           ConfigError: a change that the run cannot have.
-          DataError: data that the row cannot use.
+          DataError: data that the row cannot use; both name the row.
         """
         config = row_config(self.config, row)
         if (config.task, config.data) == (self.config.task, self.config.data):
             return dataclasses.replace(self, config=config)
-        task = make_task(config)
-        dataset = ClipDataset(self.reader, config.data, config.model, self.tokenizer, task)
+        shapes = config.data.buckets
+        if shapes == self.config.data.buckets and not self.dataset.fixed_shapes:
+            # They came from what the run asks: where the row's prompts need more room, it gets a shape more.
+            config = dataclasses.replace(config, data=dataclasses.replace(config.data, buckets=()))
+        try:
+            task = make_task(config)
+            dataset = ClipDataset(self.reader, config.data, config.model, self.tokenizer, task, shapes)
+        except (ConfigError, DataError) as error:
+            raise type(error)(f"row {row.name!r}: {error}") from error
+        if config.data.tower_cache:
+            mine, theirs = ({i for split in SPLITS for i in view.clips(split)} for view in (self.dataset, dataset))
+            if lacking := theirs - mine:
+                raise ConfigError(
+                    f"row {row.name!r}: with data.tower_cache a row has the run's clips, and this one has "
+                    f"{len(lacking)} more, such as {self.dataset.index[min(lacking)].id!r}"
+                )
+            if self.dataset.tokens is not None:
+                dataset = dataset.with_tokens(self.dataset.tokens)
         config = dataclasses.replace(config, data=dataset.config)
         return dataclasses.replace(self, config=config, task=task, dataset=dataset)
 
@@ -144,6 +161,7 @@ def set_up(config: Config, workdir: Path, logger: RunLogger) -> Workbench:
         first_process(lambda: make_anchors(config, reader, encoder).save(workdir / ANCHORS))
     bench = _assemble(config, workdir, reader, encoder, logger, read_facts(workdir) if resumed else None)
     logger.say(bench.dataset.describe_shapes())
+    check_stages(bench)
     train = [reader.index[number] for number in bench.dataset.clips("train")]
     first_process(lambda: claim(workdir, asked, gather_facts(train, bench.config.data)))
     return bench
@@ -157,11 +175,43 @@ def checked_against(reader: ShardReader, config: Config, logger: RunLogger) -> C
     """
     quarantined = [BadClip(**clip) for clip in reader.manifest["quarantined"]]
     found = check_data(reader.index, config, make_task(config), quarantined)
-    if found.problems:
-        raise DataError("\n".join([f"{reader.directory} cannot be trained on:", *found.problems]))
     for remark in found.remarks:
         logger.say(remark)
+    if found.problems:
+        raise DataError("\n".join([f"{reader.directory} cannot be trained on:", *found.problems]))
     return found.config
+
+
+def check_stages(bench: Workbench) -> None:
+    """Tries what stages and rows of comparison will ask for, while nothing has been trained that could be lost.
+
+    Raises:
+      ConfigError, DataError: a reward that cannot be made as it is spelt, or a row that its data do not suffice for.
+    """
+    if bench.config.grpo is not None:
+        bench.task.rewards(bench.config.grpo.reward, bench.judges)
+    split = bench.dataset.evaluated_split
+    evaluated = set(bench.dataset.clips(split))
+    for row in chosen_rows(bench.config):
+        changed = bench.for_row(row)
+        settings = getattr(changed.config, row.stage)
+        if row.stage == "sft":
+            key, clips = "batch_clips", changed.dataset.teaching("train", settings.clips)
+        else:
+            key, clips = "prompts", changed.dataset.clips("train", settings.clips)
+            try:
+                changed.task.rewards(settings.reward, changed.judges)
+            except ConfigError as error:
+                raise ConfigError(f"row {row.name!r}: {error}") from error
+        if len(clips) < (batch := getattr(settings, key)):
+            raise ConfigError(
+                f"row {row.name!r}: '{row.stage}.{key}': {batch} clips a step, but only {len(clips)} train"
+            )
+        evaluated &= set(changed.dataset.clips(split))
+        if not evaluated:
+            raise ConfigError(
+                f"row {row.name!r}: it shares no {split} clip with those before it: nothing compares them"
+            )
 
 
 def load_encoder(config: Config) -> SentenceEncoder:
@@ -203,8 +253,11 @@ def check_trainable(config: Config) -> None:
             )
 
 
-def reopen(workdir: Path, data: Path | None, logger: RunLogger) -> Workbench:
+def reopen(workdir: Path, data: Path | None, logger: RunLogger, stage: str = "") -> Workbench:
     """The bench of a run that is already in `workdir`, over its own data or over the shards in `data`.
+
+    With `stage` it is that stage's, which may be a row of comparison. Clips of other data that cannot be used are left
+    out and counted, however many they are.
 
     Its mesh is of the devices that are there, whatever the run was trained on. Other data are seen as training saw its
     own: the same modalities, no more of a long clip, and the run's shapes, with one more where they hold what those do
@@ -214,8 +267,10 @@ def reopen(workdir: Path, data: Path | None, logger: RunLogger) -> Workbench:
       ConfigError: there is no run.
       ShardError, DataError, AnchorsError: as in `set_up`.
     """
-    config = read_run(workdir)
+    config = stage_config(read_run(workdir), stage)
     config = dataclasses.replace(config, mesh=fitting_mesh(config.mesh))
+    if data:
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, max_bad_fraction=1.0))
     reader = ShardReader(data or data_of(workdir) or shards_directory(config, cache_of(workdir)))
     bench = _assemble(config, workdir, reader, load_encoder(config), logger, read_facts(workdir))
     if data and (remark := remark_on_length(bench.dataset.index, config.data.max_seconds)):

@@ -79,7 +79,7 @@ def _sft(
         state, metrics = learner.step(state, parts)
         return state, {**metrics, "timing_s/transfer": transfer}, ()
 
-    validation = _teaching(bench, dataset.clips("validation"))
+    validation = dataset.teaching("validation")
 
     def validate(state: TrainState, step: int) -> dict[str, float]:
         total = tokens = 0.0
@@ -91,7 +91,7 @@ def _sft(
             total, tokens = total + float(nll), tokens + float(count)
         return {"validation/token_nll": total / tokens if tokens else float("nan")}
 
-    numbers = _teaching(bench, dataset.clips("train", config.clips))
+    numbers = dataset.teaching("train", config.clips)
     _tell_of_cut_references(bench, name, numbers, config.max_target_tokens)
     schedule = learning_rate_schedule(config.optimizer, config.steps)
     step = _with_progress(step, schedule, len(numbers) // config.batch_clips)
@@ -290,11 +290,6 @@ def _run(
 def _stage_seed(seed: int, name: str) -> int:
     """A seed by name: what goes on from another stage must not repeat its shuffles."""
     return (seed * 1_000_003 + zlib.crc32(name.encode())) % 2**31
-
-
-def _teaching(bench: Workbench, numbers: Sequence[int]) -> list[int]:
-    """Those of which the task knows an answer."""
-    return [number for number in numbers if bench.dataset.targets(number)]
 
 
 def _tell_filled(bench: Workbench, name: str, division: Division) -> None:

@@ -198,7 +198,7 @@ def _captioner(bench: Workbench, model: RunModel) -> Callable[..., Mapping[int, 
         return held[stage]
 
     def caption(view: Workbench, stage: str, title: str, numbers: list[int]) -> Mapping[int, Caption]:
-        return caption_stage(view, title, model.graphdef, params(stage), numbers)
+        return caption_stage(view, title, model.graphdef, params(stage), numbers, view.config.longest_answer)
 
     return caption
 

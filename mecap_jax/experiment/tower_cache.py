@@ -17,6 +17,7 @@ from flax import nnx
 from jax.experimental import multihost_utils
 
 from mecap_jax.batch import PromptBatch
+from mecap_jax.config import MEDIA_SETTINGS
 from mecap_jax.data.building import building, remove_unfinished
 from mecap_jax.data.manifest import MANIFEST, sha256
 from mecap_jax.data.pipeline import EncodingBatch
@@ -34,7 +35,7 @@ from mecap_jax.models.parameters import merge_params
 from mecap_jax.sharding import batch_sharding, local_rows, put_batch
 from mecap_jax.training.stopping import Interrupted
 
-_VERSION = 1
+_VERSION = 2
 
 
 def with_tower_cache(bench: Workbench, model: RunModel, should_stop: Callable[[int], bool]) -> Workbench:
@@ -67,8 +68,7 @@ def describe_source(bench: Workbench, params: Any) -> dict[str, Any]:
     """Everything that media tokens depend on, as a JSON tree; the same on every mesh."""
     data, model, dataset = bench.config.data, bench.config.model, bench.dataset
     modalities = [name for name in TOWERS if name in data.modalities]
-    settings = {name: getattr(data, name) for name in ("max_frames", "min_pixels", "max_pixels")}
-    settings |= {name: float(getattr(data, name)) for name in ("fps", "max_seconds")}  # 0 and 0.0 are one setting
+    settings = {name: float(getattr(data, name)) for name in MEDIA_SETTINGS}  # 0 and 0.0 are one setting
     ids = sorted(
         dataset.index[number].id for split in ("train", "validation", "test") for number in dataset.clips(split)
     )

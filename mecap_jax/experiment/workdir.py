@@ -11,12 +11,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from mecap_jax.config import Config, ConfigError, differences
+from mecap_jax.config import Config, ConfigError, differences, with_absolute_paths
 from mecap_jax.data.shards import ShardReader
 from mecap_jax.data.training_facts import TrainingFacts
 from mecap_jax.experiment.weights import CONFIG_FILE
 from mecap_jax.json_files import as_json, read_json_object, to_json, write_json
-from mecap_jax.rewards.custom import is_custom
 from mecap_jax.training.checkpointing import latest_step
 
 # Held by the process that runs in a workdir; evaluation, captions and export only read, and need no lock.
@@ -88,7 +87,7 @@ def check_same(workdir: Path, config: Config) -> None:
         theirs = read_json_object(workdir / CONFIG_FILE)
     except ValueError as error:
         raise ConfigError(f"{error}; choose another --workdir") from error
-    mine = _with_absolute_paths(as_json(dataclasses.asdict(config)))
+    mine = as_json(dataclasses.asdict(with_absolute_paths(config)))
     refused = [
         f"{key}: {old!r} there, {new!r} asked"
         for key, old, new in differences(theirs, mine)
@@ -104,10 +103,19 @@ def check_same(workdir: Path, config: Config) -> None:
 
 
 def claim(workdir: Path, asked: Config, facts: TrainingFacts) -> None:
-    """Makes `workdir` this run's: what was asked for, its paths from the root, and what the data make of it."""
+    """Makes `workdir` this run's: what was asked for, its paths from the root, and what the data make of it.
+
+    Rows of comparison that have taken steps here are kept, whether they are asked for or not.
+    """
     workdir.mkdir(parents=True, exist_ok=True)
     facts.save(workdir)
-    write_json(workdir / CONFIG_FILE, _with_absolute_paths(as_json(dataclasses.asdict(asked))))
+    taken, names = _steps_taken(workdir), {row.name for row in asked.rows}
+    mine = as_json(dataclasses.asdict(with_absolute_paths(asked)))
+    if is_claimed(workdir):
+        # What such a row was stays known: it may be asked for again, and must be the same then.
+        theirs = read_json_object(workdir / CONFIG_FILE).get("rows", ())
+        mine["rows"] += [row for row in theirs if row["name"] in taken and row["name"] not in names]
+    write_json(workdir / CONFIG_FILE, mine)
 
 
 def claim_data(workdir: Path, reader: ShardReader) -> None:
@@ -177,23 +185,3 @@ def _refused_rows(theirs: dict[str, Any], mine: dict[str, Any], taken: dict[str,
 def _checksum(reader: ShardReader) -> str:
     files = [entry["sha256"] for entry in (reader.manifest["index"], *reader.manifest["shards"])]
     return hashlib.sha256(to_json(files).encode()).hexdigest()
-
-
-def _with_absolute_paths(config: dict[str, Any]) -> dict[str, Any]:
-    """The JSON tree of a configuration whose relative paths are spelt out from the root."""
-
-    def absolute(path: str) -> str:
-        return os.path.abspath(os.path.expanduser(path)) if path else path
-
-    data, encoder, grpo = config["data"], config["encoder"], config["grpo"]
-    config = config | {key: absolute(config[key]) for key in ("backbone", "init_from", "compilation_cache")}
-    config["data"] = data | {key: absolute(data[key]) for key in ("path", "input")}
-    config["encoder"] = encoder | {key: absolute(encoder[key]) for key in ("path", "anchors")}
-    if grpo is not None:
-        names = ("name", "gate")  # of a user's own term: a path and a function
-        terms = [
-            term | {key: absolute(term[key]) for key in names if is_custom(term[key])}
-            for term in grpo["reward"]["terms"]
-        ]
-        config["grpo"] = grpo | {"reward": grpo["reward"] | {"terms": terms}}
-    return config

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple, SupportsFloat
 
 import numpy as np
 
-from mecap_jax.config import ConfigError, RewardConfig
+from mecap_jax.config import ConfigError, RewardConfig, is_custom, schedule_factor
 from mecap_jax.rewards.base import Reward, Sample
-from mecap_jax.rewards.custom import is_custom, load_custom
+from mecap_jax.rewards.custom import load_custom
 
 _log = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ class RewardFunction:
 
     def weights_at(self, step: int | None) -> dict[str, float]:
         """Weight by term at a step; None: behind the last one of every schedule."""
-        return {name: float(term.weight) * _factor(term.schedule, step) for name, term in self._terms.items()}
+        return {name: float(term.weight) * schedule_factor(term.schedule, step) for name, term in self._terms.items()}
 
     def __call__(self, samples: Sequence[Sample], step: int | None = None) -> RewardBatch:
         """Computes the rewards of `samples`, with the weights of a step."""
@@ -197,13 +197,6 @@ def _behind_gates(gates: Mapping[str, str]) -> list[str]:
 def _gated(values: np.ndarray, gate: np.ndarray, above: float) -> np.ndarray:
     """0 where the gate is not above its threshold; no value where the gate has none."""
     return np.where(np.isnan(gate), np.nan, np.where(gate > above, values, np.where(np.isnan(values), np.nan, 0.0)))
-
-
-def _factor(schedule: Sequence[tuple[int, float]], step: int | None) -> float:
-    if not schedule:
-        return 1.0
-    steps, factors = zip(*schedule)
-    return float(np.interp(steps[-1] if step is None else step, steps, factors))
 
 
 def _checked(values: Any, n: int, weight: float) -> tuple[np.ndarray, np.ndarray]:

@@ -25,11 +25,6 @@ class CustomReward:
         return self.function(samples)
 
 
-def is_custom(name: str) -> bool:
-    """Whether a term's name is that of a user's own function, "path/to/file.py:function"."""
-    return ":" in name
-
-
 def load_custom(target: str) -> CustomReward:
     """Loads `path/to/file.py:function`; the function maps samples to one float or None each.
 

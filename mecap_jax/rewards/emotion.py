@@ -63,12 +63,15 @@ class EmotionReward:
 
     Raises:
       AnchorsError: the anchors were built with another encoder.
+      ValueError: an unknown form.
     """
 
     name = "emotion"
 
     def __init__(self, encoder: SentenceEncoder, anchors: Anchors, form: str = "centred"):
         check_encoder(anchors, encoder)
+        if form not in FORMS:
+            raise ValueError(f"form must be one of {FORMS}, got {form!r}")
         self._encoder, self._anchors, self._form = encoder, anchors, form
 
     def __call__(self, samples: Sequence[Sample]) -> list[float | None]:

@@ -158,7 +158,7 @@ class ExplanationReward:
     def __call__(self, samples: Sequence[Sample]) -> list[float | None]:
         rationales = [sample.fields.get(self._field) for sample in samples]
         answers = [self._normalise(sample.fields.get(self._answer, "")) for sample in samples]
-        gold = [sample.label for sample in samples]
+        gold = [sample.label and self._normalise(sample.label) for sample in samples]
         return explanation_rewards(rationales, gold, self._verifier, self._variant, answers, self._least)
 
 

@@ -82,8 +82,12 @@ class GrpoLearner:
             sampled, draws = sampled + self._sample(params, draw(draws), step), draws + 1
         del params  # the state is about to be consumed
         rollouts, judged, advantages, zero_variance, timing = sampled
+        kept, drawing = sampled.mixed, {}
+        if self._config.draws > 1:
+            kept, drawing = self._choose(sampled)
+            drawing["draws"] = float(draws)
         if self._config.advantage == "per_reward":
-            advantages = _whitened(advantages, judged)
+            advantages = _whitened(advantages, judged, kept)
         examples = [
             TrainExample(
                 rollout.micro.prompt,
@@ -96,10 +100,8 @@ class GrpoLearner:
             )
             for rollout, advantage in zip(rollouts, advantages)
         ]
-        drawing = {}
         if self._config.draws > 1:
-            examples, drawing = self._choose(examples, sampled)
-            drawing["draws"] = float(draws)
+            examples = [_only(example, put_batch(part, self._mesh)) for example, part in zip(examples, kept)]
         updating = time.perf_counter()
         state, sums, totals, norm = self._update(state, examples, [rollout.micro.rows for rollout in rollouts])
         jax.block_until_ready(norm)
@@ -121,15 +123,14 @@ class GrpoLearner:
         weights = self._weights(step // self._config.updates)
         return _Sampled(rollouts, judged, *self._advantages(judged, weights), timing)
 
-    def _choose(self, examples: list[TrainExample], sampled: _Sampled) -> tuple[list[TrainExample], dict[str, float]]:
-        """Leaves the first `prompts` mixed groups in the loss; says how many there were."""
+    def _choose(self, sampled: _Sampled) -> tuple[list[np.ndarray], dict[str, float]]:
+        """Which groups are learnt from, the first `prompts` mixed ones; and how many there were."""
         mixed = sampled.mixed
         numbers = [np.asarray(local_rows(rollout.micro.rows)) for rollout in sampled.rollouts]
         every, among = all_rows((np.concatenate(numbers), np.concatenate(mixed)))
         chosen = np.sort(every[among])[: self._config.prompts]
-        kept = [put_batch(m & np.isin(n, chosen), self._mesh) for m, n in zip(mixed, numbers)]
-        examples = [_only(example, keep) for example, keep in zip(examples, kept)]
-        return examples, {"mixed_groups": float(among.sum()), "kept_groups": float(len(chosen))}
+        kept = [m & np.isin(n, chosen) for m, n in zip(mixed, numbers)]
+        return kept, {"mixed_groups": float(among.sum()), "kept_groups": float(len(chosen))}
 
     def _advantages(
         self, judged: list[JudgedGroups], weights: Mapping[str, float]
@@ -177,12 +178,13 @@ class _Sampled(NamedTuple):
         return [rollout.valid & ~flat for rollout, flat in zip(self.rollouts, self.zero_variance)]
 
 
-def _whitened(advantages: list[np.ndarray], judged: list[JudgedGroups]) -> list[np.ndarray]:
-    """GDPO's last step: mean and deviation are those of all advantages of the step that count, on all processes."""
-    counted = [np.isfinite(groups.total) & (advantage != 0) for advantage, groups in zip(advantages, judged)]
+def _whitened(advantages: list[np.ndarray], judged: list[JudgedGroups], kept: list[np.ndarray]) -> list[np.ndarray]:
+    """GDPO's last step: mean and deviation are those of all advantages of the step that count, on all processes: of
+    judged completions in groups that are mixed and learnt from."""
+    counted = [np.isfinite(groups.total) & part[:, None] for groups, part in zip(judged, kept)]
     values, which = all_rows((np.concatenate(advantages), np.concatenate(counted)))
     if not which.any():
-        return advantages
+        return [np.zeros_like(advantage) for advantage in advantages]
     mean = float(values[which].mean())
     deviation = float(values[which].std(ddof=1)) if which.sum() > 1 else 1.0
     return [whitened(advantage, c, mean, deviation) for advantage, c in zip(advantages, counted)]

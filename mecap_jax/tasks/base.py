@@ -10,10 +10,11 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from mecap_jax.config import RewardConfig
+from mecap_jax.config import Config, RewardConfig
 from mecap_jax.data.checks import Checked
 from mecap_jax.data.manifest import ClipRecord
 from mecap_jax.evaluation.java_tools import Meteor
+from mecap_jax.evaluation.model_card import About
 from mecap_jax.evaluation.stage import StageResult
 from mecap_jax.models.sentence_encoder import SentenceEncoder
 from mecap_jax.rewards.anchors import Anchors
@@ -63,6 +64,9 @@ class Task(Checked, Protocol):
         Raises:
           ConfigError: a term that cannot be made, or none at all.
         """
+
+    def about(self, config: Config) -> About:
+        """What a model card says of a model of this configuration."""
 
     def evaluate(self, answers: Sequence[Answer], judges: Judges, meteor: Meteor) -> StageResult:
         """All metrics of one answer a clip."""

@@ -13,6 +13,7 @@ from mecap_jax.data.checks import Judgement, clip_counts, counted, listed, refer
 from mecap_jax.data.language import has_word
 from mecap_jax.data.manifest import ClipRecord
 from mecap_jax.evaluation.java_tools import Meteor
+from mecap_jax.evaluation.model_card import About
 from mecap_jax.evaluation.stage import EvaluatedClip, StageResult, score_stage
 from mecap_jax.rewards.anchors import Anchors
 from mecap_jax.rewards.base import Reward, Sample, normalise_text
@@ -85,6 +86,19 @@ class Captioning:
         """Returns what a caption earns. Empty, endless and repetitive ones earn nothing, whatever the terms say."""
         train = [self.targets(record) for record in judges.train]
         return build_reward(config, _MAKERS, _Context(judges, train), is_degenerate)
+
+    def about(self, config: Config) -> About:
+        """Returns what a model card says."""
+        limits = [
+            "The metrics by nearest anchor and the emotion reward come from one sentence encoder; the metrics by first "
+            "word know nothing of it."
+        ]
+        if any(spec.name == "emotion" and spec.weight for spec in _terms(config)):
+            limits.append(
+                "The emotion reward is a labelled reconstruction: the formula of MECap-R1 (arXiv 2509.18729) is not "
+                "public, and results here are not those of the paper."
+            )
+        return About("describes in words the emotion in a clip", tuple(limits))
 
     def evaluate(self, answers: Sequence[Answer], judges: Judges, meteor: Meteor) -> StageResult:
         """Scores captions: n-gram metrics, sentence similarity, emotion by nearest anchor and by first word.

@@ -59,6 +59,10 @@ class LabelSet:
         classes = forms or self._synonyms.get(plain, set())
         return next(iter(classes)) if len(classes) == 1 else None
 
+    def spelt(self, name: str) -> str | None:
+        """Returns the class that the set itself spells so; unlike `normalise` it knows no synonyms."""
+        return self.spellings.get(_fold(name))
+
     def display(self, label: str, language: str = "en") -> str:
         """Returns what the corpus calls a class in `language`."""
         return self.names[language][self.labels.index(label)]

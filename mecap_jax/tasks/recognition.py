@@ -7,14 +7,16 @@ follow the protocol, or names no class of the label set, is wrong everywhere.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from mecap_jax.config import Config, ConfigError, RewardConfig
+from mecap_jax.config import Config, ConfigError, RewardConfig, is_path
 from mecap_jax.data.checks import Judgement, clip_counts
+from mecap_jax.data.language import caption_language
 from mecap_jax.data.manifest import ClipRecord
 from mecap_jax.data.synthetic.corpus import DATASET as SYNTHETIC
 from mecap_jax.evaluation.affect import affect_error, label_divergence
@@ -22,6 +24,7 @@ from mecap_jax.evaluation.claims import claim_accuracy
 from mecap_jax.evaluation.faithfulness import faithfulness
 from mecap_jax.evaluation.intervals import Statistic, mean
 from mecap_jax.evaluation.java_tools import Meteor
+from mecap_jax.evaluation.model_card import About
 from mecap_jax.evaluation.recognition import Recognition as Agreement
 from mecap_jax.evaluation.recognition import recognition
 from mecap_jax.evaluation.stage import EvaluatedClip, StageResult
@@ -136,8 +139,10 @@ class Recognition:
         evaluated: Sequence[ClipRecord],
         records: Sequence[ClipRecord],
     ) -> Judgement:
-        """Returns what is odd about labels, and about what there is to learn from."""
+        """Returns what is odd about labels, about what there is to learn from, and about who judges explanations."""
         found = Judgement([], [])
+        if self.explains:
+            self._check_judges(config, train, found)
         known = {self.labels.normalise(record.label) for record in train}
         unseen = Counter(record.label for record in evaluated if self.labels.normalise(record.label) not in known)
         if unseen:
@@ -150,6 +155,40 @@ class Recognition:
             )
         return found
 
+    def _check_judges(self, config: Config, train: Sequence[ClipRecord], found: Judgement) -> None:
+        if self.judge:
+            try:
+                self._judge(None)
+            except ConfigError as error:
+                found.problems.append(str(error))
+        language = caption_language(record.rationale or "" for record in train) or self.language
+        if language == "en" or config.encoder.path:
+            return
+        unread = f"explanations are in {language!r}, and the packaged sentence encoder reads English only"
+        terms = config.grpo.reward.terms if config.grpo else ()
+        if any(spec.name == "explanation" and spec.weight and not spec.options.get("verifier") for spec in terms):
+            found.problems.append(
+                f"{unread}: the term 'explanation' would be noise; name a multilingual one (config key 'encoder.path') "
+                "or a text classifier (the term's option 'verifier')"
+            )
+        if not self.judge:
+            found.remarks.append(
+                f"{unread}: EEA, FCR and EPC say nothing of them; name a multilingual one (config key 'encoder.path') "
+                "or a text classifier (config key 'task.judge')"
+            )
+
+    def _judge(self, judges: Judges | None) -> Judge:
+        """What judges explanations in evaluation; it needs `judges` where no classifier is named."""
+        try:
+            return verifier_judge(self.verifier(self.judge, judges), self.labels)
+        except ConfigError as error:
+            raise ConfigError(f"config key 'task.judge': {error}") from error
+
+    def verifier(self, directory: str, judges: Judges | None) -> Verifier:
+        """A classifier's, or with "" that of the anchors; what the label set takes for one class is one."""
+        made = _classifier_of(directory) if directory else anchor_verifier(judges.encoder, judges.anchors)
+        return dataclasses.replace(made, labels=tuple(self.labels.spelt(label) or label for label in made.labels))
+
     def check_rewards(self, config: RewardConfig) -> None:
         """Checks the terms before there are data."""
         check_terms(config, _MAKERS)
@@ -158,6 +197,19 @@ class Recognition:
         """Returns what an answer earns. A chain of thought may repeat a phrase: the terms judge all by themselves."""
         return build_reward(config, _MAKERS, _Context(self, judges))
 
+    def about(self, config: Config) -> About:
+        """Returns what a model card says."""
+        classes = ", ".join(self.labels.names[self.language])
+        limits = [f"It answers with one of these classes, whatever it hears and sees: {classes}."]
+        if self.explains:
+            judge = "a text classifier" if self.judge else "the nearest emotion anchor of a sentence encoder"
+            limits.append(
+                "An explanation is written before the answer and need not be its cause. Whether explanations speak for "
+                f"the right emotion (EEA, FCR, EPC) is judged by {judge}."
+            )
+        does = "names the emotion in a clip and says why" if self.explains else "names the emotion in a clip"
+        return About(does, tuple(limits))
+
     def evaluate(self, answers: Sequence[Answer], judges: Judges, meteor: Meteor) -> StageResult:
         """Scores one answer a clip, as `score` does; explanations are judged by the task's judge.
 
@@ -165,13 +217,12 @@ class Recognition:
         """
         texts = [answer.text for answer in answers]
         records = [answer.record for answer in answers]
-        verifier = _verifier(self.judge, judges)
-        scores = self.score(texts, [record.label for record in records], verifier_judge(verifier, self.labels))
-        clips = [
-            EvaluatedClip(record.id, record.speaker, self.targets(record), record.label, record.caption_language)
-            for record in records
-        ]
+        scores = self.score(texts, [record.label for record in records], self._judge(judges) if self.explains else None)
         gold = [self.labels.normalise(record.label) for record in records]
+        clips = [
+            EvaluatedClip(record.id, record.speaker, self.targets(record), label, record.caption_language)
+            for record, label in zip(records, gold)
+        ]
         statistics = dict(scores.statistics)
         if self.explains and {record.dataset for record in records} == {SYNTHETIC}:
             explanations = [self.read(text).get(RATIONALE, "") for text in texts]
@@ -303,7 +354,9 @@ def _accuracy(context: _Context, similarity: str = "") -> Reward:
 def _explanation(context: _Context, variant: str = "sentences", least: int = 1, verifier: str = "") -> Reward:
     """`variant`, `least`: see `rewards.explanation`; `verifier`: a text classifier's directory, or "" for anchors."""
     task, field = context.task, _rationale(context)
-    made = _verifier(verifier, context.judges)
+    if verifier and not is_path(verifier):
+        raise ValueError(f"the verifier {verifier!r} is no path; write './{verifier}' for a directory of this name")
+    made = task.verifier(verifier, context.judges)
     return ExplanationReward(made, field, task.protocol.answer, task.labels.normalise, variant, least)
 
 
@@ -322,9 +375,9 @@ def _rationale(context: _Context) -> str:
     return RATIONALE
 
 
-def _verifier(directory: str, judges: Judges) -> Verifier:
-    if not directory:
-        return anchor_verifier(judges.encoder, judges.anchors)
+@functools.lru_cache(maxsize=2)
+def _classifier_of(directory: str) -> Verifier:
+    """The verifier of a directory; all stages of a run ask it."""
     try:
         return classifier_verifier(load_text_classifier(directory))
     except TextModelError as error:

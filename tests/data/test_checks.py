@@ -52,11 +52,6 @@ def test_a_sound_corpus_passes_without_a_word():
         (without("train"), (), "'sft.batch_clips': 8 clips a step, but only 0 train"),
         (corpus(), ("sft.batch_clips=41",), "'sft.batch_clips': 41 clips a step, but only 40 train; lower it"),
         (corpus(), ("grpo.prompts=48",), "'grpo.prompts': 48 clips a step, but only 40 train"),
-        (
-            corpus(),
-            ("rows=({'name': 'long', 'stage': 'sft', 'changes': ('sft.batch_clips=48',)},)", "evaluation.rows=long"),
-            "row 'long': 'sft.batch_clips': 48 clips a step, but only 40 train",
-        ),
         (corpus(captions={}), (), "60 x has no 'overall' caption"),
         (corpus(captions={"overall": ("😢",)}), (), "60 x has no 'overall' caption with a word in it"),
         (corpus(has_audio=False, has_video=False), (), "60 x has none of the modalities ('audio', 'video')"),

@@ -8,14 +8,17 @@ import pytest
 import yaml
 
 from mecap_jax.config import LossConfig, RewardSpec, load
-from mecap_jax.evaluation.model_card import Export, base_name, render_card
+from mecap_jax.evaluation.model_card import About, Export, base_name, render_card
 from mecap_jax.model_config import LoraConfig
 
 HOSTILE = "x\"\n---\nlicense: mit\n```\n# Heading\n<script>alert(1)</script> | [a](http://b) {{ c }} ' \\ \u2028 ${d}"
 
 
 def export(recipe="configs/grpo.py", stage="grpo", **changes):
-    defaults = dict(steps=7, dtype="float32", adapters=False, report={}, data={}, base="")
+    about = About("does things", ("It has limits.",))
+    defaults = dict(
+        instruction="Say it.", about=about, steps=7, dtype="float32", adapters=False, report={}, data={}, base=""
+    )
     return Export(config=changes.pop("config", load(recipe)), stage=stage, **defaults | changes)
 
 
@@ -35,7 +38,7 @@ def test_every_family_and_stage_has_a_card_with_code_that_parses(family, stage):
     assert front(card)["library_name"] == "transformers" and front(card)["license"] == "other"
     assert len(code(card)) == 2 and all(ast.parse(text) for text in code(card))
     assert "Not evaluated." in card and "no record of its data" in card
-    assert ("reconstruction" in card) == stage.startswith("grpo")
+    assert "\n- It has limits." in card
     if stage == "text_only":
         assert "waveform" not in card and front(card)["pipeline_tag"] == "text-generation"
     if stage == "grpo_semantic":
@@ -51,13 +54,19 @@ def test_foreign_text_stays_text():
         name=HOSTILE,
         trainable=(HOSTILE,),
         model=replace(config.model, name=HOSTILE, lora=LoraConfig(targets=(HOSTILE,))),
-        data=replace(config.data, instruction=HOSTILE),
         grpo=replace(config.grpo, loss=loss, reward=replace(config.grpo.reward, terms=(RewardSpec(HOSTILE),))),
     )
     report = {"eval": {"grpo": {HOSTILE: 0.5}}, "confidence": {"grpo": {HOSTILE: None}}, "test": {"clips": HOSTILE}}
     data = {"source": HOSTILE, "splits": {HOSTILE: {"records": HOSTILE}}, "licences": {HOSTILE: 3}, "quarantined": []}
     card = render_card(
-        export(config=config, report=report, data=data, base=f"/home/me/secret/{HOSTILE}", adapters=True)
+        export(
+            config=config,
+            instruction=HOSTILE,
+            report=report,
+            data=data,
+            base=f"/home/me/secret/{HOSTILE}",
+            adapters=True,
+        )
     )
     assert front(card)["license"] == "other" and front(card)["base_model"].startswith("b)")
     blocks = code(card)

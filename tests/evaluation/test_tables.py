@@ -1,7 +1,7 @@
 import pytest
 from markdown_it import MarkdownIt
 
-from mecap_jax.evaluation.tables import escape, format_value, markdown_table, results_table
+from mecap_jax.evaluation.tables import escape, format_value, markdown_table, pairs, results_table
 
 HOSTILE = [
     "a | b",
@@ -56,6 +56,12 @@ def test_table_over_seeds_by_hand():
     assert "| Emotion UAR, nearest anchor ↑ | 0.500 [0.500, 0.500] | 0.800 [0.700, 0.900] |" in text
     assert "| METEOR ↑ | unavailable | unavailable |" in text
     assert "| Emotion UAR, nearest anchor ↑ | +0.300 [+0.200, +0.400] (2) |" in text
+
+
+def test_stages_are_compared_once():
+    assert pairs(["sft", "text_only", "sft_control"]) == [("sft", "text_only"), ("sft", "sft_control")]
+    assert pairs(["text_only", "grpo", "sft"]) == [("grpo", "sft"), ("grpo", "text_only"), ("text_only", "sft")]
+    assert pairs(["grpo", "other"]) == [("grpo", "other")] and pairs(["sft"]) == []
 
 
 def test_a_stage_that_one_seed_lacks_is_marked():

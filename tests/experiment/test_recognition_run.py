@@ -1,14 +1,23 @@
 """R1-Omni's recipe in small, from shards to a report: cold start on rationales, reinforcement learning on labels."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from mecap_jax.captioner import Captioner
 from mecap_jax.captioning import Request, caption_clips
 from mecap_jax.config import load
+from mecap_jax.data.shards import write
+from mecap_jax.data.utterance import Utterance
 from mecap_jax.experiment import story
-from mecap_jax.training.logging import read_jsonl
+from mecap_jax.experiment.export import export_stage
+from mecap_jax.experiment.scoring import evaluate_checkpoint
+from mecap_jax.experiment.trained_task import TrainedTask, read_trained_task
+from mecap_jax.experiment.weights import read_run
+from mecap_jax.models.checkpoints.table import CheckpointError
+from mecap_jax.tasks.labels import label_set
+from mecap_jax.training.logging import RunLogger, read_jsonl
 from tests.data.clips import audio_file
 from tests.experiment.test_story import SMALL
 
@@ -74,3 +83,71 @@ def test_a_file_is_asked_in_the_words_of_training(finished, tmp_path):
     assert captioner.data.instruction in read_jsonl(workdir / "completions.jsonl")[0]["prompt"]
     (answer,) = caption_clips(captioner, [Request(str(tmp_path / "a.wav"))], max_new_tokens=4)
     assert not answer.error
+
+
+@pytest.mark.slow
+def test_an_export_is_asked_and_judged_as_its_row_was(finished, tmp_path):
+    workdir, report = finished
+    export_stage(workdir / "checkpoints" / "sft_labels", tmp_path / "export")
+    shards = read_run(workdir).data.path
+    with RunLogger(None, enabled=False) as logger:
+        own, _ = evaluate_checkpoint(workdir / "checkpoints" / "sft_labels", None, "test", logger)
+        theirs, rows = evaluate_checkpoint(tmp_path / "export", Path(shards), "test", logger)
+    assert own["captions"] == theirs["captions"] and own["eval"] == theirs["eval"] == report["eval"]["sft_labels"]
+    assert not own["unseen_labels"] and rows[0]["reading"].keys() == {"answer"}
+    captioner = Captioner.from_pretrained(tmp_path / "export")
+    assert captioner.max_new_tokens == 16 and "<think>" not in captioner.data.instruction
+    assert captioner.data.instruction == Captioner.from_pretrained(workdir / "checkpoints/sft_labels").data.instruction
+    card = (tmp_path / "export" / "README.md").read_text()
+    assert "A model that names the emotion in a clip, from" in card and "one of these classes" in card
+    assert "nearest anchor" not in card and repr(captioner.data.instruction) in card
+    assert 'tags: ["emotion-captioning", "emotion-recognition", "sft"' in card
+
+
+@pytest.mark.slow
+def test_other_clips_with_labels_that_the_set_lacks_are_left_out(finished, tmp_path, capsys):
+    workdir, _ = finished
+    items = [
+        Utterance(f"clip-{i}", "mine", "test", f"s{i}", audio=audio_file(seconds=0.5), labels={"multimodal": label})
+        for i, label in enumerate(("happy", "anxious", "sad", "anxious"))
+    ]
+    write(items, tmp_path / "shards", "a test", {"importer": "test"})
+    with RunLogger(None) as logger:
+        found, _ = evaluate_checkpoint(workdir / "checkpoints" / "grpo", tmp_path / "shards", "test", logger)
+    assert found["clips"] == 2 and [clip["id"] for clip in found["quarantined"]] == ["clip-1", "clip-3"]
+    assert (
+        "2 clips are left out:\n  2 x has the label 'anxious', which is not in the label set" in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"labels": "../labels.toml"}, "names a set of labels elsewhere: '../labels.toml'"),
+        ({"judge": "judge"}, "names files elsewhere: 'judge'"),
+        ({"places": "a.csv"}, "names files elsewhere: 'a.csv'"),
+        ({"name": "chat"}, "task.json cannot be read: "),
+    ],
+)
+def test_a_strangers_export_names_no_file_elsewhere(tmp_path, change, words):
+    trained = TrainedTask.of(load("configs/r1_omni.py", ["data.max_seconds=7"]))
+    trained.save(tmp_path)
+    assert read_trained_task(tmp_path) == trained and read_trained_task(tmp_path / "absent") is None
+    text = json.loads((tmp_path / "task.json").read_text())
+    (tmp_path / "task.json").write_text(json.dumps(text | {"task": text["task"] | change}))
+    with pytest.raises(CheckpointError, match=words):
+        read_trained_task(tmp_path)
+
+
+def test_a_set_of_labels_travels_with_the_export(tmp_path):
+    mine = tmp_path / "mine.toml"
+    mine.write_text('labels = [["happy", "excited"], ["sad"]]')
+    trained = TrainedTask.of(
+        load("configs/r1_omni.py", [f"task.labels={mine}", "task.judge=judge", "data.max_seconds=7"])
+    )
+    (tmp_path / "export").mkdir()
+    trained.save(tmp_path / "export")
+    mine.unlink()
+    task = read_trained_task(tmp_path / "export").task
+    assert (task.labels, task.judge) == (str(tmp_path / "export" / "labels.toml"), "")
+    assert label_set(task.labels).labels == ("happy", "sad")

@@ -12,7 +12,7 @@ from mecap_jax.data.pipeline import DataError
 from mecap_jax.data.shards import ShardError, ShardReader
 from mecap_jax.data.training_facts import read_facts
 from mecap_jax.data.utterance import Utterance
-from mecap_jax.experiment.setup import build_shards, reopen, set_up, shards_directory
+from mecap_jax.experiment.setup import USER_ERRORS, build_shards, reopen, set_up, shards_directory
 from mecap_jax.experiment.weights import read_run
 from mecap_jax.experiment.workdir import CACHE, is_claimed
 from mecap_jax.training.logging import RunLogger
@@ -200,6 +200,48 @@ def test_a_corpus_without_labels_has_anchors_from_templates(tmp_path):
     (tmp_path / "run").mkdir()
     bench = set_up(recipe(f"data.path={directory}", *SMALL), tmp_path / "run", logger := Said())
     assert bench.anchors.kind == "templates" and any("no emotion labels" in line for line in logger.lines)
+
+
+def row(*changes, stage="sft"):
+    """Overrides that train a row of comparison with these changes."""
+    return f"rows=({ {'name': 'other', 'stage': stage, 'changes': changes} },)", "evaluation.rows=other"
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["grpo.reward.terms.emotion.options={'form': 'round'}"], "'grpo.reward.terms': 'emotion': .*round"),
+        (["grpo.reward.terms=a.py:f,b.py:f"], "'grpo.reward.terms': .*different names"),
+        (row("grpo.reward.terms.emotion.options={'form': 'round'}", stage="grpo"), "row 'other': .*'emotion': .*round"),
+        (row("sft.batch_clips=33"), "row 'other': 'sft.batch_clips': 33 clips a step, but only \\d+ train"),
+        (row("grpo.prompts=33", stage="grpo"), "row 'other': 'grpo.prompts': 33 clips a step, but only \\d+ train"),
+        (row("data.target=style"), "row 'other': .*has no 'style' caption"),
+        (row("data.modalities=()"), "row 'other': .*needs a transcript"),
+    ],
+)
+def test_what_stages_and_rows_ask_for_is_tried_before_anything_is_trained(tmp_path, monkeypatch, overrides, message):
+    config = recipe(write_voices(tmp_path / "shards", [1.0] * 40), *SMALL, *overrides)
+    monkeypatch.chdir(tmp_path)
+    for name in "ab":
+        (tmp_path / f"{name}.py").write_text("def f(samples):\n    return [0.0] * len(samples)\n")
+    (tmp_path / "run").mkdir()
+    with pytest.raises(USER_ERRORS, match=f"(?s){message}"):
+        set_up(config, tmp_path / "run", Said())
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_row_that_asks_for_more_gets_the_room(tmp_path):
+    path = write_voices(tmp_path / "shards", [1.0] * 40)
+    (tmp_path / "run").mkdir()
+    longer = row(f"data.instruction={'Describe the voice. ' * 80}")
+    bench = set_up(recipe(path, *SMALL, *longer), tmp_path / "run", Said())
+    changed = bench.for_row(bench.config.rows[0])
+    assert len(changed.config.data.buckets) == len(bench.config.data.buckets) + 1
+    assert changed.dataset.clips("train") == bench.dataset.clips("train") and not changed.dataset.quarantined
+    # Where the recipe names the shapes, they are all that there is.
+    shapes = str(tuple(dataclasses.asdict(bucket) for bucket in bench.config.data.buckets))
+    with pytest.raises(DataError, match="(?s)row 'other': .*does not fit the largest of data.buckets"):
+        set_up(recipe(path, *SMALL, *longer, f"data.buckets={shapes}"), tmp_path / "run", Said())
 
 
 @needs_shared_data

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mecap_jax.config import ConfigError, load, validate
+from mecap_jax.config import ConfigError, RowConfig, load, validate
 from mecap_jax.data.manifest import read_manifest, write_manifest
 from mecap_jax.data.media import MediaError
 from mecap_jax.data.pipeline import ClipDataset
@@ -105,6 +105,21 @@ def test_the_decoder_gets_what_the_towers_would_give(tiny, modalities):
     bench, model, params, cached = tiny
     hidden = [b.with_data(b.dataset.with_modalities(modalities)) for b in (bench, cached)]
     assert_same_inputs(*hidden, model.graphdef, params, 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("modalities", [("audio",), ()])
+def test_a_row_of_comparison_reads_the_same_tokens(tiny, modalities):
+    bench, model, params, cached = tiny
+    changes = (f"data.modalities={modalities}",)
+    rows = [b.for_row(RowConfig("less", "sft", changes=changes)) for b in (bench, cached)]
+    assert (rows[1].dataset.tokens is None) == (modalities == ())
+    assert_same_inputs(*rows, model.graphdef, params, 1e-5)
+
+
+def test_a_row_of_comparison_sees_media_as_the_run_does(tiny):
+    with pytest.raises(ConfigError, match="row 'finer': .*'data.max_frames': with data.tower_cache"):
+        tiny[0].for_row(RowConfig("finer", "sft", changes=("data.max_frames=2",)))
 
 
 @pytest.mark.slow
@@ -261,7 +276,7 @@ def test_a_clip_that_cannot_be_decoded_does_not_count(tiny, tmp_path, monkeypatc
     decode = type(bench.dataset)._decode
 
     def failing(self, row):
-        if row == victim and self._tokens is None:
+        if row == victim and self.tokens is None:
             raise MediaError("the disk is on fire")
         return decode(self, row)
 

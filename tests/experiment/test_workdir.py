@@ -1,11 +1,13 @@
 """Whose a workdir is: what may change in a run that goes on, what may not, and what a path means."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from mecap_jax.config import ConfigError, load
+from mecap_jax.config.overrides import override
 from mecap_jax.data.training_facts import gather_facts
 from mecap_jax.experiment import workdir as workdir_module
 from mecap_jax.experiment.weights import read_run
@@ -97,6 +99,59 @@ def test_a_row_that_has_taken_steps_stays_what_it_is(run):
     with pytest.raises(ConfigError, match="rows: 'again' has taken 2 steps as .*'after': 'sft'.* there, .* asked"):
         claim(run, config("sft.steps=100", row()))
     claim(run, config("sft.steps=100", row(after="sft")))
+
+
+def test_a_row_that_was_left_out_once_is_still_known(run):
+    def row(after):
+        return f"rows=({ {'name': 'again', 'stage': 'sft', 'after': after} },)"
+
+    claim(run, config("sft.steps=100", row("sft")))
+    _take(run, "again", 2)
+    claim(run, config("sft.steps=100"))
+    with pytest.raises(ConfigError, match="rows: 'again' has taken 2 steps"):
+        claim(run, config("sft.steps=100", row("")))
+    claim(run, config("sft.steps=100", row("sft")))
+
+
+def test_paths_mean_the_same_from_anywhere(tmp_path, monkeypatch):
+    """Also those of rows, of a task and of a term's options."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    changes = (
+        "grpo.reward.terms=emotion=2,my.py:f=0.5",
+        "grpo.reward.terms.my.py:f.gate=my.py:f",
+        "grpo.reward.terms.my.py:f.options={'verifier': './model', 'variant': 'chain', 'similarity': 'a.csv'}",
+        "task.labels=mine.toml",
+        "task.judge=judge",
+        "task.places=plutchik",
+    )
+    asked = config(
+        f"rows=({ {'name': 'again', 'stage': 'grpo', 'changes': changes} },)",
+        "grpo.reward.terms=emotion,my.py:f=0.25",
+        "grpo.reward.terms.my.py:f.gate=emotion",
+        "grpo.reward.terms.my.py:f.options={'verifier': './model', 'variant': 'chain'}",
+        "task.places=places.tsv",
+        "data.path=~/shards",
+    )
+    monkeypatch.chdir(tmp_path / "here")
+    claim(tmp_path / "run", asked)
+    monkeypatch.chdir(tmp_path / "there")
+    found = read_run(tmp_path / "run")
+    here, (row,) = str(tmp_path / "here"), found.rows
+    term = found.grpo.reward.terms[1]
+    assert (term.name, term.gate) == (f"{here}/my.py:f", "emotion")
+    assert term.options == {"verifier": f"{here}/model", "variant": "chain"}
+    assert found.task.places == f"{here}/places.tsv" and found.task.labels == "emotiontalk"
+    assert found.data.path == str(Path.home() / "shards")
+    assert row.changes[1].startswith(f"grpo.reward.terms.{here}/my.py:f.gate={here}/my.py:f")
+    changed = override(found, [change for change in row.changes if ".gate" not in change])
+    term = changed.grpo.reward.terms[1]
+    assert (term.name, term.weight) == (f"{here}/my.py:f", 0.5)
+    assert term.options == {"verifier": f"{here}/model", "variant": "chain", "similarity": f"{here}/a.csv"}
+    assert (changed.task.labels, changed.task.judge) == (f"{here}/mine.toml", f"{here}/judge")
+    assert changed.task.places == "plutchik"
+    monkeypatch.chdir(tmp_path / "here")
+    check_same(tmp_path / "run", asked)
 
 
 def test_a_stage_that_another_has_started_from_gets_no_more_steps(run):

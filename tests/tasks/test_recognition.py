@@ -14,7 +14,7 @@ from mecap_jax.evaluation.intervals import bootstrap
 from mecap_jax.rewards.anchors import build_anchors
 from mecap_jax.rewards.base import Sample
 from mecap_jax.rewards.explanation import Verifier
-from mecap_jax.tasks.base import Judges
+from mecap_jax.tasks.base import Answer, Judges
 from mecap_jax.tasks.coordinates import coordinates
 from mecap_jax.tasks.labels import label_set
 from mecap_jax.tasks.protocols import PROTOCOLS
@@ -183,13 +183,14 @@ def test_a_task_reaches_a_reader_process():
     assert again.request(None) == task.request(None) and again.targets(row()) == task.targets(row()) != ()
 
 
-def rewarded(completions, *overrides, judges=None):
-    """What completions of one clip that is angry earn, in total and by term."""
+def rewarded(completions, *overrides, judges=None, records=None):
+    """What completions of a clip that is angry (or of these clips) earn, in total and by term."""
     config = configured(*overrides)
     task = make_task(config)
-    asked = Asked(row(), task.request(row()), "", task.targets(row()))
+    records = records or [row()] * len(completions)
+    asked = [Asked(record, task.request(record), "", task.targets(record)) for record in records]
     batch = task.rewards(config.grpo.reward, judges or Judges(None, None, ()))(
-        [Sample.of(asked, text, True, 0, task.read(text)) for text in completions]
+        [Sample.of(*pair, True, 0, task.read(pair[1])) for pair in zip(asked, completions, strict=True)]
     )
     assert batch.failures == {} and batch.degenerate == (None,) * len(completions)
     return batch
@@ -241,6 +242,47 @@ def test_an_explanation_counts_behind_a_right_answer_where_it_is_gated():
         rewarded(texts, terms, "grpo.reward.terms.explanation.options={'variant': 'all'}", judges=judges)
     with pytest.raises(ConfigError, match="'explanation': .*absent"):
         rewarded(texts, terms, "grpo.reward.terms.explanation.options={'verifier': 'absent'}", judges=judges)
+
+
+def test_what_a_set_takes_for_one_class_is_one(tmp_path):
+    """In answers, gold labels and what explanations speak for."""
+    mine = tmp_path / "mine.toml"
+    mine.write_text('labels = [["happy", "excited"], ["sad", "helpless"]]')
+    encoder = TableEncoder({"it sounds excited.": [1, 0], "thrill": [1, 0], "gloom": [0, 1]})
+    anchors = build_anchors(encoder, {"excited": ["thrill"], "sad": ["gloom"]}, kind="templates", source="a test")
+    judges = Judges(encoder, anchors, ())
+    settings = ("grpo.reward.terms=accuracy,explanation", f"task.labels={mine}")
+    text, clips = answer("It sounds excited.", "happy"), [row("excited"), row("sad")]
+    batch = rewarded([text, text], *settings, judges=judges, records=clips)
+    assert batch.terms["accuracy"].tolist() == [1, 0] and batch.terms["explanation"].tolist() == [1, 0]
+    result = make_task(configured(*settings)).evaluate([Answer(clip, text, True) for clip in clips], judges, None)
+    assert [clip.label for clip in result.clips] == ["happy", "sad"] and result.predicted == ("happy", "happy")
+    values = result.metrics
+    assert (values["war"], values["eea"], values["fcr"], values["epc"]) == (0.5, 0.5, 0.5, 1)
+    with pytest.raises(ConfigError, match="the verifier 'judge' is no path; write './judge'"):
+        rewarded([text], *settings, "grpo.reward.terms.explanation.options={'verifier': 'judge'}", judges=judges)
+
+
+def test_a_judge_that_cannot_be_loaded_is_named_before_training(tmp_path):
+    config = configured(f"task.judge={tmp_path / 'absent'}")
+    (problem,) = make_task(config).check(config, [row()], [row()], [row()]).problems
+    assert problem.startswith("config key 'task.judge': ") and "absent" in problem
+    config = configured(f"task.judge={tmp_path / 'absent'}", "task.protocol=answer")
+    assert not make_task(config).check(config, [row()], [row()], [row()]).problems  # nobody explains
+
+
+def test_explanations_that_no_judge_can_read_are_no_reward():
+    chinese, english = [row(rationale="她的声音很响。")], [row()]
+    plain, paid = configured(), configured("grpo.reward.terms=accuracy,explanation")
+    for config, clips, problems, remarks in (
+        (plain, english, 0, 0),
+        (plain, chinese, 0, 1),
+        (paid, chinese, 1, 1),
+        (configured("grpo.reward.terms=explanation", "encoder.path=there"), chinese, 0, 0),
+    ):
+        found = make_task(config).check(config, clips, clips, clips)
+        assert (len(found.problems), len(found.remarks)) == (problems, remarks)
+        assert all("reads English only" in text for text in [*found.problems, *found.remarks])
 
 
 def test_a_run_is_told_what_is_odd_about_its_clips():
