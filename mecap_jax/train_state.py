@@ -31,12 +31,14 @@ class TrainState(NamedTuple):
       opt_state: optax state.
       step: int32 [], updates taken; with several on one rollout, more than the loop's steps.
       skipped: int32 [], consecutive updates that were skipped because their gradient was not finite.
+      reference: the part of the reference policy that trains, where it moves after the policy; None where it does not.
     """
 
     params: Any
     opt_state: Any
     step: jax.Array
     skipped: jax.Array
+    reference: Any = None
 
 
 def abstract_model(config: ModelConfig, mesh: Mesh) -> tuple[nnx.GraphDef, Any]:
@@ -186,9 +188,9 @@ def make_update(
 ) -> Callable[[TrainState, Any], tuple[TrainState, jax.Array]]:
     """Returns the compiled optimiser step: (state, gradients) -> (new state, global norm of the gradients).
 
-    The state is consumed. A gradient that is not finite changes nothing but the counters. The new state is sharded as
-    `state` is: left to itself, a compiler may divide a norm's scale that was whole, and every program of the next step
-    would be compiled again.
+    The state, which comes without a reference policy, is consumed. A gradient that is not finite changes nothing but
+    the counters. The new state is sharded as `state` is: left to itself, a compiler may divide a norm's scale that was
+    whole, and every program of the next step would be compiled again.
     """
 
     def update(state: TrainState, gradients: Any) -> tuple[TrainState, jax.Array]:

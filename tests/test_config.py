@@ -72,7 +72,7 @@ def test_overrides_reach_nested_fields_with_the_right_type():
         ("grpo.temperature=0", ("grpo.temperature", "greater than 0")),
         ("grpo.loss.beta=-1", ("grpo.loss.beta", "greater than or equal to 0")),
         ("data.max_bad_fraction=2", ("data.max_bad_fraction", "less than or equal to 1")),
-        ("grpo.loss.kl=k1", ("grpo.loss.kl", "must be 'k2' or 'k3'")),
+        ("grpo.loss.kl=k1", ("grpo.loss.kl", "must be 'k2', 'k3' or 'k3_corrected'")),
         ("grpo.loss.clip_dual=1", ("grpo.loss.clip_dual", "above 1")),
         ("grpo.reward.terms.emotion.weight=1e308", ("grpo.reward.terms[0].weight", "less than or equal to 1000000")),
         ("grpo.reward.terms.joy.weight=1", ("no reward term 'joy'", "emotion, semantic, rouge_l")),

@@ -40,6 +40,7 @@ class SyntheticConfig:
       caption_language: "en" or "zh" (Chinese captions want a multilingual sentence encoder).
       speech_languages: languages that the voices speak.
       conflict_share: share of clips with a non-neutral emotion in which one modality is neutral or contradicts it.
+      stills: pictures of faces instead of clips: no sound, no words, and captions of none.
       features: precomputed features that clips carry besides their media: "log_mel-UTT" (mean and deviation of 40 mel
         bands), "log_mel-FRA" (the bands, ten times a second); to try recipes that read features.
     """
@@ -49,6 +50,7 @@ class SyntheticConfig:
     caption_language: Literal["en", "zh"] = "en"
     speech_languages: tuple[Literal["en", "zh"], ...] = ("en", "zh")
     conflict_share: Share = 0.4
+    stills: bool = False
     features: tuple[Literal["log_mel-UTT", "log_mel-FRA"], ...] = ()
 
 
@@ -205,6 +207,8 @@ class SftConfig:
       steps: more of them continue a finished stage. The learning rate follows the longer schedule from there, so a rate
         that had decayed rises again.
       clips: train on the "sft" share of the training clips (see `data.sft_share`) or on "all".
+      exercises: chance that a clip comes with one of the task's exercises in place of what the task asks: questions
+        that rewards will ask the policy (EMO-R3), for a model that could not answer them yet.
       validate_every: steps between validations; 0: only after the last step.
     """
 
@@ -213,6 +217,7 @@ class SftConfig:
     references: PositiveInt = 2
     micro_clips: NonNegativeInt = 0
     clips: Literal["sft", "all"] = "sft"
+    exercises: Share = 0.0
     max_target_tokens: PositiveInt = 64
     normalization: Literal["token", "sequence", "sum"] = "token"
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-3, warmup_steps=50, weight_decay=0.05)
@@ -224,26 +229,32 @@ class LossConfig:
     """The policy loss.
 
     Attributes:
-      name: aggregation: "grpo", "dr_grpo", "dapo", "gspo" or "cispo".
+      name: the variant: "grpo", "dr_grpo", "dapo", "gspo", "cispo" or "sapo".
       importance: ratio per "token" or per "sequence".
       clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high]; in "cispo" from above only.
       clip_dual: upper bound on the loss of tokens with negative advantage, in units of it; above 1, or 0 for none.
-      kl: estimator of the KL divergence to the reference policy, "k2" or "k3". "k1", the plain log-ratio, is none of
-        them: as a loss its expected gradient is zero.
+      kl: estimator of the KL divergence to the reference policy: "k2", "k3", or "k3_corrected", which is "k3" times the
+        importance ratio (as TRL has it from 1.16 on). "k1", the plain log-ratio, is none of them: as a loss its
+        expected gradient is zero.
       beta: its weight; 0 drops the reference policy altogether.
+      beta_schedule: (step, factor) as in `RewardSpec.schedule`: what `beta` is multiplied with.
+      sapo_positive, sapo_negative: temperatures of "sapo"'s gate for tokens with positive and with negative advantage.
       entropy: weight of an entropy bonus.
       reference_likelihood: weight of the token-normalised log-likelihood of references of the same prompt, at
         temperature 1.
       references: how many references of a prompt that term scores.
     """
 
-    name: Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo"] = "grpo"
+    name: Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "sapo"] = "grpo"
     importance: Literal["token", "sequence"] = "token"
     clip_low: NonNegativeFloat = 0.2
     clip_high: NonNegativeFloat = 0.2
     clip_dual: NonNegativeFloat = 0.0
-    kl: Literal["k2", "k3"] = "k3"
+    kl: Literal["k2", "k3", "k3_corrected"] = "k3"
     beta: NonNegativeFloat = 0.04
+    beta_schedule: tuple[tuple[NonNegativeInt, Factor], ...] = ()
+    sapo_positive: PositiveFloat = 1.0
+    sapo_negative: PositiveFloat = 1.05
     entropy: NonNegativeFloat = 0.0
     reference_likelihood: NonNegativeFloat = 0.0
     references: PositiveInt = 2
@@ -304,14 +315,18 @@ class GrpoConfig:
       prompts: prompts a step, over all devices; where they do not divide evenly, rows that do not count fill up.
       micro_prompts: most prompts on a device at a time, in rollout and gradient; 0 takes its whole share.
       group_size: completions a prompt.
-      updates: optimiser steps on one rollout.
-      advantage: "group" (mean and std), "mean" (mean only), "leave_one_out" or "per_reward" (each term normalised
-        in its group before the weighted sum, and that in its batch: GDPO).
+      updates: passes over one rollout.
+      minibatches: parts that a pass divides the rollout's prompts into, with an optimiser step each.
+      advantage: "group" (mean and std), "mean" (mean only), "leave_one_out", "per_reward" (each term normalised
+        in its group before the weighted sum, and that in its batch: GDPO), or "none": 0 for all, so that everything
+        happens but for what the reward teaches.
       draws: most batches of prompts that a step samples from until `prompts` groups are mixed, that is, differ in their
         rewards; only mixed groups are learnt from, and the first `prompts` of them (dynamic sampling, DAPO, arXiv
         2503.14476). Where the bound is reached, the step makes do with those that there are. 1: one batch, and all of
         it.
       mask_truncated: leave completions without an end out of the loss.
+      reference_sync_steps, reference_mix: every so many steps (0: never) the reference policy becomes a mean of the
+        policy, with the weight `reference_mix`, and itself.
       clips: train on "all" clips or on the ones "held_out" from SFT.
       augment: sample from augmented media (`data.augment`); a reward that judges a caption of a clip whose sound was
         masked out is mostly noise.
@@ -323,12 +338,15 @@ class GrpoConfig:
     micro_prompts: NonNegativeInt = 0
     group_size: Annotated[int, Field(ge=2)] = 8
     updates: PositiveInt = 1
+    minibatches: PositiveInt = 1
     temperature: PositiveFloat = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     max_new_tokens: PositiveInt = 64
-    advantage: Literal["group", "mean", "leave_one_out", "per_reward"] = "group"
+    advantage: Literal["group", "mean", "leave_one_out", "per_reward", "none"] = "group"
     draws: Annotated[int, Field(ge=1, le=1024)] = 1
     mask_truncated: bool = False
+    reference_sync_steps: NonNegativeInt = 0
+    reference_mix: Annotated[float, Field(gt=0, le=1)] = 0.6
     clips: Literal["all", "held_out"] = "all"
     augment: bool = False
     loss: LossConfig = LossConfig()
@@ -336,6 +354,11 @@ class GrpoConfig:
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-6)
     validate_every: NonNegativeInt = 0
     max_reward_failures: PositiveInt = 3
+
+    @property
+    def updates_per_step(self) -> int:
+        """Optimiser steps on one rollout."""
+        return self.updates * self.minibatches
 
 
 @dataclasses.dataclass(frozen=True)

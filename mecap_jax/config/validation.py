@@ -120,10 +120,15 @@ def _objective(config: Config) -> Problems:
         steps = [step for step, _ in spec.schedule]
         if steps != sorted(set(steps)):
             yield "grpo.reward.terms", f"the schedule of {spec.name!r} must name later and later steps"
+    if config.grpo.reference_sync_steps and not config.grpo.loss.beta:
+        yield "grpo.reference_sync_steps", "without grpo.loss.beta there is no reference policy"
+    steps = [step for step, _ in config.grpo.loss.beta_schedule]
+    if steps != sorted(set(steps)):
+        yield "grpo.loss.beta_schedule", "must name later and later steps"
+    if config.grpo.loss.name in ("cispo", "sapo") and config.grpo.loss.clip_dual:
+        yield "grpo.loss.clip_dual", f"{config.grpo.loss.name} does not clip the objective; must be 0"
     if 0 < config.grpo.loss.clip_dual <= 1:
         yield "grpo.loss.clip_dual", "must be above 1, or 0 for none"
-    if config.grpo.loss.clip_dual and config.grpo.loss.name == "cispo":
-        yield "grpo.loss.clip_dual", "cispo clips the weight and not the objective; must be 0"
 
 
 def _idle_step(terms: Sequence[RewardSpec]) -> int | None:

@@ -18,7 +18,7 @@ import grain
 import numpy as np
 
 from mecap_jax.batch import Completions, PromptBatch
-from mecap_jax.config import AugmentConfig, Bucket, DataConfig
+from mecap_jax.config import MODALITIES, AugmentConfig, Bucket, DataConfig
 from mecap_jax.data.batch_plan import BatchPlan, assign_bucket, evaluation_batches, take
 from mecap_jax.data.checks import in_sft_share, too_many_bad, why_undecodable
 from mecap_jax.data.clip_prompts import clip_row, request_text
@@ -29,6 +29,7 @@ from mecap_jax.data.fitting import (
     describe_bucket,
     extend_buckets,
     fit_to_data,
+    fits,
     of_modalities,
     positions,
 )
@@ -36,7 +37,7 @@ from mecap_jax.data.manifest import BadClip, ClipRecord
 from mecap_jax.data.media import MediaError
 from mecap_jax.data.pictures import TEMPORAL_PATCH_SIZE
 from mecap_jax.data.prompts import encode_target
-from mecap_jax.data.questions import Asked, Questions
+from mecap_jax.data.questions import Asked, Exercise, Questions
 from mecap_jax.data.shards import ShardReader
 from mecap_jax.data.tokenizer import Tokenizer
 from mecap_jax.data.tower_cache import TokenReader
@@ -202,6 +203,7 @@ class ClipDataset:
         references: int = 0,
         max_target_tokens: int = 0,
         augmented: bool = True,
+        exercises: float = 0.0,
         places: Sequence[int] | None = None,
     ) -> grain.IterDataset:
         """A Grain dataset of `steps` training batches, this process's part of each.
@@ -209,11 +211,13 @@ class ClipDataset:
         Args:
           augmented: whether media are changed at random, as `data.augment` says.
           references: how many answers of each clip are tokenised as targets, drawn anew each time.
+          exercises: chance that a clip comes with an exercise instead, where the task has one that fits the shape.
           places: which rows of each batch this process reads; one of `batch_size` or more is filled up. None: all.
         """
         plan = BatchPlan(numbers, self._needs, self.config.buckets, batch_size, seed)
         augmentation = self.config.augment if augmented else AugmentConfig()
-        load = _TrainingBatches(self, plan, seed, references, max_target_tokens, augmentation, _all(places, batch_size))
+        drawn = _all(places, batch_size)
+        load = _TrainingBatches(self, plan, seed, references, max_target_tokens, augmentation, exercises, drawn)
         return self._iterate(load, steps)
 
     def encoding_batches(self, batch_size: int, places: Sequence[int] | None = None) -> grain.IterDataset:
@@ -249,8 +253,8 @@ class ClipDataset:
         """
         places = _all(places, batch_size)
 
-        def targets(position: int, number: int) -> list[list[int]]:
-            return self.encode_targets(number, range(references), max_target_tokens)
+        def targets(position: int, asked: Asked) -> list[list[int]]:
+            return self.encode_targets(asked.targets, range(references), max_target_tokens)
 
         for chosen, bucket in evaluation_batches(numbers, self._needs, self.config.buckets, batch_size):
             taken, counted = take(chosen, places)
@@ -284,20 +288,19 @@ class ClipDataset:
         bucket: Bucket,
         counted: np.ndarray | None = None,
         *,
-        told: np.ndarray | None = None,
+        asked: list[Asked] | None = None,
         change: Callable[[int, DecodedClip], DecodedClip] = lambda position, clip: clip,
-        targets: Callable[[int, int], list[list[int]]] | None = None,
+        targets: Callable[[int, Asked], list[list[int]]] | None = None,
         target_length: int = 0,
     ) -> ClipBatch:
         """Decodes, lays out and pads the clips of `numbers`.
 
         Rows outside `counted` are not even read. A clip that fails to decode is logged and marked as not valid, too;
-        both keep the text of the prompt only, and their targets are masked. Rows that are not `told` go without their
-        transcripts.
+        both keep the text of the prompt only, and their targets are masked. Rows are asked what the task asks of their
+        clips, or what `asked` says.
         """
         prepared, valid = [], np.ones(len(numbers), bool) if counted is None else counted.copy()
-        told = np.ones(len(numbers), bool) if told is None else told
-        asked = [self.ask(int(number), bool(t)) for number, t in zip(numbers, told)]
+        asked = [self.ask(int(number)) for number in numbers] if asked is None else asked
         for position, number in enumerate(numbers):
             clip = DecodedClip()
             try:
@@ -310,14 +313,22 @@ class ClipDataset:
         prompt = collate(prepared, bucket, self._model, self._tokenizer.pad_id, encoded=self.tokens is not None)
         encoded = None
         if targets is not None:
-            ids = [targets(position, int(number)) for position, number in enumerate(numbers)]
+            ids = [targets(*pair) for pair in enumerate(asked)]
             encoded = collate_targets(ids, target_length, self._tokenizer.pad_id)
             encoded = encoded._replace(mask=encoded.mask & valid[:, None, None])
         return ClipBatch(prompt, np.asarray(numbers, np.int32), valid, asked, encoded)
 
-    def encode_targets(self, number: int, chosen: Sequence[int], max_tokens: int) -> list[list[int]]:
-        """Tokenised answers that a clip teaches; no tokens where it teaches nothing."""
-        targets = self.targets(number)
+    def exercise(self, number: int, other: int, bucket: Bucket, rng: np.random.Generator) -> Exercise | None:
+        """One of the task's exercises on a clip, beside another one; None where there is none, or it has no room."""
+        found = self.task.exercise(self.index[number], self.index[other], rng)
+        if found is None:
+            return None
+        clip = self._sized_like(self.index[number]) if found.media else DecodedClip()
+        need = needed(clip_row(clip, found.prompt, self._tokenizer, self._model), self._model)
+        return found if fits(need, bucket) else None
+
+    def encode_targets(self, targets: Sequence[str], chosen: Sequence[int], max_tokens: int) -> list[list[int]]:
+        """Tokenised answers that are taught; no tokens where there are none."""
         return [
             encode_target(self._tokenizer, targets[i % len(targets)], max_tokens) if targets else [] for i in chosen
         ]
@@ -397,8 +408,9 @@ class _EncodingBatches(_Load):
 class _TrainingBatches(_Load):
     """Step -> batch."""
 
-    def __init__(self, dataset, plan, seed, references, max_target_tokens, augmentation, places):
+    def __init__(self, dataset, plan, seed, references, max_target_tokens, augmentation, exercises, places):
         self._dataset, self._plan, self._seed, self._augmentation = dataset, plan, seed, augmentation
+        self._exercises, self._others = exercises, dataset.clips("train") if exercises else []
         self._references, self._max_target_tokens, self._places = references, max_target_tokens, places
 
     def __call__(self, step: int) -> ClipBatch:
@@ -406,22 +418,40 @@ class _TrainingBatches(_Load):
         # One generator a row, by its place in the whole batch: the same draws on any number of processes.
         generators = [np.random.default_rng((self._seed, step, place)) for place in self._places]
         dropout = self._dataset.config.transcript_dropout
-        told = np.array([generator.random() >= dropout for generator in generators], bool)
+        told = [generator.random() >= dropout for generator in generators]
 
-        def targets(position: int, number: int) -> list[list[int]]:
-            order = generators[position].permutation(max(self._references, len(self._dataset.targets(number))))
-            return self._dataset.encode_targets(number, order[: self._references], self._max_target_tokens)
+        def targets(position: int, asked: Asked) -> list[list[int]]:
+            order = generators[position].permutation(max(self._references, len(asked.targets)))
+            return self._dataset.encode_targets(asked.targets, order[: self._references], self._max_target_tokens)
+
+        def change(position: int, clip: DecodedClip) -> DecodedClip:
+            clip = clip.without(MODALITIES) if position in unseen else clip
+            return augment(clip, self._augmentation, generators[position])
 
         numbers, counted = take(chosen, self._places)
+        asked = [self._dataset.ask(int(number), t) for number, t in zip(numbers, told)]
+        unseen = set()
+        if self._exercises:
+            for position, generator in enumerate(generators):
+                if (exercise := self._exercise(int(numbers[position]), bucket, generator)) is not None:
+                    answers = (exercise.answer,)
+                    asked[position] = dataclasses.replace(asked[position], prompt=exercise.prompt, targets=answers)
+                    unseen |= set() if exercise.media else {position}
         return self._dataset.assemble(
             numbers,
             bucket,
             counted,
-            told=told,
-            change=lambda position, clip: augment(clip, self._augmentation, generators[position]),
+            asked=asked,
+            change=change,
             targets=targets if self._references else None,
             target_length=self._max_target_tokens,
         )
+
+    def _exercise(self, number: int, bucket: Bucket, generator: np.random.Generator) -> Exercise | None:
+        if generator.random() >= self._exercises:
+            return None
+        other = self._others[generator.integers(len(self._others))]
+        return self._dataset.exercise(number, other, bucket, generator)
 
 
 def _rows_of(field: Any, part: slice) -> Any:

@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
+
 from mecap_jax.data.manifest import ClipRecord
 
 
@@ -23,6 +25,24 @@ class Questions(Protocol):
 
     def targets(self, record: ClipRecord) -> Sequence[str]:
         """The answers that a clip teaches; none where it teaches nothing."""
+
+    def exercise(self, record: ClipRecord, other: ClipRecord, rng: np.random.Generator) -> Exercise | None:
+        """Something else that a clip teaches beside another one, drawn at random; None where there is nothing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Exercise:
+    """A question with one answer, other than what the task asks: what its rewards will ask the policy, say.
+
+    Attributes:
+      prompt: the question.
+      answer: what is to be said.
+      media: whether the clip's media come with it.
+    """
+
+    prompt: str
+    answer: str
+    media: bool
 
 
 @dataclasses.dataclass(frozen=True)

@@ -169,6 +169,10 @@ class Tokenizer:
         """The id of a special token."""
         return self._backend.token_to_id(token)
 
+    def media_kind(self, token: int) -> str:
+        """The kind of media that a token of the model's input stands for; "" where it is text."""
+        return "features" if token == self.features_input_id else self.placeholders.get(token, "")
+
     def encode(self, text: str) -> list[int]:
         """Ids of plain text. Special tokens written out in `text` are data, not control: they are split like words."""
         return self._encode(defuse(text))

@@ -50,7 +50,7 @@ def claims_of(text: str, language: str) -> list[Claim]:
 
 
 def is_true(claim: Claim, attributes: Mapping[str, str], labels: Mapping[str, str]) -> bool:
-    """Whether a claim is true of a clip of the corpus; nothing is true of a face that is not there.
+    """Whether a claim is true of a clip of the corpus; nothing is true of a face or a voice that is not there.
 
     An emotion is true where voice, face or both together show it.
     """
@@ -58,6 +58,8 @@ def is_true(claim: Claim, attributes: Mapping[str, str], labels: Mapping[str, st
     if aspect == "emotion":
         return value in (labels.get(modality) for modality in ("audio", "video", "multimodal"))
     if aspect in LEVEL_WORDS:
+        if aspect not in attributes:
+            return False
         level = LEVEL_WORDS[aspect].index(attributes[aspect]) - 2
         return value == ("medium" if level == 0 else "high" if level > 0 else "low")
     if "face" not in attributes:

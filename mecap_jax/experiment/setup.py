@@ -8,9 +8,19 @@ import shutil
 from pathlib import Path
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
-from mecap_jax.config import Config, ConfigError, RowConfig, chosen_rows, row_config, stage_config, validate_devices
+from mecap_jax.config import (
+    Config,
+    ConfigError,
+    GrpoConfig,
+    RowConfig,
+    chosen_rows,
+    row_config,
+    stage_config,
+    validate_devices,
+)
 from mecap_jax.data.checks import check_data, remark_on_length
 from mecap_jax.data.importers import ImporterError, prepare
 from mecap_jax.data.manifest import SCHEMA_VERSION, BadClip, read_manifest
@@ -38,7 +48,7 @@ from mecap_jax.models.sentence_encoder import SentenceEncoder, SentenceEncoderEr
 from mecap_jax.rewards.anchors import Anchors, AnchorsError, build_anchors, captions_by_label, check_encoder
 from mecap_jax.rewards.base import RewardError
 from mecap_jax.rewards.templates import template_sentences
-from mecap_jax.sharding import fitting_mesh, make_mesh
+from mecap_jax.sharding import Division, divide, fitting_mesh, make_mesh, shard_count
 from mecap_jax.tasks.base import Judges, Task
 from mecap_jax.tasks.registry import make_task
 from mecap_jax.train_state import abstract_model
@@ -118,7 +128,7 @@ class Workbench:
     def judges(self) -> Judges:
         """What rewards and metrics may ask."""
         train = [self.dataset.index[number] for number in self.dataset.clips("train")]
-        return Judges(self.encoder, self.anchors, train)
+        return Judges(self.encoder, self.anchors, train, self.config.longest_answer)
 
 
 def set_up(config: Config, workdir: Path, logger: RunLogger) -> Workbench:
@@ -190,6 +200,7 @@ def check_stages(bench: Workbench) -> None:
     """
     if bench.config.grpo is not None:
         bench.task.rewards(bench.config.grpo.reward, bench.judges)
+        divide_prompts(bench.config.grpo, bench.mesh)
     split = bench.dataset.evaluated_split
     evaluated = set(bench.dataset.clips(split))
     for row in chosen_rows(bench.config):
@@ -201,6 +212,7 @@ def check_stages(bench: Workbench) -> None:
             key, clips = "prompts", changed.dataset.clips("train", settings.clips)
             try:
                 changed.task.rewards(settings.reward, changed.judges)
+                divide_prompts(settings, bench.mesh)
             except ConfigError as error:
                 raise ConfigError(f"row {row.name!r}: {error}") from error
         if len(clips) < (batch := getattr(settings, key)):
@@ -212,6 +224,21 @@ def check_stages(bench: Workbench) -> None:
             raise ConfigError(
                 f"row {row.name!r}: it shares no {split} clip with those before it: nothing compares them"
             )
+
+
+def divide_prompts(config: GrpoConfig, mesh: Mesh) -> Division:
+    """How the prompts of a step are divided over the devices, and over micro-batches: at least one a mini-batch.
+
+    Raises:
+      ConfigError: a device has fewer prompts than there are mini-batches.
+    """
+    each = -(-config.prompts // shard_count(mesh))
+    if each < config.minibatches:
+        raise ConfigError(
+            f"config key 'grpo.minibatches': {config.minibatches}, but a device has only {each} of {config.prompts} "
+            "prompts a step"
+        )
+    return divide(config.prompts, mesh, min(config.micro_prompts or each, each // config.minibatches))
 
 
 def load_encoder(config: Config) -> SentenceEncoder:
@@ -371,6 +398,10 @@ def make_tokenizer(config: Config, reader: ShardReader) -> Tokenizer:
     known = set(texts)
     texts += [text for row in train if not task.usable(row) for text in task.targets(row) if text not in known]
     texts += [text for row in train for text in (row.transcript, task.request(row), "user", "assistant")]
+    if config.sft is not None and config.sft.exercises:
+        rng = np.random.default_rng(0)
+        exercises = filter(None, (task.exercise(row, row, rng) for row in train))
+        texts += [text for exercise in exercises for text in (exercise.prompt, exercise.answer)]
     return train_tokenizer(texts, config.model.decoder.vocab_size, config.model.family)
 
 

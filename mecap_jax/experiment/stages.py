@@ -15,7 +15,7 @@ from flax import nnx
 from mecap_jax.config import ConfigError, GrpoConfig, SftConfig
 from mecap_jax.data.pipeline import ClipBatch
 from mecap_jax.evaluation.decoding import greedy_captions, spread_evaluation
-from mecap_jax.experiment.setup import Workbench
+from mecap_jax.experiment.setup import Workbench, divide_prompts
 from mecap_jax.experiment.weights import RunModel, describe
 from mecap_jax.models.parameters import merge_params
 from mecap_jax.rewards.base import Sample
@@ -102,6 +102,7 @@ def _sft(
         seed=seed,
         references=config.references,
         max_target_tokens=config.max_target_tokens,
+        exercises=config.exercises,
         places=places.ravel(),
     )
 
@@ -138,13 +139,15 @@ def _grpo(
     graphdef, frozen = model.graphdef, model.frozen
     reward = bench.task.rewards(config.reward, bench.judges)
     validation_reward = reward.with_timeout(config.reward.validation_timeout_s)
-    reference = start() if config.loss.beta else None
+    moving = bool(config.reference_sync_steps)  # then it is part of the state
+    reference = start() if config.loss.beta and not moving else None
     policy = None if reference is None else merge_params(reference, frozen)
     engine = RolloutEngine(graphdef, policy, config, bench.tokenizer, bench.task.read, reward, mesh, seed)
-    optimizer = make_optimizer(config.optimizer, config.steps * config.updates)
+    optimizer = make_optimizer(config.optimizer, config.steps * config.updates_per_step)
     abstract = abstract_state(model.trainable, optimizer, mesh)
+    abstract = abstract._replace(reference=abstract.params) if moving else abstract
     learner = GrpoLearner(graphdef, abstract, frozen, engine, optimizer, config, reward.weights_at, mesh, seed)
-    division = divide(config.prompts, mesh, config.micro_prompts)
+    division = divide_prompts(config, mesh)
     places = division.places(local_shards(mesh))
     _tell_filled(bench, name, division)
     references = config.loss.references if config.loss.reference_likelihood else 0
@@ -177,8 +180,8 @@ def _grpo(
     numbers = dataset.clips("train", config.clips)
     if references:
         _tell_of_cut_references(bench, name, numbers, config.max_new_tokens)
-    schedule = learning_rate_schedule(config.optimizer, config.steps * config.updates)
-    step = _with_progress(step, schedule, len(numbers) // config.prompts * config.updates)
+    schedule = learning_rate_schedule(config.optimizer, config.steps * config.updates_per_step)
+    step = _with_progress(step, schedule, len(numbers) // config.prompts * config.updates_per_step)
     batches = dataset.training_batches(
         numbers,
         batch_size=config.prompts,
@@ -194,11 +197,23 @@ def _grpo(
     def initial() -> TrainState:
         # The state is consumed by the first step: where the reference policy stays, it starts as a copy.
         params = start() if reference is None else jax.tree.map(lambda x: x.copy(), reference)
-        return init_state(params, optimizer, mesh)
+        state = init_state(params, optimizer, mesh)
+        return state._replace(reference=start()) if moving else state
 
     validate = validate if validation else None
     _run(
-        bench, name, abstract, initial, step, batches, config, validate, should_stop, checkpoints, watch, config.updates
+        bench,
+        name,
+        abstract,
+        initial,
+        step,
+        batches,
+        config,
+        validate,
+        should_stop,
+        checkpoints,
+        watch,
+        config.updates_per_step,
     )
 
 

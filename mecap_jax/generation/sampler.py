@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mecap_jax.batch import Array, PromptBatch
+from mecap_jax.batch import Array, Completions, PromptBatch
 from mecap_jax.generation.cache import init_cache
 from mecap_jax.generation.sampling import sample_token
 from mecap_jax.models.multimodal_lm import MultimodalLM
@@ -47,6 +47,7 @@ def generate(
     rows: Array,
     *,
     valid: Array | None = None,
+    suffix: Completions | None = None,
     group_size: int,
     max_new_tokens: int,
     temperature: float,
@@ -63,12 +64,20 @@ def generate(
         other prompts share its batch or on how many devices there are.
       valid: bool [B], False for prompts whose completions do not count: they are empty, and nothing waits for them.
         None: all count.
+      suffix: [B, G, Q], the end of the prompt where it differs within the group, padded on the left; at least one token
+        of each counts. None: the prompts are whole.
       end_ids: token ids that end a completion.
     """
     model = nnx.merge(graphdef, params)
     decoder = model.language_model
     last, prefix = model.prefill(prompt)
     batch = prompt.tokens.shape[0]
+    cache, first, begin, skipped = None, decoder.logits(last)[:, None], 0, None
+    if suffix is not None:
+        begin, skipped = suffix.tokens.shape[2], jnp.sum(~suffix.mask, axis=2)
+        cache = init_cache(prefix, group_size, begin + max_new_tokens)
+        hidden, cache = decoder.extend(model.embed_tokens(suffix.tokens), prefix, cache, 0, skipped)
+        first = decoder.logits(hidden[:, :, -1])
     shape = (batch, group_size, max_new_tokens)
     ends = jnp.array(end_ids)
     key = jax.random.fold_in(jax.random.key(seed[0]), seed[1])
@@ -92,11 +101,12 @@ def generate(
         logprob = jnp.where(carry.done, 0.0, logprob)
         tokens = jax.lax.dynamic_update_slice_in_dim(carry.tokens, token[..., None], carry.step, axis=2)
         logprobs = jax.lax.dynamic_update_slice_in_dim(carry.logprobs, logprob[..., None], carry.step, axis=2)
-        hidden, cache = decoder.extend(model.embed_tokens(token)[:, :, None], prefix, carry.cache, carry.step)
+        token_states = model.embed_tokens(token)[:, :, None]
+        hidden, cache = decoder.extend(token_states, prefix, carry.cache, begin + carry.step, skipped)
         done = carry.done | jnp.isin(token, ends)
         return Carry(carry.step + 1, decoder.logits(hidden[:, :, 0]), done, tokens, logprobs, cache)
 
-    first = jnp.broadcast_to(decoder.logits(last)[:, None], (batch, group_size, decoder.config.vocab_size))
+    first = jnp.broadcast_to(first, (batch, group_size, decoder.config.vocab_size))
     carry = jax.lax.while_loop(
         unfinished,
         advance,
@@ -106,7 +116,7 @@ def generate(
             done=jnp.zeros(shape[:2], bool) if valid is None else jnp.broadcast_to(~valid[:, None], shape[:2]),
             tokens=jnp.full(shape, end_ids[0], jnp.int32),
             logprobs=jnp.zeros(shape, jnp.float32),
-            cache=init_cache(prefix, group_size, max_new_tokens),
+            cache=init_cache(prefix, group_size, max_new_tokens) if cache is None else cache,
         ),
     )
     ended = jnp.isin(carry.tokens, ends)

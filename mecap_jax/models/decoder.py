@@ -122,22 +122,31 @@ class Decoder(nnx.Module):
         prefix: Prefix,
         cache: list[KeyValue] | None = None,
         step: Int[Array, ""] | int = 0,
+        skipped: Int[Array, "B G"] | None = None,
     ) -> tuple[Float[Array, "B G T D"], list[KeyValue] | None]:
         """Runs G continuations of every prompt.
 
         Without `cache`, x holds whole completions. With it, x holds the tokens at `step` .. `step + T - 1`, whose keys
         and values are written there, and attention sees the cache up to them.
 
+        `skipped` says how many places at the beginning of each continuation hold nothing: they take no position, and
+        nothing sees them.
+
         Returns normalised hidden states and the updated cache (None where none was given).
         """
         batch, _, length, _ = x.shape
         index = step + jnp.arange(length)
         position = prefix.next_position[:, None] + index[None, :]  # text: one number on all three axes
-        positions = jnp.broadcast_to(position[:, None, :], (batch, 3, length))
-        cos, sin = rotary_angles(positions, self.config)
-        cos, sin = cos[:, None], sin[:, None]  # the same for every completion of the group
         keys_length = length if cache is None else cache[0].keys.shape[2]
         visible = jnp.arange(keys_length)[None, :] <= index[:, None]
+        if skipped is None:
+            cos, sin = self._text_angles(position)
+            cos, sin = cos[:, None], sin[:, None]  # the same for every completion of the group
+        else:
+            position = position[:, None] - skipped[..., None]
+            cos, sin = self._text_angles(position.reshape(-1, length))
+            cos, sin = (x.reshape(batch, -1, length, x.shape[-1]) for x in (cos, sin))
+            visible = visible & (jnp.arange(keys_length) >= skipped[..., None])[:, :, None]
         updated = []
         for i, layer in enumerate(self.layers):
 
@@ -153,6 +162,9 @@ class Decoder(nnx.Module):
             x, own = (jax.checkpoint(run) if self.remat and cache is None else run)(x, prefix.layers[i])
             updated.append(own)
         return self.norm(x), updated if cache is not None else None
+
+    def _text_angles(self, position: Int[Array, "B T"]) -> tuple[Float[Array, "B T half"], Float[Array, "B T half"]]:
+        return rotary_angles(jnp.broadcast_to(position[:, None], (len(position), 3, position.shape[1])), self.config)
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
         """Output logits, accumulated and kept in float32."""
@@ -202,10 +214,11 @@ def _attend_causal(q, k, v, visible: Bool[Array, "B P P"]):
     return values.astype(v.dtype).reshape(batch, key_heads, -1, length, head).transpose(0, 3, 1, 2, 4).reshape(q.shape)
 
 
-def _attend_group(q, prompt: KeyValue, prompt_mask: Bool[Array, "B P"], own: KeyValue, visible: Bool[Array, "T S"]):
+def _attend_group(q, prompt: KeyValue, prompt_mask: Bool[Array, "B P"], own: KeyValue, visible: Bool[Array, "*BG T S"]):
     """q [B, G, T, N, H] over the group's prompt [B, P, K, H] and its own completion [B, G, S, K, H].
 
-    One softmax over both parts; the prompt's keys are read once for all completions of the group.
+    What is `visible` is the same for all completions, or of each by itself. One softmax over both parts; the prompt's
+    keys are read once for all completions of the group.
     """
     batch, group, length, heads, head = q.shape
     key_heads = own.keys.shape[3]
@@ -217,7 +230,8 @@ def _attend_group(q, prompt: KeyValue, prompt_mask: Bool[Array, "B P"], own: Key
 
     to_prompt = _products(q.reshape(batch, key_heads, -1, head), prompt_keys)
     to_prompt += jnp.where(prompt_mask, 0.0, MASKED)[:, None, None, :]
-    to_own = _products(q.reshape(*folded, head), own_keys) + jnp.tile(jnp.where(visible, 0.0, MASKED), (shared, 1))
+    bias = jnp.tile(jnp.where(visible, 0.0, MASKED), (shared, 1))  # [*BG, RT, S]
+    to_own = _products(q.reshape(*folded, head), own_keys) + (bias if bias.ndim == 2 else bias[:, None])
     to_own = to_own.reshape(batch, key_heads, -1, to_own.shape[-1])
 
     highest = jnp.maximum(to_prompt.max(axis=-1, keepdims=True), to_own.max(axis=-1, keepdims=True))

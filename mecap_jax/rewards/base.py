@@ -15,6 +15,13 @@ class RewardError(RuntimeError):
     """A reward term that goes on failing; the message names the term and its reason."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """What a reward asks the current policy about a completion; whether with the media of the clip, it says once."""
+
+    text: str
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sample:
     """One sampled completion and what it is judged by; nothing in it can be changed, all terms share it.
@@ -30,6 +37,8 @@ class Sample:
       fields: the parts of an answer by name, in the order in which they stood; empty where it is malformed, or free
         text.
       record: all that the index knows of the clip: labels by modality, captions of all kinds, rationale, attributes.
+      tokens: how long the completion is, its end included.
+      replies: what the policy said to a term's questions (see `PolicyReward`), by the term's name.
     """
 
     completion: str
@@ -41,9 +50,13 @@ class Sample:
     group: int
     fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
     record: ClipRecord | None = None
+    tokens: int = 0
+    replies: Mapping[str, tuple[str | None, ...]] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def of(cls, asked: Asked, text: str, finished: bool, group: int, fields: Mapping[str, str]) -> Sample:
+    def of(
+        cls, asked: Asked, text: str, finished: bool, group: int, fields: Mapping[str, str], tokens: int = 0
+    ) -> Sample:
         """A completion of what was asked."""
         record = frozen(asked.record)
         return cls(
@@ -56,6 +69,7 @@ class Sample:
             group,
             MappingProxyType(dict(fields)),
             record,
+            tokens,
         )
 
 
@@ -68,6 +82,25 @@ class Reward(Protocol):
     name: str
 
     def __call__(self, samples: Sequence[Sample]) -> Sequence[float | None]: ...
+
+
+class PolicyReward(Reward, Protocol):
+    """A term that asks the current policy before it judges.
+
+    It is called with samples whose `replies` hold an answer to each of its questions, in their order. Where there is no
+    policy to ask (in validation) they hold none, and the term has nothing to say.
+
+    Attributes:
+      asks: for each question, whether it comes with the clip's media; as many questions for every sample.
+      reply_tokens: longest reply.
+    """
+
+    needs_policy: bool
+    asks: tuple[bool, ...]
+    reply_tokens: int
+
+    def questions(self, sample: Sample) -> Sequence[Question | None]:
+        """The questions about a sample; None for one that is not worth asking."""
 
 
 def frozen(record: ClipRecord) -> ClipRecord:

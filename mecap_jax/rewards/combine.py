@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, SupportsFloat
 import numpy as np
 
 from mecap_jax.config import ConfigError, RewardConfig, is_custom, schedule_factor
-from mecap_jax.rewards.base import Reward, Sample
+from mecap_jax.rewards.base import PolicyReward, Reward, Sample
 from mecap_jax.rewards.custom import load_custom
 
 _log = logging.getLogger(__name__)
@@ -94,6 +94,11 @@ class RewardFunction:
         self._lock = threading.Lock()
         self.weights = self.weights_at(None)
         self.reasons: dict[str, str] = {}
+
+    @property
+    def asking(self) -> tuple[PolicyReward, ...]:
+        """The terms that want the policy asked before they judge."""
+        return tuple(term.reward for term in self._terms.values() if getattr(term.reward, "needs_policy", False))
 
     def with_timeout(self, timeout_s: float) -> RewardFunction:
         """The same terms for another purpose: a call that hangs there does not count as hanging here."""

@@ -35,6 +35,33 @@ class LengthReward:
         return [length_reward(sample.fields.get(self._field, ""), self._least, self._most) for sample in samples]
 
 
+class OverlongPenalty:
+    """0 down to -1 for a completion that comes near the longest length, in tokens (DAPO, arXiv 2503.14476, eq. 13).
+
+    Args:
+      longest: longest completion.
+      buffer: within so many tokens of it the penalty grows linearly; one that is cut gets all of it.
+
+    Raises:
+      ValueError: a buffer outside [1, longest].
+    """
+
+    name = "overlong"
+
+    def __init__(self, longest: int, buffer: int):
+        if not 1 <= buffer <= longest:
+            raise ValueError(f"buffer must be in [1, {longest}], the longest completion; got {buffer}")
+        self._longest, self._buffer = longest, buffer
+
+    def __call__(self, samples: Sequence[Sample]) -> list[float | None]:
+        return [self._value(sample) for sample in samples]
+
+    def _value(self, sample: Sample) -> float:
+        if not sample.finished:
+            return -1.0
+        return min(0.0, (self._longest - self._buffer - sample.tokens) / self._buffer)
+
+
 class RepetitionReward:
     """Share of different sentences times share of different phrases of one field; 0 for a malformed answer."""
 

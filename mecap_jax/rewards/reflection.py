@@ -15,8 +15,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 
+from mecap_jax.rewards.base import Question, Sample
+
 TARGETS = ("gold", "own")
 STEPS = ("step1", "step2")
+
+REPLIES = {"en": ("yes", "no"), "zh": ("是", "否")}  # to the first question
 
 _CONSISTENCY = {
     "en": "Here is a description:\n{text}\nIs it a true description of what is given? Reply with yes or no.",
@@ -96,3 +100,54 @@ def reflective_reward(
         return 0.0
     told = coherence(coherent, truth if target == "gold" else own, normalise) or 0.0
     return (consistency(consistent) + told) / 2
+
+
+class ReflectionReward:
+    """`reflective_reward` of an answer in steps; the current policy is asked both questions.
+
+    Args:
+      answer: the name of the field that holds the answer.
+      labels: the emotions to choose from, as the corpus calls them.
+      normalise: the class that a text names.
+      language: of the questions, "en" or "zh".
+      target: as in `reflective_reward`.
+      reply_tokens: longest reply.
+
+    Raises:
+      ValueError: another target, or no room for a reply.
+    """
+
+    name = "reflection"
+    needs_policy = True
+    asks = (True, False)
+
+    def __init__(
+        self,
+        answer: str,
+        labels: Sequence[str],
+        normalise: Callable[[str], str | None],
+        language: str = "en",
+        target: str = "gold",
+        reply_tokens: int = 8,
+    ):
+        if reply_tokens < 1:
+            raise ValueError(f"reply_tokens must be at least 1, got {reply_tokens}")
+        reflective_reward({}, None, None, None, None, normalise, target)  # refuses a target that there is not
+        self._answer, self._labels, self._normalise = answer, tuple(labels), normalise
+        self._language, self._target, self.reply_tokens = language, target, reply_tokens
+
+    def questions(self, sample: Sample) -> tuple[Question | None, ...]:
+        """Returns what is asked: nothing about a malformed answer, whose reward is known."""
+        texts = (
+            consistency_question(sample.fields, self._language),
+            coherence_question(sample.fields, self._labels, self._language),
+        )
+        return tuple(None if text is None else Question(text) for text in texts)
+
+    def __call__(self, samples: Sequence[Sample]) -> list[float | None]:
+        return [self._value(sample) if self.name in sample.replies else None for sample in samples]
+
+    def _value(self, sample: Sample) -> float | None:
+        own = self._normalise(sample.fields.get(self._answer, ""))
+        replies = sample.replies[self.name]
+        return reflective_reward(sample.fields, *replies, sample.label, own, self._normalise, self._target)

@@ -27,7 +27,7 @@ def group_advantages(
       method: "group" divides the centred rewards by the group's standard deviation (GRPO, arXiv 2402.03300, eq. 3
         ff.); "mean" only centres them (Dr.GRPO, arXiv 2503.20783); "leave_one_out" centres by the mean of the
         others (RLOO, arXiv 2402.14740); "per_reward" normalises every term in its group before the weighted sum
-        (GDPO, arXiv 2601.05242; `whitened` is its last step, over the whole batch).
+        (GDPO, arXiv 2601.05242; `whitened` is its last step, over the whole batch); "none" is 0 for all.
       terms, weights: the terms by themselves, for "per_reward".
 
     Returns:
@@ -43,6 +43,8 @@ def group_advantages(
     centred = rewards - jnp.nanmean(rewards, axis=-1, keepdims=True)
     if method == "group":
         advantages = _standardise(rewards)
+    elif method == "none":
+        advantages = jnp.zeros_like(rewards)
     elif method == "mean":
         advantages = centred
     elif method == "leave_one_out":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -15,7 +17,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from mecap_jax.batch import Array
-from mecap_jax.config import GrpoConfig
+from mecap_jax.config import GrpoConfig, schedule_factor
 from mecap_jax.models.lora import Draw
 from mecap_jax.models.parameters import merge_params
 from mecap_jax.rl.advantages import group_advantages, whitened
@@ -61,7 +63,7 @@ class GrpoLearner:
         self._frozen, self._seed = frozen, np.uint32(seed)
         self._engine, self._config, self._weights, self._mesh = engine, config, reward_weights, mesh
         self._gradient = make_gradient(graphdef, state.params, config)
-        self._apply = make_update(optimizer, state)
+        self._apply = make_update(optimizer, state._replace(reference=None))
         self._zeros = make_zeros(state.params)
 
     def step(
@@ -77,10 +79,11 @@ class GrpoLearner:
         """
         step = int(state.step)
         params = merge_params(state.params, self._frozen)
-        sampled, draws = self._sample(params, micro_batches, step), 1
+        reference = None if state.reference is None else merge_params(state.reference, self._frozen)
+        sampled, draws = self._sample(params, reference, micro_batches, step), 1
         while draws < self._config.draws and np.sum(all_rows(np.concatenate(sampled.mixed))) < self._config.prompts:
-            sampled, draws = sampled + self._sample(params, draw(draws), step), draws + 1
-        del params  # the state is about to be consumed
+            sampled, draws = sampled + self._sample(params, reference, draw(draws), step), draws + 1
+        del params, reference  # the state is about to be consumed
         rollouts, judged, advantages, zero_variance, timing = sampled
         kept, drawing = sampled.mixed, {}
         if self._config.draws > 1:
@@ -103,24 +106,27 @@ class GrpoLearner:
         if self._config.draws > 1:
             examples = [_only(example, put_batch(part, self._mesh)) for example, part in zip(examples, kept)]
         updating = time.perf_counter()
+        number = step // self._config.updates_per_step + 1
         state, sums, totals, norm = self._update(state, examples, [rollout.micro.rows for rollout in rollouts])
+        state = self._with_reference(state, number)
         jax.block_until_ready(norm)
         timing["update"] = time.perf_counter() - updating
         seen = _observe(rollouts, judged, np.concatenate(zero_variance))
         metrics = {
-            **_loss_metrics(sums, totals, norm),
+            **_loss_metrics(sums, totals, norm, self._config.updates),
+            **({"beta": float(self._beta(number - 1))} if self._config.loss.beta_schedule else {}),
             **(_completion_metrics(seen) | _reward_metrics(seen) if len(seen.rewards) else {}),
             **drawing,
             **{f"timing_s/{name}": seconds for name, seconds in timing.items()},
         }
         return state, StepResult(metrics, _describe_groups(rollouts, judged, advantages))
 
-    def _sample(self, params: Any, micro_batches: list[MicroBatch], step: int) -> _Sampled:
-        rollouts, timing = self._engine.run(params, micro_batches, step)
+    def _sample(self, params: Any, reference: Any, micro_batches: list[MicroBatch], step: int) -> _Sampled:
+        rollouts, timing = self._engine.run(params, micro_batches, step, reference)
         waiting = time.perf_counter()
         judged = [collect_rewards(rollout) for rollout in rollouts]
         timing["reward_wait"] = time.perf_counter() - waiting
-        weights = self._weights(step // self._config.updates)
+        weights = self._weights(step // self._config.updates_per_step)
         return _Sampled(rollouts, judged, *self._advantages(judged, weights), timing)
 
     def _choose(self, sampled: _Sampled) -> tuple[list[np.ndarray], dict[str, float]]:
@@ -145,18 +151,36 @@ class GrpoLearner:
         return advantages, zero_variance
 
     def _update(self, state: TrainState, examples: list[TrainExample], numbers: list[Array]):
-        totals = _add_up([_jitted_denominators(example, loss=self._config.loss) for example in examples])
-        for _ in range(self._config.updates):
+        """Takes the optimiser steps; what is logged of them is summed over all, the gradient's norm their mean."""
+        loss, beta = self._config.loss, self._beta(int(state.step) // self._config.updates_per_step)
+        reference, state = state.reference, state._replace(reference=None)
+        totals = [_jitted_denominators(example, loss=loss) for example in examples]
+        bounds = [i * len(examples) // self._config.minibatches for i in range(self._config.minibatches + 1)]
+        parts = [slice(*pair) for pair in itertools.pairwise(bounds)]
+        shares, done, norms = [], [], []
+        for part in parts * self._config.updates:
+            whole = _add_up(totals[part])
             # With one micro-batch there is nothing to accumulate, and no second copy of the gradient.
-            gradients = self._zeros() if len(examples) > 1 else None
-            shares = []
-            for example, rows in zip(examples, numbers):
+            gradients = self._zeros() if len(examples[part]) > 1 else None
+            for example, rows in zip(examples[part], numbers[part]):
                 draw = Draw(self._seed, state.step, rows)
-                gradients, sums = self._gradient(state.params, gradients, self._frozen, example, totals, draw)
+                gradients, sums = self._gradient(state.params, gradients, self._frozen, example, whole, beta, draw)
                 shares.append(sums)
             state, norm = self._apply(state, gradients)
+            done.append(whole)
+            norms.append(norm)
         # The state counts updates: no two rollouts begin at the same count, so none repeats another's random numbers.
-        return state, _add_up(shares), totals, norm
+        return state._replace(reference=reference), _add_up(shares), _add_up(done), sum(norms) / len(norms)
+
+    def _beta(self, step: int) -> np.float32:
+        loss = self._config.loss
+        return np.float32(loss.beta * schedule_factor(loss.beta_schedule, step))
+
+    def _with_reference(self, state: TrainState, step: int) -> TrainState:
+        """The state behind a step (counted from 1): the reference policy moves after the policy where it is time."""
+        if state.reference is None or step % self._config.reference_sync_steps:
+            return state
+        return state._replace(reference=_mixed(state.params, state.reference, np.float32(self._config.reference_mix)))
 
 
 class _Sampled(NamedTuple):
@@ -190,6 +214,16 @@ def _whitened(advantages: list[np.ndarray], judged: list[JudgedGroups], kept: li
     return [whitened(advantage, c, mean, deviation) for advantage, c in zip(advantages, counted)]
 
 
+@functools.partial(jax.jit, donate_argnums=1)
+def _mixed(params: Any, reference: Any, weight: Array) -> Any:
+    """The mean of two trees, in float32, as the second one is kept."""
+
+    def mix(new, old):
+        return (weight * new.astype(jnp.float32) + (1 - weight) * old.astype(jnp.float32)).astype(old.dtype)
+
+    return jax.tree.map(mix, params, reference)
+
+
 @jax.jit
 def _only(example: TrainExample, kept: Array) -> TrainExample:
     """The example without the groups that are not kept: no token of theirs, and none of their references, counts."""
@@ -211,7 +245,7 @@ def _advantage_values(total, terms, weights, *, method):
 _jitted_advantages = jax.jit(_advantage_values, static_argnames="method")
 
 
-def _loss_metrics(sums: Sums, totals: Denominators, norm) -> dict[str, float]:
+def _loss_metrics(sums: Sums, totals: Denominators, norm, passes: int) -> dict[str, float]:
     sums, totals, norm = jax.device_get((sums, totals, norm))
     tokens = max(float(totals.tokens), 1.0)
     metrics = {
@@ -223,7 +257,7 @@ def _loss_metrics(sums: Sums, totals: Denominators, norm) -> dict[str, float]:
         "clip_ratio/region_mean": float(sums.clipped_low + sums.clipped_high) / tokens,
         "sampling/sampling_logp_difference/mean": float(sums.logprob_difference) / tokens,
         "grad_norm": float(norm),
-        "num_tokens": float(totals.tokens),
+        "num_tokens": float(totals.tokens) / passes,
     }
     if totals.reference_tokens:
         metrics["reference_nll"] = float(sums.reference_nll) / float(totals.reference_tokens)
@@ -325,12 +359,14 @@ def _describe_groups(
                         "reward": number(groups.total[b, g]),
                         "rewards": {name: number(term[b, g]) for name, term in groups.terms.items()},
                         "advantage": number(advantage[b, g]),
+                        **({"replies": {name: list(said) for name, said in replies[b][g].items()}} if replies else {}),
                     }
                     for g, text in enumerate(rollout.texts[b])
                 ],
             },
         )
         for rollout, groups, advantage in zip(rollouts, judged, advantages)
+        for replies in [rollout.replies_by_row]
         for b, (row, asked) in enumerate(zip(local_rows(rollout.micro.rows), rollout.micro.asked))
         if rollout.valid[b]
     ]

@@ -51,8 +51,9 @@ def policy_loss(
 
     GRPO (arXiv 2402.03300, eq. 3), Dr.GRPO (arXiv 2503.20783) and DAPO (arXiv 2503.14476) share it and differ in how
     tokens are averaged; GSPO (arXiv 2507.18071) takes the ratio per sequence; CISPO (arXiv 2506.13585, eq. 4) clips
-    the weight instead of the objective, from above only, so that every token keeps a gradient. `clip_dual` bounds the
-    loss of tokens with negative advantage (arXiv 1912.09729, eq. 5).
+    the weight instead of the objective, from above only, so that every token keeps a gradient; SAPO (arXiv 2511.20347)
+    has a soft gate in place of the clip, 4 / t sigmoid(t (ratio - 1)) with a temperature t by the advantage's sign.
+    `clip_dual` bounds the loss of tokens with negative advantage (arXiv 1912.09729, eq. 5).
     """
     level = "sequence" if config.name == "gspo" else config.importance
     log_ratio = importance_log_ratio(logprobs, old_logprobs, mask, level)
@@ -64,6 +65,10 @@ def policy_loss(
         outside_low = jnp.zeros_like(outside_low)
         weight = jax.lax.stop_gradient(jnp.minimum(ratio, high))
         loss = -weight * advantages * jnp.where(mask, logprobs, 0.0)
+    elif config.name == "sapo":
+        outside_low, outside_high = jnp.zeros_like(outside_low), jnp.zeros_like(outside_high)
+        temperature = jnp.where(advantages > 0, config.sapo_positive, config.sapo_negative)
+        loss = -4.0 / temperature * jax.nn.sigmoid(temperature * (ratio - 1.0)) * advantages
     else:
         loss = -jnp.minimum(ratio * advantages, jnp.clip(ratio, low, high) * advantages)
         if config.clip_dual:
@@ -72,18 +77,27 @@ def policy_loss(
 
 
 def kl_divergence(
-    logprobs: Float[Array, "B G T"], reference_logprobs: Float[Array, "B G T"], mask: Bool[Array, "B G T"], kind: str
+    logprobs: Float[Array, "B G T"],
+    reference_logprobs: Float[Array, "B G T"],
+    mask: Bool[Array, "B G T"],
+    kind: str,
+    old_logprobs: Float[Array, "B G T"] | None = None,
 ) -> Float[Array, "B G T"]:
     """Estimate of KL(policy || reference) at each sampled token (Schulman, "Approximating KL divergence", 2020).
 
     "k2" is half the square of d = log(policy / reference), "k3" exp(-d) - 1 + d; neither is ever negative. As a loss,
     "k2" has the expected gradient of KL(policy || reference), "k3" that of KL(reference || policy). "k1", d itself, is
-    no loss: its expected gradient is zero. d is clamped to +-20.
+    no loss: its expected gradient is zero. d is clamped to +-20. "k3_corrected" is "k3" times the importance ratio of
+    the token, policy / the policy that sampled it (`old_logprobs`): an estimate of KL(policy || reference) also where
+    the policy has moved on, and with that divergence's expected gradient (arXiv 2512.02556, section 3.1).
     """
     d = jnp.where(mask, logprobs - reference_logprobs, 0.0)
     d = jnp.clip(d, -_LOG_RATIO_LIMIT, _LOG_RATIO_LIMIT)
     if kind == "k2":
         return 0.5 * d**2
+    if kind == "k3_corrected":
+        ratio = jnp.exp(importance_log_ratio(logprobs, old_logprobs, mask, "token"))
+        return ratio * kl_divergence(logprobs, reference_logprobs, mask, "k3")
     if kind == "k3":
         # expm1 keeps the tiny values near the reference, where exp(-d) - 1 would cancel to noise below zero.
         return jnp.maximum(jnp.expm1(-d) + d, 0.0)
@@ -93,11 +107,11 @@ def kl_divergence(
 def token_weights(mask: Bool[Array, "B G T"], aggregation: str, max_tokens: int) -> Float[Array, "B G T"]:
     """How much each token counts in the sum of a loss, by the way that the variants average.
 
-    "grpo", "gspo": the mean over a completion's own tokens, then over completions (1 / length); "dapo" and "cispo":
-    every token of the batch alike (1); "dr_grpo": a constant length instead of the completion's (1 / max_tokens).
+    "grpo", "gspo", "sapo": the mean over a completion's own tokens, then over completions (1 / length); "dapo" and
+    "cispo": every token of the batch alike (1); "dr_grpo": a constant length instead (1 / max_tokens).
     """
     ones = mask.astype(jnp.float32)
-    if aggregation in ("grpo", "gspo"):
+    if aggregation in ("grpo", "gspo", "sapo"):
         return ones / jnp.maximum(jnp.sum(ones, axis=-1, keepdims=True), 1.0)
     if aggregation == "dr_grpo":
         return ones / max_tokens
@@ -111,8 +125,8 @@ def denominator(
 ) -> Float[Array, ""]:
     """What the weighted sum of a batch is divided by: its tokens ("dapo", "cispo") or its completions.
 
-    Completions whose mask is empty (left out of the loss) still count as completions, except under "grpo" and "gspo",
-    where they have no mean of their own. Those of rows that are not `valid` never count.
+    Completions whose mask is empty (left out of the loss) still count as completions under "dr_grpo"; elsewhere they
+    have no mean of their own. Those of rows that are not `valid` never count.
     """
     if aggregation in ("dapo", "cispo"):
         return jnp.sum(mask).astype(jnp.float32)

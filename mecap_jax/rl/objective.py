@@ -76,6 +76,7 @@ def objective(
     model: MultimodalLM,
     example: TrainExample,
     totals: Denominators,
+    beta: Array,
     loss: LossConfig,
     temperature: float,
     max_tokens: int,
@@ -99,8 +100,8 @@ def objective(
     per_token = policy.per_token
     kl = jnp.zeros_like(logprobs)
     if example.reference_logprobs is not None:
-        kl = kl_divergence(logprobs, example.reference_logprobs, mask, loss.kl)
-        per_token = per_token + loss.beta * kl
+        kl = kl_divergence(logprobs, example.reference_logprobs, mask, loss.kl, example.old_logprobs)
+        per_token = per_token + beta * kl
     if loss.entropy:
         per_token = per_token - loss.entropy * entropy
     weights = token_weights(mask, loss.name, max_tokens)
@@ -126,19 +127,19 @@ def objective(
 
 
 def make_gradient(graphdef: nnx.GraphDef[MultimodalLM], params: Any, config: GrpoConfig):
-    """Returns the compiled (params, accumulated, frozen, example, totals, draw) -> (accumulated + gradient, sums).
+    """Returns the compiled gradient: (params, accumulated, frozen, example, totals, beta, draw) -> (sum, `Sums`).
 
-    The gradient is of `params`, which train, and sharded as they are. `accumulated` is consumed; None starts from the
-    first gradient.
+    The sum is that of `accumulated` and the gradient of `params`, which train, and sharded as they are. `accumulated`
+    is consumed; None starts from the first gradient. `beta` is the weight of the KL divergence.
     """
 
     def gradient(
-        params: Any, accumulated: Any, frozen: Any, example: TrainExample, totals: Denominators, draw: Draw
+        params: Any, accumulated: Any, frozen: Any, example: TrainExample, totals: Denominators, beta: Array, draw: Draw
     ) -> tuple[Any, Sums]:
         def value(params):
             model = nnx.merge(graphdef, merge_params(params, frozen))
             use_dropout(model, draw)
-            return objective(model, example, totals, config.loss, config.temperature, config.max_new_tokens)
+            return objective(model, example, totals, beta, config.loss, config.temperature, config.max_new_tokens)
 
         gradients, sums = jax.grad(value, has_aux=True)(params)
         if accumulated is not None:

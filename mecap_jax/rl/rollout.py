@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ from mecap_jax.generation.sampler import Generation, generate
 from mecap_jax.generation.scoring import completion_logprobs
 from mecap_jax.rewards.base import Sample
 from mecap_jax.rewards.combine import RewardBatch, RewardFunction
+from mecap_jax.rl.policy_judge import PolicyJudge
 from mecap_jax.sharding import local_rows
 
 
@@ -56,6 +58,7 @@ class Rollout:
       finished, lengths: this process's part, bool and int [B_local, G].
       valid: this process's part, bool [B_local].
       rewards: this process's rewards, in the order of the flattened texts of valid rows.
+      replies: what the policy said to the questions of reward terms, by term, for the same texts; {} where none asks.
     """
 
     micro: MicroBatch
@@ -67,6 +70,15 @@ class Rollout:
     lengths: np.ndarray
     valid: np.ndarray
     rewards: Future[RewardBatch]
+    replies: list[Mapping[str, tuple[str | None, ...]]]
+
+    @property
+    def replies_by_row(self) -> dict[int, list[Mapping[str, tuple[str | None, ...]]]]:
+        """The replies of each valid row's group; {} where no term asks."""
+        if not any(self.replies):
+            return {}
+        size = self.lengths.shape[1]
+        return {int(b): self.replies[i * size : (i + 1) * size] for i, b in enumerate(np.flatnonzero(self.valid))}
 
 
 @jax.jit
@@ -89,27 +101,41 @@ class RolloutEngine:
         mesh: Mesh,
         seed: int,
     ):
-        """`reference_params` is None where the KL weight is 0: then there is no reference policy.
+        """`reference_params` is None where the KL weight is 0, or where the reference policy moves (see `run`).
 
         `read` gives the parts of a completion by name, which rewards see beside its text.
         """
         self._graphdef, self._reference_params, self._config = graphdef, reference_params, config
         self._tokenizer, self._read, self._reward, self._mesh, self._seed = tokenizer, read, reward, mesh, seed
+        self._judge = PolicyJudge(graphdef, tokenizer, mesh)
 
-    def run(self, params: Any, micro_batches: list[MicroBatch], step: int) -> tuple[list[Rollout], dict[str, float]]:
+    def run(
+        self, params: Any, micro_batches: list[MicroBatch], step: int, reference_params: Any = None
+    ) -> tuple[list[Rollout], dict[str, float]]:
         """Samples all micro-batches; returns with their rewards under way, and how long what took.
+
+        `reference_params` take the place of the engine's own where the reference policy moves.
 
         The device is given the next micro-batch before the host looks at the last one: while the host decodes text
         and computes rewards, the device samples, and then scores under the reference policy.
         """
+        reference = self._reference_params if reference_params is None else reference_params
         started = time.perf_counter()
         generations = [self._generate(params, micro, step) for micro in micro_batches]
-        rollouts = [self._judge(micro, generation, step) for micro, generation in zip(micro_batches, generations)]
+        if self._reward.asking:
+            # What the policy is asked waits for its turn on the device anyway, and its time is told by itself.
+            jax.block_until_ready(generations)
+        asking, rollouts = 0.0, []
+        for micro, generation in zip(micro_batches, generations):
+            rollout, seconds = self._submit(params, reference, micro, generation, step)
+            rollouts.append(rollout)
+            asking += seconds
         jax.block_until_ready(generations)
         sampled = time.perf_counter()
         jax.block_until_ready([rollout.reference_logprobs for rollout in rollouts])
         scored = time.perf_counter()
-        return rollouts, {"rollout": sampled - started, "reference": scored - sampled}
+        timing = {"rollout": sampled - started - asking, "reference": scored - sampled}
+        return rollouts, timing | ({"policy_judge": asking} if self._reward.asking else {})
 
     def _generate(self, params: Any, micro: MicroBatch, step: int) -> Generation:
         return generate(
@@ -126,7 +152,10 @@ class RolloutEngine:
             end_ids=self._tokenizer.end_ids,
         )
 
-    def _judge(self, micro: MicroBatch, generation: Generation, step: int) -> Rollout:
+    def _submit(
+        self, params: Any, reference_params: Any, micro: MicroBatch, generation: Generation, step: int
+    ) -> tuple[Rollout, float]:
+        """A rollout whose rewards are under way, and the seconds that the policy was asked for."""
         arrays = (generation.tokens, generation.length, generation.finished, micro.valid)
         tokens, lengths, finished, valid = map(local_rows, arrays)
         texts = [
@@ -134,23 +163,46 @@ class RolloutEngine:
             for group, group_lengths in zip(tokens, lengths)
         ]
         samples = [
-            Sample.of(asked, text, bool(done), group, self._read(text))
+            Sample.of(asked, text, bool(done), group, self._read(text), int(length))
             for group, asked in enumerate(micro.asked)
             if valid[group]
-            for text, done in zip(texts[group], finished[group])
+            for text, done, length in zip(texts[group], finished[group], lengths[group])
         ]
-        rewards = self._reward.submit(samples, step // self._config.updates)
+        began = time.perf_counter()
+        samples = self._with_replies(params, micro, valid, samples)
+        asking = time.perf_counter() - began
+        rewards = self._reward.submit(samples, step // self._config.updates_per_step)
         completions = _mask(generation, micro.valid, np.bool_(not self._config.mask_truncated))
         reference = None
-        if self._reference_params is not None:
+        if reference_params is not None:
             reference = completion_logprobs(
                 self._graphdef,
-                self._reference_params,
+                reference_params,
                 micro.prompt,
                 completions,
                 temperature=self._config.temperature,
             )
-        return Rollout(micro, generation, completions, reference, texts, finished, lengths, valid, rewards)
+        replies = [sample.replies for sample in samples]
+        rollout = Rollout(micro, generation, completions, reference, texts, finished, lengths, valid, rewards, replies)
+        return rollout, asking
+
+    def _with_replies(self, params: Any, micro: MicroBatch, valid: np.ndarray, samples: list[Sample]) -> list[Sample]:
+        """The samples with what the policy replies to the questions of reward terms."""
+        size = self._config.group_size
+        for term in self._reward.asking:
+            questions = np.full((len(valid), size, len(term.asks)), None)
+            asked = [list(term.questions(sample)) for sample in samples]
+            questions[valid] = np.array(asked, object).reshape(-1, size, len(term.asks))
+            replies = [
+                self._judge.ask(params, micro.prompt, micro.valid, questions[..., k].tolist(), media, term.reply_tokens)
+                for k, media in enumerate(term.asks)
+            ]
+            flat = [tuple(reply[b][g] for reply in replies) for b in np.flatnonzero(valid) for g in range(size)]
+            samples = [
+                dataclasses.replace(sample, replies=MappingProxyType({**sample.replies, term.name: answers}))
+                for sample, answers in zip(samples, flat, strict=True)
+            ]
+        return samples
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,11 +38,13 @@ class Judges:
       encoder: the sentence encoder.
       anchors: emotion anchors that were built with it.
       train: the clips that the run trains on.
+      longest_answer: most tokens of one.
     """
 
     encoder: SentenceEncoder
     anchors: Anchors
     train: Sequence[ClipRecord]
+    longest_answer: int = 0
 
 
 class Task(Checked, Protocol):

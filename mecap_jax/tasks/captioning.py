@@ -19,6 +19,7 @@ from mecap_jax.rewards.anchors import Anchors
 from mecap_jax.rewards.base import Reward, Sample, normalise_text
 from mecap_jax.rewards.combine import RewardFunction, build_reward, check_terms
 from mecap_jax.rewards.emotion import DistinctivenessReward, EmotionReward, SemanticReward, emotion_coordinates
+from mecap_jax.rewards.guards import OverlongPenalty
 from mecap_jax.rewards.lexical import CiderDReward, RougeLReward
 from mecap_jax.rewards.validity import is_degenerate
 from mecap_jax.tasks.base import Answer, Judges
@@ -60,6 +61,9 @@ class Captioning:
     def targets(self, record: ClipRecord) -> tuple[str, ...]:
         """Returns the captions of the kind that is learnt."""
         return references(record, self.target)
+
+    def exercise(self, record: ClipRecord, other: ClipRecord, rng: np.random.Generator) -> None:
+        """Returns nothing: who captions is asked for nothing else."""
 
     def read(self, text: str) -> Mapping[str, str]:
         """Returns nothing: a caption is free text."""
@@ -199,11 +203,17 @@ def _distinctiveness(context: _Context) -> Reward:
     return DistinctivenessReward(context.judges.encoder, context.judges.anchors, context.train)
 
 
+def _overlong(context: _Context, buffer: int = 8) -> Reward:
+    """`buffer`: tokens below the longest length within which the penalty grows."""
+    return OverlongPenalty(context.judges.longest_answer, buffer)
+
+
 _MAKERS = {
     "emotion": _emotion,
     "semantic": _semantic,
     "rouge_l": _rouge_l,
     "cider_d": _cider_d,
     "distinctiveness": _distinctiveness,
+    "overlong": _overlong,
 }
 _EMBEDDED = ("emotion", "semantic", "distinctiveness")  # rest on the sentence encoder

@@ -18,6 +18,7 @@ from mecap_jax.config import Config, ConfigError, RewardConfig, is_path
 from mecap_jax.data.checks import Judgement, clip_counts
 from mecap_jax.data.language import caption_language
 from mecap_jax.data.manifest import ClipRecord
+from mecap_jax.data.questions import Exercise
 from mecap_jax.data.synthetic.corpus import DATASET as SYNTHETIC
 from mecap_jax.evaluation.affect import affect_error, label_divergence
 from mecap_jax.evaluation.claims import claim_accuracy
@@ -34,7 +35,14 @@ from mecap_jax.rewards.accuracy import AccuracyReward, same
 from mecap_jax.rewards.base import Reward
 from mecap_jax.rewards.combine import RewardFunction, build_reward, check_terms
 from mecap_jax.rewards.explanation import ExplanationReward, Verifier, anchor_verifier, verifier_labels
-from mecap_jax.rewards.guards import FormatReward, LengthReward, RepetitionReward
+from mecap_jax.rewards.guards import FormatReward, LengthReward, OverlongPenalty, RepetitionReward
+from mecap_jax.rewards.reflection import (
+    REPLIES,
+    STEPS,
+    ReflectionReward,
+    coherence_question,
+    consistency_question,
+)
 from mecap_jax.tasks.base import Answer, Judges
 from mecap_jax.tasks.coordinates import Coordinates, coordinates
 from mecap_jax.tasks.coordinates import similarity as similarity_of
@@ -119,6 +127,23 @@ class Recognition:
         except ValueError:  # a rationale that holds a mark of the protocol, or no word
             return ()
 
+    def exercise(self, record: ClipRecord, other: ClipRecord, rng: np.random.Generator) -> Exercise | None:
+        """Returns one of the questions that EMO-R3 asks the policy about its own steps, on the steps of a known answer.
+
+        Half of them are of the text alone; of those with the media, about half describe another clip, of another class.
+        """
+        known = record.attributes
+        if not all(step in self.parts and step in known for step in STEPS):
+            return None
+        label = self.labels.normalise(record.label or "")
+        if rng.random() < 0.5:
+            question = coherence_question(known, self.labels.names[self.language], self.language)
+            return Exercise(question, self.labels.display(label, self.language), media=False)
+        differs = STEPS[0] in other.attributes and self.labels.normalise(other.label or "") != label
+        is_true = not differs or rng.random() < 0.5
+        question = consistency_question(known if is_true else other.attributes, self.language)
+        return Exercise(question, REPLIES[self.language][not is_true], media=True)
+
     def read(self, text: str) -> Mapping[str, str]:
         """Returns the fields of an answer, empty for a malformed one."""
         return self.protocol.parse(text).fields
@@ -128,9 +153,18 @@ class Recognition:
         return self.labels.normalise(fields[self.protocol.answer]) if fields else None
 
     @property
+    def parts(self) -> tuple[str, ...]:
+        """What an answer is made of beside the class that it names."""
+        return tuple(block.name for block in self.protocol.blocks if not block.is_answer)
+
+    @property
     def explains(self) -> bool:
         """Whether an answer says why."""
-        return any(block.name == RATIONALE for block in self.protocol.blocks)
+        return bool(self.parts)
+
+    def explanation(self, fields: Mapping[str, str]) -> str:
+        """Returns all that an answer with these fields says beside the class; "" for a malformed one."""
+        return " ".join(fields[name] for name in self.parts if name in fields)
 
     def check(
         self,
@@ -225,7 +259,7 @@ class Recognition:
         ]
         statistics = dict(scores.statistics)
         if self.explains and {record.dataset for record in records} == {SYNTHETIC}:
-            explanations = [self.read(text).get(RATIONALE, "") for text in texts]
+            explanations = [self.explanation(self.read(text)) for text in texts]
             truth = [(record.attributes, record.labels) for record in records]
             statistics |= claim_accuracy(explanations, truth, self.language)
         right = [float(answer == truth) for answer, truth in zip(scores.answers, gold)]
@@ -277,7 +311,9 @@ class Recognition:
         if judge is not None and self.explains:
             explained = [i for i, parts in enumerate(fields) if parts]
             judged: list[str | None] = [None] * len(fields)
-            for i, emotion in zip(explained, judge([fields[i][RATIONALE] for i in explained]) if explained else ()):
+            for i, emotion in zip(
+                explained, judge([self.explanation(fields[i]) for i in explained]) if explained else ()
+            ):
                 judged[i] = emotion
             told = faithfulness(answers, judged, truth)
             statistics |= {"eea": told.eea, "fcr": told.fcr, "epc": told.epc, **told.quadrants}
@@ -365,12 +401,26 @@ def _length(context: _Context, least: int = 1, most: int = 100) -> Reward:
     return LengthReward(_rationale(context), least, most)
 
 
+def _overlong(context: _Context, buffer: int = 16) -> Reward:
+    """`buffer`: tokens below the longest length within which the penalty grows."""
+    return OverlongPenalty(context.judges.longest_answer, buffer)
+
+
 def _repetition(context: _Context) -> Reward:
     return RepetitionReward(_rationale(context))
 
 
+def _reflection(context: _Context, target: str = "gold", reply_tokens: int = 8) -> Reward:
+    """`target`: see `rewards.reflection`; `reply_tokens`: longest reply."""
+    task = context.task
+    if missing := [step for step in STEPS if step not in task.parts]:
+        raise ValueError(f"answers of this protocol have no part {missing[0]!r}")
+    names = task.labels.names[task.language]
+    return ReflectionReward(task.protocol.answer, names, task.labels.normalise, task.language, target, reply_tokens)
+
+
 def _rationale(context: _Context) -> str:
-    if not context.task.explains:
+    if RATIONALE not in context.task.parts:
         raise ValueError(f"answers of this protocol have no part {RATIONALE!r}")
     return RATIONALE
 
@@ -389,5 +439,7 @@ _MAKERS = {
     "accuracy": _accuracy,
     "explanation": _explanation,
     "length": _length,
+    "overlong": _overlong,
     "repetition": _repetition,
+    "reflection": _reflection,
 }

@@ -192,7 +192,7 @@ def _worth_saying(record: logging.LogRecord) -> bool:
 
 def _parts(state: TrainState) -> dict[str, Any]:
     """Parameters by themselves, so that evaluation and export need not read the optimiser's moments."""
-    progress = state._asdict()
+    progress = {name: part for name, part in state._asdict().items() if part is not None}
     return {"params": progress.pop("params"), "progress": progress}
 
 

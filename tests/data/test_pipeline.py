@@ -18,6 +18,7 @@ from mecap_jax.data.pipeline import ClipDataset, DataError
 from mecap_jax.data.processor import Processor
 from mecap_jax.data.processor_settings import ProcessorSettings
 from mecap_jax.data.prompts import FeatureSpan, lay_out, user_turn
+from mecap_jax.data.questions import Exercise
 from mecap_jax.data.shards import ShardReader
 from mecap_jax.data.tokenizer import Tokenizer, train_tokenizer
 from mecap_jax.data.utterance import Utterance
@@ -445,3 +446,55 @@ def test_a_template_that_leaves_media_out_is_the_clips_problem(reader, tokenizer
     deaf = Tokenizer(tokenizer._backend, template="{{ messages[0].content[-1].text }}")
     with pytest.raises(DataError, match=r"the rendered prompt has placeholders for \[\]"):
         about(reader, DATA, MODEL, deaf)
+
+
+# --- exercises ------------------------------------------------------------------------------------------------------
+
+
+class Drilled(Captioning):
+    """Captioning with exercises: with the media one about the other clip, and one about the words alone."""
+
+    def exercise(self, record, other, rng):
+        if rng.random() < 0.5:
+            return Exercise(f"Is it {other.id}?", "yes" if other.id == record.id else "no", media=True)
+        return Exercise(f"Which is it? {record.id}" + "?" * 200 * (record.id == "clip-01"), record.id, media=False)
+
+
+@pytest.fixture(scope="module")
+def drilled(reader, tokenizer):
+    return ClipDataset(reader, DATA, MODEL, tokenizer, Drilled(DATA.target, DATA.instruction))
+
+
+def exercised(dataset, share, **options):
+    numbers = dataset.clips("train")
+    return dataset.training_batches(
+        numbers, batch_size=4, steps=20, seed=3, references=2, max_target_tokens=12, exercises=share, **options
+    )
+
+
+def test_exercises_take_the_place_of_what_the_task_asks(drilled, tokenizer):
+    media, seen = {tokenizer.special(tokenizer.media.audio), tokenizer.special(tokenizer.media.video)}, []
+    for batch in exercised(drilled, 0.5):
+        for b, (row, asked) in enumerate(zip(batch.numbers, batch.asked)):
+            text = tokenizer.decode(batch.prompt.tokens[b, : batch.prompt.length[b]])
+            answer = tokenizer.decode(batch.targets.tokens[b, 0][batch.targets.mask[b, 0]])
+            assert asked.prompt in text
+            seen.append(asked.prompt.partition(" ")[0])
+            if seen[-1] in ("Is", "Which"):
+                assert batch.targets.mask[b, 1].any() and asked.targets == (answer,)
+                assert bool(media & set(batch.prompt.tokens[b])) == (seen[-1] == "Is")
+            else:
+                assert any(reference.startswith(answer) for reference in drilled.targets(int(row)))
+            # An exercise that has no room in the shape is left out.
+            assert seen[-1] != "Which" or batch.prompt.tokens.shape[1] > 120 or drilled.index[row].id != "clip-01"
+    assert 0.15 < seen.count("Is") / len(seen) < 0.35 and 0.1 < seen.count("Which") / len(seen) < 0.35
+
+
+def test_exercises_are_drawn_by_place_and_change_nothing_where_there_are_none(dataset, drilled):
+    parts = [exercised(drilled, 0.5, places=places) for places in ((0, 1), (2, 3))]
+    for whole, *halves in zip(exercised(drilled, 0.5), *parts):
+        assert [asked.prompt for half in halves for asked in half.asked] == [asked.prompt for asked in whole.asked]
+    for plain, never, none in zip(exercised(dataset, 0.0), exercised(drilled, 0.0), exercised(dataset, 0.5)):
+        jax.tree.map(np.testing.assert_array_equal, plain.prompt, never.prompt)
+        jax.tree.map(np.testing.assert_array_equal, plain.targets, never.targets)
+        assert [asked.prompt for asked in plain.asked] == [asked.prompt for asked in none.asked]

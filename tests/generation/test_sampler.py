@@ -121,3 +121,36 @@ def test_nucleus_keeps_the_smallest_set_that_reaches_top_p(top_p, allowed):
         jax.random.split(jax.random.key(0), 3000), jnp.broadcast_to(logits, (3000, 1, 4)), 1.0, top_p
     )
     assert set(np.unique(tokens)) == allowed
+
+
+def test_a_prompt_may_end_differently_within_its_group():
+    """Media and beginning are shared; each completion goes on behind an end of its own, of its own length."""
+    prompt, group, longest = miniature.prompts(), 2, 5
+    lengths = np.array([[1, 4], [3, 3], [5, 2]])
+    tokens = np.random.default_rng(0).integers(4, 64, (3, group, longest)).astype(np.int32)
+    mask = np.arange(longest) >= longest - lengths[..., None]
+    shared = _generate(prompt, temperature=0.0, group=group, suffix=Completions(tokens, mask))
+    for g in range(group):
+        parts = [tokens[b, g, longest - n :] for b, n in enumerate(lengths[:, g])]
+        whole = _generate(_longer(prompt, parts, longest), temperature=0.0, group=1)
+        np.testing.assert_array_equal(shared.tokens[:, g], whole.tokens[:, 0])
+        chex.assert_trees_all_close(shared.logprobs[:, g], whole.logprobs[:, 0], atol=1e-5)
+
+
+def _longer(prompt, parts, room):
+    """The prompts with text behind them."""
+    pad = ((0, 0), (0, room))
+    tokens, index = np.pad(prompt.tokens, pad), np.pad(prompt.media_index, pad, constant_values=-1)
+    positions = np.pad(prompt.positions, ((0, 0), (0, 0), (0, room)))
+    for b, part in enumerate(parts):
+        place = slice(int(prompt.length[b]), int(prompt.length[b]) + len(part))
+        tokens[b, place], index[b, place] = part, -1
+        positions[b, :, place] = int(prompt.next_position[b]) + np.arange(len(part))
+    more = np.array([len(part) for part in parts], np.int32)
+    return prompt._replace(
+        tokens=tokens,
+        media_index=index,
+        positions=positions,
+        length=prompt.length + more,
+        next_position=prompt.next_position + more,
+    )

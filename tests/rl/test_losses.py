@@ -12,12 +12,12 @@ from mecap_jax.config import LossConfig
 from mecap_jax.rl.losses import denominator, kl_divergence, policy_loss, token_weights
 
 MAX_TOKENS = 6
-NAMES = ("grpo", "dr_grpo", "dapo", "gspo", "cispo")
+NAMES = ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "sapo")
 VARIANTS = [
     LossConfig(name=name, importance=level, clip_low=0.2, clip_high=0.3, clip_dual=dual)
     for name, level, dual in itertools.product(NAMES, ("token", "sequence"), (0.0, 3.0))
     if not (name == "gspo" and level == "token")  # GSPO is the sequence level
-    and not (name == "cispo" and dual)  # CISPO clips the weight and not the objective
+    and not (name in ("cispo", "sapo") and dual)  # CISPO clips the weight and not the objective, SAPO has a gate
 ]
 
 
@@ -52,12 +52,15 @@ def _reference(batch, config):
             clipped = min(max(ratio, 1 - config.clip_low), 1 + config.clip_high)
             if config.name == "cispo":
                 loss = -min(ratio, 1 + config.clip_high) * advantage * new[t]
+            elif config.name == "sapo":  # eq. 5 and 6 of arXiv 2511.20347
+                temperature = config.sapo_positive if advantage > 0 else config.sapo_negative
+                loss = -4 / temperature / (1 + np.exp(-temperature * (ratio - 1))) * advantage
             else:
                 loss = -min(ratio * advantage, clipped * advantage)
                 if config.clip_dual and advantage < 0:
                     loss = min(loss, -config.clip_dual * advantage)
             losses.append(loss)
-        if config.name in ("grpo", "gspo") and losses:
+        if config.name in ("grpo", "gspo", "sapo") and losses:
             total, weight = total + np.mean(losses), weight + 1
         elif config.name == "dr_grpo":
             total, weight = total + np.sum(losses) / MAX_TOKENS, weight + 1
@@ -231,24 +234,31 @@ def test_k2_and_k3_agree_with_the_true_divergence_in_expectation():
 
 
 def test_the_expected_gradient_is_that_of_a_divergence():
-    """Exactly, over all five outcomes: k2 pulls as KL(policy || reference) does, k3 as KL(reference || policy)."""
+    """Exactly, over all five outcomes: k2 pulls as KL(policy || reference) does, k3 as KL(reference || policy), and the
+    corrected k3 as KL(policy || reference), also where another policy sampled."""
     with jax.enable_x64(True):
         logits, reference = jnp.array([0.3, -1.2, 0.8, 0.1, -0.4]), jax.nn.log_softmax(jnp.arange(5.0))
         every = jnp.ones((1, 1, 5), bool)
 
-        def expectation(logits, kind):
+        def expectation(logits, kind, sampler=None):
             logprobs = jax.nn.log_softmax(logits)
-            estimate = kl_divergence(logprobs[None, None], reference[None, None], every, kind)[0, 0]
-            return jnp.sum(jax.lax.stop_gradient(jnp.exp(logprobs)) * estimate)
+            sampler = jax.lax.stop_gradient(logprobs) if sampler is None else sampler
+            arrays = (x[None, None] for x in (logprobs, reference))
+            estimate = kl_divergence(*arrays, every, kind, sampler[None, None])[0, 0]
+            return jnp.sum(jnp.exp(sampler) * estimate)
 
         def divergence(logits, kind):
             pair = (jax.nn.log_softmax(logits), reference)
-            first, second = pair if kind == "k2" else pair[::-1]
+            first, second = pair[::-1] if kind == "k3" else pair
             return jnp.sum(jnp.exp(first) * (first - second))
 
-        for kind in ("k2", "k3"):
+        for kind in ("k2", "k3", "k3_corrected"):
             actual, expected = (jax.grad(f)(logits, kind) for f in (expectation, divergence))
             chex.assert_trees_all_close(actual, expected, atol=1e-12)
+        other = jax.nn.log_softmax(jnp.array([0.1, -0.4, 0.2, 0.9, 0.0]))
+        actual = jax.grad(expectation)(logits, "k3_corrected", other)
+        chex.assert_trees_all_close(actual, jax.grad(divergence)(logits, "k2"), atol=1e-12)
+        chex.assert_trees_all_close(expectation(logits, "k3_corrected", other), divergence(logits, "k2"), atol=1e-12)
 
 
 def test_unknown_names_are_named():

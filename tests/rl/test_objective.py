@@ -37,7 +37,7 @@ def test_references_are_scored_at_temperature_one_whatever_the_sampling_temperat
     @jax.jit
     def run(params):
         model = nnx.merge(graphdef, params)
-        return objective(model, example, denominators(example, loss), loss, HOT, LENGTH)
+        return objective(model, example, denominators(example, loss), 0.0, loss, HOT, LENGTH)
 
     total, sums = run(params)
     nll = -np.sum(np.where(taught.mask, plain.logprobs[:, GROUP:], 0.0))

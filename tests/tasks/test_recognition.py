@@ -1,5 +1,6 @@
 """What a clip teaches is what the parser reads back; what is malformed is wrong in every metric."""
 
+import dataclasses
 import pickle
 import types
 
@@ -294,3 +295,97 @@ def test_a_run_is_told_what_is_odd_about_its_clips():
         "1 of 3 training clips lack what an answer in the form 'think_answer' is made of; they are left to "
         "reinforcement learning",
     ]
+
+
+# --- EMO-R3: steps, and a policy that reads them again ----------------------------------------------------------------
+
+STEPS = {"step1": "One sees a frown.", "step2": "Such a person feels angry.", "step3": "It is negative."}
+
+
+def structured(*overrides):
+    return load("configs/emo_r3.py", overrides)
+
+
+def still(label="angry", **parts):
+    return clip(0, labels={"multimodal": label}, attributes=STEPS | parts)
+
+
+def in_steps(label, **parts):
+    fields = STEPS | parts
+    return "\n".join(f"<{name}>{text}</{name}>" for name, text in fields.items()) + f"\n\\boxed{{{label}}}"
+
+
+def test_steps_are_taught_asked_for_and_explain():
+    task = make_task(structured())
+    assert task.targets(still()) == (in_steps("angry"),) and task.targets(clip(0, labels={"multimodal": "sad"})) == ()
+    fields = task.read(in_steps("angry"))
+    assert task.answer(fields) == "angry" and task.explanation(fields) == " ".join(STEPS.values())
+    assert all(mark in task.request(None) for mark in ("<step1>", "<step2>", "<step3>", r"\boxed{"))
+
+
+def reflected(texts, replies, *overrides):
+    config = structured(*overrides)
+    task = make_task(config)
+    asked = Asked(still(), task.request(still()), "", task.targets(still()))
+    samples = [Sample.of(asked, text, True, 0, task.read(text)) for text in texts]
+    if replies is not None:
+        samples = [dataclasses.replace(sample, replies={"reflection": pair}) for sample, pair in zip(samples, replies)]
+    reward = task.rewards(config.grpo.reward, Judges(None, None, ()))
+    return reward, samples, reward(samples)
+
+
+def test_emo_r3_weighs_accuracy_reflection_and_format():
+    """(1 - l1 - l2) R_acc + l1 R_RER + l2 R_format, with l1 = l2 = 0.1."""
+    texts = [in_steps("angry"), in_steps("sad"), in_steps("angry"), "angry"]
+    replies = [("Yes", "angry"), ("yes", "angry"), ("No.", "sad"), (None, None)]
+    _, _, batch = reflected(texts, replies)
+    assert batch.terms["reflection"].tolist() == [1, 1, 0, 0]
+    np.testing.assert_allclose(batch.total, [1.0, 0.2, 0.9, 0.0])
+    # The model's own answer as what its text should express: a wrong answer that is wrong throughout.
+    _, _, batch = reflected(texts, [("yes", "sad")] * 4, "grpo.reward.terms.reflection.options={'target': 'own'}")
+    assert batch.terms["reflection"].tolist() == [0.5, 1, 0.5, 0]
+
+
+def test_the_policy_is_asked_about_what_can_be_read_and_nothing_else():
+    reward, samples, batch = reflected([in_steps("angry"), "angry"], None)
+    (term,) = reward.asking
+    about, told = term.questions(samples[0])
+    assert STEPS["step1"] in about.text and STEPS["step2"] not in about.text
+    assert all(text in told.text for text in (STEPS["step1"], STEPS["step2"], "happy", "disgust"))
+    assert term.questions(samples[1]) == (None, None) and term.asks == (True, False)
+    # In validation nobody is asked, and the term has nothing to say.
+    assert np.isnan(batch.terms["reflection"]).all() and batch.failures == {}
+    assert reflected([""], None, "grpo.reward.terms.reflection.weight=0")[0].asking == ()
+    for option, words in (({"target": "all"}, "the target must be"), ({"reply_tokens": 0}, "at least 1")):
+        with pytest.raises(ConfigError, match=f"'reflection': .*{words}"):
+            reflected([""], None, f"grpo.reward.terms.reflection.options={option}")
+    with pytest.raises(ConfigError, match="'reflection': answers of this protocol have no part 'step1'"):
+        rewarded([""], "grpo.reward.terms=reflection")
+
+
+def test_exercises_are_the_questions_of_the_reflection_with_their_answers():
+    task, rng = make_task(structured()), np.random.default_rng(0)
+    other = still("happy", step1="One sees a smile.")
+    drawn = [task.exercise(still(), other, rng) for _ in range(200)]
+    about, told = ([e for e in drawn if e.media is media] for media in (True, False))
+    assert 70 < len(told) < 130 and {e.answer for e in told} == {"angry"}
+    assert {(STEPS["step1"] in e.prompt, e.answer) for e in about} == {(True, "yes"), (False, "no")}
+    assert 0.3 < np.mean([e.answer == "yes" for e in about]) < 0.7
+    # Another clip of the same class may look the same: its description is not called untrue.
+    assert {e.answer for _ in range(50) if (e := task.exercise(still(), still(), rng)).media} == {"yes"}
+    assert task.exercise(clip(0, labels={"multimodal": "sad"}), other, rng) is None
+    assert make_task(configured()).exercise(still(), other, rng) is None
+
+
+def test_answers_near_the_longest_length_are_punished_softly():
+    """DAPO's equation 13, by hand: longest 20, buffer 8."""
+    config = configured("grpo.reward.terms=accuracy,overlong", "grpo.reward.terms.overlong.options={'buffer': 8}")
+    task = make_task(config)
+    reward = task.rewards(config.grpo.reward, Judges(None, None, (), longest_answer=20))
+    asked = Asked(row(), "", "", ())
+    lengths = {1: 0, 12: 0, 13: -1 / 8, 16: -1 / 2, 20: -1}
+    samples = [Sample.of(asked, "", True, 0, {}, tokens) for tokens in lengths]
+    assert reward(samples).terms["overlong"].tolist() == list(lengths.values())
+    assert reward([Sample.of(asked, "", False, 0, {}, 20)]).terms["overlong"].tolist() == [-1]
+    with pytest.raises(ConfigError, match=r"'overlong': buffer must be in \[1, 6\]"):
+        task.rewards(config.grpo.reward, Judges(None, None, (), longest_answer=6))

@@ -54,8 +54,8 @@ from mecap_jax.data import media
 from mecap_jax.data.importers import BadClip, Duplicate, ImporterError, ImportSettings, Item, tables
 from mecap_jax.data.importers.feature_files import find_features, read_features
 from mecap_jax.data.importers.files import read_clip
-from mecap_jax.data.importers.stills import is_jpeg, one_frame_video
 from mecap_jax.data.language import language_code
+from mecap_jax.data.stills import is_jpeg, one_frame_video
 from mecap_jax.data.utterance import CAPTION_KINDS, MODALITIES, SPLITS, Utterance, serialize
 from mecap_jax.json_files import parse_json, to_json
 from mecap_jax.text_files import printable

@@ -113,6 +113,7 @@ _SEEN = ("脸上{F}，看起来{M}。", "从表情看，{F}，显得{M}。")
 _CONCLUSIONS = {
     "agree": ("声音和表情一致，说话人{E}。", "两者都说明说话人{E}。"),
     "heard": ("因此说话人{E}。", "这说明说话人{E}。"),
+    "seen": ("因此这个人{E}。", "这说明这个人{E}。"),
     "video": ("声音比表情更能说明问题，说话人{E}。",),
     "audio": ("表情比声音更能说明问题，说话人{E}。",),
 }
@@ -122,6 +123,7 @@ _CONCLUSIONS = {
 _HEARD_ALONE = ("{S}{V}。", "从声音听，{V}。")
 _SEEN_ALONE = ("脸上{F}。", "从表情看，{F}。")
 _FELT = ("这样的人会感到{E}。", "这样说话的人{E}。")
+_FELT_SEEN = ("这样的人会感到{E}。", "有这种表情的人{E}。")
 _JUDGED = ("这种情绪{P}。",)
 _POLARITY = {
     "neutral": "既不积极也不消极，唤醒度低",
@@ -155,6 +157,8 @@ def explain(facts: Facts, rng: np.random.Generator) -> str:
         departs = modality == facts.conflict
         return _fill(pick(options, rng), facts, rng, _other_emotion(facts, rng) if departs else None)
 
+    if not facts.has_voice:
+        return sentence(_SEEN) + sentence(_CONCLUSIONS["seen"])
     heard, kind = sentence(_HEARD, "audio"), "heard"
     if facts.has_face:
         heard, kind = heard + sentence(_SEEN, "video"), "agree" if facts.conflict == "none" else facts.conflict
@@ -163,7 +167,7 @@ def explain(facts: Facts, rng: np.random.Generator) -> str:
 
 def describe(facts: Facts, rng: np.random.Generator) -> dict[str, str]:
     """Returns the parts of structured answers by name, see `grammar.parts`."""
-    return parts((_HEARD_ALONE, _SEEN_ALONE, _FELT, _JUDGED), facts, _fill, "", rng)
+    return parts((_HEARD_ALONE, _SEEN_ALONE, _FELT, _FELT_SEEN, _JUDGED), facts, _fill, "", rng)
 
 
 def _fill(template: str, facts: Facts, rng: np.random.Generator, shown: str | None = None) -> str:

@@ -14,11 +14,13 @@ from typing import NamedTuple
 import numpy as np
 import soundfile
 import soxr
+from PIL import Image
 
 from mecap_jax.config import ConfigError, SyntheticConfig
 from mecap_jax.data.features import SAMPLE_RATE, log_mel
+from mecap_jax.data.stills import one_frame_video
 from mecap_jax.data.synthetic import chinese, english, expression, face, mp4, prosody
-from mecap_jax.data.synthetic.facts import Facts, facts_of, level_word
+from mecap_jax.data.synthetic.facts import LEVEL_WORDS, Facts, facts_of, level_word
 from mecap_jax.data.synthetic.speakers import SPEAKERS, Speaker
 from mecap_jax.data.synthetic.transcripts import SENTENCES
 from mecap_jax.data.utterance import Utterance
@@ -50,6 +52,7 @@ class ClipSpec:
       has_video: whether there is a face.
       caption_language: of the captions.
       features: names of precomputed features that the clip carries (see `SyntheticConfig.features`).
+      still: whether it is a picture of the face alone.
     """
 
     id: str
@@ -65,6 +68,7 @@ class ClipSpec:
     has_video: bool
     caption_language: str
     features: tuple[str, ...] = ()
+    still: bool = False
 
     def shown(self, modality: str) -> tuple[str, str]:
         """Returns emotion and intensity in "audio" or "video"."""
@@ -90,7 +94,9 @@ def plan(config: SyntheticConfig) -> list[ClipSpec]:
 
 
 def captions_of(spec: ClipSpec) -> dict[str, tuple[str, ...]]:
-    """Returns the captions of a clip by kind; no media are made."""
+    """Returns the captions of a clip by kind, which a still has not; no media are made."""
+    if spec.still:
+        return {}
     caption_rng = _generators(spec)[2]
     return _GRAMMARS[spec.caption_language].write(_draw(spec).facts, caption_rng)
 
@@ -108,7 +114,8 @@ def attributes_of(spec: ClipSpec) -> dict[str, str]:
 
 def labels_of(spec: ClipSpec) -> dict[str, str]:
     """Returns the emotion by modality; what is said carries none."""
-    labels = {"text": "neutral", "audio": spec.shown("audio")[0], "multimodal": spec.emotion}
+    heard = {} if spec.still else {"text": "neutral", "audio": spec.shown("audio")[0]}
+    labels = heard | {"multimodal": spec.emotion}
     return labels | ({"video": spec.shown("video")[0]} if spec.has_video else {})
 
 
@@ -118,13 +125,17 @@ def rationale_of(spec: ClipSpec) -> str:
 
 
 def render(spec: ClipSpec) -> Utterance:
-    """Returns the utterance of a clip: an mp4 file with sound, or a wav file where it has no video.
+    """Returns the utterance of a clip: an mp4 file with sound, a wav file where it has no video, or a picture.
 
     Raises:
       SpeechError: the sentence cannot be spoken as planned.
     """
     media_rng = _generators(spec)[1]
     drawn = _draw(spec)
+    if spec.still:
+        motion = expression.at_apex(media_rng)
+        (picture,) = face.render(drawn.identity, drawn.expression, motion, np.zeros(1))
+        return _utterance(spec, video=one_frame_video(_jpeg(picture)))
     waveform = prosody.speak(spec.transcript, spec.language, spec.speaker, drawn.prosody, media_rng)
     audio = video = None
     if drawn.expression is None:
@@ -134,21 +145,24 @@ def render(spec: ClipSpec) -> Utterance:
         motion = expression.motion_of(len(opening), media_rng)
         frames = face.render(drawn.identity, drawn.expression, motion, opening)
         video = mp4.encode(frames, FRAME_RATE, waveform, prosody.SAMPLE_RATE)
+    features = _features(waveform, spec.features)
+    return _utterance(
+        spec, audio=audio, video=video, transcript=spec.transcript, language=spec.language, features=features
+    )
+
+
+def _utterance(spec: ClipSpec, **media) -> Utterance:
     return Utterance(
         id=spec.id,
         dataset=DATASET,
         split=spec.speaker.split,
         speaker=spec.speaker.id,
-        audio=audio,
-        video=video,
-        transcript=spec.transcript,
-        language=spec.language,
         labels=labels_of(spec),
         captions=captions_of(spec),
         rationale=rationale_of(spec),
-        features=_features(waveform, spec.features),
         attributes=attributes_of(spec),
         licence="CC0-1.0",
+        **media,
     )
 
 
@@ -195,6 +209,7 @@ def _draw(spec: ClipSpec) -> _Drawn:
         sound,
         identity,
         units,
+        has_voice=not spec.still,
     )
     return _Drawn(sound, identity, units, facts)
 
@@ -217,13 +232,13 @@ def _check(config: SyntheticConfig):
 def _plan_split(split: str, size: int, first: int, config: SyntheticConfig, rng: np.random.Generator) -> list[ClipSpec]:
     speakers = _deal([speaker for speaker in SPEAKERS if speaker.split == split], size, rng)
     emotions = _deal(_DECK, size, rng)
-    audio_only = set(rng.permutation(size)[: round(_AUDIO_ONLY_SHARE * size)].tolist())
+    audio_only = set(rng.permutation(size)[: round((not config.stills) * _AUDIO_ONLY_SHARE * size)].tolist())
     # Only a clip with both modalities and something to contradict can hold a conflict.
     candidates = [i for i in range(size) if emotions[i] != "neutral" and i not in audio_only]
     candidates = [candidates[i] for i in rng.permutation(len(candidates))]
     kinds = _deal(
         [(modality, contradicts) for modality in ("audio", "video") for contradicts in (False, True)],
-        round(config.conflict_share * len(candidates)),
+        round((not config.stills) * config.conflict_share * len(candidates)),
         rng,
     )
     conflicts = dict(zip(candidates, kinds))
@@ -248,7 +263,8 @@ def _plan_split(split: str, size: int, first: int, config: SyntheticConfig, rng:
                 other_intensity=INTENSITIES[rng.integers(level)] if contradicts else "none",
                 has_video=i not in audio_only,
                 caption_language=config.caption_language,
-                features=config.features,
+                features=() if config.stills else config.features,
+                still=config.stills,
             )
         )
     return specs
@@ -278,6 +294,12 @@ def _mouth_opening(waveform: np.ndarray) -> np.ndarray:
     return np.clip(level / np.quantile(level, 0.9), 0.0, 1.0)
 
 
+def _jpeg(picture: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "JPEG", quality=95)
+    return file.getvalue()
+
+
 def _wav(waveform: np.ndarray) -> bytes:
     file = io.BytesIO()
     soundfile.write(file, waveform, prosody.SAMPLE_RATE, format="WAV", subtype="PCM_16")
@@ -288,11 +310,9 @@ def _attributes(spec: ClipSpec, facts: Facts) -> dict[str, str]:
     return {
         "gender": spec.speaker.gender,
         "intensity": spec.intensity,
-        "voice": prosody.voice_name(spec.speaker, spec.language),
-        "tempo": level_word("tempo", facts.tempo),
-        "pitch": level_word("pitch", facts.pitch),
-        "loudness": level_word("loudness", facts.loudness),
+        **({} if spec.still else {"voice": prosody.voice_name(spec.speaker, spec.language)}),
+        **({} if spec.still else {scale: level_word(scale, getattr(facts, scale)) for scale in LEVEL_WORDS}),
         **({"face": ", ".join(facts.visible)} if facts.has_face else {}),
         "conflict": spec.conflict,
-        "synthetic": "eSpeak NG and drawn faces",
+        "synthetic": "drawn faces" if spec.still else "eSpeak NG and drawn faces",
     }

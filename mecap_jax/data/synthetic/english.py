@@ -174,6 +174,7 @@ _SEEN = ("The face has {F}, which looks {M}.", "One sees {F}: it looks {M}.")
 _CONCLUSIONS = {
     "agree": ("Voice and face agree: the speaker is {E}.", "Both tell that the speaker is {E}."),
     "heard": ("So the speaker is {E}.", "This tells that the speaker is {E}."),
+    "seen": ("So the person is {E}.", "This tells that the person is {E}."),
     "video": ("The voice tells more than the face: the speaker is {E}.",),
     "audio": ("The face tells more than the voice: the speaker is {E}.",),
 }
@@ -183,15 +184,16 @@ _CONCLUSIONS = {
 _HEARD_ALONE = ("The {A} voice speaks {T}.", "{H} talks {V}.")
 _SEEN_ALONE = ("The face has {F}.", "One sees {F}.")
 _FELT = ("A person like this feels {E}.", "Whoever speaks like this is {E}.")
+_FELT_SEEN = ("A person like this feels {E}.", "Whoever looks like this is {E}.")
 _JUDGED = ("The emotion is {P}.",)
 _POLARITY = {
-    "neutral": "neither positive nor negative, with low arousal",
-    "happy": "positive, with high arousal",
-    "sad": "negative, with low arousal",
-    "angry": "negative, with high arousal",
-    "surprised": "neither positive nor negative, with high arousal",
-    "disgusted": "negative, with high arousal",
-    "fearful": "negative, with high arousal",
+    "neutral": "neither positive nor negative, with little arousal",
+    "happy": "positive, with much arousal",
+    "sad": "negative, with little arousal",
+    "angry": "negative, with much arousal",
+    "surprised": "neither positive nor negative, with much arousal",
+    "disgusted": "negative, with much arousal",
+    "fearful": "negative, with much arousal",
 }
 
 
@@ -216,6 +218,8 @@ def explain(facts: Facts, rng: np.random.Generator) -> str:
         departs = modality == facts.conflict
         return _fill(pick(options, rng), facts, rng, _other_emotion(facts, rng) if departs else None)
 
+    if not facts.has_voice:
+        return f"{sentence(_SEEN)} {sentence(_CONCLUSIONS['seen'])}"
     heard, kind = [sentence(_HEARD, "audio")], "heard"
     if facts.has_face:
         heard, kind = [*heard, sentence(_SEEN, "video")], "agree" if facts.conflict == "none" else facts.conflict
@@ -224,7 +228,7 @@ def explain(facts: Facts, rng: np.random.Generator) -> str:
 
 def describe(facts: Facts, rng: np.random.Generator) -> dict[str, str]:
     """Returns the parts of structured answers by name, see `grammar.parts`."""
-    return parts((_HEARD_ALONE, _SEEN_ALONE, _FELT, _JUDGED), facts, _fill, " ", rng)
+    return parts((_HEARD_ALONE, _SEEN_ALONE, _FELT, _FELT_SEEN, _JUDGED), facts, _fill, " ", rng)
 
 
 def _fill(template: str, facts: Facts, rng: np.random.Generator, shown: str | None = None) -> str:

@@ -105,6 +105,12 @@ def motion_of(frames: int, rng: np.random.Generator) -> Motion:
     )
 
 
+def at_apex(rng: np.random.Generator) -> Motion:
+    """Draws the one frame of a picture: the whole expression, and how the head is held."""
+    motion = motion_of(1, rng)
+    return dataclasses.replace(motion, amount=np.ones(1), blink=np.zeros(1))
+
+
 def _sway(position: np.ndarray, size: float, rng: np.random.Generator) -> np.ndarray:
     offset, amplitude = rng.normal(0.0, size), rng.normal(0.0, size)
     return offset + amplitude * np.sin(2.0 * np.pi * (rng.uniform(0.5, 1.5) * position + rng.random()))

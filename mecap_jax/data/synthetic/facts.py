@@ -43,6 +43,7 @@ class Facts:
       accent: eSpeak NG's name of the English accent.
       looks: visible traits out of "beard", "glasses" and "long hair"; empty without a face.
       has_face: whether there is a video.
+      has_voice: whether there is sound.
       tempo, pitch, loudness: levels from -2 to 2, relative to the speaker.
       voice: loudness and pitch where they are not at level 0, then voice qualities, most salient first.
       face: features of the face, most salient first; empty where it is at rest.
@@ -67,6 +68,7 @@ class Facts:
     face: Features
     visible: tuple[str, ...]
     vivid: bool
+    has_voice: bool = True
 
 
 def facts_of(
@@ -80,6 +82,7 @@ def facts_of(
     prosody: Prosody,
     identity: Identity,
     expression: Expression | None,
+    has_voice: bool = True,
 ) -> Facts:
     """Reads the facts off a clip's parameters; `expression` is None where there is no video."""
     tempo = _level(prosody.tempo, _TEMPO_BORDERS)
@@ -109,6 +112,7 @@ def facts_of(
         ),
         face=visible[:_MOST_SALIENT],
         visible=tuple(name for name, _ in visible),
+        has_voice=has_voice,
         vivid=_is_vivid(emotion, prosody, None if conflict == "video" else expression),
     )
 

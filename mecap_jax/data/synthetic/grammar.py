@@ -57,14 +57,19 @@ def parts(
     """Returns the parts of structured answers by the names of their blocks in the tag protocols.
 
     `aud_desc` and `vis_desc` tell what is heard and seen and name no emotion (no face, no `vis_desc`); `step1` is both,
-    `step2` what a person like this feels, `step3` whether that is positive or negative, and how aroused.
+    `step2` what a person like this feels, `step3` whether that is positive or negative, and how aroused. Of a picture
+    nothing is heard.
 
     Args:
-      options: templates of what is heard, seen, felt and judged.
+      options: templates of what is heard, seen, felt (of a person who is heard, who is seen only) and judged.
       fill: fills a template.
       space: between two sentences.
     """
+    heard, seen, *felt, judged = options
+    options = heard, seen, felt[not facts.has_voice], judged
     heard, seen, felt, judged = (fill(pick(templates, rng), facts, rng) for templates in options)
+    if not facts.has_voice:
+        return {"vis_desc": seen, "step1": seen, "step2": felt, "step3": judged}
     described = {"aud_desc": heard, "step1": heard, "step2": felt, "step3": judged}
     return described | ({"vis_desc": seen, "step1": f"{heard}{space}{seen}"} if facts.has_face else {})
 

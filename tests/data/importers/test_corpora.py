@@ -13,10 +13,10 @@ import pytest
 
 from mecap_jax.data.importers import IMPORTERS, BadClip, ImporterError, ImportSettings, check_counts, folder, prepare
 from mecap_jax.data.importers.emotiontalk import OFFICIAL, clean_transcript, parse_captions
-from mecap_jax.data.importers.stills import one_frame_video
 from mecap_jax.data.media import MediaError, decode_video
 from mecap_jax.data.pipeline import ClipDataset
 from mecap_jax.data.shards import ShardError, ShardReader
+from mecap_jax.data.stills import one_frame_video
 from mecap_jax.data.tokenizer import train_tokenizer
 from mecap_jax.data.utterance import Utterance
 from mecap_jax.tasks.captioning import Captioning

@@ -14,6 +14,7 @@ from mecap_jax.data.importers import BadClip, ImportSettings, synthetic
 from mecap_jax.data.synthetic.corpus import INTENSITIES, plan, render
 from mecap_jax.data.utterance import MODALITIES, deserialize, serialize
 from mecap_jax.emotions import EMOTIONS
+from mecap_jax.evaluation.claims import claim_accuracy
 
 
 def agreement(specs, modality: str) -> float:
@@ -195,3 +196,28 @@ def test_a_clip_that_cannot_be_spoken_is_reported(clips):
 def test_rendering_processes_do_not_load_jax():
     code = "import sys, mecap_jax.data.importers.synthetic; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+# --- pictures -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_stills_are_faces_without_a_word_of_voices(language):
+    stills = plan(SyntheticConfig(clips=200, stills=True, caption_language=language))
+    assert all(spec.still and spec.has_video and spec.conflict == "none" for spec in stills)
+    assert {spec.emotion for spec in stills} == set(EMOTIONS)
+    clips = [render(spec) for spec in stills[::10]]
+    assert [serialize(clip) for clip in clips] == [serialize(render(spec)) for spec in stills[::10]]
+    for clip in clips:
+        assert clip.audio is None and not clip.transcript and not clip.captions
+        assert len(media.decode_video(clip.video, 8, 0.0).pixels) == 1
+        assert clip.labels.keys() == {"video", "multimodal"}
+        assert not {"voice", "tempo", "pitch", "loudness", "aud_desc"} & clip.attributes.keys()
+        assert {"vis_desc", "step1", "step2", "step3", "face"} <= clip.attributes.keys()
+    # All that is said of them is true, and nothing is said of how they sound.
+    truth = [(clip.attributes, clip.labels) for clip in clips]
+    steps = [" ".join(clip.attributes[f"step{n}"] for n in (1, 2, 3)) for clip in clips]
+    for texts in (steps, [clip.rationale for clip in clips]):
+        told = claim_accuracy(texts, truth, language)
+        assert told["claims_true"].value == 1 and told["claims"].value > 1.5
+        assert all(np.isnan(told[f"claims_true/{aspect}"].value) for aspect in ("tempo", "pitch", "loudness"))

@@ -1,0 +1,114 @@
+"""The policy as a judge: it answers questions about what it wrote, between rollout and update, on the mesh.
+
+A question about a clip goes on from the clip's media as the rollout's prompt has them: they are encoded once for all
+questions of the group, by the sampler that also makes the completions. Every process asks at the same time; the host
+threads of the rewards never launch a device program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from mecap_jax.batch import Array, Completions, PromptBatch
+from mecap_jax.data.prompts import user_turn
+from mecap_jax.data.tokenizer import Tokenizer
+from mecap_jax.generation.sampler import generate
+from mecap_jax.rewards.base import Question
+from mecap_jax.sharding import all_items, local_rows, put_batch
+
+_ROOM = 32  # questions are padded to a multiple of it: few lengths, few programs
+_MEDIA = ("audio", "patches", "patch_positions", "patch_mask", "audio_frames", "media_tokens", "features")
+
+# Of this process's prompts, for each completion of the group: a question, or None where nothing is asked.
+Questions = Sequence[Sequence[Question | None]]
+Replies = list[list[str | None]]
+
+
+class PolicyJudge:
+    """Asks the policy."""
+
+    def __init__(self, graphdef: nnx.GraphDef, tokenizer: Tokenizer, mesh: Mesh):
+        self._graphdef, self._tokenizer, self._mesh = graphdef, tokenizer, mesh
+
+    def ask(
+        self, params: Any, prompt: PromptBatch, valid: Array, questions: Questions, media: bool, max_new_tokens: int
+    ) -> Replies:
+        """Returns the likeliest reply to each question; None where none was asked.
+
+        Args:
+          prompt: B prompts on the mesh, whose media are asked about.
+          valid: bool [B] on the mesh, which prompts count.
+          questions: of this process's prompts.
+          media: whether the questions come with the media; if not, the text is all that the policy sees.
+          max_new_tokens: longest reply.
+        """
+        begun = _with_media(prompt) if media else _without_media(prompt)
+        tokens, length = (local_rows(x) for x in (begun.tokens, begun.length))
+        suffixes = [
+            [self._rest(question, int(row[n - 1])) for question in group]
+            for group, row, n in zip(questions, tokens, length, strict=True)
+        ]
+        longest = max((len(ids) for group in suffixes for ids in group), default=1)
+        room = -(-max(all_items([longest])) // _ROOM) * _ROOM
+        shape = (len(tokens), len(questions[0]) if questions else 0, room)
+        ids, mask = np.full(shape, self._tokenizer.pad_id, np.int32), np.zeros(shape, bool)
+        for b, group in enumerate(suffixes):
+            for g, suffix in enumerate(group):
+                ids[b, g, room - len(suffix) :], mask[b, g, room - len(suffix) :] = suffix, True
+        generation = generate(
+            self._graphdef,
+            params,
+            begun,
+            np.zeros(2, np.uint32),
+            put_batch(np.zeros(len(tokens), np.int32), self._mesh),
+            valid=valid,
+            suffix=put_batch(Completions(ids, mask), self._mesh),
+            group_size=shape[1],
+            max_new_tokens=max_new_tokens,
+            temperature=0.0,
+            end_ids=self._tokenizer.end_ids,
+        )
+        replies, lengths = local_rows(generation.tokens), local_rows(generation.length)
+        return [
+            [None if question is None else self._tokenizer.decode(reply[:n]) for question, reply, n in zip(group, *row)]
+            for group, *row in zip(questions, replies, lengths)
+        ]
+
+    def _rest(self, question: Question | None, last: int) -> list[int]:
+        """What stands behind the token `last` in the conversation that asks a question: behind its media, or behind
+        its first token."""
+        if question is None:
+            return [self._tokenizer.pad_id]
+        kind = self._tokenizer.media_kind(last)
+        ids = self._tokenizer.encode_conversation(user_turn((kind,) if kind else (), question.text))
+        if not kind:
+            return ids[1:]
+        place = max(place for place, token in enumerate(ids) if token in self._tokenizer.placeholders)
+        return ids[place + 1 :]
+
+
+@jax.jit
+def _with_media(prompt: PromptBatch) -> PromptBatch:
+    """The prompts up to their last media token, or to their first token where they have none."""
+    places = jnp.arange(prompt.tokens.shape[1])
+    last = jnp.max(jnp.where(prompt.media_index >= 0, places, 0), axis=1)
+    following = jnp.take_along_axis(prompt.positions[:, 0], (last + 1)[:, None], axis=1)[:, 0]
+    return prompt._replace(length=last + 1, next_position=following)
+
+
+@jax.jit
+def _without_media(prompt: PromptBatch) -> PromptBatch:
+    """The first token of the prompts: what every conversation begins with."""
+    nothing = {name: getattr(prompt, name)[:, :0] for name in _MEDIA}
+    first = {name: getattr(prompt, name)[:, :1] for name in ("tokens", "media_index")}
+    one = jnp.ones_like(prompt.length)
+    return prompt._replace(
+        **nothing, **first, positions=prompt.positions[:, :, :1], length=one, next_position=prompt.positions[:, 0, 1]
+    )

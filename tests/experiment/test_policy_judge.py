@@ -1,0 +1,67 @@
+"""The policy as a judge: what it replies behind a shared beginning is what it says to the whole question."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from mecap_jax.data.clip_prompts import clip_row
+from mecap_jax.data.clips import DecodedClip
+from mecap_jax.data.collate import collate
+from mecap_jax.experiment import weights
+from mecap_jax.experiment.setup import set_up
+from mecap_jax.generation.sampler import generate
+from mecap_jax.models.parameters import merge_params
+from mecap_jax.rewards.base import Question
+from mecap_jax.rl.policy_judge import PolicyJudge
+from mecap_jax.sharding import put_batch
+from mecap_jax.training.logging import RunLogger
+from tests.experiment.test_story import small
+
+QUESTIONS = [
+    [Question("Is it loud?"), Question("One sees raised eyebrows and a smile: yes or no? <think>"), None],
+    [None, Question("x"), Question("Which emotion fits best? \U0001f622 <|im_end|> happy, sad.")],
+    [Question("Say it. " * 9), Question("Is it loud?"), Question("")],
+    [Question("?"), None, Question("happy")],
+]
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory, shared):
+    workdir = tmp_path_factory.mktemp("judge")
+    with RunLogger(workdir) as logger:
+        yield set_up(small(*shared), workdir, logger)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("media", [True, False])
+def test_replies_are_those_to_the_whole_question(bench, media):
+    model = weights.open_model(bench.config, bench.mesh)
+    params = merge_params(weights.starting_trainable(bench.config, bench.mesh), model.frozen)
+    dataset, tokenizer = bench.dataset, bench.tokenizer
+    # Clips with sound and picture, with sound alone, and one of which nothing can be shown.
+    kinds = {record.has_video: i for i, record in enumerate(dataset.index)}
+    numbers = [kinds[True], kinds[False], kinds[True], kinds[True]]
+    hidden = [(), (), ("audio", "video"), ("audio",)]
+    numbers, hidden, questions = numbers * 2, hidden * 2, QUESTIONS + [group[::-1] for group in QUESTIONS]
+    (bucket,) = bench.config.data.buckets[-1:]
+    batch = dataset.assemble(numbers, bucket, change=lambda position, clip: clip.without(hidden[position]))
+    judge = PolicyJudge(model.graphdef, tokenizer, bench.mesh)
+    valid = put_batch(np.ones(8, bool), bench.mesh)
+    replies = judge.ask(params, put_batch(batch.prompt, bench.mesh), valid, questions, media, 6)
+    assert [[reply is None for reply in group] for group in replies] == [[q is None for q in g] for g in questions]
+    for g in range(3):
+        clips = [dataset._decode(n).without(without) if media else DecodedClip() for n, without in zip(numbers, hidden)]
+        texts = [group[g].text if group[g] else "" for group in questions]
+        rows = [clip_row(clip, text, tokenizer, bench.config.model) for clip, text in zip(clips, texts)]
+        room = dataclasses.replace(bucket, prompt_tokens=max(len(row.layout.tokens) for row in rows))
+        prompt = put_batch(collate(rows, room, bench.config.model, tokenizer.pad_id), bench.mesh)
+        whole = generate(
+            model.graphdef, params, prompt, np.zeros(2, np.uint32), put_batch(np.zeros(8, np.int32), bench.mesh),
+            group_size=1, max_new_tokens=6, temperature=0.0, end_ids=tokenizer.end_ids,
+        )  # fmt: skip
+        said = [
+            tokenizer.decode(ids[:n]) for ids, n in zip(np.asarray(whole.tokens[:, 0]), whole.length[:, 0].tolist())
+        ]
+        assert [group[g] for group in replies] == [text if group[g] else None for text, group in zip(said, questions)]
+    assert len({reply for group in replies for reply in group}) > 3

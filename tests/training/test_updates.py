@@ -1,0 +1,150 @@
+"""What a step does with its rollout: mini-batches, a reference policy that moves, a KL weight that changes."""
+
+import dataclasses
+
+import chex
+import jax
+import pytest
+
+from mecap_jax.config import CheckpointConfig, ConfigError, LossConfig, load
+from mecap_jax.experiment.setup import divide_prompts
+from mecap_jax.training.checkpointing import StageCheckpoints
+from mecap_jax.training.logging import RunLogger, read_jsonl
+from mecap_jax.training.loop import run_stage
+from mecap_jax.training.stopping import Interrupted
+from tests.training import harness
+
+replace = dataclasses.replace
+MICRO = 2
+
+
+def learner(config):
+    return harness.grpo_learner(harness.mesh(), harness.DESCENT, config, harness.EVERYTHING)
+
+
+def start():
+    return harness.initial_state(harness.mesh(), harness.DESCENT)[1]
+
+
+def one_step(config, state, number=0):
+    state, result = learner(config).step(state, harness.grpo_batch(number, harness.mesh(), MICRO))
+    return state, result.metrics
+
+
+def test_every_mini_batch_takes_a_step_of_its_own(monkeypatch):
+    """As many smaller updates one after the other, on one rollout; what is logged is that of all of them."""
+    plain, taken = learner(harness.GRPO), []
+    update = plain._update
+
+    def by_parts(state, examples, numbers):
+        bounds = (0, len(examples) // 2, len(examples))
+        for first, last in zip(bounds, bounds[1:]):
+            state, *rest = update(state, examples[first:last], numbers[first:last])
+            taken.append(jax.device_get(rest))
+        return state, *rest
+
+    monkeypatch.setattr(plain, "_update", by_parts)
+    expected, _ = plain.step(start(), harness.grpo_batch(0, harness.mesh(), MICRO))
+    monkeypatch.undo()
+    actual, metrics = one_step(replace(harness.GRPO, minibatches=2), start())
+    chex.assert_trees_all_close(jax.device_get(actual.params), jax.device_get(expected.params), atol=1e-7)
+    assert int(actual.step) == 2 == len(taken)
+    (first, totals, norm), (second, others, other_norm) = taken
+    tokens = totals.tokens + others.tokens
+    assert metrics["num_tokens"] == tokens
+    assert metrics["kl"] == pytest.approx((first.kl + second.kl) / tokens, rel=1e-5)
+    assert metrics["grad_norm"] == pytest.approx((norm + other_norm) / 2, rel=1e-5)
+
+
+def test_what_is_logged_is_the_mean_of_all_passes():
+    once, twice = (one_step(replace(harness.GRPO, updates=n), start())[1] for n in (1, 2))
+    assert twice["num_tokens"] == once["num_tokens"] and twice["reward"] == once["reward"]
+    # The second pass begins behind the first update, so it is farther from the reference policy.
+    assert once["kl"] == pytest.approx(0, abs=1e-6) and twice["kl"] > 10 * once["kl"]
+
+
+def test_mini_batches_need_prompts():
+    config = load("configs/grpo.py", ["grpo.minibatches=5", "grpo.prompts=12", "grpo.micro_prompts=0"]).grpo
+    division = divide_prompts(config, harness.mesh())
+    assert (division.parts, division.size) == (6, 2)
+    with pytest.raises(ConfigError, match="'grpo.minibatches': 5, but a device has only 3 of 12 prompts a step"):
+        divide_prompts(config, harness.mesh(4))
+
+
+# --- the reference policy --------------------------------------------------------------------------------------------
+
+MOVING = replace(harness.GRPO, reference_sync_steps=2, reference_mix=0.75)
+
+
+def moving_state():
+    state = start()
+    return state._replace(reference=jax.tree.map(lambda x: x.copy(), state.params))
+
+
+def test_the_reference_policy_moves_after_the_policy():
+    state = moving_state()
+    before = jax.device_get(state.params)
+    state, first = one_step(MOVING, state)
+    chex.assert_trees_all_equal(jax.device_get(state.reference), before)
+    state, second = one_step(MOVING, state, 1)
+    after, reference = jax.device_get((state.params, state.reference))
+    expected = jax.tree.map(lambda new, old: 0.75 * new + 0.25 * old, after, before)
+    chex.assert_trees_all_close(reference, expected, atol=1e-6)
+    _, third = one_step(MOVING, state, 2)
+    fixed = start()
+    for number in range(3):
+        fixed, still = one_step(harness.GRPO, fixed, number)
+    assert first["kl"] == pytest.approx(0, abs=1e-6) and second["kl"] > 0
+    assert third["kl"] < 0.5 * still["kl"]
+
+
+def test_a_moving_reference_policy_is_part_of_a_resumed_run(tmp_path):
+    def train(name, stop_after=None):
+        state = moving_state()
+        with (
+            RunLogger(tmp_path / name) as logger,
+            StageCheckpoints(tmp_path / name / "checkpoints", CheckpointConfig(every=0), {}) as checkpoints,
+        ):
+            return run_stage(
+                "grpo",
+                harness.shapes(state),
+                lambda: state,
+                lambda state, number, draw: (*one_step(MOVING, state, number), ()),
+                harness.batches(5),
+                steps=5,
+                checkpoints=checkpoints,
+                logger=logger,
+                max_nonfinite=2,
+                should_stop=lambda done: done == stop_after,
+            )
+
+    expected = jax.device_get(train("unbroken"))
+    with pytest.raises(Interrupted):
+        train("broken", stop_after=3)
+    actual = jax.device_get(train("broken"))
+    chex.assert_trees_all_equal((actual.params, actual.reference), (expected.params, expected.reference))
+    logs = [[row["kl"] for row in read_jsonl(tmp_path / name / "metrics.jsonl")] for name in ("unbroken", "broken")]
+    assert logs[0] == logs[1]
+
+
+def test_the_weight_of_the_divergence_may_change():
+    """At a factor of 0 a step is one without the divergence, at 1/2 one with half the weight."""
+    loss, schedule = harness.GRPO.loss, ((0, 0.0), (2, 1.0))
+    changing = replace(harness.GRPO, loss=replace(loss, beta=2.0, beta_schedule=schedule))
+    state, metrics = one_step(changing, start())
+    without, _ = one_step(replace(harness.GRPO, loss=replace(loss, beta=0.0)), start())
+    chex.assert_trees_all_close(jax.device_get(state.params), jax.device_get(without.params), atol=1e-7)
+    assert metrics["beta"] == 0
+    state, metrics = one_step(changing, state, 1)
+    half, _ = one_step(replace(harness.GRPO, loss=replace(loss, beta=1.0)), without, 1)
+    assert metrics["beta"] == 1
+    chex.assert_trees_all_close(jax.device_get(state.params), jax.device_get(half.params), atol=1e-6)
+
+
+def test_a_run_whose_reward_teaches_nothing_does_all_the_rest():
+    off = replace(harness.GRPO, advantage="none", loss=LossConfig(beta=0.0))
+    before = jax.device_get(start().params)
+    state, metrics = one_step(off, start())
+    chex.assert_trees_all_equal(jax.device_get(state.params), before)
+    assert metrics["grad_norm"] == 0 and metrics["num_tokens"] > 0 and metrics["reward_std"] > 0
+    assert metrics["frac_reward_zero_std"] < 1
