@@ -84,10 +84,15 @@ _TINY_RL = dict(
 
 
 def _rows(tiny: bool) -> tuple[RowConfig, ...]:
-    """The paper's table: structured thinking without reflection, plain GRPO and DAPO behind a think block, and SFT."""
+    """What the paper's ablation leaves out, its baseline DAPO, and the twin without what the reward teaches.
+
+    All answer in steps. The paper's plain GRPO thinks in one block (`--config.task.protocol=think_boxed` is a run of its
+    own: it needs a cold start of its own).
+    """
     after = "sft" if tiny else ""
-    plain = ("grpo.reward.terms=accuracy=0.9,format=0.1",)
+    plain = "grpo.reward.terms=accuracy=0.9,format=0.1"  # the authors' math.py
     return (
-        RowConfig("grpo_steps", "grpo", after, plain),
-        RowConfig("dapo_steps", "grpo", after, (*plain, "grpo.draws=4")),
+        RowConfig("grpo_steps", "grpo", after, (plain,)),
+        RowConfig("dapo_steps", "grpo", after, (plain, "grpo.draws=4")),
+        RowConfig("reward_off", "grpo", after, ("grpo.advantage=none",)),
     )

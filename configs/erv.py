@@ -29,8 +29,11 @@ def get_config(arg: str = "") -> Config:
             reward=RewardConfig(rewards),  # added up without weights (the authors' run_grpo_ERV.sh)
             **({} if tiny or smoke else {"group_size": 4}),  # the same script's
         ),
-        # The ablation that the paper makes: without the verifier this is R1-Omni.
-        rows=(RowConfig("grpo_r1_omni", "grpo", "sft", ("grpo.reward.terms.explanation.weight=0",)),),
+        rows=(
+            # The ablation that the paper makes: without the verifier this is R1-Omni.
+            RowConfig("grpo_r1_omni", "grpo", "sft", ("grpo.reward.terms.explanation.weight=0",)),
+            *(row for row in whole.rows if row.name == "reward_off"),
+        ),
     )
 
 

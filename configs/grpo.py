@@ -63,6 +63,8 @@ ROWS = (
         ),
         time_of="grpo",
     ),
+    # Emo-GRPO whose reward teaches nothing: what its rollouts, divergence and supervised share do by themselves.
+    RowConfig("reward_off", "grpo", after="sft", changes=("grpo.advantage=none",)),
     # Emo-GRPO without the emotion term.
     RowConfig("grpo_semantic", "grpo", after="sft", changes=("grpo.reward.terms.emotion.weight=0",)),
 )

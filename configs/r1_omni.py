@@ -38,7 +38,7 @@ def get_config(arg: str = "") -> Config:
             loss=LossConfig(name="grpo", beta=0.04),
             **({} if smoke else _TINY_RL if tiny else _RL),
         ),
-        rows=(_CONTROL, _LABELS) if tiny else (_LABELS,),
+        rows=(_REWARD_OFF, _LABELS, *((_CONTROL,) if tiny else ())),
     )
 
 
@@ -59,6 +59,8 @@ _RL = dict(
     max_new_tokens=512,
     optimizer=OptimizerConfig(learning_rate=1e-6, schedule="linear"),
 )
+# All that reinforcement learning does but for what its reward teaches.
+_REWARD_OFF = RowConfig("reward_off", "grpo", after="sft", changes=("grpo.advantage=none",))
 # What the cold start makes of the time that reinforcement learning takes; its rates are the tiny model's.
 _CONTROL = RowConfig(
     "sft_control",

@@ -27,7 +27,13 @@ _CAPTIONS = flags.DEFINE_enum(
 _FOLD = flags.DEFINE_integer("fold", FOLD, "Official fold of MAFW and DFEW; ERV tests on the fifth.", 1, 5)
 _VERIFY = flags.DEFINE_bool("verify", False, "Compare the counts with the corpus's official ones; fail if they differ.")
 
-_DEFINE = {int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string, list: flags.DEFINE_list}
+_DEFINE = {
+    bool: flags.DEFINE_bool,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    str: flags.DEFINE_string,
+    list: flags.DEFINE_list,
+}
 _SYNTHETIC = {}
 for _name, _default in dataclasses.asdict(SyntheticConfig()).items():
     _default = list(_default) if isinstance(_default, tuple) else _default

@@ -41,7 +41,8 @@ def with_absolute_paths(config: Config) -> Config:
     if config.grpo is not None:
         reward = dataclasses.replace(config.grpo.reward, terms=tuple(map(_rooted_term, config.grpo.reward.terms)))
         config = dataclasses.replace(config, grpo=dataclasses.replace(config.grpo, reward=reward))
-    return dataclasses.replace(config, rows=tuple(map(_rooted_row, config.rows)))
+    evaluation = dataclasses.replace(config.evaluation, others=tuple(map(absolute, config.evaluation.others)))
+    return dataclasses.replace(config, evaluation=evaluation, rows=tuple(map(_rooted_row, config.rows)))
 
 
 def absolute(path: str) -> str:

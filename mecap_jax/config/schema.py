@@ -41,6 +41,8 @@ class SyntheticConfig:
       speech_languages: languages that the voices speak.
       conflict_share: share of clips with a non-neutral emotion in which one modality is neutral or contradicts it.
       stills: pictures of faces instead of clips: no sound, no words, and captions of none.
+      domain: "other" has voices of another build and accent, and faces drawn in pencil: what a model does outside of
+        what it was trained on.
       features: precomputed features that clips carry besides their media: "log_mel-UTT" (mean and deviation of 40 mel
         bands), "log_mel-FRA" (the bands, ten times a second); to try recipes that read features.
     """
@@ -51,6 +53,7 @@ class SyntheticConfig:
     speech_languages: tuple[Literal["en", "zh"], ...] = ("en", "zh")
     conflict_share: Share = 0.4
     stills: bool = False
+    domain: Literal["usual", "other"] = "usual"
     features: tuple[Literal["log_mel-UTT", "log_mel-FRA"], ...] = ()
 
 
@@ -385,6 +388,7 @@ class EvaluationConfig:
       ablation: also caption from audio only and from video only.
       samples: captions shown in the report.
       rows: which of the recipe's rows of comparison (`Config.rows`) are trained beside the main ones.
+      others: directories of further shards that every stage is evaluated on: another corpus, another domain.
     """
 
     batch_clips: NonNegativeInt = 32
@@ -393,6 +397,7 @@ class EvaluationConfig:
     ablation: bool = True
     samples: NonNegativeInt = 24
     rows: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import typing
 from collections.abc import Iterator, Sequence
+from pathlib import PurePath
 from typing import Any
 
 from mecap_jax.config.schema import AugmentConfig, Config, ConfigError, Modality, RewardSpec, schedule_factor
@@ -152,13 +153,19 @@ def _rows(config: Config) -> Problems:
                 yield "evaluation.rows", f"{name} needs {stage}, which this run leaves out"
 
 
+def _others(config: Config) -> Problems:
+    names = [PurePath(directory).name for directory in config.evaluation.others]
+    if len(set(names)) < len(names) or "" in names:
+        yield "evaluation.others", "the directories need different names"
+
+
 def _input(config: Config) -> Problems:
     if config.data.input and not config.data.source:
         yield "data.input", "needs data.source, which says what the files are"
 
 
 _CHECKS = (
-    _stages, _trainable, _modalities, _tower_cache, _pixels, _buckets, _heads, _objective, _rows, _input
+    _stages, _trainable, _modalities, _tower_cache, _pixels, _buckets, _heads, _objective, _rows, _others, _input
 )  # fmt: skip
 
 

@@ -35,6 +35,7 @@ def write_report(
     metrics_log: Sequence[Mapping[str, Any]],
     timing: Mapping[str, Any],
     ablation: Mapping[str, Mapping[str, StageResult]] | None = None,
+    others: Mapping[str, Mapping[str, StageResult]] | None = None,
     resamples: int = 1000,
     confidence: float = 0.95,
     samples: int = 24,
@@ -45,8 +46,9 @@ def write_report(
     `report.json` has the keys `seed`, `config`, `data`, `eval` (stage -> metric -> value or null), `confidence` (same
     shape, `[low, high]` or null) and `timing`; further `test` (clips, clusters and a hash of the clip ids),
     `tokenisation`, `unavailable` (stage -> metric -> reason), `differences` ("grpo - sft" -> metric -> value, low,
-    high), `confusion` (stage -> classes, counts), `ablation` (stage -> condition -> eval, confidence), `intervals` (how
-    they were made) and `made` (date, machine, versions).
+    high), `confusion` (stage -> classes, counts), `ablation` (stage -> condition -> eval, confidence), `others`
+    (name -> test, tokenisation, eval, confidence, differences), `intervals` (how they were made) and `made` (date,
+    machine, versions).
 
     Args:
       directory: the run's working directory.
@@ -60,6 +62,7 @@ def write_report(
       timing: `total_s`, `compile_s`, `steps`, as plain JSON types.
       ablation: stage -> condition ("audio", "video") -> the same model with less to see. The full model, under the name
         "all", is added from `results`.
+      others: clips that are not the run's own, by name -> scored stages, all over the same of them.
       resamples, confidence: as in `intervals.bootstrap`.
       samples: captions shown in `report.md`, drawn at random, evenly over labels.
       cluster_kind: what clusters are, in the plural.
@@ -72,6 +75,10 @@ def write_report(
     directory = Path(directory)
     first = next(iter(results.values()))
     options = (resamples, confidence, seed)
+    elsewhere = {}
+    for name, stages in (others or {}).items():
+        _check_alike(stages)
+        elsewhere[name] = _other(stages, cluster_kind, options)
     report = {
         "seed": seed,
         "config": dict(config),
@@ -79,11 +86,7 @@ def write_report(
         "eval": {stage: result.metrics for stage, result in results.items()},
         "confidence": {stage: result.confidence(*options) for stage, result in results.items()},
         "timing": dict(timing),
-        "test": {
-            "clips": len(first.clips),
-            cluster_kind: len({clip.cluster for clip in first.clips}),
-            "ids_sha256": hashlib.sha256("\n".join(clip.id for clip in first.clips).encode()).hexdigest(),
-        },
+        "test": _clips(first, cluster_kind),
         "tokenisation": first.tokenisation,
         "unavailable": {stage: dict(result.unavailable) for stage, result in results.items()},
         "differences": _differences(results, options),
@@ -93,6 +96,7 @@ def write_report(
             if result.confusion is not None
         },
         "ablation": _ablation(results, ablation or {}, options),
+        "others": elsewhere,
         "intervals": {"resamples": resamples, "level": confidence, "clusters": cluster_kind},
         "made": _made(),
     }
@@ -102,6 +106,26 @@ def write_report(
     _write(directory / "report.json", text)
     _write(directory / "report.md", render(report, results, _choose(first, samples, seed), pictures))
     return report
+
+
+def _clips(result: StageResult, cluster_kind: str) -> dict[str, Any]:
+    """What was evaluated."""
+    return {
+        "clips": len(result.clips),
+        cluster_kind: len({clip.cluster for clip in result.clips}),
+        "ids_sha256": hashlib.sha256("\n".join(result.ids).encode()).hexdigest(),
+    }
+
+
+def _other(results: Mapping[str, StageResult], cluster_kind: str, options: tuple) -> dict[str, Any]:
+    first = next(iter(results.values()))
+    return {
+        "test": _clips(first, cluster_kind),
+        "tokenisation": first.tokenisation,
+        "eval": {stage: result.metrics for stage, result in results.items()},
+        "confidence": {stage: result.confidence(*options) for stage, result in results.items()},
+        "differences": _differences(results, options),
+    }
 
 
 def _check(
@@ -118,17 +142,21 @@ def _check(
     unknown = sorted(set(ablation) - set(results))
     if unknown:
         raise ValueError(f"ablation of {unknown}, but results only of {sorted(results)}")
+    ablated = {f"{stage}/{key}": result for stage, row in ablation.items() for key, result in row.items()}
+    _check_alike({**results, **ablated})
+    for i, row in enumerate(metrics_log):
+        if ("reward" in row or "loss" in row) and "step" not in row:
+            raise ValueError(f"row {i} of the metrics log has no 'step'")
+
+
+def _check_alike(results: Mapping[str, StageResult]) -> None:
     (name, first), *others = results.items()
-    others += [(f"{stage}/{key}", result) for stage, row in ablation.items() for key, result in row.items()]
     for other, result in others:
         if result.ids != first.ids:
             raise ValueError(f"stages {name!r} and {other!r} captioned different clips")
         if result.tokenisation != first.tokenisation:
             both = f"{name!r} ({first.tokenisation}) and {other!r} ({result.tokenisation})"
             raise ValueError(f"stages {both} are tokenised differently")
-    for i, row in enumerate(metrics_log):
-        if ("reward" in row or "loss" in row) and "step" not in row:
-            raise ValueError(f"row {i} of the metrics log has no 'step'")
 
 
 def _to_json(report: Mapping[str, Any]) -> str:

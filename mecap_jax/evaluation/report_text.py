@@ -45,9 +45,10 @@ def render(
     sections = [
         _head(report),
         _results(report, pictures),
-        _changes(report),
+        _changes(report["differences"]),
         _recognition(results, pictures),
         _ablation(report, pictures),
+        _others(report),
         _samples(results, chosen),
         _training(pictures),
         _data(report["data"]),
@@ -65,15 +66,7 @@ def _head(report: Mapping[str, Any]) -> str:
 
 
 def _results(report: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
-    stages = ordered_stages(report["eval"])
-    keys = ordered(key for stage in stages for key in report["eval"][stage])
-    rows = [
-        [
-            metric_cell(key),
-            *(format_value(key, report["eval"][s].get(key), report["confidence"][s].get(key)) for s in stages),
-        ]
-        for key in keys
-    ]
+    stages, table = ordered_stages(report["eval"]), _by_stage(report)
     clusters = report["intervals"]["clusters"]
     clips = f"{report['test']['clips']} {escape(report['data'].get('evaluated_split', 'test'))} clips"
     notes = [
@@ -95,22 +88,47 @@ def _results(report: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
             if key not in reasons.setdefault(reason, []):
                 reasons[reason].append(key)
     notes += [f"Unavailable: {', '.join(f'`{k}`' for k in keys)}. {escape(why)}." for why, keys in reasons.items()]
-    table = markdown_table(["metric", *map(stage_title, stages)], rows)
     return "\n\n".join(["## Results", table, *notes, _picture(pictures, "metrics", "Metrics with intervals")])
 
 
-def _changes(report: Mapping[str, Any]) -> str:
-    if not report["differences"]:
+def _by_stage(scores: Mapping[str, Any]) -> str:
+    """A table of metrics with intervals, a column a stage."""
+    stages = ordered_stages(scores["eval"])
+    keys = ordered(key for stage in stages for key in scores["eval"][stage])
+    rows = [
+        [
+            metric_cell(key),
+            *(format_value(key, scores["eval"][s].get(key), scores["confidence"][s].get(key)) for s in stages),
+        ]
+        for key in keys
+    ]
+    return markdown_table(["metric", *map(stage_title, stages)], rows)
+
+
+def _changes(differences: Mapping[str, Mapping[str, Any]]) -> str:
+    if not differences:
         return ""
-    names = {pair: " − ".join(stage_title(stage) for stage in pair.split(" - ")) for pair in report["differences"]}
-    keys = ordered(key for row in report["differences"].values() for key in row)
-    rows = [[metric_cell(key), *(_change(key, row.get(key)) for row in report["differences"].values())] for key in keys]
     return (
         "## What changed\n\n"
         "Paired differences on the same clips: every resample draws the same clusters for both. Bold where the "
-        "interval excludes 0; with this many comparisons some will by chance.\n\n"
-        + markdown_table(["metric", *names.values()], rows)
+        "interval excludes 0; with this many comparisons some will by chance.\n\n" + _differences(differences)
     )
+
+
+def _differences(differences: Mapping[str, Mapping[str, Any]]) -> str:
+    names = {pair: " − ".join(stage_title(stage) for stage in pair.split(" - ")) for pair in differences}
+    keys = ordered(key for row in differences.values() for key in row)
+    rows = [[metric_cell(key), *(_change(key, row.get(key)) for row in differences.values())] for key in keys]
+    return markdown_table(["metric", *names.values()], rows)
+
+
+def _others(report: Mapping[str, Any]) -> str:
+    clusters, parts = report["intervals"]["clusters"], []
+    for name, scores in report["others"].items():
+        count = f"{scores['test']['clips']} clips of {scores['test'][clusters]} {escape(clusters)}"
+        parts += [f"## On other clips: {escape(name)}", f"{count}; intervals and differences as above."]
+        parts += [_by_stage(scores), *([_differences(scores["differences"])] if scores["differences"] else [])]
+    return "\n\n".join(parts)
 
 
 def _change(key: str, entry: Mapping[str, float | None] | None) -> str:

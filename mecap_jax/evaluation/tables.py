@@ -179,6 +179,9 @@ def results_table(reports: Sequence[Mapping[str, Any]]) -> str:
                 ],
             ),
         ]
+    for name in dict.fromkeys(name for report in reports for name in report.get("others", {})):
+        elsewhere = [{"seed": r["seed"], **r["others"][name]} for r in reports if name in r.get("others", {})]
+        parts += [f"On other clips, {escape(name)}:", results_table(elsewhere).strip()]
     return "\n\n".join(parts) + "\n"
 
 

@@ -133,7 +133,7 @@ def evaluate_stage(
     `caption` makes them, and they are kept.
 
     Args:
-      condition: what the model got to see, where that was not everything.
+      condition: what the model got to see, where that was not everything, or which clips these are.
     """
     path = bench.workdir / EVALUATIONS / f"{'.'.join(filter(None, (stage, condition)))}.predictions.jsonl"
     step = latest_step(bench.workdir / "checkpoints" / stage)

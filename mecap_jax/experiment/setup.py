@@ -124,6 +124,21 @@ class Workbench:
         config = dataclasses.replace(config, data=dataset.config)
         return dataclasses.replace(self, config=config, task=task, dataset=dataset)
 
+    def over(self, reader: ShardReader) -> Workbench:
+        """The bench over other shards, of which clips that cannot be used are left out, however many they are.
+
+        They are seen as the run's own: the same modalities, no more of a long clip, and the run's shapes, with one more
+        where they hold what those do not.
+
+        Raises:
+          DataError: no clip can be used.
+        """
+        config = self.config
+        data = dataclasses.replace(config.data, max_bad_fraction=1.0, buckets=())
+        dataset = ClipDataset(reader, data, config.model, self.tokenizer, self.task, config.data.buckets)
+        config = dataclasses.replace(config, data=dataset.config)
+        return dataclasses.replace(self, reader=reader, dataset=dataset, config=config)
+
     @property
     def judges(self) -> Judges:
         """What rewards and metrics may ask."""
@@ -201,6 +216,13 @@ def check_stages(bench: Workbench) -> None:
     if bench.config.grpo is not None:
         bench.task.rewards(bench.config.grpo.reward, bench.judges)
         divide_prompts(bench.config.grpo, bench.mesh)
+    for directory in bench.config.evaluation.others:
+        try:
+            other = bench.over(ShardReader(Path(directory)))
+        except (ShardError, DataError) as error:
+            raise ConfigError(f"config key 'evaluation.others': {error}") from error
+        if not other.dataset.clips(other.dataset.evaluated_split):
+            raise ConfigError(f"config key 'evaluation.others': {directory} has no clip in split test or validation")
     split = bench.dataset.evaluated_split
     evaluated = set(bench.dataset.clips(split))
     for row in chosen_rows(bench.config):

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from mecap_jax.config import Config, ConfigError, RowConfig, chosen_rows
+from mecap_jax.data.shards import ShardReader
 from mecap_jax.distributed import first_process
 from mecap_jax.evaluation.decoding import Caption
 from mecap_jax.evaluation.java_tools import Meteor
@@ -84,8 +85,10 @@ def run(config: Config, workdir: Path, should_stop: Stop = lambda step: False) -
             with stage(row.name):
                 stages[row.name] = _train_row(bench, row, model, should_stop)
         with clock.measure("evaluation"):
-            results, ablation = evaluate(stages, _captioner(bench, model))
-        return _report(bench, results, ablation, clock.report(_step_seconds(workdir)))
+            caption = _captioner(bench, model)
+            results, ablation = evaluate(stages, caption)
+            others = evaluate_others(stages, caption)
+        return _report(bench, results, ablation, others, clock.report(_step_seconds(workdir)))
 
 
 def report_again(workdir: Path, logger: RunLogger) -> dict[str, Any]:
@@ -102,8 +105,9 @@ def report_again(workdir: Path, logger: RunLogger) -> dict[str, Any]:
     stages = {name: bench for name in ("sft", "grpo") if getattr(bench.config, name) is not None}
     stages |= {row.name: bench.for_row(row) for row in chosen_rows(bench.config)}
     results, ablation = evaluate(stages, refuse)
+    others = evaluate_others(stages, refuse)
     timing = read_report(workdir).get("timing") or {"steps": _step_seconds(workdir)}
-    return _report(bench, results, ablation, timing)
+    return _report(bench, results, ablation, others, timing)
 
 
 def _first_start(bench: Workbench) -> Start:
@@ -154,16 +158,30 @@ def _step_seconds(workdir: Path) -> dict[str, float]:
 # --- evaluation and report -------------------------------------------------------------------------------------------
 
 
+# Makes captions: (bench, stage, what is done, for people, the clips' numbers) -> captions by number.
+MakeCaptions = Callable[[Workbench, str, str, list[int]], Mapping[int, Caption]]
+
+
+def evaluate_others(stages: dict[str, Workbench], caption: MakeCaptions) -> dict[str, dict[str, StageResult]]:
+    """Scores what every finished stage says of the clips of `evaluation.others`, by the name of their directory."""
+    found = {}
+    for directory in map(Path, next(iter(stages.values())).config.evaluation.others):
+        reader = ShardReader(directory)
+        over = {name: bench.over(reader) for name, bench in stages.items()}
+        found[directory.name], _ = evaluate(over, caption, directory.name)
+    return found
+
+
 def evaluate(
-    stages: dict[str, Workbench], caption: Callable[[Workbench, str, str, list[int]], Mapping[int, Caption]]
+    stages: dict[str, Workbench], caption: MakeCaptions, other: str = ""
 ) -> tuple[dict[str, StageResult], dict[str, dict[str, StageResult]]]:
     """Scores what every finished stage says of the evaluated clips, and the ablation of modalities.
 
     All are scored on the same clips: those that every row of comparison can use, and that can be decoded.
 
     Args:
-      caption: makes the captions that are not kept yet: (bench, stage, what is done, for people, the clips'
-        numbers) -> captions by number.
+      caption: makes the captions that are not kept yet.
+      other: the name of clips that are not the run's own; of them there is no ablation.
     """
     bench = next(iter(stages.values()))
     config = bench.config
@@ -173,11 +191,14 @@ def evaluate(
     results, ablation = {}, defaultdict(dict)
     with Meteor() as meteor:
         for name, stage_bench in stages.items():
-            make = functools.partial(caption, stage_bench, name, name, numbers)
-            results[name] = evaluate_stage(stage_bench, name, numbers, meteor, make)
+            title, kept = (f"{name} on {other}", f"on-{other}") if other else (name, "")
+            make = functools.partial(caption, stage_bench, name, title, numbers)
+            results[name] = evaluate_stage(stage_bench, name, numbers, meteor, make, kept)
             captioned = {clip.id for clip in results[name].clips}
             numbers = [number for number in numbers if bench.dataset.index[number].id in captioned]
-            if not (config.evaluation.ablation and name in ("sft", "grpo") and len(config.data.modalities) > 1):
+            if other or not (
+                config.evaluation.ablation and name in ("sft", "grpo") and len(config.data.modalities) > 1
+            ):
                 continue
             for modality in config.data.modalities:
                 alone = stage_bench.with_data(stage_bench.dataset.with_modalities((modality,)))
@@ -232,7 +253,7 @@ class Clock:
         }
 
 
-def _report(bench: Workbench, results, ablation, timing: Mapping[str, Any]) -> dict[str, Any]:
+def _report(bench: Workbench, results, ablation, others, timing: Mapping[str, Any]) -> dict[str, Any]:
     config = bench.config
     log = read_jsonl(bench.workdir / "metrics.jsonl")
     if jax.process_index() != 0:
@@ -246,6 +267,7 @@ def _report(bench: Workbench, results, ablation, timing: Mapping[str, Any]) -> d
         metrics_log=log,
         timing=timing,
         ablation=ablation,
+        others=others,
         resamples=config.evaluation.bootstrap,
         confidence=config.evaluation.confidence,
         samples=config.evaluation.samples,

@@ -152,19 +152,22 @@ _THINK = _tag(
     "用完整的句子说明如何由声音、话语和表情得出情感",
 )
 _ANSWER = _tag("answer", "the emotion, in one word", "情感，一个词", is_answer=True)
+_BOXED = Block("boxed", r"\boxed{", "}", _ANSWER.asks, is_answer=True)
 
 PROTOCOLS: Mapping[str, Protocol] = {
     # The label alone, as R1-Omni's supervised baseline and EMO-R3's cold start learn it.
     "answer": Protocol((_ANSWER,)),
     # R1-Omni (arXiv 2503.05379) and ERV (arXiv 2510.23506).
     "think_answer": Protocol((_THINK, _ANSWER)),
+    # What EMO-R3 compares with: plain GRPO.
+    "think_boxed": Protocol((_THINK, _BOXED)),
     # EMO-R3 (arXiv 2602.23802): trigger, human reflection, conclusion.
     "steps_boxed": Protocol(
         (
             _tag("step1", "what is there that can stir an emotion: act, face, place", "能引发情感的动作、表情或环境"),
             _tag("step2", "what a person would feel about it", "人对此会有怎样的感受"),
             _tag("step3", "whether that is positive or negative, and how aroused", "感受是积极还是消极，唤醒度高低"),
-            Block("boxed", r"\boxed{", "}", _ANSWER.asks, is_answer=True),
+            _BOXED,
         )
     ),
     # HumanOmniV2 (arXiv 2506.21277).

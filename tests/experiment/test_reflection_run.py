@@ -1,12 +1,16 @@
 """EMO-R3's recipe in small, from pictures to a report: the policy is asked about its own steps at every step."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from mecap_jax.config import load
+from mecap_jax.config import ConfigError, load
 from mecap_jax.data.importers import prepare
+from mecap_jax.evaluation.tables import results_table
 from mecap_jax.experiment import story
-from mecap_jax.training.logging import read_jsonl
+from mecap_jax.experiment.setup import set_up
+from mecap_jax.training.logging import RunLogger, read_jsonl
 from tests.experiment.test_story import SMALL
 
 SETTINGS = (
@@ -25,8 +29,11 @@ SETTINGS = (
 def finished(tmp_path_factory, shared):
     root = tmp_path_factory.mktemp("reflection")
     small = [item for item in SMALL if not item.startswith(("evaluation.rows", "model.audio"))]
-    config = load("configs/emo_r3.py", [*small, *SETTINGS, shared[1], f"data.path={root / 'shards'}"])
+    paths = (shared[1], f"data.path={root / 'shards'}", f"evaluation.others={root / 'pencil'}")
+    config = load("configs/emo_r3.py", [*small, *SETTINGS, *paths])
     prepare("synthetic", None, root / "shards", config.data.synthetic, progress=False)
+    other = dataclasses.replace(config.data.synthetic, clips=20, domain="other")
+    prepare("synthetic", None, root / "pencil", other, progress=False)
     return root / "run", story.run(config, root / "run")
 
 
@@ -44,4 +51,26 @@ def test_the_policy_is_asked_and_its_replies_are_kept(finished):
             assert all(isinstance(reply, str) if read else reply is None for reply in said) and len(said) == 2
             assert read or completion["rewards"]["reflection"] == 0
     assert {"war", "format", "eea", "claims_true"} <= report["eval"]["grpo"].keys()
-    assert "the audio" not in (workdir / "report.md").read_text()
+
+
+@pytest.mark.slow
+def test_other_clips_are_part_of_the_report(finished):
+    workdir, report = finished
+    found = report["others"]["pencil"]
+    assert found["test"]["clips"] == 4 and found["test"]["ids_sha256"] != report["test"]["ids_sha256"]
+    assert found["eval"].keys() == {"sft", "grpo"} and found["differences"].keys() == {"grpo - sft"}
+    assert {"war", "format"} <= found["eval"]["grpo"].keys() == found["confidence"]["grpo"].keys()
+    text = (workdir / "report.md").read_text()
+    assert "## On other clips: pencil\n\n4 clips of " in text
+    assert "On other clips, pencil:" in results_table([report])
+    with RunLogger(None, enabled=False) as logger:
+        again = story.report_again(workdir, logger)  # nothing is captioned
+    assert {**again, "made": None} == {**report, "made": None}
+
+
+def test_other_clips_are_looked_for_before_anything_is_trained(tmp_path, shared):
+    config = load("configs/grpo.py", [*SMALL, *shared, f"evaluation.others={tmp_path / 'absent'}"])
+    with RunLogger(None, enabled=False) as logger, pytest.raises(ConfigError, match="'evaluation.others': .*absent"):
+        set_up(config, tmp_path, logger)
+    with pytest.raises(ConfigError, match="'evaluation.others': the directories need different names"):
+        load("configs/emo_r3.py", ["evaluation.others=a/test,b/test"])

@@ -21,7 +21,7 @@ from mecap_jax.data.features import SAMPLE_RATE, log_mel
 from mecap_jax.data.stills import one_frame_video
 from mecap_jax.data.synthetic import chinese, english, expression, face, mp4, prosody
 from mecap_jax.data.synthetic.facts import LEVEL_WORDS, Facts, facts_of, level_word
-from mecap_jax.data.synthetic.speakers import SPEAKERS, Speaker
+from mecap_jax.data.synthetic.speakers import Speaker, cast
 from mecap_jax.data.synthetic.transcripts import SENTENCES
 from mecap_jax.data.utterance import Utterance
 from mecap_jax.emotions import EMOTIONS
@@ -53,6 +53,7 @@ class ClipSpec:
       caption_language: of the captions.
       features: names of precomputed features that the clip carries (see `SyntheticConfig.features`).
       still: whether it is a picture of the face alone.
+      pencil: whether the face is drawn in pencil.
     """
 
     id: str
@@ -69,6 +70,7 @@ class ClipSpec:
     caption_language: str
     features: tuple[str, ...] = ()
     still: bool = False
+    pencil: bool = False
 
     def shown(self, modality: str) -> tuple[str, str]:
         """Returns emotion and intensity in "audio" or "video"."""
@@ -134,7 +136,7 @@ def render(spec: ClipSpec) -> Utterance:
     drawn = _draw(spec)
     if spec.still:
         motion = expression.at_apex(media_rng)
-        (picture,) = face.render(drawn.identity, drawn.expression, motion, np.zeros(1))
+        (picture,) = _drawn_in(spec, face.render(drawn.identity, drawn.expression, motion, np.zeros(1)))
         return _utterance(spec, video=one_frame_video(_jpeg(picture)))
     waveform = prosody.speak(spec.transcript, spec.language, spec.speaker, drawn.prosody, media_rng)
     audio = video = None
@@ -143,12 +145,16 @@ def render(spec: ClipSpec) -> Utterance:
     else:
         opening = _mouth_opening(waveform)
         motion = expression.motion_of(len(opening), media_rng)
-        frames = face.render(drawn.identity, drawn.expression, motion, opening)
+        frames = _drawn_in(spec, face.render(drawn.identity, drawn.expression, motion, opening))
         video = mp4.encode(frames, FRAME_RATE, waveform, prosody.SAMPLE_RATE)
     features = _features(waveform, spec.features)
     return _utterance(
         spec, audio=audio, video=video, transcript=spec.transcript, language=spec.language, features=features
     )
+
+
+def _drawn_in(spec: ClipSpec, frames: np.ndarray) -> np.ndarray:
+    return face.in_pencil(frames) if spec.pencil else frames
 
 
 def _utterance(spec: ClipSpec, **media) -> Utterance:
@@ -221,6 +227,7 @@ def _check(config: SyntheticConfig):
         ("seed", config.seed >= 0, "at least 0"),
         ("conflict_share", 0.0 <= config.conflict_share <= 1.0, "in [0, 1]"),
         ("caption_language", config.caption_language in _GRAMMARS, f"one of {tuple(_GRAMMARS)}"),
+        ("domain", config.domain in ("usual", "other"), "usual or other"),
         ("speech_languages", config.speech_languages != (), "at least one language"),
         ("speech_languages", set(config.speech_languages) <= set(languages), f"among {languages}"),
     ):
@@ -230,7 +237,7 @@ def _check(config: SyntheticConfig):
 
 
 def _plan_split(split: str, size: int, first: int, config: SyntheticConfig, rng: np.random.Generator) -> list[ClipSpec]:
-    speakers = _deal([speaker for speaker in SPEAKERS if speaker.split == split], size, rng)
+    speakers = _deal([speaker for speaker in cast(config.domain) if speaker.split == split], size, rng)
     emotions = _deal(_DECK, size, rng)
     audio_only = set(rng.permutation(size)[: round((not config.stills) * _AUDIO_ONLY_SHARE * size)].tolist())
     # Only a clip with both modalities and something to contradict can hold a conflict.
@@ -265,6 +272,7 @@ def _plan_split(split: str, size: int, first: int, config: SyntheticConfig, rng:
                 caption_language=config.caption_language,
                 features=() if config.stills else config.features,
                 still=config.stills,
+                pencil=config.domain == "other",
             )
         )
     return specs

@@ -103,6 +103,14 @@ def render(identity: Identity, expression: Expression, motion: Motion, speech: n
     return frames
 
 
+def in_pencil(frames: np.ndarray) -> np.ndarray:
+    """Returns frames as a pencil would have drawn them: pale greys, and a dark line where colours meet."""
+    grey = frames.astype(np.float32) @ np.float32([0.299, 0.587, 0.114])
+    down, across = np.gradient(grey, axis=(1, 2))
+    drawn = 150.0 + 0.4 * grey - 2.5 * np.hypot(down, across)
+    return np.repeat(np.clip(drawn, 0, 255).astype(np.uint8)[..., None], 3, axis=-1)
+
+
 class _Pen:
     """Draws shapes given in face coordinates onto one frame."""
 

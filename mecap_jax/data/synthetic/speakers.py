@@ -80,3 +80,20 @@ def _cast() -> tuple[Speaker, ...]:
 
 
 SPEAKERS = _cast()
+# The same people in another domain: women with a longer vocal tract, men with a shorter one, and another accent each.
+_OTHER_TRACT = {"woman": 0.88, "man": 1.14}
+
+
+def cast(domain: str) -> tuple[Speaker, ...]:
+    """Returns the speakers of a domain, see `SyntheticConfig.domain`."""
+    if domain == "usual":
+        return SPEAKERS
+    return tuple(
+        dataclasses.replace(
+            speaker,
+            id=f"{speaker.id}-other",
+            accent=_ACCENTS[(_ACCENTS.index(speaker.accent) + 2) % len(_ACCENTS)],
+            vocal_tract=speaker.vocal_tract * _OTHER_TRACT[speaker.gender],
+        )
+        for speaker in SPEAKERS
+    )
