@@ -10,6 +10,7 @@ from pathlib import Path
 from mecap_jax.config import (
     AugmentConfig,
     Config,
+    ConfigError,
     LossConfig,
     OptimizerConfig,
     RewardConfig,
@@ -23,6 +24,8 @@ from mecap_jax.config import (
 def get_config(arg: str = "") -> Config:
     whole = load(f"{Path(__file__).with_name('grpo.py')}:{arg}")
     tiny, smoke = whole.model.name == "tiny", whole.name.endswith("_smoke")
+    if "video" not in whole.data.modalities:
+        raise ConfigError(f"--config: EMO-R3 is about pictures, and {arg.split(',')[0]} sees none")
     replace = dataclasses.replace
     data = replace(whole.data, modalities=("video",), include_transcript=False, transcript_dropout=0.0, max_frames=2)
     if tiny:
@@ -55,12 +58,13 @@ _REWARD = (
     RewardSpec("reflection", 0.1, options={"target": "gold"}),
     RewardSpec("format", 0.1),
 )
-# qwen2_5_vl_3b_emor3.sh and config.yaml: 512 prompts with groups of 8 in two updates, 15 epochs of 2,100 pictures.
+# qwen2_5_vl_3b_emor3.sh and config.yaml: 512 prompts with groups of 8, updates on 256 of them, 15 epochs of 2,100
+# pictures. The authors also train the vision tower (`trainable`).
 _RL = dict(
     steps=60,
     prompts=512,
     group_size=8,
-    updates=2,
+    minibatches=2,
     max_new_tokens=2048,
     optimizer=OptimizerConfig(learning_rate=2e-6, schedule="constant", weight_decay=0.01),
 )
@@ -86,8 +90,8 @@ _TINY_RL = dict(
 def _rows(tiny: bool) -> tuple[RowConfig, ...]:
     """What the paper's ablation leaves out, its baseline DAPO, and the twin without what the reward teaches.
 
-    All answer in steps. The paper's plain GRPO thinks in one block (`--config.task.protocol=think_boxed` is a run of its
-    own: it needs a cold start of its own).
+    All answer in steps. The paper's plain GRPO thinks in one block (`--config.task.protocol=think_boxed`): a run of its
+    own, because it needs a cold start of its own.
     """
     after = "sft" if tiny else ""
     plain = "grpo.reward.terms=accuracy=0.9,format=0.1"  # the authors' math.py

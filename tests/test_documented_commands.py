@@ -1,13 +1,14 @@
 """Every command that README and docs show: its flags exist, its recipe loads, and it runs on the devices it names."""
 
 import ast
+import dataclasses
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 
-from mecap_jax.config import ConfigError, load, validate_devices
+from mecap_jax.config import ConfigError, SyntheticConfig, load, validate_devices
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -46,6 +47,8 @@ def test_flags_exist(words, comment):
     known = defined_flags(script)
     if "joined()" in script.read_text(encoding="utf-8"):
         known |= defined_flags(ROOT / "mecap_jax" / "distributed.py")
+    if script.name == "prepare_data.py":
+        known |= {f"synthetic.{field.name}" for field in dataclasses.fields(SyntheticConfig)}
     used = {word[2:].partition("=")[0] for word in words if word.startswith("--") and not word.startswith("--config.")}
     assert used <= known
 

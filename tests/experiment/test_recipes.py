@@ -56,6 +56,29 @@ def test_recipes_of_recognition_say_what_is_published():
     assert tiny.sft == load("configs/r1_omni.py").sft
 
 
+def test_the_recipe_of_emo_r3_says_what_is_published():
+    config = load("configs/emo_r3.py:qwen2_5_vl_3b")
+    assert {spec.name: spec.weight for spec in config.grpo.reward.terms} == {
+        "accuracy": 0.8,
+        "reflection": 0.1,
+        "format": 0.1,
+    }
+    grpo = config.grpo
+    assert (grpo.prompts, grpo.group_size, grpo.minibatches, grpo.updates) == (512, 8, 2, 1)
+    assert (grpo.loss.name, grpo.loss.beta, grpo.loss.clip_low, grpo.loss.clip_high) == ("dapo", 0.01, 0.2, 0.3)
+    assert (grpo.loss.clip_dual, grpo.optimizer.learning_rate, grpo.max_new_tokens) == (3.0, 2e-6, 2048)
+    assert (config.task.protocol, config.task.labels, config.sft) == ("steps_boxed", "mikels", None)
+    assert config.data.modalities == ("video",) and not config.data.include_transcript
+    tiny = load("configs/emo_r3.py", ["evaluation.rows=grpo_steps,dapo_steps,reward_off"])
+    for row in chosen_rows(tiny):
+        changed = row_config(tiny, row).grpo
+        asks = any(spec.name == "reflection" for spec in changed.reward.terms)
+        assert row.after == "sft" and asks == (row.name == "reward_off") == (changed.advantage == "none")
+    assert load("configs/emo_r3.py:qwen2_5_omni_3b,smoke").sft is not None
+    with pytest.raises(ConfigError, match="EMO-R3 is about pictures, and features_qwen2_5_7b sees none"):
+        load("configs/emo_r3.py:features_qwen2_5_7b")
+
+
 @pytest.mark.parametrize("argument", ["qwen2_5_omni_9b", "qwen2_5_omni_3b,fast", "tiny,smoke", ","])
 def test_an_unknown_argument_names_what_there_is(argument):
     with pytest.raises(ConfigError, match=re.escape(repr(argument)) + ".*qwen2_5_vl_3b"):
