@@ -21,7 +21,7 @@ from mecap_jax.data.prompts import user_turn
 from mecap_jax.data.tokenizer import Tokenizer
 from mecap_jax.generation.sampler import generate
 from mecap_jax.rewards.base import Question
-from mecap_jax.sharding import all_items, local_rows, put_batch
+from mecap_jax.sharding import all_items, batch_sharding, local_rows, put_batch
 
 _ROOM = 32  # questions are padded to a multiple of it: few lengths, few programs
 _MEDIA = ("audio", "patches", "patch_positions", "patch_mask", "audio_frames", "media_tokens", "features")
@@ -36,6 +36,12 @@ class PolicyJudge:
 
     def __init__(self, graphdef: nnx.GraphDef, tokenizer: Tokenizer, mesh: Mesh):
         self._graphdef, self._tokenizer, self._mesh = graphdef, tokenizer, mesh
+        # Spelt out: left to itself, a compiler may give every process all rows.
+        rows = batch_sharding(mesh)
+        self._begun = {
+            True: jax.jit(_with_media, out_shardings=rows),
+            False: jax.jit(_without_media, out_shardings=rows),
+        }
 
     def ask(
         self, params: Any, prompt: PromptBatch, valid: Array, questions: Questions, media: bool, max_new_tokens: int
@@ -49,7 +55,7 @@ class PolicyJudge:
           media: whether the questions come with the media; if not, the text is all that the policy sees.
           max_new_tokens: longest reply.
         """
-        begun = _with_media(prompt) if media else _without_media(prompt)
+        begun = self._begun[media](prompt)
         tokens, length = (local_rows(x) for x in (begun.tokens, begun.length))
         suffixes = [
             [self._rest(question, int(row[n - 1])) for question in group]
@@ -94,7 +100,6 @@ class PolicyJudge:
         return ids[place + 1 :]
 
 
-@jax.jit
 def _with_media(prompt: PromptBatch) -> PromptBatch:
     """The prompts up to their last media token, or to their first token where they have none."""
     places = jnp.arange(prompt.tokens.shape[1])
@@ -103,7 +108,6 @@ def _with_media(prompt: PromptBatch) -> PromptBatch:
     return prompt._replace(length=last + 1, next_position=following)
 
 
-@jax.jit
 def _without_media(prompt: PromptBatch) -> PromptBatch:
     """The first token of the prompts: what every conversation begins with."""
     nothing = {name: getattr(prompt, name)[:, :0] for name in _MEDIA}

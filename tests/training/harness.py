@@ -16,6 +16,7 @@ from mecap_jax.data.questions import Asked
 from mecap_jax.data.tokenizer import Tokenizer
 from mecap_jax.model_config import ModelConfig
 from mecap_jax.models.parameters import merge_params, split_params
+from mecap_jax.rewards.base import Question
 from mecap_jax.rewards.combine import RewardFunction
 from mecap_jax.rewards.validity import is_degenerate
 from mecap_jax.rl.learner import GrpoLearner
@@ -55,6 +56,13 @@ class Letters(Tokenizer):
     def __init__(self):
         self.pad_id, self.end_ids = miniature.END, (miniature.END, 3)
 
+    def encode_conversation(self, messages) -> list[int]:
+        text = "".join(item.get("text", "") for message in messages for item in message["content"])
+        return [5, *(4 + ord(letter) % 50 for letter in text)]
+
+    def media_kind(self, token: int) -> str:
+        return ""  # whatever stands in these prompts
+
     def decode(self, ids) -> str:
         return " ".join(chr(ord("a") + int(i) % 26) for i in ids if int(i) not in self.end_ids)
 
@@ -66,6 +74,19 @@ class Alphabetical:
 
     def __call__(self, samples):
         return [-np.mean([ord(c) for c in s.completion.replace(" ", "")] or [120]) / 10 for s in samples]
+
+
+class Curious:
+    """Asks the policy about what it wrote, of some completions with their media, of some the text alone."""
+
+    name, needs_policy, asks, reply_tokens = "curious", True, (True, False), 4
+
+    def questions(self, sample):
+        return [Question(sample.completion[k:]) if len(sample.completion) % (2 + k) else None for k in (0, 1)]
+
+    def __call__(self, samples):
+        replies = ["".join(reply or "z" for reply in sample.replies["curious"]) for sample in samples]
+        return [-np.mean([ord(c) for c in text.replace(" ", "")] or [120]) / 10 for text in replies]
 
 
 def mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
@@ -143,11 +164,14 @@ def _sft_learner(on: Mesh, optimizer: optax.GradientTransformation, parts: Parts
 
 
 @functools.cache
-def grpo_learner(on: Mesh, optimizer: optax.GradientTransformation, config: GrpoConfig, parts: Parts) -> GrpoLearner:
+def grpo_learner(
+    on: Mesh, optimizer: optax.GradientTransformation, config: GrpoConfig, parts: Parts, curious: bool = False
+) -> GrpoLearner:
     graphdef, state = initial_state(on, optimizer, parts)
     frozen = frozen_params(on, parts)
     reference = merge_params(initial_state(on, optimizer, parts)[1].params, frozen)
-    reward = RewardFunction([(Alphabetical(), 1.0)], 60, is_degenerate)
+    terms = [(Alphabetical(), 1.0), *([(Curious(), 1.0)] if curious else [])]
+    reward = RewardFunction(terms, 60, is_degenerate)
     engine = RolloutEngine(graphdef, reference, config, Letters(), lambda text: {}, reward, on, seed=5)
     return GrpoLearner(graphdef, state, frozen, engine, optimizer, config, reward.weights_at, on, seed=5)
 
@@ -169,11 +193,13 @@ def sft_step(on: Mesh, micro: int = 0, optimizer=None, parts: Parts = EVERYTHING
     return graphdef, state, step
 
 
-def grpo_step(on: Mesh, micro: int = 0, optimizer=None, config: GrpoConfig = GRPO, parts: Parts = EVERYTHING):
-    """(graphdef, state, step function over batch numbers) of reinforcement learning."""
+def grpo_step(
+    on: Mesh, micro: int = 0, optimizer=None, config: GrpoConfig = GRPO, parts: Parts = EVERYTHING, curious=False
+):
+    """(graphdef, state, step function over batch numbers) of reinforcement learning; `curious` asks the policy."""
     optimizer = optimizer or GRPO_OPTIMIZER
     graphdef, state = initial_state(on, optimizer, parts)
-    learner = grpo_learner(on, optimizer, config, parts)
+    learner = grpo_learner(on, optimizer, config, parts, curious)
 
     def step(state, number, draw=None):
         def more(drawn):

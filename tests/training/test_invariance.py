@@ -1,6 +1,7 @@
 """One step is one step: on one device, on eight, in micro-batches, sharded, in two processes; also where the rows of a
 batch do not divide evenly, and the places that are left are filled up with rows that must not count."""
 
+import functools
 import socket
 import subprocess
 import sys
@@ -62,7 +63,24 @@ def test_a_step_moves_every_parameter(expected):
 def test_other_processes_take_the_same_step(expected, tmp_path, processes, devices):
     """Each of two processes with two devices brings about half of the rows; on 64 devices most places are filled up."""
     make, params, metrics = expected
-    kind = "grpo" if make is harness.grpo_step else "sft"
+    assert_processes_agree(
+        "grpo" if make is harness.grpo_step else "sft", tmp_path, processes, devices, params, metrics
+    )
+
+
+@pytest.mark.slow
+def test_the_policy_is_asked_the_same_everywhere(tmp_path):
+    """What it replies decides the step: on one device, in micro-batches on eight, and over two processes."""
+    make = functools.partial(harness.grpo_step, optimizer=harness.DESCENT, curious=True)
+    params, metrics = _after(make(harness.mesh()))
+    assert metrics[0]["rewards/curious/std"] > 0 and metrics[0]["rewards/curious/failures"] == 0
+    actual, actual_metrics = _after(make(harness.mesh(4, 2), micro=1))
+    chex.assert_trees_all_close(actual, params, atol=1e-5)
+    chex.assert_trees_all_close(actual_metrics, metrics, atol=1e-4, rtol=1e-4)
+    assert_processes_agree("asking", tmp_path, 2, 2, params, metrics)
+
+
+def assert_processes_agree(kind, tmp_path, processes, devices, params, metrics):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

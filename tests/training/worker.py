@@ -1,6 +1,7 @@
 """One of several processes that take the same steps together: `python -m tests.training.worker KIND INDEX COUNT PORT
 DEVICES OUTPUT`, with so many devices each. The first one writes parameters and metrics."""
 
+import functools
 import os
 import sys
 
@@ -19,7 +20,8 @@ def main(kind: str, index: int, count: int, port: str, output: str) -> None:
 
     from tests.training import harness
 
-    make = {"sft": harness.sft_step, "grpo": harness.grpo_step}[kind]
+    asking = functools.partial(harness.grpo_step, curious=True)
+    make = {"sft": harness.sft_step, "grpo": harness.grpo_step, "asking": asking}[kind]
     # Parameters are divided over devices of both processes: every gather crosses the boundary.
     _, state, step = make(harness.mesh(data=jax.device_count() // 2, fsdp=2), micro=1, optimizer=harness.DESCENT)
     rows = []
@@ -27,7 +29,7 @@ def main(kind: str, index: int, count: int, port: str, output: str) -> None:
         state, metrics, groups = step(state, number)
         rows.append({name: value for name, value in metrics.items() if not name.startswith("timing_s")})
         # Both hear of all groups, in order; the clip that could not be decoded has none.
-        expected = [f"clip-{i}" for i in range(harness.BATCH) if i != 3] if kind == "grpo" else []
+        expected = [f"clip-{i}" for i in range(harness.BATCH) if i != 3] if kind != "sft" else []
         assert [group["utterance_id"] for group in groups] == expected
     from jax.experimental import multihost_utils
 
