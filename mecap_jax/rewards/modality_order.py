@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+
+from mecap_jax.rewards.base import Sample
 
 _DESCRIBES = {"vis_desc": "video", "aud_desc": "audio"}
+DESCRIPTIONS = tuple(_DESCRIBES)
 
 
 def dominant_modality(labels: Mapping[str, str]) -> str | None:
@@ -32,3 +35,16 @@ def modality_order(fields: Iterable[str], dominant: str | None) -> float | None:
     if first is None:
         return -1.0
     return 0.5 if dominant == "both" else 1.0 if first == dominant else -1.0
+
+
+class ModalityOrderReward:
+    """`modality_order` of an answer that describes what is heard and what is seen; None where the clip's labels do not
+    say which of them shows the emotion."""
+
+    name = "modality_order"
+
+    def __call__(self, samples: Sequence[Sample]) -> list[float | None]:
+        return [
+            modality_order(sample.fields, dominant_modality(sample.record.labels if sample.record else {}))
+            for sample in samples
+        ]

@@ -31,11 +31,12 @@ from mecap_jax.evaluation.recognition import recognition
 from mecap_jax.evaluation.stage import EvaluatedClip, StageResult
 from mecap_jax.models.text_classifier import TextClassifier, load_text_classifier
 from mecap_jax.models.text_directory import TextModelError
-from mecap_jax.rewards.accuracy import AccuracyReward, same
-from mecap_jax.rewards.base import Reward
+from mecap_jax.rewards.accuracy import AccuracyReward, SetF1Reward, same
+from mecap_jax.rewards.base import Reward, RewardError
 from mecap_jax.rewards.combine import RewardFunction, build_reward, check_terms
 from mecap_jax.rewards.explanation import ExplanationReward, Verifier, anchor_verifier, verifier_labels
 from mecap_jax.rewards.guards import FormatReward, LengthReward, OverlongPenalty, RepetitionReward
+from mecap_jax.rewards.modality_order import DESCRIPTIONS, ModalityOrderReward
 from mecap_jax.rewards.reflection import (
     REPLIES,
     STEPS,
@@ -43,6 +44,7 @@ from mecap_jax.rewards.reflection import (
     coherence_question,
     consistency_question,
 )
+from mecap_jax.rewards.wheels import load_wheels
 from mecap_jax.tasks.base import Answer, Judges
 from mecap_jax.tasks.coordinates import Coordinates, coordinates
 from mecap_jax.tasks.coordinates import similarity as similarity_of
@@ -401,6 +403,24 @@ def _length(context: _Context, least: int = 1, most: int = 100) -> Reward:
     return LengthReward(_rationale(context), least, most)
 
 
+def _modality_order(context: _Context) -> Reward:
+    if missing := [name for name in DESCRIPTIONS if name not in context.task.parts]:
+        raise ValueError(f"answers of this protocol have no part {missing[0]!r}")
+    return ModalityOrderReward()
+
+
+def _set_f1(context: _Context, wheels: str = "", level: str = "level1") -> Reward:
+    """`wheels`: the user's file of emotion wheels, see `rewards.wheels`; `level`: "level1" or "level2" of them."""
+    if not is_path(wheels):
+        raise ValueError(
+            f"wheels must be the path of a file, such as './wheels.json'; got {wheels!r}"
+        )
+    try:
+        return SetF1Reward(context.task.protocol.answer, load_wheels(wheels, level))
+    except RewardError as error:
+        raise ValueError(str(error)) from error
+
+
 def _overlong(context: _Context, buffer: int = 16) -> Reward:
     """`buffer`: tokens below the longest length within which the penalty grows."""
     return OverlongPenalty(context.judges.longest_answer, buffer)
@@ -439,7 +459,9 @@ _MAKERS = {
     "accuracy": _accuracy,
     "explanation": _explanation,
     "length": _length,
+    "modality_order": _modality_order,
     "overlong": _overlong,
     "repetition": _repetition,
     "reflection": _reflection,
+    "set_f1": _set_f1,
 }

@@ -1,6 +1,7 @@
 """What a clip teaches is what the parser reads back; what is malformed is wrong in every metric."""
 
 import dataclasses
+import json
 import pickle
 import types
 
@@ -389,3 +390,37 @@ def test_answers_near_the_longest_length_are_punished_softly():
     assert reward([Sample.of(asked, "", False, 0, {}, 20)]).terms["overlong"].tolist() == [-1]
     with pytest.raises(ConfigError, match=r"'overlong': buffer must be in \[1, 6\]"):
         task.rewards(config.grpo.reward, Judges(None, None, (), longest_answer=6))
+
+
+def test_the_modality_that_shows_the_emotion_comes_first_where_that_is_paid():
+    """MIGR: 1 for the dominant modality first, -1 for the other; half a point where both show it."""
+    parts = {"vis_desc": "A frown.", "aud_desc": "A loud voice.", "think": "Both tell.", "answer": "angry"}
+    seen_first = "".join(f"<{name}>{text}</{name}>" for name, text in parts.items())
+    heard_first = "".join(f"<{name}>{parts[name]}</{name}>" for name in ("aud_desc", "vis_desc", "think", "answer"))
+    settings = ("task.protocol=modalities_think_answer", "grpo.reward.terms=accuracy,modality_order")
+    labels = {"multimodal": "angry", "audio": "angry", "video": "sad"}
+    heard, both, untold = (
+        clip(0, labels=labels), clip(0, labels=labels | {"video": "angry"}), clip(0, labels={"multimodal": "angry"})
+    )  # fmt: skip
+    texts = [seen_first, heard_first, heard_first, seen_first, "angry"]
+    batch = rewarded(texts, *settings, records=[heard, heard, both, untold, heard])
+    np.testing.assert_array_equal(batch.terms["modality_order"], [-1, 1, 0.5, np.nan, -1])
+    assert batch.terms["accuracy"].tolist() == [1, 1, 1, 1, 0]
+    with pytest.raises(ConfigError, match="'modality_order': answers of this protocol have no part 'vis_desc'"):
+        rewarded(texts[:1], "grpo.reward.terms=modality_order")
+
+
+def test_sets_of_words_are_compared_on_a_users_wheels(tmp_path):
+    wheels = {
+        "format_mapping": {"angry": ["angry"], "furious": ["angry"], "sad": ["sad"]},
+        "raw_mapping": {"angry": ["anger"], "sad": ["sadness"]},
+        "wheel_map_whole": {"wheel1": {"level1": {"anger": "anger", "sadness": "sadness"}}},
+    }
+    (tmp_path / "wheels.json").write_text(json.dumps(wheels))
+    texts = [answer("Loud.", words) for words in ("furious", "furious, sad", "happy")]
+    option = f"grpo.reward.terms.set_f1.options={ {'wheels': str(tmp_path / 'wheels.json')} }"
+    batch = rewarded(texts, "grpo.reward.terms=set_f1", option)
+    np.testing.assert_allclose(batch.terms["set_f1"], [1, 2 / 3, 0])
+    for wrong, words in (("wheels", "must be the path"), (f"{tmp_path}/absent.json", "cannot be read")):
+        with pytest.raises(ConfigError, match=f"'set_f1': .*{words}"):
+            rewarded(texts, "grpo.reward.terms=set_f1", f"grpo.reward.terms.set_f1.options={ {'wheels': wrong} }")
