@@ -51,7 +51,9 @@ def absolute(path: str) -> str:
 
 
 def _rooted(key: str, value: str) -> str:
-    return absolute(value) if key not in _NAMES_OR_FILES or is_path(value) else value
+    if "://" in value or (key in _NAMES_OR_FILES and not is_path(value)):
+        return value
+    return absolute(value)
 
 
 def _rooted_term(term: RewardSpec) -> RewardSpec:

@@ -185,8 +185,10 @@ class TaskConfig:
       labels: which answers there are: the set of a known corpus (`tasks/labels.toml`), or a file (.toml).
       language: of request and answers.
       places: where the labels lie among each other (`tasks.coordinates`), for an error by degrees; "" leaves it out.
-      judge: which emotion an explanation speaks for, in evaluation: a directory of a text classifier, or "" for the
-        nearest emotion anchor.
+      judge: which emotion an explanation speaks for, in evaluation: a directory of a text classifier, the address of an
+        OpenAI-compatible endpoint ("http://HOST/v1"), or "" for the nearest emotion anchor.
+      judge_model: which model of the endpoint.
+      judge_timeout_s: how long the endpoint may take for one explanation.
     """
 
     name: Literal["captioning", "recognition"] = "captioning"
@@ -195,6 +197,8 @@ class TaskConfig:
     language: Literal["en", "zh"] = "en"
     places: str = ""
     judge: str = ""
+    judge_model: str = ""
+    judge_timeout_s: PositiveFloat = 30.0
 
 
 @dataclasses.dataclass(frozen=True)

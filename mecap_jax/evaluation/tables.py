@@ -34,6 +34,7 @@ METRICS = {
     "eea": Metric("Explanations of the right emotion (EEA)"),
     "fcr": Metric("Right, and rightly explained (FCR)"),
     "epc": Metric("Explained as answered (EPC)"),
+    "judge_silent": Metric("Explanations without a verdict", better="lower"),
     "claims_true": Metric("Claims of an explanation that are true"),
     "claims": Metric("Claims an explanation makes", better="", digits=1),
     "affect_error": Metric("Distance to the right emotion", better="lower"),

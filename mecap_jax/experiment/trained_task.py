@@ -73,7 +73,9 @@ class TrainedTask:
 
     def save(self, directory: Path) -> None:
         """Writes `task.json`, and the set of labels where that is a user's own."""
-        task = dataclasses.replace(self.task, judge="", places="" if is_path(self.task.places) else self.task.places)
+        task = dataclasses.replace(
+            self.task, judge="", judge_model="", places="" if is_path(self.task.places) else self.task.places
+        )
         if is_path(task.labels):
             (directory / _LABELS_FILE).write_bytes(Path(task.labels).read_bytes())
             task = dataclasses.replace(task, labels=_LABELS_FILE)

@@ -28,7 +28,7 @@ CACHE = Path("cache")  # what can be made again: shards, media tokens, compiled 
 _FREE = re.compile(
     r"name|(evaluation|checkpoint|mesh)\..*|compilation_cache|max_nonfinite_steps|"
     r"data\.(path|source|input|synthetic\..*|workers|cache_mb)|(sft|grpo)\.steps|"
-    r"(sft|grpo)\.(micro_clips|micro_prompts|validate_every)|rows|task\.(judge|places)|"
+    r"(sft|grpo)\.(micro_clips|micro_prompts|validate_every)|rows|task\.(judge|judge_model|judge_timeout_s|places)|"
     r"grpo\.max_reward_failures|grpo\.reward\.(validation_)?timeout_s"
 )
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)

@@ -25,6 +25,7 @@ from mecap_jax.evaluation.claims import claim_accuracy
 from mecap_jax.evaluation.faithfulness import faithfulness
 from mecap_jax.evaluation.intervals import Statistic, mean
 from mecap_jax.evaluation.java_tools import Meteor
+from mecap_jax.evaluation.judge_endpoint import EndpointJudge, is_endpoint
 from mecap_jax.evaluation.model_card import About
 from mecap_jax.evaluation.recognition import Recognition as Agreement
 from mecap_jax.evaluation.recognition import recognition
@@ -71,7 +72,8 @@ class Recognition:
       labels: which answers there are.
       language: of request and targets, "en" or "zh".
       places: where the classes lie among each other, for `affect_error`; None leaves it out.
-      judge: directory of the text classifier that judges explanations in evaluation; "" for the emotion anchors.
+      judge: what judges explanations in evaluation: a text classifier's directory, an endpoint's address, or "" for
+        the emotion anchors; `judge_model`, `judge_timeout_s`: of an endpoint.
     """
 
     protocol: Protocol
@@ -79,6 +81,8 @@ class Recognition:
     language: str = "en"
     places: Coordinates | None = None
     judge: str = ""
+    judge_model: str = ""
+    judge_timeout_s: float = 30.0
 
     @classmethod
     def from_config(cls, config: Config) -> Recognition:
@@ -100,7 +104,8 @@ class Recognition:
             places = coordinates(task.places, labels) if task.places else None
         except ConfigError as error:
             raise ConfigError(f"config key 'task.places': {error}") from error
-        return cls(protocol, labels, task.language, places, task.judge)
+        judge = (task.judge, task.judge_model, task.judge_timeout_s)
+        return cls(protocol, labels, task.language, places, *judge)
 
     def usable(self, record: ClipRecord) -> str | None:
         """Returns why a clip cannot be used, None if it can."""
@@ -216,8 +221,12 @@ class Recognition:
     def _judge(self, judges: Judges | None) -> Judge:
         """What judges explanations in evaluation; it needs `judges` where no classifier is named."""
         try:
+            if is_endpoint(self.judge):
+                names, language = self.labels.names[self.language], self.language
+                asking = (self.judge, self.judge_model, names, self.labels.normalise, language, self.judge_timeout_s)
+                return EndpointJudge(*asking)
             return verifier_judge(self.verifier(self.judge, judges), self.labels)
-        except ConfigError as error:
+        except ValueError as error:
             raise ConfigError(f"config key 'task.judge': {error}") from error
 
     def verifier(self, directory: str, judges: Judges | None) -> Verifier:
@@ -238,7 +247,7 @@ class Recognition:
         classes = ", ".join(self.labels.names[self.language])
         limits = [f"It answers with one of these classes, whatever it hears and sees: {classes}."]
         if self.explains:
-            judge = "a text classifier" if self.judge else "the nearest emotion anchor of a sentence encoder"
+            judge = "a judge of its own" if self.judge else "the nearest emotion anchor of a sentence encoder"
             limits.append(
                 "An explanation is written before the answer and need not be its cause. Whether explanations speak for "
                 f"the right emotion (EEA, FCR, EPC) is judged by {judge}."
@@ -317,6 +326,8 @@ class Recognition:
                 explained, judge([self.explanation(fields[i]) for i in explained]) if explained else ()
             ):
                 judged[i] = emotion
+            if is_endpoint(self.judge):  # any other judge has an answer to everything
+                statistics["judge_silent"] = mean([judged[i] is None for i in explained] or [0.0])
             told = faithfulness(answers, judged, truth)
             statistics |= {"eea": told.eea, "fcr": told.fcr, "epc": told.epc, **told.quadrants}
         return Scores(tuple(answers), statistics, found)
@@ -412,9 +423,7 @@ def _modality_order(context: _Context) -> Reward:
 def _set_f1(context: _Context, wheels: str = "", level: str = "level1") -> Reward:
     """`wheels`: the user's file of emotion wheels, see `rewards.wheels`; `level`: "level1" or "level2" of them."""
     if not is_path(wheels):
-        raise ValueError(
-            f"wheels must be the path of a file, such as './wheels.json'; got {wheels!r}"
-        )
+        raise ValueError(f"wheels must be the path of a file, such as './wheels.json'; got {wheels!r}")
     try:
         return SetF1Reward(context.task.protocol.answer, load_wheels(wheels, level))
     except RewardError as error:

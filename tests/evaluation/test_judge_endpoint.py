@@ -1,0 +1,108 @@
+"""A judge behind an address: its verdicts, and what becomes of one that is down, slow, or talks nonsense."""
+
+import http.server
+import json
+import threading
+import time
+
+import pytest
+
+from mecap_jax.config import ConfigError, load
+from mecap_jax.evaluation.judge_endpoint import EndpointJudge
+from mecap_jax.tasks.base import Answer, Judges
+from mecap_jax.tasks.labels import label_set
+from mecap_jax.tasks.registry import make_task
+from tests.data.test_checks import clip
+
+LABELS = label_set("dfew")
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.seen.append((self.path, self.headers.get("Authorization"), body))
+        question = body["messages"][0]["content"]
+        status, said = 200, json.dumps({"choices": [{"message": {"content": "**Anger.**"}}]})
+        if "sorry" in question:
+            said = json.dumps({"choices": [{"message": {"content": "I cannot say."}}]})
+        elif "nonsense" in question:
+            said = "<html>"
+        elif "list" in question:
+            said = json.dumps([])
+        elif "broken" in question:
+            status = 500
+        elif "slow" in question:
+            time.sleep(1.0)
+        self.send_response(status)
+        self.end_headers()
+        try:
+            self.wfile.write(said.encode())
+        except OSError:
+            pass  # who asked has gone
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.seen = []
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def address(server):
+    return f"http://127.0.0.1:{server.server_port}/v1"
+
+
+def judge(url, timeout_s=30.0):
+    return EndpointJudge(url, "gpt-x", LABELS.names["en"], LABELS.normalise, timeout_s=timeout_s)
+
+
+def test_verdicts_come_back_in_order_and_failures_are_counted(server, monkeypatch, caplog):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    asked = judge(address(server), timeout_s=0.3)
+    texts = ["It is loud.", "sorry", "nonsense", "a list", "broken", "slow", "It is loud again.", "broken"]
+    assert asked(texts) == ["angry", None, None, None, None, None, "angry", None]
+    assert asked.failures == {
+        "a reply that names no class": 1,
+        "a reply that is none of a chat": 2,
+        "status 500": 2,
+        "TimeoutError": 1,
+    }
+    assert len(caplog.records) == 4 and "secret" not in caplog.text
+    path, key, body = server.seen[0]
+    assert (path, key) == ("/v1/chat/completions", "Bearer secret") and body["model"] == "gpt-x"
+    assert all(name in body["messages"][0]["content"] for name in LABELS.names["en"])
+
+
+def test_a_judge_that_is_down_says_nothing():
+    asked = judge("http://127.0.0.1:9/v1")
+    assert asked(["It is loud."]) == [None] and asked.failures == {"ConnectionRefusedError": 1}
+
+
+@pytest.mark.parametrize("url, model", [("http://", "m"), ("ftp://host/v1", "m"), ("http://host/v1", "")])
+def test_what_cannot_be_asked_is_refused(url, model):
+    with pytest.raises(ValueError, match="no address|needs the name of its model"):
+        EndpointJudge(url, model, (), LABELS.normalise)
+
+
+def test_a_run_may_name_one(server):
+    """Its verdicts are those of EEA and the rest; without a model's name the run does not begin."""
+    config = load("configs/r1_omni.py", [f"task.judge={address(server)}", "task.judge_model=gpt-x"])
+    records = [clip(0, labels={"multimodal": label}, rationale="Loud.") for label in ("angry", "sad", "angry")]
+    texts = ["<think>It is loud.</think><answer>angry</answer>"] * 2 + ["<think>sorry</think><answer>angry</answer>"]
+    task = make_task(config)
+    assert task.check(config, records, records, records).problems == [] and server.seen == []
+    result = task.evaluate([Answer(*pair, True) for pair in zip(records, texts)], Judges(None, None, ()), None)
+    found = result.metrics
+    assert (found["eea"], found["epc"], found["judge_silent"]) == (1 / 3, 2 / 3, 1 / 3)
+    nameless = load("configs/r1_omni.py", [f"task.judge={address(server)}"])
+    (problem,) = make_task(nameless).check(nameless, records, records, records).problems
+    assert problem.startswith("config key 'task.judge': ") and "name of its model" in problem
+    with pytest.raises(ConfigError, match="'task.judge_timeout_s'"):
+        load("configs/r1_omni.py", ["task.judge_timeout_s=0"])
