@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from pydantic import ConfigDict, NonNegativeFloat, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
+from pydantic import ConfigDict, NonNegativeFloat, PositiveInt, TypeAdapter, ValidationError
 
 from mecap_jax.config import MEDIA_SETTINGS, Config, DataConfig, TaskConfig, is_path
 from mecap_jax.config.schema import CaptionKind, Modality
@@ -40,7 +40,7 @@ class TrainedTask:
     max_new_tokens: PositiveInt
     fps: NonNegativeFloat
     max_frames: PositiveInt
-    max_seconds: PositiveFloat
+    max_seconds: NonNegativeFloat
     max_pixels: PositiveInt
     min_pixels: PositiveInt
 
@@ -68,7 +68,8 @@ class TrainedTask:
             modalities=tuple(name for name in self.modalities if name in data.modalities),
             include_transcript=self.include_transcript,
             instruction=self.instruction,
-            **{name: getattr(self, name) for name in MEDIA_SETTINGS},
+            **{name: getattr(self, name) for name in MEDIA_SETTINGS if name != "max_seconds"},
+            max_seconds=self.max_seconds or data.max_seconds,  # 0: there was nothing that lasts
         )
 
     def save(self, directory: Path) -> None:

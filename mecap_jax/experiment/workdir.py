@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from mecap_jax.config import Config, ConfigError, differences, with_absolute_paths
+from mecap_jax.config import Config, ConfigError, differences, from_json, with_absolute_paths
 from mecap_jax.data.shards import ShardReader
 from mecap_jax.data.training_facts import TrainingFacts
 from mecap_jax.experiment.weights import CONFIG_FILE
@@ -84,9 +84,10 @@ def check_same(workdir: Path, config: Config) -> None:
         cannot be read.
     """
     try:
-        theirs = read_json_object(workdir / CONFIG_FILE)
-    except ValueError as error:
-        raise ConfigError(f"{error}; choose another --workdir") from error
+        # Through the schema: a setting that did not exist then had what is its default now.
+        theirs = as_json(dataclasses.asdict(from_json((workdir / CONFIG_FILE).read_bytes())))
+    except ConfigError as error:
+        raise ConfigError(f"{workdir / CONFIG_FILE}: {error}; choose another --workdir") from error
     mine = as_json(dataclasses.asdict(with_absolute_paths(config)))
     refused = [
         f"{key}: {old!r} there, {new!r} asked"
