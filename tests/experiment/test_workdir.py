@@ -246,3 +246,12 @@ def test_a_file_is_no_workdir(tmp_path):
 )
 def test_what_a_disk_has_against_a_run_is_one_line(error, words):
     assert storage_problem(error) == words
+
+
+def test_a_setting_that_did_not_exist_then_had_its_default(run):
+    settings = json.loads((run / "config.json").read_text())
+    del settings["grpo"]["minibatches"], settings["evaluation"]["others"]
+    (run / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ConfigError, match="grpo.minibatches: 1 there, 2 asked"):
+        claim(run, config("sft.steps=100", "grpo.minibatches=2"))
+    claim(run, config("sft.steps=100"))
