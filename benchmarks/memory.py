@@ -12,6 +12,7 @@ end schedules what is rematerialised early, so that it saves nothing there. `--k
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from pathlib import Path
 
@@ -29,9 +30,9 @@ from mecap_jax.generation.scoring import completion_logprobs
 from mecap_jax.json_files import to_json, write_json
 from mecap_jax.models.lora import Draw
 from mecap_jax.models.parameters import merge_params, split_params
-from mecap_jax.rl.objective import Denominators, TrainExample, make_gradient
+from mecap_jax.rl.objective import Denominators, TrainExample, grpo_loss
 from mecap_jax.sharding import batch_sharding, make_mesh, replicated
-from mecap_jax.train_state import abstract_model, abstract_state, make_optimizer, make_update
+from mecap_jax.train_state import abstract_model, abstract_state, make_gradient, make_optimizer, make_update
 
 _CONFIG = flags.DEFINE_string("config", None, "Recipe with a family.", required=True)
 _DEVICES = flags.DEFINE_integer("devices", 1, "Devices over which the parameters are divided.")
@@ -88,8 +89,8 @@ def main(argv: list[str]) -> None:
             max_new_tokens=length, temperature=1.0, top_p=1.0, end_ids=(0,),
         ),
         "reference": lambda: completion_logprobs.lower(graphdef, params, prompt, completions, temperature=1.0),
-        "gradient": lambda: make_gradient(graphdef, trainable, grpo).lower(
-            trainable, None, frozen, example, Denominators(scalar, scalar, scalar), draw
+        "gradient": lambda: make_gradient(graphdef, trainable, functools.partial(grpo_loss, config=grpo)).lower(
+            trainable, None, frozen, example, (Denominators(scalar, scalar, scalar), scalar), draw
         ),
         "update": lambda: make_update(optimizer, state).lower(state, trainable),
     }  # fmt: skip

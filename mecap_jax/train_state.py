@@ -7,11 +7,12 @@ nested dict, which jit, Orbax and optax take as they are.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import optax.contrib
 from flax import nnx
@@ -19,7 +20,9 @@ from jax.sharding import Mesh
 
 from mecap_jax.config import OptimizerConfig
 from mecap_jax.model_config import ModelConfig
+from mecap_jax.models.lora import Draw, use_dropout
 from mecap_jax.models.multimodal_lm import MultimodalLM
+from mecap_jax.models.parameters import merge_params
 from mecap_jax.sharding import ShardingRules, batch_sharding, replicated
 
 
@@ -181,6 +184,67 @@ def make_zeros(params: Any) -> Callable[[], Any]:
     return jax.jit(
         lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), out_shardings=shardings_of(params)
     )
+
+
+# (model, batch, what all micro-batches share) -> (this micro-batch's share of the loss, what is observed of it).
+Loss = Callable[[MultimodalLM, Any, Any], tuple[jax.Array, Any]]
+
+
+def make_gradient(graphdef: nnx.GraphDef, params: Any, loss: Loss):
+    """Returns the compiled (params, accumulated, frozen, batch, shared, draw) -> (accumulated + gradient, observed).
+
+    The gradient is of `params`, which train, and sharded as they are. `accumulated` is consumed; None starts from the
+    first gradient. `draw` decides the dropout of adapters.
+    """
+
+    def gradient(params: Any, accumulated: Any, frozen: Any, batch: Any, shared: Any, draw: Draw) -> tuple[Any, Any]:
+        def value(params):
+            model = nnx.merge(graphdef, merge_params(params, frozen))
+            use_dropout(model, draw)
+            return loss(model, batch, shared)
+
+        gradients, observed = jax.grad(value, has_aux=True)(params)
+        if accumulated is not None:
+            gradients = jax.tree.map(jnp.add, accumulated, gradients)
+        return gradients, observed
+
+    return jax.jit(gradient, donate_argnums=1, out_shardings=(shardings_of(params), None))
+
+
+class Updater:
+    """Optimiser steps on a loss: the gradients of micro-batches add up, and are applied once. It holds no state."""
+
+    def __init__(
+        self,
+        graphdef: nnx.GraphDef,
+        state: TrainState,
+        frozen: Any,
+        optimizer: optax.GradientTransformation,
+        loss: Loss,
+        seed: int,
+    ):
+        """`state`, without a reference policy, shows shapes and shardings; `frozen` parameters do not train."""
+        self._frozen, self._seed = frozen, np.uint32(seed)
+        self._gradient = make_gradient(graphdef, state.params, loss)
+        self._apply = make_update(optimizer, state)
+        self._zeros = make_zeros(state.params)
+
+    def __call__(
+        self, state: TrainState, batches: Sequence[tuple[Any, jax.Array]], shared: Any
+    ) -> tuple[TrainState, list[Any], jax.Array]:
+        """One step over (micro-batch, its rows' numbers); the given state is consumed.
+
+        Returns the new state, what was observed of each micro-batch, and the global norm of the gradient.
+        """
+        # With one micro-batch there is nothing to accumulate, and no second copy of the gradient.
+        gradients = self._zeros() if len(batches) > 1 else None
+        observed = []
+        for batch, rows in batches:
+            draw = Draw(self._seed, state.step, rows)
+            gradients, seen = self._gradient(state.params, gradients, self._frozen, batch, shared, draw)
+            observed.append(seen)
+        state, norm = self._apply(state, gradients)
+        return state, observed, norm
 
 
 def make_update(

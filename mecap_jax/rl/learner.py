@@ -18,13 +18,12 @@ from jax.sharding import Mesh
 
 from mecap_jax.batch import Array
 from mecap_jax.config import GrpoConfig, schedule_factor
-from mecap_jax.models.lora import Draw
 from mecap_jax.models.parameters import merge_params
 from mecap_jax.rl.advantages import group_advantages, whitened
-from mecap_jax.rl.objective import Denominators, Sums, TrainExample, denominators, make_gradient
+from mecap_jax.rl.objective import Denominators, Sums, TrainExample, denominators, grpo_loss
 from mecap_jax.rl.rollout import JudgedGroups, MicroBatch, Rollout, RolloutEngine, collect_rewards
 from mecap_jax.sharding import all_items, all_rows, local_rows, put_batch
-from mecap_jax.train_state import TrainState, make_update, make_zeros
+from mecap_jax.train_state import TrainState, Updater
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,11 +59,10 @@ class GrpoLearner:
 
         `reward_weights` gives the weight of every term of the reward by name, at a step.
         """
-        self._frozen, self._seed = frozen, np.uint32(seed)
+        self._frozen = frozen
         self._engine, self._config, self._weights, self._mesh = engine, config, reward_weights, mesh
-        self._gradient = make_gradient(graphdef, state.params, config)
-        self._apply = make_update(optimizer, state._replace(reference=None))
-        self._zeros = make_zeros(state.params)
+        loss = functools.partial(grpo_loss, config=config)
+        self._optimise = Updater(graphdef, state._replace(reference=None), frozen, optimizer, loss, seed)
 
     def step(
         self,
@@ -160,13 +158,8 @@ class GrpoLearner:
         shares, done, norms = [], [], []
         for part in parts * self._config.updates:
             whole = _add_up(totals[part])
-            # With one micro-batch there is nothing to accumulate, and no second copy of the gradient.
-            gradients = self._zeros() if len(examples[part]) > 1 else None
-            for example, rows in zip(examples[part], numbers[part]):
-                draw = Draw(self._seed, state.step, rows)
-                gradients, sums = self._gradient(state.params, gradients, self._frozen, example, whole, beta, draw)
-                shares.append(sums)
-            state, norm = self._apply(state, gradients)
+            state, sums, norm = self._optimise(state, list(zip(examples[part], numbers[part])), (whole, beta))
+            shares += sums
             done.append(whole)
             norms.append(norm)
         # The state counts updates: no two rollouts begin at the same count, so none repeats another's random numbers.

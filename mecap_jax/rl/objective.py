@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from mecap_jax.batch import Array, Completions, PromptBatch
 from mecap_jax.config import GrpoConfig, LossConfig
 from mecap_jax.generation.scoring import score_completions
-from mecap_jax.models.lora import Draw, use_dropout
 from mecap_jax.models.multimodal_lm import MultimodalLM
-from mecap_jax.models.parameters import merge_params
 from mecap_jax.rl.losses import denominator, kl_divergence, policy_loss, token_weights
-from mecap_jax.train_state import shardings_of
 
 
 class TrainExample(NamedTuple):
@@ -126,24 +122,8 @@ def objective(
     )
 
 
-def make_gradient(graphdef: nnx.GraphDef[MultimodalLM], params: Any, config: GrpoConfig):
-    """Returns the compiled gradient: (params, accumulated, frozen, example, totals, beta, draw) -> (sum, `Sums`).
-
-    The sum is that of `accumulated` and the gradient of `params`, which train, and sharded as they are. `accumulated`
-    is consumed; None starts from the first gradient. `beta` is the weight of the KL divergence.
-    """
-
-    def gradient(
-        params: Any, accumulated: Any, frozen: Any, example: TrainExample, totals: Denominators, beta: Array, draw: Draw
-    ) -> tuple[Any, Sums]:
-        def value(params):
-            model = nnx.merge(graphdef, merge_params(params, frozen))
-            use_dropout(model, draw)
-            return objective(model, example, totals, beta, config.loss, config.temperature, config.max_new_tokens)
-
-        gradients, sums = jax.grad(value, has_aux=True)(params)
-        if accumulated is not None:
-            gradients = jax.tree.map(jnp.add, accumulated, gradients)
-        return gradients, sums
-
-    return jax.jit(gradient, donate_argnums=1, out_shardings=(shardings_of(params), None))
+def grpo_loss(
+    model: MultimodalLM, example: TrainExample, shared: tuple[Denominators, Array], config: GrpoConfig
+) -> tuple[Array, Sums]:
+    """`objective` as a configuration has it; `shared` are the denominators and the weight of the KL divergence."""
+    return objective(model, example, *shared, config.loss, config.temperature, config.max_new_tokens)

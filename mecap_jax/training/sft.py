@@ -7,16 +7,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
 
 from mecap_jax.batch import Array, Completions, PromptBatch
 from mecap_jax.config import SftConfig
 from mecap_jax.generation.scoring import score_completions
-from mecap_jax.models.lora import Draw, use_dropout
-from mecap_jax.models.parameters import merge_params
-from mecap_jax.train_state import TrainState, make_update, make_zeros, shardings_of
+from mecap_jax.train_state import TrainState, Updater
 
 
 class SftBatch(NamedTuple):
@@ -54,26 +51,11 @@ def negative_log_likelihood(
     return total, total
 
 
-def make_gradient(graphdef: nnx.GraphDef, params: Any, normalization: str):
-    """Returns the compiled (params, accumulated, frozen, batch, divisor, draw) -> (accumulated + gradient, loss, NLL).
-
-    The gradient is of `params`, which train, and sharded as they are. `accumulated` is consumed; None starts from the
-    first gradient.
-    """
-
-    def gradient(params: Any, accumulated: Any, frozen: Any, batch: SftBatch, divisor: Array, draw: Draw):
-        def value(params):
-            model = nnx.merge(graphdef, merge_params(params, frozen))
-            use_dropout(model, draw)
-            loss, total = negative_log_likelihood(model, batch.prompt, batch.targets, normalization)
-            return loss / jnp.maximum(divisor, 1.0), total
-
-        (loss, total), gradients = jax.value_and_grad(value, has_aux=True)(params)
-        if accumulated is not None:
-            gradients = jax.tree.map(jnp.add, accumulated, gradients)
-        return gradients, loss, total
-
-    return jax.jit(gradient, donate_argnums=1, out_shardings=(shardings_of(params), None, None))
+def sft_loss(model, batch: SftBatch, divisor: Array, normalization: str) -> tuple[Array, tuple[Array, Array]]:
+    """A micro-batch's share of the loss; with it, again the loss, and the plain sum over tokens."""
+    loss, total = negative_log_likelihood(model, batch.prompt, batch.targets, normalization)
+    loss = loss / jnp.maximum(divisor, 1.0)
+    return loss, (loss, total)
 
 
 @functools.partial(jax.jit, static_argnames="graphdef")
@@ -96,23 +78,16 @@ class SftLearner:
         seed: int,
     ):
         """`state` shows shapes and shardings; it is not consumed. `frozen` holds the parameters that do not train."""
-        self._frozen, self._seed, self._normalization = frozen, np.uint32(seed), config.normalization
-        self._gradient = make_gradient(graphdef, state.params, config.normalization)
-        self._apply = make_update(optimizer, state)
-        self._zeros = make_zeros(state.params)
+        self._normalization = config.normalization
+        loss = functools.partial(sft_loss, normalization=config.normalization)
+        self._update = Updater(graphdef, state, frozen, optimizer, loss, seed)
 
     def step(self, state: TrainState, micro_batches: list[SftBatch]) -> tuple[TrainState, dict[str, float]]:
         """One optimiser step over all micro-batches; the given state is consumed."""
         divisor = sum(normaliser(batch.targets, self._normalization) for batch in micro_batches)
-        gradients = self._zeros() if len(micro_batches) > 1 else None
-        losses, totals, tokens = [], [], []
-        for batch in micro_batches:
-            draw = Draw(self._seed, state.step, batch.rows)
-            gradients, loss, total = self._gradient(state.params, gradients, self._frozen, batch, divisor, draw)
-            losses.append(loss)
-            totals.append(total)
-            tokens.append(jnp.sum(batch.targets.mask))
-        state, norm = self._apply(state, gradients)
+        state, seen, norm = self._update(state, [(batch, batch.rows) for batch in micro_batches], divisor)
+        losses, totals = zip(*seen)
+        tokens = [jnp.sum(batch.targets.mask) for batch in micro_batches]
         losses, totals, tokens, norm = jax.device_get((losses, totals, tokens, norm))
         count = float(sum(tokens))
         return state, {

@@ -199,7 +199,7 @@ def grpo_step(
     """(graphdef, state, step function over batch numbers) of reinforcement learning; `curious` asks the policy."""
     optimizer = optimizer or GRPO_OPTIMIZER
     graphdef, state = initial_state(on, optimizer, parts)
-    learner = grpo_learner(on, optimizer, config, parts, curious)
+    learner = grpo_learner(on, optimizer, config, parts, *([True] if curious else []))  # cached as it is called
 
     def step(state, number, draw=None):
         def more(drawn):
