@@ -46,7 +46,7 @@ class PolicyJudge:
     def ask(
         self, params: Any, prompt: PromptBatch, valid: Array, questions: Questions, media: bool, max_new_tokens: int
     ) -> Replies:
-        """Returns the likeliest reply to each question; None where none was asked.
+        """Returns the likeliest reply to each question; None where none was asked, or the chat template refuses it.
 
         Args:
           prompt: B prompts on the mesh, whose media are asked about.
@@ -61,12 +61,13 @@ class PolicyJudge:
             [self._rest(question, int(row[n - 1])) for question in group]
             for group, row, n in zip(questions, tokens, length, strict=True)
         ]
-        longest = max((len(ids) for group in suffixes for ids in group), default=1)
+        longest = max((len(ids) for group in suffixes for ids in group if ids), default=1)
         room = -(-max(all_items([longest])) // _ROOM) * _ROOM
         shape = (len(tokens), len(questions[0]) if questions else 0, room)
         ids, mask = np.full(shape, self._tokenizer.pad_id, np.int32), np.zeros(shape, bool)
         for b, group in enumerate(suffixes):
             for g, suffix in enumerate(group):
+                suffix = suffix or [self._tokenizer.pad_id]  # something has to be there, whatever is said to it
                 ids[b, g, room - len(suffix) :], mask[b, g, room - len(suffix) :] = suffix, True
         generation = generate(
             self._graphdef,
@@ -83,17 +84,20 @@ class PolicyJudge:
         )
         replies, lengths = local_rows(generation.tokens), local_rows(generation.length)
         return [
-            [None if question is None else self._tokenizer.decode(reply[:n]) for question, reply, n in zip(group, *row)]
-            for group, *row in zip(questions, replies, lengths)
+            [self._tokenizer.decode(reply[:n]) if suffix else None for suffix, reply, n in zip(group, *row)]
+            for group, *row in zip(suffixes, replies, lengths)
         ]
 
     def _rest(self, question: Question | None, last: int) -> list[int]:
         """What stands behind the token `last` in the conversation that asks a question: behind its media, or behind
-        its first token."""
+        its first token. Nothing where nothing can be asked."""
         if question is None:
-            return [self._tokenizer.pad_id]
+            return []
         kind = self._tokenizer.media_kind(last)
-        ids = self._tokenizer.encode_conversation(user_turn((kind,) if kind else (), question.text))
+        try:
+            ids = self._tokenizer.encode_conversation(user_turn((kind,) if kind else (), question.text))
+        except ValueError:  # what the policy wrote must not end the run
+            return []
         if not kind:
             return ids[1:]
         place = max(place for place, token in enumerate(ids) if token in self._tokenizer.placeholders)

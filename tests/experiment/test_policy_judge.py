@@ -33,6 +33,13 @@ def bench(tmp_path_factory, shared):
         yield set_up(small(*shared), workdir, logger)
 
 
+def test_what_the_chat_template_refuses_is_not_asked(bench):
+    judge = PolicyJudge(None, bench.tokenizer, bench.mesh)
+    last = bench.tokenizer.special(bench.tokenizer.media.audio)
+    assert judge._rest(Question("Is it loud?"), last) and judge._rest(None, last) == []
+    assert judge._rest(Question("x" * 10**7), last) == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("media", [True, False])
 def test_replies_are_those_to_the_whole_question(bench, media):

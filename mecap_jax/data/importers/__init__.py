@@ -247,7 +247,7 @@ def _summary(output: Path, manifest: dict[str, Any], placeholders: Mapping[str, 
             + (f" ({labels})" if labels else "")
         )
     total = manifest["records"]
-    if bare := total - manifest["captioned"].get("overall", 0):
+    if (bare := total - manifest["captioned"].get("overall", 0)) and not manifest["synthetic"]:
         hint = "--captions=templates makes them from labels"
         lines.append(f"no captions of kind overall in {bare} of {total} clips: {hint}")
     labels = {label for counts in manifest["splits"].values() for label in counts["labels"]}
