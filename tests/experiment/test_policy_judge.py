@@ -15,6 +15,7 @@ from mecap_jax.models.parameters import merge_params
 from mecap_jax.rewards.base import Question
 from mecap_jax.rl.policy_judge import PolicyJudge
 from mecap_jax.sharding import put_batch
+from mecap_jax.train_state import abstract_model
 from mecap_jax.training.logging import RunLogger
 from tests.experiment.test_story import small
 
@@ -34,7 +35,8 @@ def bench(tmp_path_factory, shared):
 
 
 def test_what_the_chat_template_refuses_is_not_asked(bench):
-    judge = PolicyJudge(None, bench.tokenizer, bench.mesh)
+    graphdef, _ = abstract_model(bench.config.model, bench.mesh)
+    judge = PolicyJudge(graphdef, bench.tokenizer, bench.mesh)
     last = bench.tokenizer.special(bench.tokenizer.media.audio)
     assert judge._rest(Question("Is it loud?"), last) and judge._rest(None, last) == []
     assert judge._rest(Question("x" * 10**7), last) == []
