@@ -66,7 +66,7 @@ def parse_terms(text: str) -> tuple[RewardSpec, ...]:
     """
     try:
         return TypeAdapter(tuple[RewardSpec, ...]).validate_json(
-            json.dumps(_parse(text, tuple[RewardSpec, ...]), default=dataclasses.asdict)
+            json.dumps(_parse(text, tuple[RewardSpec, ...]), allow_nan=True, default=dataclasses.asdict)
         )
     except ValidationError as error:
         raise ConfigError(f"config key 'grpo.reward.terms': {text!r} spells no terms: {error}") from None

@@ -7,7 +7,6 @@ judge that is down, slow or talks nonsense says nothing: the verdict is None, an
 from __future__ import annotations
 
 import http.client
-import json
 import logging
 import os
 import urllib.error
@@ -16,7 +15,7 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from mecap_jax.json_files import parse_json
+from mecap_jax.json_files import parse_json, to_json
 
 _log = logging.getLogger(__name__)
 
@@ -91,7 +90,7 @@ class EndpointJudge:
         headers = {"Content-Type": "application/json"}
         if key := os.environ.get(KEY_VARIABLE):
             headers["Authorization"] = f"Bearer {key}"
-        request = urllib.request.Request(self._url, json.dumps(body).encode(), headers)
+        request = urllib.request.Request(self._url, to_json(body).encode(), headers)
         try:
             with urllib.request.urlopen(request, timeout=self._timeout_s) as response:
                 said = parse_json(response.read(_MOST_BYTES))["choices"][0]["message"]["content"]
