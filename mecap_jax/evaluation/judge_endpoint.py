@@ -33,6 +33,13 @@ def is_endpoint(judge: str) -> bool:
     return judge.startswith(("http://", "https://"))
 
 
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """An address that sends us elsewhere is refused: the key is for the one that was named."""
+
+    def redirect_request(self, *_):
+        return None
+
+
 class EndpointJudge:
     """Asks POST ADDRESS/chat/completions for the class that each explanation speaks for.
 
@@ -67,7 +74,7 @@ class EndpointJudge:
             raise ValueError("a judge behind an address needs the name of its model")
         self._url, self._model = f"{address.rstrip('/')}/chat/completions", model
         self._labels, self._normalise, self._language = labels, normalise, language
-        self._timeout_s = timeout_s
+        self._timeout_s, self._opener = timeout_s, urllib.request.build_opener(_NoRedirect)
         self.failures: dict[str, int] = {}
 
     def __call__(self, texts: Sequence[str]) -> list[str | None]:
@@ -92,7 +99,7 @@ class EndpointJudge:
             headers["Authorization"] = f"Bearer {key}"
         request = urllib.request.Request(self._url, to_json(body).encode(), headers)
         try:
-            with urllib.request.urlopen(request, timeout=self._timeout_s) as response:
+            with self._opener.open(request, timeout=self._timeout_s) as response:
                 said = parse_json(response.read(_MOST_BYTES))["choices"][0]["message"]["content"]
             verdict = self._normalise(said)
         except urllib.error.HTTPError as error:

@@ -327,7 +327,8 @@ class Recognition:
             ):
                 judged[i] = emotion
             if is_endpoint(self.judge):  # any other judge has an answer to everything
-                statistics["judge_silent"] = mean([judged[i] is None for i in explained] or [0.0])
+                silent = [verdict is None for verdict in judged]
+                statistics["judge_silent"] = mean(silent, np.array([bool(parts) for parts in fields]))
             told = faithfulness(answers, judged, truth)
             statistics |= {"eea": told.eea, "fcr": told.fcr, "epc": told.epc, **told.quadrants}
         return Scores(tuple(answers), statistics, found)

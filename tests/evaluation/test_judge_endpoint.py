@@ -29,6 +29,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
             said = "<html>"
         elif "list" in question:
             said = json.dumps([])
+        elif "elsewhere" in question:
+            self.send_response(302)
+            self.send_header("Location", f"http://localhost:{self.server.server_port}/stolen")
+            self.end_headers()
+            return
         elif "broken" in question:
             status = 500
         elif "slow" in question:
@@ -80,6 +85,13 @@ def test_verdicts_come_back_in_order_and_failures_are_counted(server, monkeypatc
     assert all(name in body["messages"][0]["content"] for name in LABELS.names["en"])
 
 
+def test_the_key_follows_nobody_to_another_host(server, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    asked = judge(address(server))
+    assert asked(["elsewhere"]) == [None] and asked.failures == {"status 302": 1}
+    assert [path for path, *_ in server.seen] == ["/v1/chat/completions"]
+
+
 def test_a_judge_that_is_down_says_nothing():
     asked = judge("http://127.0.0.1:9/v1")
     assert asked(["It is loud."]) == [None] and asked.failures == {"ConnectionRefusedError": 1}
@@ -94,13 +106,18 @@ def test_what_cannot_be_asked_is_refused(url, model):
 def test_a_run_may_name_one(server):
     """Its verdicts are those of EEA and the rest; without a model's name the run does not begin."""
     config = load("configs/r1_omni.py", [f"task.judge={address(server)}", "task.judge_model=gpt-x"])
-    records = [clip(0, labels={"multimodal": label}, rationale="Loud.") for label in ("angry", "sad", "angry")]
-    texts = ["<think>It is loud.</think><answer>angry</answer>"] * 2 + ["<think>sorry</think><answer>angry</answer>"]
+    labels = ("angry", "sad", "angry", "sad")
+    records = [clip(0, labels={"multimodal": label}, rationale="Loud.") for label in labels]
+    texts = ["<think>It is loud.</think><answer>angry</answer>"] * 2 + [
+        "<think>sorry</think><answer>angry</answer>",
+        "no answer",
+    ]
     task = make_task(config)
     assert task.check(config, records, records, records).problems == [] and server.seen == []
     result = task.evaluate([Answer(*pair, True) for pair in zip(records, texts)], Judges(None, None, ()), None)
     found = result.metrics
-    assert (found["eea"], found["epc"], found["judge_silent"]) == (1 / 3, 2 / 3, 1 / 3)
+    assert (found["eea"], found["epc"], found["judge_silent"]) == (1 / 4, 2 / 4, 1 / 3)
+    assert result.confidence(resamples=10).keys() == found.keys()  # a malformed answer is a clip, too
     nameless = load("configs/r1_omni.py", [f"task.judge={address(server)}"])
     (problem,) = make_task(nameless).check(nameless, records, records, records).problems
     assert problem.startswith("config key 'task.judge': ") and "name of its model" in problem
