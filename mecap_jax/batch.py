@@ -49,11 +49,11 @@ class PromptBatch(NamedTuple):
 
 
 class Completions(NamedTuple):
-    """G completions for each of B prompts, padded on the right to T tokens.
+    """G completions for each of B prompts, padded to T tokens: on the right, or, as ends of prompts, on the left.
 
     Attributes:
       tokens: int32 [B, G, T].
-      mask: bool [B, G, T], True up to and including the first end-of-text token.
+      mask: bool [B, G, T], which tokens count; of a completion those up to and including the first end-of-text token.
     """
 
     tokens: Array

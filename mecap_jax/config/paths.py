@@ -11,8 +11,16 @@ from mecap_jax.config.overrides import parse_terms
 from mecap_jax.config.schema import Config, RewardSpec, RowConfig
 
 _TERMS = "grpo.reward.terms"
-_DIRECTORIES = ("backbone", "init_from", "compilation_cache", "data.path", "data.input", "encoder.path")
-_FILES = ("encoder.anchors", "task.judge")
+_PATHS = (
+    "backbone",
+    "init_from",
+    "compilation_cache",
+    "data.path",
+    "data.input",
+    "encoder.path",
+    "encoder.anchors",
+    "task.judge",  # or an address
+)
 _NAMES_OR_FILES = ("task.labels", "task.places")
 # What ends so is a file; in options, which only the task understands, what has a separator is a path, too.
 _FILE_SUFFIXES = (".toml", ".csv", ".tsv")
@@ -30,14 +38,11 @@ def is_path(value: Any) -> bool:
 
 def with_absolute_paths(config: Config) -> Config:
     """The configuration, its rows of comparison included, with every relative path spelt out from the root."""
-    for key in (*_DIRECTORIES, *_FILES, *_NAMES_OR_FILES):
-        *parents, name = key.split(".")
-        if not parents:
-            config = dataclasses.replace(config, **{name: _rooted(key, getattr(config, name))})
-        else:
-            part = getattr(config, parents[0])
-            part = dataclasses.replace(part, **{name: _rooted(key, getattr(part, name))})
-            config = dataclasses.replace(config, **{parents[0]: part})
+    for key in (*_PATHS, *_NAMES_OR_FILES):
+        parent, _, name = key.rpartition(".")
+        part = getattr(config, parent) if parent else config
+        part = dataclasses.replace(part, **{name: _rooted(key, getattr(part, name))})
+        config = dataclasses.replace(config, **{parent: part}) if parent else part
     if config.grpo is not None:
         reward = dataclasses.replace(config.grpo.reward, terms=tuple(map(_rooted_term, config.grpo.reward.terms)))
         config = dataclasses.replace(config, grpo=dataclasses.replace(config.grpo, reward=reward))
@@ -72,7 +77,7 @@ def _rooted_row(row: RowConfig) -> RowConfig:
 def _rooted_change(change: str) -> str:
     """`key=value` of a row with its paths spelt out; a list of terms becomes a literal of plain mappings."""
     key, _, value = change.partition("=")
-    if key in (*_DIRECTORIES, *_FILES, *_NAMES_OR_FILES):
+    if key in (*_PATHS, *_NAMES_OR_FILES):
         return f"{key}={_rooted(key, value)}"
     if key == _TERMS:
         terms = [_rooted_term(term) for term in parse_terms(value)]

@@ -34,13 +34,13 @@ def row_config(config: Config, row: RowConfig) -> Config:
     evaluation = dataclasses.replace(config.evaluation, rows=())
     try:
         changed = override(dataclasses.replace(config, evaluation=evaluation), row.changes)
-        return validate(_without_cache(config, changed) if config.data.tower_cache else changed)
+        return validate(_with_cached_media(config, changed) if config.data.tower_cache else changed)
     except ConfigError as error:
         raise ConfigError(f"row {row.name!r}: {error}") from error
 
 
-def _without_cache(config: Config, changed: Config) -> Config:
-    """The row's configuration without the cache of media tokens where it reads no media.
+def _with_cached_media(config: Config, changed: Config) -> Config:
+    """The row's configuration beside a run's cache of media tokens: without it where the row reads no media.
 
     Raises:
       ConfigError: it wants other tokens than the run.

@@ -118,18 +118,21 @@ def _objective(config: Config) -> Problems:
             yield "grpo.reward.terms", f"{spec.name!r} is there twice"
         if spec.gate and (spec.gate == spec.name or spec.gate not in names):
             yield "grpo.reward.terms", f"the gate {spec.gate!r} of {spec.name!r} is no other term"
-        steps = [step for step, _ in spec.schedule]
-        if steps != sorted(set(steps)):
+        if not _is_ordered(spec.schedule):
             yield "grpo.reward.terms", f"the schedule of {spec.name!r} must name later and later steps"
     if config.grpo.reference_sync_steps and not config.grpo.loss.beta:
         yield "grpo.reference_sync_steps", "without grpo.loss.beta there is no reference policy"
-    steps = [step for step, _ in config.grpo.loss.beta_schedule]
-    if steps != sorted(set(steps)):
+    if not _is_ordered(config.grpo.loss.beta_schedule):
         yield "grpo.loss.beta_schedule", "must name later and later steps"
     if config.grpo.loss.name in ("cispo", "sapo") and config.grpo.loss.clip_dual:
         yield "grpo.loss.clip_dual", f"{config.grpo.loss.name} does not clip the objective; must be 0"
     if 0 < config.grpo.loss.clip_dual <= 1:
         yield "grpo.loss.clip_dual", "must be above 1, or 0 for none"
+
+
+def _is_ordered(schedule: Sequence[tuple[int, float]]) -> bool:
+    steps = [step for step, _ in schedule]
+    return steps == sorted(set(steps))
 
 
 def _idle_step(terms: Sequence[RewardSpec]) -> int | None:

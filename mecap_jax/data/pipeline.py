@@ -145,9 +145,7 @@ class ClipDataset:
         self.quarantined += [BadClip(self.index[i].id, reason) for i, reason in reasons.items() if reason]
         if problem := too_many_bad(self.quarantined, total, config.max_bad_fraction):
             raise DataError(problem)
-        self.config = dataclasses.replace(
-            config, buckets=configured or self._shapes(of_modalities(known_buckets, config.modalities))
-        )
+        self.config = dataclasses.replace(config, buckets=configured or self._shapes(known_buckets))
 
     def _shapes(self, known: Sequence[Bucket]) -> tuple[Bucket, ...]:
         needs, known = list(self._needs.values()), of_modalities(known, self.config.modalities)

@@ -2,8 +2,8 @@
 
 `prefill` runs a batch of prompts and returns their keys and values. `extend` runs G continuations of every prompt
 against those keys and values, which are stored once for the whole group. Without a cache `extend` takes whole
-completions (scoring, training); with a cache it takes one token of each (decoding). Both give the same numbers as G
-separate sequences, and gradients flow through the shared prefix.
+completions (scoring, training); with a cache it takes the next tokens of each (decoding). Both give the same numbers
+as G separate sequences, and gradients flow through the shared prefix.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ class RewardError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """What a reward asks the current policy about a completion; whether with the media of the clip, it says once."""
+    """What a reward asks the current policy about a completion; `PolicyReward.asks` says whether with the media."""
 
     text: str
 

@@ -327,6 +327,10 @@ def _spread(values: np.ndarray) -> float:
     return float(values.std()) if len(values) else float("nan")
 
 
+def _as_lists(replies: Mapping[str, tuple[str | None, ...]]) -> dict[str, list[str | None]]:
+    return {name: list(said) for name, said in replies.items()}
+
+
 def _describe_groups(
     rollouts: list[Rollout], judged: list[JudgedGroups], advantages: list[np.ndarray]
 ) -> list[dict[str, Any]]:
@@ -352,14 +356,13 @@ def _describe_groups(
                         "reward": number(groups.total[b, g]),
                         "rewards": {name: number(term[b, g]) for name, term in groups.terms.items()},
                         "advantage": number(advantage[b, g]),
-                        **({"replies": {name: list(said) for name, said in replies[b][g].items()}} if replies else {}),
+                        **({"replies": said} if (said := _as_lists(rollout.replies[b][g])) else {}),
                     }
                     for g, text in enumerate(rollout.texts[b])
                 ],
             },
         )
         for rollout, groups, advantage in zip(rollouts, judged, advantages)
-        for replies in [rollout.replies_by_row]
         for b, (row, asked) in enumerate(zip(local_rows(rollout.micro.rows), rollout.micro.asked))
         if rollout.valid[b]
     ]

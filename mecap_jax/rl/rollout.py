@@ -58,7 +58,8 @@ class Rollout:
       finished, lengths: this process's part, bool and int [B_local, G].
       valid: this process's part, bool [B_local].
       rewards: this process's rewards, in the order of the flattened texts of valid rows.
-      replies: what the policy said to the questions of reward terms, by term, for the same texts; {} where none asks.
+      replies: what the policy said to the questions of reward terms, by term, [B_local][G]; rows that are not valid
+        have none, and texts have {} where no term asks.
     """
 
     micro: MicroBatch
@@ -70,15 +71,7 @@ class Rollout:
     lengths: np.ndarray
     valid: np.ndarray
     rewards: Future[RewardBatch]
-    replies: list[Mapping[str, tuple[str | None, ...]]]
-
-    @property
-    def replies_by_row(self) -> dict[int, list[Mapping[str, tuple[str | None, ...]]]]:
-        """The replies of each valid row's group; {} where no term asks."""
-        if not any(self.replies):
-            return {}
-        size = self.lengths.shape[1]
-        return {int(b): self.replies[i * size : (i + 1) * size] for i, b in enumerate(np.flatnonzero(self.valid))}
+    replies: list[list[Mapping[str, tuple[str | None, ...]]]]
 
 
 @jax.jit
@@ -182,7 +175,9 @@ class RolloutEngine:
                 completions,
                 temperature=self._config.temperature,
             )
-        replies = [sample.replies for sample in samples]
+        replies: list[list[Mapping[str, tuple[str | None, ...]]]] = [[] for _ in texts]
+        for sample in samples:
+            replies[sample.group].append(sample.replies)
         rollout = Rollout(micro, generation, completions, reference, texts, finished, lengths, valid, rewards, replies)
         return rollout, asking
 

@@ -1,4 +1,5 @@
-"""Emotion recognition with a rationale: what R1-Omni (arXiv 2503.05379) and ERV (arXiv 2510.23506) ask, teach, measure.
+"""Emotion recognition with a rationale or in steps: what R1-Omni (arXiv 2503.05379), ERV (arXiv 2510.23506) and EMO-R3
+(arXiv 2602.23802) ask, teach and measure. What they reward stands in `recognition_terms`, who judges in `verifiers`.
 
 Training and evaluation ask in the same words, and the same strict parser reads what comes back: an answer that does not
 follow the protocol, or names no class of the label set, is wrong everywhere.
@@ -7,14 +8,12 @@ follow the protocol, or names no class of the label set, is wrong everywhere.
 from __future__ import annotations
 
 import dataclasses
-import functools
-import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mecap_jax.config import Config, ConfigError, RewardConfig, is_path
+from mecap_jax.config import Config, ConfigError, RewardConfig
 from mecap_jax.data.checks import Judgement, clip_counts
 from mecap_jax.data.language import caption_language
 from mecap_jax.data.manifest import ClipRecord
@@ -30,32 +29,15 @@ from mecap_jax.evaluation.model_card import About
 from mecap_jax.evaluation.recognition import Recognition as Agreement
 from mecap_jax.evaluation.recognition import recognition
 from mecap_jax.evaluation.stage import EvaluatedClip, StageResult
-from mecap_jax.models.text_classifier import TextClassifier, load_text_classifier
-from mecap_jax.models.text_directory import TextModelError
-from mecap_jax.rewards.accuracy import AccuracyReward, SetF1Reward, same
-from mecap_jax.rewards.base import Reward, RewardError
 from mecap_jax.rewards.combine import RewardFunction, build_reward, check_terms
-from mecap_jax.rewards.explanation import ExplanationReward, Verifier, anchor_verifier, verifier_labels
-from mecap_jax.rewards.guards import FormatReward, LengthReward, OverlongPenalty, RepetitionReward
-from mecap_jax.rewards.modality_order import DESCRIPTIONS, ModalityOrderReward
-from mecap_jax.rewards.reflection import (
-    REPLIES,
-    STEPS,
-    ReflectionReward,
-    coherence_question,
-    consistency_question,
-)
-from mecap_jax.rewards.wheels import load_wheels
+from mecap_jax.rewards.explanation import Verifier, anchor_verifier
+from mecap_jax.rewards.reflection import REPLIES, STEPS, coherence_question, consistency_question
 from mecap_jax.tasks.base import Answer, Judges
 from mecap_jax.tasks.coordinates import Coordinates, coordinates
-from mecap_jax.tasks.coordinates import similarity as similarity_of
 from mecap_jax.tasks.labels import LabelSet, label_set
 from mecap_jax.tasks.protocols import PROTOCOLS, Protocol
-
-RATIONALE = "think"  # the block that explains
-
-# The class that each of these explanations speaks for; None where it names none.
-Judge = Callable[[Sequence[str]], Sequence[str | None]]
+from mecap_jax.tasks.recognition_terms import RATIONALE, TERMS, Context
+from mecap_jax.tasks.verifiers import Judge, verifier_judge, verifier_of
 
 _QUESTION = {
     "en": "Which emotion does the speaker show most clearly, in voice, face and words?",
@@ -231,16 +213,24 @@ class Recognition:
 
     def verifier(self, directory: str, judges: Judges | None) -> Verifier:
         """A classifier's, or with "" that of the anchors; what the label set takes for one class is one."""
-        made = _classifier_of(directory) if directory else anchor_verifier(judges.encoder, judges.anchors)
+        made = verifier_of(directory) if directory else anchor_verifier(judges.encoder, judges.anchors)
         return dataclasses.replace(made, labels=tuple(self.labels.spelt(label) or label for label in made.labels))
 
     def check_rewards(self, config: RewardConfig) -> None:
         """Checks the terms before there are data."""
-        check_terms(config, _MAKERS)
+        check_terms(config, TERMS)
 
     def rewards(self, config: RewardConfig, judges: Judges) -> RewardFunction:
         """Returns what an answer earns. A chain of thought may repeat a phrase: the terms judge all by themselves."""
-        return build_reward(config, _MAKERS, _Context(self, judges))
+        context = Context(
+            answer=self.protocol.answer,
+            parts=self.parts,
+            labels=self.labels,
+            language=self.language,
+            verifier=lambda directory: self.verifier(directory, judges),
+            longest_answer=judges.longest_answer,
+        )
+        return build_reward(config, TERMS, context)
 
     def about(self, config: Config) -> About:
         """Returns what a model card says."""
@@ -322,9 +312,8 @@ class Recognition:
         if judge is not None and self.explains:
             explained = [i for i, parts in enumerate(fields) if parts]
             judged: list[str | None] = [None] * len(fields)
-            for i, emotion in zip(
-                explained, judge([self.explanation(fields[i]) for i in explained]) if explained else ()
-            ):
+            verdicts = judge([self.explanation(fields[i]) for i in explained]) if explained else ()
+            for i, emotion in zip(explained, verdicts):
                 judged[i] = emotion
             if is_endpoint(self.judge):  # any other judge has an answer to everything
                 silent = [verdict is None for verdict in judged]
@@ -347,131 +336,3 @@ class Scores:
     answers: tuple[str | None, ...]
     statistics: Mapping[str, Statistic]
     agreement: Agreement
-
-
-def classifier_verifier(classifier: TextClassifier) -> Verifier:
-    """Returns a verifier from a classifier of GoEmotions' or any other emotions.
-
-    28 classes without names (LABEL_0, ...) are taken for GoEmotions' in their published order: ERV's released verifier
-    is used by that order.
-
-    Raises:
-      ConfigError: other classes without names.
-    """
-    names = classifier.labels
-    if all(re.fullmatch(r"LABEL_\d+", name) for name in names):
-        names = label_set("goemotions").names["en"]
-        if len(names) != len(classifier.labels):
-            raise ConfigError(f"classifier {classifier.name!r}: its {len(classifier.labels)} classes have no names")
-    return Verifier(classifier.predict, verifier_labels(names))
-
-
-def verifier_judge(verifier: Verifier, labels: LabelSet) -> Judge:
-    """Returns a judge that names the likeliest class of the label set; classes that it lacks are not asked about."""
-    columns = [k for k, label in enumerate(verifier.labels) if label in labels.labels]
-
-    def judge(texts: Sequence[str]) -> list[str | None]:
-        if not columns or not texts:
-            return [None] * len(texts)
-        likeliest = np.asarray(verifier.probabilities(texts))[:, columns].argmax(axis=1)
-        return [verifier.labels[columns[k]] for k in likeliest]
-
-    return judge
-
-
-# --- the terms of the reward -----------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class _Context:
-    """What the terms are made from."""
-
-    task: Recognition
-    judges: Judges
-
-
-def _format(context: _Context) -> Reward:
-    return FormatReward()
-
-
-def _accuracy(context: _Context, similarity: str = "") -> Reward:
-    """`similarity`: a table of coordinates by which near misses count; "" knows right and wrong only."""
-    task = context.task
-    alike = similarity_of(coordinates(similarity, task.labels)) if similarity else same
-    return AccuracyReward(task.protocol.answer, task.labels.normalise, alike)
-
-
-def _explanation(context: _Context, variant: str = "sentences", least: int = 1, verifier: str = "") -> Reward:
-    """`variant`, `least`: see `rewards.explanation`; `verifier`: a text classifier's directory, or "" for anchors."""
-    task, field = context.task, _rationale(context)
-    if verifier and not is_path(verifier):
-        raise ValueError(f"the verifier {verifier!r} is no path; write './{verifier}' for a directory of this name")
-    made = task.verifier(verifier, context.judges)
-    return ExplanationReward(made, field, task.protocol.answer, task.labels.normalise, variant, least)
-
-
-def _length(context: _Context, least: int = 1, most: int = 100) -> Reward:
-    """`least`, `most`: words (Chinese characters) of the explanation."""
-    return LengthReward(_rationale(context), least, most)
-
-
-def _modality_order(context: _Context) -> Reward:
-    if missing := [name for name in DESCRIPTIONS if name not in context.task.parts]:
-        raise ValueError(f"answers of this protocol have no part {missing[0]!r}")
-    return ModalityOrderReward()
-
-
-def _set_f1(context: _Context, wheels: str = "", level: str = "level1") -> Reward:
-    """`wheels`: the user's file of emotion wheels, see `rewards.wheels`; `level`: "level1" or "level2" of them."""
-    if not is_path(wheels):
-        raise ValueError(f"wheels must be the path of a file, such as './wheels.json'; got {wheels!r}")
-    try:
-        return SetF1Reward(context.task.protocol.answer, load_wheels(wheels, level))
-    except RewardError as error:
-        raise ValueError(str(error)) from error
-
-
-def _overlong(context: _Context, buffer: int = 16) -> Reward:
-    """`buffer`: tokens below the longest length within which the penalty grows."""
-    return OverlongPenalty(context.judges.longest_answer, buffer)
-
-
-def _repetition(context: _Context) -> Reward:
-    return RepetitionReward(_rationale(context))
-
-
-def _reflection(context: _Context, target: str = "gold", reply_tokens: int = 8) -> Reward:
-    """`target`: see `rewards.reflection`; `reply_tokens`: longest reply."""
-    task = context.task
-    if missing := [step for step in STEPS if step not in task.parts]:
-        raise ValueError(f"answers of this protocol have no part {missing[0]!r}")
-    names = task.labels.names[task.language]
-    return ReflectionReward(task.protocol.answer, names, task.labels.normalise, task.language, target, reply_tokens)
-
-
-def _rationale(context: _Context) -> str:
-    if RATIONALE not in context.task.parts:
-        raise ValueError(f"answers of this protocol have no part {RATIONALE!r}")
-    return RATIONALE
-
-
-@functools.lru_cache(maxsize=2)
-def _classifier_of(directory: str) -> Verifier:
-    """The verifier of a directory; all stages of a run ask it."""
-    try:
-        return classifier_verifier(load_text_classifier(directory))
-    except TextModelError as error:
-        raise ConfigError(str(error)) from error
-
-
-_MAKERS = {
-    "format": _format,
-    "accuracy": _accuracy,
-    "explanation": _explanation,
-    "length": _length,
-    "modality_order": _modality_order,
-    "overlong": _overlong,
-    "repetition": _repetition,
-    "reflection": _reflection,
-    "set_f1": _set_f1,
-}

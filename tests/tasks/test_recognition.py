@@ -20,8 +20,9 @@ from mecap_jax.tasks.base import Answer, Judges
 from mecap_jax.tasks.coordinates import coordinates
 from mecap_jax.tasks.labels import label_set
 from mecap_jax.tasks.protocols import PROTOCOLS
-from mecap_jax.tasks.recognition import Recognition, classifier_verifier, verifier_judge
+from mecap_jax.tasks.recognition import Recognition
 from mecap_jax.tasks.registry import make_task
+from mecap_jax.tasks.verifiers import classifier_verifier, verifier_judge
 from tests.data.test_checks import clip
 from tests.rewards.conftest import TableEncoder
 
