@@ -32,7 +32,7 @@ def get_config(arg: str = "") -> Config:
         rows=(
             # The ablation that the paper makes: without the verifier this is R1-Omni.
             RowConfig("grpo_r1_omni", "grpo", "sft", ("grpo.reward.terms.explanation.weight=0",)),
-            *(row for row in whole.rows if row.name == "reward_off"),
+            *whole.rows,
         ),
     )
 

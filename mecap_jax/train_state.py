@@ -230,14 +230,15 @@ class Updater:
         self._zeros = make_zeros(state.params)
 
     def __call__(
-        self, state: TrainState, batches: Sequence[tuple[Any, jax.Array]], shared: Any
+        self, state: TrainState, batches: Sequence[tuple[Any, jax.Array]], shared: Any, accumulate: bool
     ) -> tuple[TrainState, list[Any], jax.Array]:
         """One step over (micro-batch, its rows' numbers); the given state is consumed.
 
+        Without `accumulate`, which is for steps of one micro-batch, there is no second copy of the gradient.
+
         Returns the new state, what was observed of each micro-batch, and the global norm of the gradient.
         """
-        # With one micro-batch there is nothing to accumulate, and no second copy of the gradient.
-        gradients = self._zeros() if len(batches) > 1 else None
+        gradients = self._zeros() if accumulate else None
         observed = []
         for batch, rows in batches:
             draw = Draw(self._seed, state.step, rows)

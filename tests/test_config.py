@@ -176,7 +176,7 @@ def test_a_row_of_comparison_is_the_run_with_small_changes():
         ("model.lora={}", "row 'odd': .* changes more than task, data, sft or grpo"),
         ("task.name=recognition", "row 'odd': .* changes what all rows must share: task.name, data.path"),
         ("data.synthetic.clips=7", "row 'odd': .* changes what all rows must share"),
-        ("data.tower_cache=True", "row 'odd': .* changes what all rows must share"),
+        ("data.tower_cache=True", "row 'odd': .*'data.tower_cache': all rows read media as the run does"),
         ("data={}", "row 'odd': .* changes what all rows must share"),
         ("grpo.reward.terms.joy.weight=0", "row 'odd': .*no reward term 'joy'"),
     ],

@@ -19,7 +19,7 @@ _PATHS = (
     "data.input",
     "encoder.path",
     "encoder.anchors",
-    "task.judge",  # or an address
+    "task.judge",
 )
 _NAMES_OR_FILES = ("task.labels", "task.places")
 # What ends so is a file; in options, which only the task understands, what has a separator is a path, too.
@@ -56,9 +56,8 @@ def absolute(path: str) -> str:
 
 
 def _rooted(key: str, value: str) -> str:
-    if "://" in value or (key in _NAMES_OR_FILES and not is_path(value)):
-        return value
-    return absolute(value)
+    name = value == "endpoint" if key == "task.judge" else key in _NAMES_OR_FILES and not is_path(value)
+    return value if name or "://" in value else absolute(value)
 
 
 def _rooted_term(term: RewardSpec) -> RewardSpec:

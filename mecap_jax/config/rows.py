@@ -10,7 +10,7 @@ from mecap_jax.config.validation import validate
 
 _CHANGEABLE = ("task", "data", "sft", "grpo")
 # All rows are judged by one task on the clips of one corpus, or there would be nothing to compare.
-_SHARED = ("task.name", "data.path", "data.source", "data.input", "data.synthetic", "data.tower_cache")
+_SHARED = ("task.name", "data.path", "data.source", "data.input", "data.synthetic")
 
 
 def chosen_rows(config: Config) -> list[RowConfig]:
@@ -34,21 +34,28 @@ def row_config(config: Config, row: RowConfig) -> Config:
     evaluation = dataclasses.replace(config.evaluation, rows=())
     try:
         changed = override(dataclasses.replace(config, evaluation=evaluation), row.changes)
-        return validate(_with_cached_media(config, changed) if config.data.tower_cache else changed)
+        return validate(_beside_cache(config, changed))
     except ConfigError as error:
         raise ConfigError(f"row {row.name!r}: {error}") from error
 
 
-def _with_cached_media(config: Config, changed: Config) -> Config:
-    """The row's configuration beside a run's cache of media tokens: without it where the row reads no media.
+def _beside_cache(config: Config, changed: Config) -> Config:
+    """The row's configuration beside a run's cache of media tokens, if it has one: without it where the row reads no
+    media.
 
     Raises:
-      ConfigError: it wants other tokens than the run.
+      ConfigError: it wants tokens that the run has not.
     """
-    for name in MEDIA_SETTINGS:
-        if getattr(changed.data, name) != getattr(config.data, name):
-            raise ConfigError(f"config key 'data.{name}': with data.tower_cache all rows see media as the run does")
-    cached = bool({"audio", "video"} & set(changed.data.modalities))
+    media = {"audio", "video"} & set(changed.data.modalities)
+    if media and changed.data.tower_cache != config.data.tower_cache:
+        raise ConfigError("config key 'data.tower_cache': all rows read media as the run does")
+    if config.data.tower_cache and media:
+        if more := media - set(config.data.modalities):
+            raise ConfigError(f"config key 'data.modalities': data.tower_cache keeps the run's, without {min(more)!r}")
+        for name in MEDIA_SETTINGS:
+            if getattr(changed.data, name) != getattr(config.data, name):
+                raise ConfigError(f"config key 'data.{name}': with data.tower_cache all rows see media as the run does")
+    cached = config.data.tower_cache and bool(media)
     return dataclasses.replace(changed, data=dataclasses.replace(changed.data, tower_cache=cached))
 
 

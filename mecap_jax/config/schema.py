@@ -185,8 +185,9 @@ class TaskConfig:
       labels: which answers there are: the set of a known corpus (`tasks/labels.toml`), or a file (.toml).
       language: of request and answers.
       places: where the labels lie among each other (`tasks.coordinates`), for an error by degrees; "" leaves it out.
-      judge: which emotion an explanation speaks for, in evaluation: a directory of a text classifier, the address of an
-        OpenAI-compatible endpoint ("http://HOST/v1"), or "" for the nearest emotion anchor.
+      judge: which emotion an explanation speaks for, in evaluation: a directory of a text classifier (`./DIR`),
+        "endpoint" for the OpenAI-compatible one of the environment (`OPENAI_BASE_URL`, `OPENAI_API_KEY`), or "" for the
+        nearest emotion anchor.
       judge_model: which model of the endpoint.
       judge_timeout_s: how long the endpoint may take for one explanation.
     """
@@ -323,7 +324,8 @@ class GrpoConfig:
       micro_prompts: most prompts on a device at a time, in rollout and gradient; 0 takes its whole share.
       group_size: completions a prompt.
       updates: passes over one rollout.
-      minibatches: parts that a pass divides the rollout's prompts into, with an optimiser step each.
+      minibatches: parts that a pass divides the prompts that are learnt from into, in their order and of one size as
+        far as they go, with an optimiser step each; the same parts on any mesh and in any micro-batches.
       advantage: "group" (mean and std), "mean" (mean only), "leave_one_out", "per_reward" (each term normalised
         in its group before the weighted sum, and that in its batch: GDPO), or "none": 0 for all, so that everything
         happens but for what the reward teaches.

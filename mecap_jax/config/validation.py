@@ -120,6 +120,8 @@ def _objective(config: Config) -> Problems:
             yield "grpo.reward.terms", f"the gate {spec.gate!r} of {spec.name!r} is no other term"
         if not _is_ordered(spec.schedule):
             yield "grpo.reward.terms", f"the schedule of {spec.name!r} must name later and later steps"
+    if config.grpo.minibatches > config.grpo.prompts:
+        yield "grpo.minibatches", f"{config.grpo.minibatches}, but a step has only {config.grpo.prompts} prompts"
     if config.grpo.reference_sync_steps and not config.grpo.loss.beta:
         yield "grpo.reference_sync_steps", "without grpo.loss.beta there is no reference policy"
     if not _is_ordered(config.grpo.loss.beta_schedule):

@@ -39,7 +39,7 @@ from mecap_jax.data.manifest import (
 )
 from mecap_jax.data.records import RecordReader, RecordWriter, check_sum
 from mecap_jax.data.utterance import SPLITS, Utterance, deserialize, serialize
-from mecap_jax.json_files import as_json
+from mecap_jax.json_files import as_json, to_json
 from mecap_jax.text_files import printable
 
 __all__ = ["BadClip", "Duplicate", "ClipRecord", "ShardError", "ShardReader", "find_finished", "summarise_bad", "write"]
@@ -149,6 +149,12 @@ class ShardReader:
         counts = {len(self._records), len(self.index), self.manifest["records"], self.manifest["index"]["records"]}
         if len(counts) > 1 or any((row.shard, row.position) != place for row, place in zip(self.index, places)):
             raise ShardError(f"{self.directory / INDEX} does not list the records of the shards in {MANIFEST}")
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256 of what the records are, wherever they are."""
+        files = [entry["sha256"] for entry in (self.manifest["index"], *self.manifest["shards"])]
+        return hashlib.sha256(to_json(files).encode()).hexdigest()
 
     def __len__(self) -> int:
         return len(self.index)

@@ -17,10 +17,17 @@ from mecap_jax.sharding import divide, local_shards, put_batch, shard_count
 
 
 class Caption(NamedTuple):
-    """A caption, and whether it ended by itself: False where it was cut at the longest length."""
+    """A caption.
+
+    Attributes:
+      text: what is said.
+      finished: whether it ended by itself; False where it was cut at the longest length.
+      tokens: how long it is, its end included; 0 where that was not kept.
+    """
 
     text: str
     finished: bool
+    tokens: int = 0
 
 
 def greedy_captions(
@@ -59,7 +66,7 @@ def greedy_captions(
         gathered = multihost_utils.process_allgather((*own, numbers, valid), tiled=True)
         for ids, length, finished, number, counts in zip(*gathered):
             if counts:
-                captions[int(number)] = Caption(tokenizer.decode(ids[:length]), bool(finished))
+                captions[int(number)] = Caption(tokenizer.decode(ids[:length]), bool(finished), int(length))
         progress(len(captions))
     return captions
 

@@ -1,7 +1,9 @@
 """A language model behind an OpenAI-compatible address as the judge of explanations, as ERV's authors have it.
 
-Off unless an address is named. What is sent is the explanation and the names of the classes, nothing of the clip. A
-judge that is down, slow or talks nonsense says nothing: the verdict is None, and how often that was is counted.
+Off unless it is asked for. Where it is and its key come from the environment, never from a configuration: that of a
+stranger's run decides neither where texts and key go. What is sent is the explanation and the names of the classes,
+nothing of the clip. A judge that is down, slow or talks nonsense says nothing: the verdict is None, and how often that
+was is counted.
 """
 
 from __future__ import annotations
@@ -9,18 +11,23 @@ from __future__ import annotations
 import http.client
 import logging
 import os
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import jax
+
 from mecap_jax.json_files import parse_json, to_json
+from mecap_jax.sharding import all_items
 
 _log = logging.getLogger(__name__)
 
-KEY_VARIABLE = "OPENAI_API_KEY"
-_AT_ONCE, _MOST_BYTES, _REPLY_TOKENS = 8, 2**20, 16
+ENDPOINT = "endpoint"  # the name of such a judge
+ADDRESS_VARIABLE, KEY_VARIABLE = "OPENAI_BASE_URL", "OPENAI_API_KEY"
+_AT_ONCE, _MOST_BYTES, _REPLY_TOKENS, _PIECE = 8, 2**20, 16, 2**14
 _QUESTION = {
     "en": "Someone explained an emotion like this:\n{text}\nWhich emotion does the explanation speak for? Reply with "
     "one word out of: {labels}.",
@@ -28,9 +35,14 @@ _QUESTION = {
 }
 
 
-def is_endpoint(judge: str) -> bool:
-    """Whether the name of a judge is an address."""
-    return judge.startswith(("http://", "https://"))
+def _read(response: http.client.HTTPResponse, deadline: float) -> bytes:
+    """A reply, in pieces: the time-out of a connection is that of each piece, not of all."""
+    said = b""
+    while len(said) < _MOST_BYTES and (piece := response.read1(_PIECE)):
+        said += piece
+        if time.monotonic() > deadline:
+            raise TimeoutError
+    return said
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -49,36 +61,43 @@ class EndpointJudge:
 
     def __init__(
         self,
-        address: str,
         model: str,
         labels: Sequence[str],
         normalise: Callable[[str], str | None],
         language: str = "en",
         timeout_s: float = 30.0,
     ):
-        """Sends nothing yet. The key is that of the variable `OPENAI_API_KEY`, where there is one.
+        """Sends nothing yet. `OPENAI_BASE_URL` (http(s)://HOST[:PORT]/v1, say) is asked, with the key of
+        `OPENAI_API_KEY`, where there is one.
 
         Args:
-          address: http(s)://HOST[:PORT]/v1, say.
           model: as the endpoint calls it.
           labels: names of the classes to choose from.
           normalise: the class that a reply names.
-          timeout_s: of one question.
+          timeout_s: of one question, from its first byte to the last one of the reply.
 
         Raises:
           ValueError: no such address, or no model.
         """
-        if not is_endpoint(address) or not urllib.parse.urlsplit(address).hostname:
-            raise ValueError(f"{address!r} is no address of a judge: expected http(s)://HOST/v1")
+        address = os.environ.get(ADDRESS_VARIABLE, "")
+        parts = urllib.parse.urlsplit(address)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(
+                f"the judge {ENDPOINT!r} is at the address that the variable {ADDRESS_VARIABLE} holds, "
+                f"http(s)://HOST/v1, say: {address!r} is none"
+            )
         if not model:
-            raise ValueError("a judge behind an address needs the name of its model")
+            raise ValueError("a judge behind an address needs the name of its model (config key 'task.judge_model')")
         self._url, self._model = f"{address.rstrip('/')}/chat/completions", model
         self._labels, self._normalise, self._language = labels, normalise, language
         self._timeout_s, self._opener = timeout_s, urllib.request.build_opener(_NoRedirect)
         self.failures: dict[str, int] = {}
 
     def __call__(self, texts: Sequence[str]) -> list[str | None]:
-        """Returns a class, or None, for each text."""
+        """Returns a class, or None, for each text; of a run on several machines only the first one asks."""
+        return all_items(self._ask_all(texts) if jax.process_index() == 0 else [])
+
+    def _ask_all(self, texts: Sequence[str]) -> list[str | None]:
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             replies = list(pool.map(self._ask, texts))
         for _, reason in replies:
@@ -98,9 +117,10 @@ class EndpointJudge:
         if key := os.environ.get(KEY_VARIABLE):
             headers["Authorization"] = f"Bearer {key}"
         request = urllib.request.Request(self._url, to_json(body).encode(), headers)
+        deadline = time.monotonic() + self._timeout_s
         try:
             with self._opener.open(request, timeout=self._timeout_s) as response:
-                said = parse_json(response.read(_MOST_BYTES))["choices"][0]["message"]["content"]
+                said = parse_json(_read(response, deadline))["choices"][0]["message"]["content"]
             verdict = self._normalise(said)
         except urllib.error.HTTPError as error:
             return None, f"status {error.code}"

@@ -173,5 +173,6 @@ def caption_stage(
 
 def score_captions(bench: Workbench, captions: Mapping[int, Caption], meteor: Meteor) -> StageResult:
     """Scores what was said of the clips of these numbers, as the run's task does."""
-    answers = [Answer(bench.dataset.index[number], *caption) for number, caption in captions.items()]
+    index = bench.dataset.index
+    answers = [Answer(index[number], caption.text, caption.finished) for number, caption in captions.items()]
     return bench.task.evaluate(answers, bench.judges, meteor)

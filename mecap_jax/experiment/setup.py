@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -14,8 +15,8 @@ from jax.sharding import Mesh
 from mecap_jax.config import (
     Config,
     ConfigError,
-    GrpoConfig,
     RowConfig,
+    SftConfig,
     chosen_rows,
     row_config,
     stage_config,
@@ -48,7 +49,7 @@ from mecap_jax.models.sentence_encoder import SentenceEncoder, SentenceEncoderEr
 from mecap_jax.rewards.anchors import Anchors, AnchorsError, build_anchors, captions_by_label, check_encoder
 from mecap_jax.rewards.base import RewardError
 from mecap_jax.rewards.templates import template_sentences
-from mecap_jax.sharding import Division, divide, fitting_mesh, make_mesh, shard_count
+from mecap_jax.sharding import fitting_mesh, make_mesh
 from mecap_jax.tasks.base import Judges, Task
 from mecap_jax.tasks.registry import make_task
 from mecap_jax.train_state import abstract_model
@@ -162,8 +163,7 @@ def set_up(config: Config, workdir: Path, logger: RunLogger) -> Workbench:
     check_backbone(config)
     check_init_from(config)
     check_trainable(config)
-    if resumed:
-        check_same(workdir, config)
+    stored = check_same(workdir, config) if resumed else None
     if config.grpo is not None:
         make_task(config).check_rewards(config.grpo.reward)
     encoder = load_encoder(config)
@@ -172,11 +172,15 @@ def set_up(config: Config, workdir: Path, logger: RunLogger) -> Workbench:
         jax.config.update("jax_compilation_cache_dir", str(compiled))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     directory = shards_directory(config, cache_of(workdir))
-    if (kept := data_of(workdir)) and not config.data.path and kept.name == directory.name and kept.is_dir():
-        directory = kept  # a run goes on with what it began with, wherever it is started from
-    if not config.data.path and (config.data.source or SYNTHETIC) == SYNTHETIC and not directory.is_dir():
-        logger.say(f"{config.name}: {first_forecast(config, workdir, make_mesh(config.mesh))}, compilation not counted")
-    first_process(lambda: build_shards(config, directory))
+    kept = data_of(workdir) if stored and shards_directory(stored, cache_of(workdir)) == directory else None
+    if kept and not config.data.path and kept.is_dir():
+        # A run goes on with what it began with, wherever it is started from, and whatever its settings give today.
+        directory = kept
+    else:
+        if not config.data.path and (config.data.source or SYNTHETIC) == SYNTHETIC and not directory.is_dir():
+            ahead = first_forecast(config, workdir, make_mesh(config.mesh))
+            logger.say(f"{config.name}: {ahead}, compilation not counted")
+        first_process(lambda: build_shards(config, directory))
     reader = ShardReader(directory)
     config = checked_against(reader, config, logger)
     first_process(lambda: claim_data(workdir, reader))
@@ -215,52 +219,76 @@ def check_stages(bench: Workbench) -> None:
     """
     if bench.config.grpo is not None:
         bench.task.rewards(bench.config.grpo.reward, bench.judges)
-        divide_prompts(bench.config.grpo, bench.mesh)
-    for directory in bench.config.evaluation.others:
-        try:
-            other = bench.over(ShardReader(Path(directory)))
-        except (ShardError, DataError) as error:
-            raise ConfigError(f"config key 'evaluation.others': {error}") from error
-        if not other.dataset.clips(other.dataset.evaluated_split):
-            raise ConfigError(f"config key 'evaluation.others': {directory} has no clip in split test or validation")
-    split = bench.dataset.evaluated_split
-    evaluated = set(bench.dataset.clips(split))
+    if bench.config.sft is not None:
+        _check_exercises(bench, bench.config.sft)
+    stages = {"": bench}
     for row in chosen_rows(bench.config):
-        changed = bench.for_row(row)
-        settings = getattr(changed.config, row.stage)
-        if row.stage == "sft":
-            key, clips = "batch_clips", changed.dataset.teaching("train", settings.clips)
-        else:
-            key, clips = "prompts", changed.dataset.clips("train", settings.clips)
-            try:
-                changed.task.rewards(settings.reward, changed.judges)
-                divide_prompts(settings, bench.mesh)
-            except ConfigError as error:
-                raise ConfigError(f"row {row.name!r}: {error}") from error
-        if len(clips) < (batch := getattr(settings, key)):
-            raise ConfigError(
-                f"row {row.name!r}: '{row.stage}.{key}': {batch} clips a step, but only {len(clips)} train"
-            )
-        evaluated &= set(changed.dataset.clips(split))
-        if not evaluated:
-            raise ConfigError(
-                f"row {row.name!r}: it shares no {split} clip with those before it: nothing compares them"
-            )
+        stages[row.name] = bench.for_row(row)
+        try:
+            _check_row(stages[row.name], row.stage)
+            _check_common(stages, row.name)
+        except ConfigError as error:
+            raise ConfigError(f"row {row.name!r}: {error}") from error
+    for directory in bench.config.evaluation.others:
+        _check_other(stages, Path(directory))
 
 
-def divide_prompts(config: GrpoConfig, mesh: Mesh) -> Division:
-    """How the prompts of a step are divided over the devices, and over micro-batches: at least one a mini-batch.
+def _check_other(stages: Mapping[str, Workbench], directory: Path) -> None:
+    """Refuses further shards that not every stage, by name, can be evaluated on; the run itself has no name."""
+    try:
+        reader = ShardReader(directory)
+    except ShardError as error:
+        raise ConfigError(f"config key 'evaluation.others': {error}") from error
+    over: dict[str, Workbench] = {}
+    for name, stage in stages.items():
+        try:
+            over[name] = stage.over(reader)
+            _check_common(over, name)
+        except (ConfigError, DataError) as error:
+            row = f"row {name!r}: " if name else ""
+            raise ConfigError(f"config key 'evaluation.others': {directory}: {row}{error}") from error
 
-    Raises:
-      ConfigError: a device has fewer prompts than there are mini-batches.
-    """
-    each = -(-config.prompts // shard_count(mesh))
-    if each < config.minibatches:
+
+def _check_row(bench: Workbench, stage: str) -> None:
+    """Tries what a row of comparison will ask for; `bench` is the row's."""
+    settings = getattr(bench.config, stage)
+    if stage == "sft":
+        key, clips = "batch_clips", bench.dataset.teaching("train", settings.clips)
+        _check_exercises(bench, settings)
+    else:
+        key, clips = "prompts", bench.dataset.clips("train", settings.clips)
+        bench.task.rewards(settings.reward, bench.judges)
+    if len(clips) < (batch := getattr(settings, key)):
+        raise ConfigError(f"'{stage}.{key}': {batch} clips a step, but only {len(clips)} train")
+
+
+def _check_exercises(bench: Workbench, settings: SftConfig) -> None:
+    """Refuses exercises where there are none: nothing would be said of a lesson that is never taught."""
+    if not settings.exercises:
+        return
+    dataset, rng = bench.dataset, np.random.default_rng(0)
+    taught = (dataset.index[number] for number in dataset.teaching("train", settings.clips))
+    if not any(bench.task.exercise(record, record, rng) for record in taught):
         raise ConfigError(
-            f"config key 'grpo.minibatches': {config.minibatches}, but a device has only {each} of {config.prompts} "
-            "prompts a step"
+            f"config key 'sft.exercises': {settings.exercises:g}, but the task (task.protocol = "
+            f"{bench.config.task.protocol!r}) has no exercise on any training clip; set it to 0"
         )
-    return divide(config.prompts, mesh, min(config.micro_prompts or each, each // config.minibatches))
+
+
+def _check_common(stages: Mapping[str, Workbench], name: str) -> None:
+    """Refuses the newest stage, of this name, where no clip is left that all can be evaluated on."""
+    if not common_clips(stages):
+        split = next(iter(stages.values())).dataset.evaluated_split
+        shared = f"it shares no {split} clip with those before it: nothing compares them"
+        raise ConfigError(shared if name else "no clip in split test or validation")
+
+
+def common_clips(stages: Mapping[str, Workbench]) -> list[int]:
+    """The numbers of the evaluated clips that every stage can use, in the order of the first one."""
+    first, *others = (bench.dataset for bench in stages.values())
+    split = first.evaluated_split
+    usable = [set(dataset.clips(split)) for dataset in others]
+    return [number for number in first.clips(split) if all(number in known for known in usable)]
 
 
 def load_encoder(config: Config) -> SentenceEncoder:
@@ -422,7 +450,7 @@ def make_tokenizer(config: Config, reader: ShardReader) -> Tokenizer:
     texts += [text for row in train for text in (row.transcript, task.request(row), "user", "assistant")]
     if config.sft is not None and config.sft.exercises:
         rng = np.random.default_rng(0)
-        exercises = filter(None, (task.exercise(row, row, rng) for row in train))
+        exercises = filter(None, (task.exercise(row, row, rng) for row in train if not task.usable(row)))
         texts += [text for exercise in exercises for text in (exercise.prompt, exercise.answer)]
     return train_tokenizer(texts, config.model.decoder.vocab_size, config.model.family)
 

@@ -15,7 +15,7 @@ from flax import nnx
 from mecap_jax.config import ConfigError, GrpoConfig, SftConfig
 from mecap_jax.data.pipeline import ClipBatch
 from mecap_jax.evaluation.decoding import greedy_captions, spread_evaluation
-from mecap_jax.experiment.setup import Workbench, divide_prompts
+from mecap_jax.experiment.setup import Workbench
 from mecap_jax.experiment.weights import RunModel, describe
 from mecap_jax.models.parameters import merge_params
 from mecap_jax.rewards.base import Sample
@@ -23,7 +23,7 @@ from mecap_jax.rewards.combine import RewardFunction
 from mecap_jax.rewards.watch import RewardWatch
 from mecap_jax.rl.learner import GrpoLearner, mean
 from mecap_jax.rl.rollout import MicroBatch, RolloutEngine
-from mecap_jax.sharding import Division, divide, local_shards, put_batch
+from mecap_jax.sharding import Division, divide, local_shards, put_batch, shard_count
 from mecap_jax.train_state import (
     TrainState,
     abstract_state,
@@ -147,7 +147,9 @@ def _grpo(
     abstract = abstract_state(model.trainable, optimizer, mesh)
     abstract = abstract._replace(reference=abstract.params) if moving else abstract
     learner = GrpoLearner(graphdef, abstract, frozen, engine, optimizer, config, reward.weights_at, mesh, seed)
-    division = divide_prompts(config, mesh)
+    # Not more at a time than a mini-batch has, where that is possible: what is part of two is computed twice.
+    each = -(-config.prompts // shard_count(mesh))
+    division = divide(config.prompts, mesh, min(config.micro_prompts or each, max(1, each // config.minibatches)))
     places = division.places(local_shards(mesh))
     _tell_filled(bench, name, division)
     references = config.loss.references if config.loss.reference_likelihood else 0
@@ -238,7 +240,8 @@ def validation_rewards(
     )
     samples = []
     for group, (number, caption) in enumerate(captions.items()):
-        samples.append(Sample.of(bench.dataset.ask(number), *caption, group, bench.task.read(caption.text)))
+        asked, fields = bench.dataset.ask(number), bench.task.read(caption.text)
+        samples.append(Sample.of(asked, caption.text, caption.finished, group, fields, caption.tokens))
     judged = reward(samples)
     metrics = {"validation/reward": mean(judged.total)}
     for name, values in judged.terms.items():

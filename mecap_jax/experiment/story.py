@@ -23,7 +23,7 @@ from mecap_jax.evaluation.report import write_report
 from mecap_jax.evaluation.stage import StageResult
 from mecap_jax.experiment.forecast import forecast
 from mecap_jax.experiment.scoring import caption_stage, evaluate_stage
-from mecap_jax.experiment.setup import Workbench, reopen, set_up
+from mecap_jax.experiment.setup import Workbench, common_clips, reopen, set_up
 from mecap_jax.experiment.stages import Start, Stop, train_grpo, train_sft
 from mecap_jax.experiment.tower_cache import with_tower_cache
 from mecap_jax.experiment.weights import RunModel, open_model, read_report, stage_trainable, starting_trainable
@@ -184,14 +184,12 @@ def evaluate(
       other: the name of clips that are not the run's own; of them there is no ablation.
     """
     bench = next(iter(stages.values()))
-    config = bench.config
-    split = bench.dataset.evaluated_split
-    usable = [set(other.dataset.clips(split)) for other in stages.values()]
-    numbers = [number for number in bench.dataset.clips(split) if all(number in known for known in usable)]
+    config, numbers = bench.config, common_clips(stages)
     results, ablation = {}, defaultdict(dict)
     with Meteor() as meteor:
         for name, stage_bench in stages.items():
-            title, kept = (f"{name} on {other}", f"on-{other}") if other else (name, "")
+            # Of other clips by what they are, too: ids may be alike, and what is in a directory may change.
+            title, kept = (f"{name} on {other}", f"on-{other}-{bench.reader.checksum[:12]}") if other else (name, "")
             make = functools.partial(caption, stage_bench, name, title, numbers)
             results[name] = evaluate_stage(stage_bench, name, numbers, meteor, make, kept)
             captioned = {clip.id for clip in results[name].clips}

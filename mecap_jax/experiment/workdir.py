@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import hashlib
 import os
 import re
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from mecap_jax.config import Config, ConfigError, differences, from_json, with_absolute_paths
+from mecap_jax.config import Config, ConfigError, differences, from_json, row_config, with_absolute_paths
 from mecap_jax.data.shards import ShardReader
 from mecap_jax.data.training_facts import TrainingFacts
 from mecap_jax.experiment.weights import CONFIG_FILE
-from mecap_jax.json_files import as_json, read_json_object, to_json, write_json
+from mecap_jax.json_files import as_json, read_json_object, write_json
 from mecap_jax.training.checkpointing import latest_step
 
 # Held by the process that runs in a workdir; evaluation, captions and export only read, and need no lock.
@@ -76,8 +75,8 @@ def is_claimed(workdir: Path) -> bool:
     return (workdir / CONFIG_FILE).is_file() and bool(_steps_taken(workdir))
 
 
-def check_same(workdir: Path, config: Config) -> None:
-    """Checks that the run in `workdir` is this one.
+def check_same(workdir: Path, config: Config) -> Config:
+    """Checks that the run in `workdir` is this one; returns what was asked for there.
 
     Raises:
       ConfigError: another configuration ran there; names every key that differs with both values, or the file that
@@ -85,22 +84,20 @@ def check_same(workdir: Path, config: Config) -> None:
     """
     try:
         # Through the schema: a setting that did not exist then had what is its default now.
-        theirs = as_json(dataclasses.asdict(from_json((workdir / CONFIG_FILE).read_bytes())))
+        stored = with_absolute_paths(from_json((workdir / CONFIG_FILE).read_bytes()))
     except ConfigError as error:
         raise ConfigError(f"{workdir / CONFIG_FILE}: {error}; choose another --workdir") from error
-    mine = as_json(dataclasses.asdict(with_absolute_paths(config)))
-    refused = [
-        f"{key}: {old!r} there, {new!r} asked"
-        for key, old, new in differences(theirs, mine)
-        if not _FREE.fullmatch(key)
-    ]
-    taken = _steps_taken(workdir)
-    refused += _refused_steps(theirs, mine, taken) + _refused_rows(theirs, mine, taken)
+    asked = with_absolute_paths(config)
+    theirs, mine = (as_json(dataclasses.asdict(settings)) for settings in (stored, asked))
+    refused, taken = _differences(theirs, mine), _steps_taken(workdir)
+    refused += _refused_steps(theirs, mine, taken)
+    refused += _refused_rows(stored, asked, taken)
     if refused:
         raise ConfigError(
             f"{workdir} holds a run with another configuration; take another --workdir (config key 'init_from' "
             "starts it from a stage of this one) or the same settings:\n  " + "\n  ".join(refused)
         )
+    return stored
 
 
 def claim(workdir: Path, asked: Config, facts: TrainingFacts) -> None:
@@ -125,7 +122,7 @@ def claim_data(workdir: Path, reader: ShardReader) -> None:
     Raises:
       ConfigError: it has learnt from other data.
     """
-    mine = {"sha256": _checksum(reader), "directory": os.path.abspath(reader.directory)}
+    mine = {"sha256": reader.checksum, "directory": os.path.abspath(reader.directory)}
     mine["cache"] = str(cache_of(workdir))
     if is_claimed(workdir) and (workdir / DATA).exists():
         theirs = read_json_object(workdir / DATA)
@@ -173,16 +170,23 @@ def _refused_steps(theirs: dict[str, Any], mine: dict[str, Any], taken: dict[str
     return refused
 
 
-def _refused_rows(theirs: dict[str, Any], mine: dict[str, Any], taken: dict[str, int]) -> list[str]:
-    """Rows of comparison that have taken steps as something else."""
-    old, new = ({row["name"]: row for row in config.get("rows", ())} for config in (theirs, mine))
+def _differences(theirs: dict[str, Any], mine: dict[str, Any]) -> list[str]:
     return [
-        f"rows: {name!r} has taken {taken[name]} steps as {old[name]} there, {new[name]} asked"
-        for name in sorted(old.keys() & new.keys() & taken.keys())
-        if old[name] != new[name]
+        f"{key}: {old!r} there, {new!r} asked"
+        for key, old, new in differences(theirs, mine)
+        if not _FREE.fullmatch(key)
     ]
 
 
-def _checksum(reader: ShardReader) -> str:
-    files = [entry["sha256"] for entry in (reader.manifest["index"], *reader.manifest["shards"])]
-    return hashlib.sha256(to_json(files).encode()).hexdigest()
+def _refused_rows(theirs: Config, mine: Config, taken: dict[str, int]) -> list[str]:
+    """Rows of comparison that have taken steps as something else: what they come to counts, not how it is spelt."""
+    old, new = ({row.name: row for row in config.rows} for config in (theirs, mine))
+    refused = []
+    for name in sorted(old.keys() & new.keys() & taken.keys()):
+        stages = (dataclasses.asdict(dataclasses.replace(row, changes=())) for row in (old[name], new[name]))
+        found = _differences(*stages)
+        if old[name] != new[name]:
+            settings = (row_config(config, rows[name]) for config, rows in ((theirs, old), (mine, new)))
+            found += _differences(*(as_json(dataclasses.asdict(row)) for row in settings))
+        refused += [f"rows: {name!r} has taken {taken[name]} steps with {difference}" for difference in found]
+    return refused

@@ -103,6 +103,21 @@ class PolicyReward(Reward, Protocol):
         """The questions about a sample; None for one that is not worth asking."""
 
 
+def checked_questions(term: PolicyReward, sample: Sample) -> list[Question | None]:
+    """The questions of a term about a sample.
+
+    Raises:
+      TypeError, ValueError: they are not as many as it announced, or something else; and whatever the term raises.
+    """
+    questions = list(term.questions(sample))
+    if len(questions) != len(term.asks):
+        raise ValueError(f"{len(questions)} questions about a sample, but 'asks' is of {len(term.asks)}")
+    for question in questions:
+        if not (question is None or (isinstance(question, Question) and isinstance(question.text, str))):
+            raise TypeError(f"{question!r:.100} is no Question")
+    return questions
+
+
 def frozen(record: ClipRecord) -> ClipRecord:
     """The same record, whose mappings cannot be changed."""
     mappings = {

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from types import MappingProxyType
 from typing import Any, NamedTuple, SupportsFloat
 
 import numpy as np
@@ -108,11 +109,17 @@ class RewardFunction:
         """Weight by term at a step; None: behind the last one of every schedule."""
         return {name: float(term.weight) * schedule_factor(term.schedule, step) for name, term in self._terms.items()}
 
-    def __call__(self, samples: Sequence[Sample], step: int | None = None) -> RewardBatch:
-        """Computes the rewards of `samples`, with the weights of a step."""
+    def __call__(
+        self, samples: Sequence[Sample], step: int | None = None, unasked: Mapping[str, str] = MappingProxyType({})
+    ) -> RewardBatch:
+        """Computes the rewards of `samples`, with the weights of a step.
+
+        Args:
+          unasked: terms that could not ask the policy what they wanted to, and why: they fail for the whole batch.
+        """
         samples = tuple(samples)
         deadline = time.monotonic() + self._timeout_s
-        running = [self._start(term.reward, samples) for term in self._terms.values()]
+        running = [self._start(term.reward, samples, unasked.get(name)) for name, term in self._terms.items()]
         reasons = tuple(self._refuse and self._refuse(sample.completion, sample.finished) for sample in samples)
         degenerate = np.array([reason is not None for reason in reasons], bool)
         terms, failed, failures = {}, {}, {}
@@ -134,12 +141,17 @@ class RewardFunction:
                 terms[name] = _gated(terms[name], terms[gate], self._terms[name].gate_above)
         return RewardBatch(combine(terms, weights, self._how), terms, reasons, failed, failures)
 
-    def submit(self, samples: Sequence[Sample], step: int | None = None) -> Future[RewardBatch]:
+    def submit(
+        self, samples: Sequence[Sample], step: int | None = None, unasked: Mapping[str, str] = MappingProxyType({})
+    ) -> Future[RewardBatch]:
         """Starts computing the rewards of `samples` and returns at once, so that the device can go on."""
-        return run_in_daemon(lambda: self(samples, step), "rewards")
+        return run_in_daemon(lambda: self(samples, step, unasked), "rewards")
 
-    def _start(self, reward: Reward, samples: tuple[Sample, ...]) -> Future:
+    def _start(self, reward: Reward, samples: tuple[Sample, ...], problem: str | None) -> Future:
         earlier, future = self._hanging.get(reward.name), Future()
+        if problem:
+            future.set_exception(RuntimeError(problem))
+            return future
         if not samples:  # of which a term may not think
             future.set_result([])
             return future

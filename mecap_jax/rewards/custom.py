@@ -1,4 +1,5 @@
-"""Reward terms that a user writes: a function in a file, named in the configuration."""
+"""Reward terms that a user writes: a function in a file, named in the configuration; or a class, which may also ask the
+policy."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 from mecap_jax.config import ConfigError
-from mecap_jax.rewards.base import Sample
+from mecap_jax.rewards.base import Question, Sample
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +26,23 @@ class CustomReward:
         return self.function(samples)
 
 
+@dataclasses.dataclass(frozen=True)
+class CustomPolicyReward(CustomReward):
+    """One that asks the policy before it judges, see `base.PolicyReward`."""
+
+    asks: tuple[bool, ...]
+    reply_tokens: int
+    needs_policy = True
+
+    def questions(self, sample: Sample) -> Sequence[Question | None]:
+        return self.function.questions(sample)
+
+
 def load_custom(target: str) -> CustomReward:
     """Loads `path/to/file.py:function`; the function maps samples to one float or None each.
+
+    In its place may stand a class, which is made without arguments, or an object. With `needs_policy` it is a
+    `base.PolicyReward`.
 
     Raises:
       ConfigError: names the term and what is wrong with it.
@@ -41,9 +57,23 @@ def load_custom(target: str) -> CustomReward:
     if not Path(path).is_file():
         raise problem(f"no such file: {path}")
     function = getattr(_import_file(Path(path), problem), name, None)
+    if isinstance(function, type):
+        try:
+            function = function()
+        except Exception as error:
+            raise problem(f"making one raised {type(error).__name__}: {error}") from error
     if not callable(function):
         raise problem(f"{path} defines no function {name!r}")
-    return CustomReward(name, function)
+    if not getattr(function, "needs_policy", False):
+        return CustomReward(name, function)
+    asks, longest = getattr(function, "asks", None), getattr(function, "reply_tokens", None)
+    if not isinstance(asks, (tuple, list)) or not asks or not all(isinstance(media, bool) for media in asks):
+        raise problem(f"asks the policy, and 'asks' has to say of each question whether with the media, not {asks!r}")
+    if type(longest) is not int or longest < 1:
+        raise problem(f"asks the policy, and 'reply_tokens' has to be a number of tokens, not {longest!r}")
+    if not callable(getattr(function, "questions", None)):
+        raise problem("asks the policy, and has no method 'questions'")
+    return CustomPolicyReward(name, function, tuple(asks), longest)
 
 
 def _import_file(path: Path, problem: Callable[[str], ConfigError]) -> ModuleType:

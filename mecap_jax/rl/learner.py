@@ -25,6 +25,10 @@ from mecap_jax.rl.rollout import JudgedGroups, MicroBatch, Rollout, RolloutEngin
 from mecap_jax.sharding import all_items, all_rows, local_rows, put_batch
 from mecap_jax.train_state import TrainState, Updater
 
+# A mini-batch: micro-batches, and their prompts' numbers within the step.
+MiniBatch = list[tuple[TrainExample, Array]]
+_NO_MORE = np.iinfo(np.int32).max  # above every prompt's number
+
 
 @dataclasses.dataclass(frozen=True)
 class StepResult:
@@ -83,10 +87,14 @@ class GrpoLearner:
             sampled, draws = sampled + self._sample(params, reference, draw(draws), step), draws + 1
         del params, reference  # the state is about to be consumed
         rollouts, judged, advantages, zero_variance, timing = sampled
-        kept, drawing = sampled.mixed, {}
+        numbers = [np.asarray(local_rows(rollout.micro.rows)) for rollout in rollouts]
+        size, kept, drawing = self._config.minibatches, sampled.mixed, {}
+        bounds = np.arange(1, size) * self._config.prompts // size
         if self._config.draws > 1:
-            kept, drawing = self._choose(sampled)
+            chosen, drawing = self._choose(sampled, numbers)
             drawing["draws"] = float(draws)
+            kept = [mixed & np.isin(n, chosen) for mixed, n in zip(kept, numbers)]
+            bounds = np.append(chosen, _NO_MORE)[np.arange(1, size) * len(chosen) // size]
         if self._config.advantage == "per_reward":
             advantages = _whitened(advantages, judged, kept)
         examples = [
@@ -101,11 +109,11 @@ class GrpoLearner:
             )
             for rollout, advantage in zip(rollouts, advantages)
         ]
-        if self._config.draws > 1:
-            examples = [_only(example, put_batch(part, self._mesh)) for example, part in zip(examples, kept)]
         updating = time.perf_counter()
         number = step // self._config.updates_per_step + 1
-        state, sums, totals, norm = self._update(state, examples, [rollout.micro.rows for rollout in rollouts])
+        counted = kept if self._config.draws > 1 else [np.ones_like(part) for part in kept]
+        parts = self._mini_batches(examples, [rollout.micro.rows for rollout in rollouts], counted, bounds)
+        state, sums, totals, norm = self._update(state, parts, len(examples) > 1)
         state = self._with_reference(state, number)
         jax.block_until_ready(norm)
         timing["update"] = time.perf_counter() - updating
@@ -127,14 +135,11 @@ class GrpoLearner:
         weights = self._weights(step // self._config.updates_per_step)
         return _Sampled(rollouts, judged, *self._advantages(judged, weights), timing)
 
-    def _choose(self, sampled: _Sampled) -> tuple[list[np.ndarray], dict[str, float]]:
-        """Which groups are learnt from, the first `prompts` mixed ones; and how many there were."""
-        mixed = sampled.mixed
-        numbers = [np.asarray(local_rows(rollout.micro.rows)) for rollout in sampled.rollouts]
-        every, among = all_rows((np.concatenate(numbers), np.concatenate(mixed)))
+    def _choose(self, sampled: _Sampled, numbers: list[np.ndarray]) -> tuple[np.ndarray, dict[str, float]]:
+        """The numbers of the groups that are learnt from, the first `prompts` mixed ones; and how many there were."""
+        every, among = all_rows((np.concatenate(numbers), np.concatenate(sampled.mixed)))
         chosen = np.sort(every[among])[: self._config.prompts]
-        kept = [m & np.isin(n, chosen) for m, n in zip(mixed, numbers)]
-        return kept, {"mixed_groups": float(among.sum()), "kept_groups": float(len(chosen))}
+        return chosen, {"mixed_groups": float(among.sum()), "kept_groups": float(len(chosen))}
 
     def _advantages(
         self, judged: list[JudgedGroups], weights: Mapping[str, float]
@@ -148,17 +153,36 @@ class GrpoLearner:
             zero_variance.append(np.asarray(flat))
         return advantages, zero_variance
 
-    def _update(self, state: TrainState, examples: list[TrainExample], numbers: list[Array]):
+    def _mini_batches(
+        self, examples: list[TrainExample], rows: list[Array], counted: list[np.ndarray], bounds: np.ndarray
+    ) -> list[MiniBatch]:
+        """Divides what counts of a step by the prompts' numbers, at `bounds`, however it was sampled.
+
+        A micro-batch that holds prompts of two mini-batches is part of both, each with its own prompts only.
+        """
+        numbers = [np.asarray(local_rows(part)) for part in rows]
+        every, counts = (x.T for x in all_rows((np.stack(numbers, axis=1), np.stack(counted, axis=1))))
+        parts = []
+        for low, high in itertools.pairwise([0, *bounds, _NO_MORE]):
+            inside = counts & (low <= every) & (every < high)
+            part = []
+            for i in np.flatnonzero(inside.any(axis=1)) if inside.any() else [0]:
+                example = examples[i]
+                if not inside[i].all():
+                    mine = counted[i] & (low <= numbers[i]) & (numbers[i] < high)
+                    example = _only(example, put_batch(mine, self._mesh))
+                part.append((example, rows[i]))
+            parts.append(part)
+        return parts
+
+    def _update(self, state: TrainState, parts: list[MiniBatch], accumulate: bool):
         """Takes the optimiser steps; what is logged of them is summed over all, the gradient's norm their mean."""
         loss, beta = self._config.loss, self._beta(int(state.step) // self._config.updates_per_step)
         reference, state = state.reference, state._replace(reference=None)
-        totals = [_jitted_denominators(example, loss=loss) for example in examples]
-        bounds = [i * len(examples) // self._config.minibatches for i in range(self._config.minibatches + 1)]
-        parts = [slice(*pair) for pair in itertools.pairwise(bounds)]
+        totals = [_add_up([_jitted_denominators(example, loss=loss) for example, _ in part]) for part in parts]
         shares, done, norms = [], [], []
-        for part in parts * self._config.updates:
-            whole = _add_up(totals[part])
-            state, sums, norm = self._optimise(state, list(zip(examples[part], numbers[part])), (whole, beta))
+        for part, whole in list(zip(parts, totals)) * self._config.updates:
+            state, sums, norm = self._optimise(state, part, (whole, beta), accumulate)
             shares += sums
             done.append(whole)
             norms.append(norm)

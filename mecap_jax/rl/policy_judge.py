@@ -23,7 +23,7 @@ from mecap_jax.generation.sampler import generate
 from mecap_jax.rewards.base import Question
 from mecap_jax.sharding import all_items, batch_sharding, local_rows, put_batch
 
-_ROOM = 32  # questions are padded to a multiple of it: few lengths, few programs
+_ROOM = 32  # least length that questions are padded to
 _MEDIA = ("audio", "patches", "patch_positions", "patch_mask", "audio_frames", "media_tokens", "features")
 
 # Of this process's prompts, for each completion of the group: a question, or None where nothing is asked.
@@ -62,7 +62,7 @@ class PolicyJudge:
             for group, row, n in zip(questions, tokens, length, strict=True)
         ]
         longest = max((len(ids) for group in suffixes for ids in group if ids), default=1)
-        room = -(-max(all_items([longest])) // _ROOM) * _ROOM
+        room = _padded(max(all_items([longest])))
         shape = (len(tokens), len(questions[0]) if questions else 0, room)
         ids, mask = np.full(shape, self._tokenizer.pad_id, np.int32), np.zeros(shape, bool)
         for b, group in enumerate(suffixes):
@@ -102,6 +102,14 @@ class PolicyJudge:
             return ids[1:]
         place = max(place for place, token in enumerate(ids) if token in self._tokenizer.placeholders)
         return ids[place + 1 :]
+
+
+def _padded(length: int) -> int:
+    """A power of two, or one and a half times one, that has room for `length`: few lengths, few programs."""
+    power = _ROOM
+    while power < length:
+        power *= 2
+    return max(_ROOM, power * 3 // 4) if power * 3 // 4 >= length else power
 
 
 def _with_media(prompt: PromptBatch) -> PromptBatch:

@@ -20,7 +20,7 @@ from mecap_jax.data.questions import Asked
 from mecap_jax.data.tokenizer import Tokenizer
 from mecap_jax.generation.sampler import Generation, generate
 from mecap_jax.generation.scoring import completion_logprobs
-from mecap_jax.rewards.base import Sample
+from mecap_jax.rewards.base import Sample, checked_questions
 from mecap_jax.rewards.combine import RewardBatch, RewardFunction
 from mecap_jax.rl.policy_judge import PolicyJudge
 from mecap_jax.sharding import local_rows
@@ -162,9 +162,9 @@ class RolloutEngine:
             for text, done, length in zip(texts[group], finished[group], lengths[group])
         ]
         began = time.perf_counter()
-        samples = self._with_replies(params, micro, valid, samples)
+        samples, unasked = self._with_replies(params, micro, valid, samples)
         asking = time.perf_counter() - began
-        rewards = self._reward.submit(samples, step // self._config.updates_per_step)
+        rewards = self._reward.submit(samples, step // self._config.updates_per_step, unasked)
         completions = _mask(generation, micro.valid, np.bool_(not self._config.mask_truncated))
         reference = None
         if reference_params is not None:
@@ -181,13 +181,19 @@ class RolloutEngine:
         rollout = Rollout(micro, generation, completions, reference, texts, finished, lengths, valid, rewards, replies)
         return rollout, asking
 
-    def _with_replies(self, params: Any, micro: MicroBatch, valid: np.ndarray, samples: list[Sample]) -> list[Sample]:
-        """The samples with what the policy replies to the questions of reward terms."""
-        size = self._config.group_size
+    def _with_replies(
+        self, params: Any, micro: MicroBatch, valid: np.ndarray, samples: list[Sample]
+    ) -> tuple[list[Sample], dict[str, str]]:
+        """The samples with what the policy replies to the questions of reward terms; and the terms that had none to
+        ask, for a reason. Nothing is asked for them, but at the same time on every process: none waits for another."""
+        size, unasked = self._config.group_size, {}
         for term in self._reward.asking:
             questions = np.full((len(valid), size, len(term.asks)), None)
-            asked = [list(term.questions(sample)) for sample in samples]
-            questions[valid] = np.array(asked, object).reshape(-1, size, len(term.asks))
+            try:
+                asked = [checked_questions(term, sample) for sample in samples]
+                questions[valid] = np.array(asked, object).reshape(-1, size, len(term.asks))
+            except Exception as error:
+                unasked[term.name] = f"its questions: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
             replies = [
                 self._judge.ask(params, micro.prompt, micro.valid, questions[..., k].tolist(), media, term.reply_tokens)
                 for k, media in enumerate(term.asks)
@@ -197,7 +203,7 @@ class RolloutEngine:
                 dataclasses.replace(sample, replies=MappingProxyType({**sample.replies, term.name: answers}))
                 for sample, answers in zip(samples, flat, strict=True)
             ]
-        return samples
+        return samples, unasked
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,7 +24,7 @@ from mecap_jax.evaluation.claims import claim_accuracy
 from mecap_jax.evaluation.faithfulness import faithfulness
 from mecap_jax.evaluation.intervals import Statistic, mean
 from mecap_jax.evaluation.java_tools import Meteor
-from mecap_jax.evaluation.judge_endpoint import EndpointJudge, is_endpoint
+from mecap_jax.evaluation.judge_endpoint import ADDRESS_VARIABLE, ENDPOINT, EndpointJudge
 from mecap_jax.evaluation.model_card import About
 from mecap_jax.evaluation.recognition import Recognition as Agreement
 from mecap_jax.evaluation.recognition import recognition
@@ -54,8 +54,8 @@ class Recognition:
       labels: which answers there are.
       language: of request and targets, "en" or "zh".
       places: where the classes lie among each other, for `affect_error`; None leaves it out.
-      judge: what judges explanations in evaluation: a text classifier's directory, an endpoint's address, or "" for
-        the emotion anchors; `judge_model`, `judge_timeout_s`: of an endpoint.
+      judge: what judges explanations in evaluation: a text classifier's directory, "endpoint", or "" for the emotion
+        anchors; `judge_model`, `judge_timeout_s`: of an endpoint.
     """
 
     protocol: Protocol
@@ -203,10 +203,13 @@ class Recognition:
     def _judge(self, judges: Judges | None) -> Judge:
         """What judges explanations in evaluation; it needs `judges` where no classifier is named."""
         try:
-            if is_endpoint(self.judge):
+            if self.judge == ENDPOINT:
                 names, language = self.labels.names[self.language], self.language
-                asking = (self.judge, self.judge_model, names, self.labels.normalise, language, self.judge_timeout_s)
-                return EndpointJudge(*asking)
+                return EndpointJudge(self.judge_model, names, self.labels.normalise, language, self.judge_timeout_s)
+            if "://" in self.judge:
+                raise ValueError(
+                    f"{self.judge!r} is an address: name {ENDPOINT!r}, and the variable {ADDRESS_VARIABLE}"
+                )
             return verifier_judge(self.verifier(self.judge, judges), self.labels)
         except ValueError as error:
             raise ConfigError(f"config key 'task.judge': {error}") from error
@@ -315,7 +318,7 @@ class Recognition:
             verdicts = judge([self.explanation(fields[i]) for i in explained]) if explained else ()
             for i, emotion in zip(explained, verdicts):
                 judged[i] = emotion
-            if is_endpoint(self.judge):  # any other judge has an answer to everything
+            if self.judge == ENDPOINT:  # any other judge has an answer to everything
                 silent = [verdict is None for verdict in judged]
                 statistics["judge_silent"] = mean(silent, np.array([bool(parts) for parts in fields]))
             told = faithfulness(answers, judged, truth)

@@ -85,7 +85,8 @@ class SftLearner:
     def step(self, state: TrainState, micro_batches: list[SftBatch]) -> tuple[TrainState, dict[str, float]]:
         """One optimiser step over all micro-batches; the given state is consumed."""
         divisor = sum(normaliser(batch.targets, self._normalization) for batch in micro_batches)
-        state, seen, norm = self._update(state, [(batch, batch.rows) for batch in micro_batches], divisor)
+        batches = [(batch, batch.rows) for batch in micro_batches]
+        state, seen, norm = self._update(state, batches, divisor, len(batches) > 1)
         losses, totals = zip(*seen)
         tokens = [jnp.sum(batch.targets.mask) for batch in micro_batches]
         losses, totals, tokens, norm = jax.device_get((losses, totals, tokens, norm))

@@ -41,7 +41,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(status)
         self.end_headers()
         try:
-            self.wfile.write(said.encode())
+            for byte in said if "drops" in question else [said]:
+                self.wfile.write(byte.encode())
+                time.sleep(0.02)
         except OSError:
             pass  # who asked has gone
 
@@ -50,34 +52,31 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server():
+def server(monkeypatch):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.seen = []
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
+        monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{server.server_port}/v1")
         yield server
         server.shutdown()
         thread.join()
 
 
-def address(server):
-    return f"http://127.0.0.1:{server.server_port}/v1"
-
-
-def judge(url, timeout_s=30.0):
-    return EndpointJudge(url, "gpt-x", LABELS.names["en"], LABELS.normalise, timeout_s=timeout_s)
+def judge(timeout_s=30.0):
+    return EndpointJudge("gpt-x", LABELS.names["en"], LABELS.normalise, timeout_s=timeout_s)
 
 
 def test_verdicts_come_back_in_order_and_failures_are_counted(server, monkeypatch, caplog):
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
-    asked = judge(address(server), timeout_s=0.3)
-    texts = ["It is loud.", "sorry", "nonsense", "a list", "broken", "slow", "It is loud again.", "broken"]
-    assert asked(texts) == ["angry", None, None, None, None, None, "angry", None]
+    asked = judge(timeout_s=0.3)
+    texts = ["It is loud.", "sorry", "nonsense", "a list", "broken", "slow", "It is loud again.", "broken", "drops"]
+    assert asked(texts) == ["angry", None, None, None, None, None, "angry", None, None]
     assert asked.failures == {
         "a reply that names no class": 1,
         "a reply that is none of a chat": 2,
         "status 500": 2,
-        "TimeoutError": 1,
+        "TimeoutError": 2,
     }
     assert len(caplog.records) == 4 and "secret" not in caplog.text
     path, key, body = server.seen[0]
@@ -87,25 +86,34 @@ def test_verdicts_come_back_in_order_and_failures_are_counted(server, monkeypatc
 
 def test_the_key_follows_nobody_to_another_host(server, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
-    asked = judge(address(server))
+    asked = judge()
     assert asked(["elsewhere"]) == [None] and asked.failures == {"status 302": 1}
     assert [path for path, *_ in server.seen] == ["/v1/chat/completions"]
 
 
-def test_a_judge_that_is_down_says_nothing():
-    asked = judge("http://127.0.0.1:9/v1")
+def test_a_judge_that_is_down_says_nothing(monkeypatch):
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    asked = judge()
     assert asked(["It is loud."]) == [None] and asked.failures == {"ConnectionRefusedError": 1}
 
 
-@pytest.mark.parametrize("url, model", [("http://", "m"), ("ftp://host/v1", "m"), ("http://host/v1", "")])
-def test_what_cannot_be_asked_is_refused(url, model):
-    with pytest.raises(ValueError, match="no address|needs the name of its model"):
-        EndpointJudge(url, model, (), LABELS.normalise)
+@pytest.mark.parametrize("url, model", [("", "m"), ("http://", "m"), ("ftp://host/v1", "m"), ("http://host/v1", "")])
+def test_what_cannot_be_asked_is_refused(url, model, monkeypatch):
+    monkeypatch.setenv("OPENAI_BASE_URL", url)
+    with pytest.raises(ValueError, match="OPENAI_BASE_URL holds.*is none|needs the name of its model"):
+        EndpointJudge(model, (), LABELS.normalise)
+
+
+def test_a_configuration_sends_nothing_anywhere(server):
+    """That of a stranger's run may name any address: texts and key go where the environment says."""
+    config = load("configs/r1_omni.py", ["task.judge=http://stranger.example/v1", "task.judge_model=m"])
+    (problem,) = make_task(config).check(config, *[[clip(0, rationale="Loud.")]] * 3).problems
+    assert problem.startswith("config key 'task.judge': ") and "OPENAI_BASE_URL" in problem and server.seen == []
 
 
 def test_a_run_may_name_one(server):
     """Its verdicts are those of EEA and the rest; without a model's name the run does not begin."""
-    config = load("configs/r1_omni.py", [f"task.judge={address(server)}", "task.judge_model=gpt-x"])
+    config = load("configs/r1_omni.py", ["task.judge=endpoint", "task.judge_model=gpt-x"])
     labels = ("angry", "sad", "angry", "sad")
     records = [clip(0, labels={"multimodal": label}, rationale="Loud.") for label in labels]
     texts = ["<think>It is loud.</think><answer>angry</answer>"] * 2 + [
@@ -118,7 +126,7 @@ def test_a_run_may_name_one(server):
     found = result.metrics
     assert (found["eea"], found["epc"], found["judge_silent"]) == (1 / 4, 2 / 4, 1 / 3)
     assert result.confidence(resamples=10).keys() == found.keys()  # a malformed answer is a clip, too
-    nameless = load("configs/r1_omni.py", [f"task.judge={address(server)}"])
+    nameless = load("configs/r1_omni.py", ["task.judge=endpoint"])
     (problem,) = make_task(nameless).check(nameless, records, records, records).problems
     assert problem.startswith("config key 'task.judge': ") and "name of its model" in problem
     with pytest.raises(ConfigError, match="'task.judge_timeout_s'"):

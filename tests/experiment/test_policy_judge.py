@@ -13,7 +13,7 @@ from mecap_jax.experiment.setup import set_up
 from mecap_jax.generation.sampler import generate
 from mecap_jax.models.parameters import merge_params
 from mecap_jax.rewards.base import Question
-from mecap_jax.rl.policy_judge import PolicyJudge
+from mecap_jax.rl.policy_judge import PolicyJudge, _padded
 from mecap_jax.sharding import put_batch
 from mecap_jax.train_state import abstract_model
 from mecap_jax.training.logging import RunLogger
@@ -40,6 +40,12 @@ def test_what_the_chat_template_refuses_is_not_asked(bench):
     last = bench.tokenizer.special(bench.tokenizer.media.audio)
     assert judge._rest(Question("Is it loud?"), last) and judge._rest(None, last) == []
     assert judge._rest(Question("x" * 10**7), last) == []
+
+
+def test_questions_of_all_lengths_have_few_shapes():
+    shapes = [_padded(length) for length in range(1, 2049)]
+    assert all(length <= shape < max(33, 1.5 * length + 1) for length, shape in enumerate(shapes, start=1))
+    assert sorted(set(shapes)) == [32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048]
 
 
 @pytest.mark.slow

@@ -29,6 +29,8 @@ SETTINGS = (
     "grpo.group_size=2",
     "grpo.max_new_tokens=16",
     "grpo.validate_every=1",
+    "grpo.reward.terms=accuracy,format,overlong",
+    "grpo.reward.terms.overlong.options={'buffer': 4}",
     "evaluation.ablation=False",
     "evaluation.rows=sft_labels",
 )
@@ -68,9 +70,11 @@ def test_samples_are_asked_and_judged_as_the_task_says(finished):
     for group in groups:
         assert "<think>" in group["prompt"] and group["references"][0].startswith("<think>")
         for completion in group["completions"]:
-            assert completion["rewards"].keys() == {"accuracy", "format"} and completion["degenerate"] is None
+            assert completion["rewards"].keys() == {"accuracy", "format", "overlong"}
+            assert completion["degenerate"] is None
     (line,) = (row for row in read_jsonl(workdir / "metrics.jsonl") if row["stage"] == "grpo")
     assert {"rewards/accuracy/mean", "validation/rewards/format"} <= line.keys()
+    assert line["validation/rewards/overlong"] < 0  # validation knows how long an answer is, too
     rows = [json.loads(row) for row in (workdir / "evaluations" / "sft.predictions.jsonl").read_text().splitlines()]
     assert rows and all(row["reading"].keys() == {"answer"} and row["rewards"].keys() == {"accuracy"} for row in rows)
 

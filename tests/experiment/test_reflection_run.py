@@ -7,6 +7,7 @@ import pytest
 
 from mecap_jax.config import ConfigError, load
 from mecap_jax.data.importers import prepare
+from mecap_jax.data.shards import ShardReader
 from mecap_jax.evaluation.tables import results_table
 from mecap_jax.experiment import story
 from mecap_jax.experiment.setup import set_up
@@ -66,6 +67,16 @@ def test_other_clips_are_part_of_the_report(finished):
     with RunLogger(None, enabled=False) as logger:
         again = story.report_again(workdir, logger)  # nothing is captioned
     assert {**again, "made": None} == {**report, "made": None}
+
+
+@pytest.mark.slow
+def test_other_clips_that_have_changed_are_not_judged_by_what_was_said_of_the_old_ones(finished, monkeypatch):
+    """Ids and the name of the directory are the same."""
+    workdir, _ = finished
+    with RunLogger(None, enabled=False) as logger:
+        monkeypatch.setattr(ShardReader, "checksum", property(lambda reader: "0" * 64))
+        with pytest.raises(ConfigError, match="keeps no captions of sft on pencil"):
+            story.report_again(workdir, logger)
 
 
 def test_other_clips_are_looked_for_before_anything_is_trained(tmp_path, shared):

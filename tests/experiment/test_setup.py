@@ -8,6 +8,7 @@ import pytest
 from mecap_jax.config import ConfigError, from_json, load
 from mecap_jax.data import shards
 from mecap_jax.data.importers import prepare
+from mecap_jax.data.manifest import write_manifest
 from mecap_jax.data.pipeline import DataError
 from mecap_jax.data.shards import ShardError, ShardReader
 from mecap_jax.data.training_facts import read_facts
@@ -15,6 +16,7 @@ from mecap_jax.data.utterance import Utterance
 from mecap_jax.experiment.setup import USER_ERRORS, build_shards, reopen, set_up, shards_directory
 from mecap_jax.experiment.weights import read_run
 from mecap_jax.experiment.workdir import CACHE, is_claimed
+from mecap_jax.json_files import read_json_object
 from mecap_jax.training.logging import RunLogger
 from tests.data.clips import SHARED, audio_file, needs_shared_data
 
@@ -217,6 +219,8 @@ def row(*changes, stage="sft"):
         (row("grpo.prompts=33", stage="grpo"), "row 'other': 'grpo.prompts': 33 clips a step, but only \\d+ train"),
         (row("data.target=style"), "row 'other': .*has no 'style' caption"),
         (row("data.modalities=()"), "row 'other': .*needs a transcript"),
+        (["sft.exercises=0.5"], "'sft.exercises': 0.5, but the task .* has no exercise on any training clip"),
+        (row("sft.exercises=0.5"), "row 'other': config key 'sft.exercises'"),
     ],
 )
 def test_what_stages_and_rows_ask_for_is_tried_before_anything_is_trained(tmp_path, monkeypatch, overrides, message):
@@ -228,6 +232,39 @@ def test_what_stages_and_rows_ask_for_is_tried_before_anything_is_trained(tmp_pa
     with pytest.raises(USER_ERRORS, match=f"(?s){message}"):
         set_up(config, tmp_path / "run", Said())
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_further_clips_are_tried_on_every_row(tmp_path):
+    """Also on those that see other things than the run: nothing is trained that could not be compared."""
+    spoken = write_voices(tmp_path / "spoken", [1.0] * 40, transcript="It is late.")
+    write_voices(tmp_path / "silent", [1.0] * 10)
+    (tmp_path / "run").mkdir()
+    others = f"evaluation.others={tmp_path / 'silent'}"
+    set_up(recipe(spoken, *SMALL, others), tmp_path / "run", Said())
+    text_only = row("data.modalities=()", "data.include_transcript=True")
+    with pytest.raises(ConfigError, match="(?s)'evaluation.others': .*silent: row 'other': no clip has a transcript"):
+        set_up(recipe(spoken, *SMALL, others, *text_only), tmp_path / "run", Said())
+
+
+def test_a_run_goes_on_with_the_corpus_that_it_began_with(tmp_path, monkeypatch):
+    """Whatever its settings give today: the same words name another corpus once its generator has changed."""
+    small, workdir = ("data.max_bad_fraction=1", *SMALL), tmp_path / "run"
+    config, other = (recipe(f"data.synthetic.clips={clips}", *small) for clips in (60, 61))
+    monkeypatch.chdir(tmp_path)
+    workdir.mkdir()
+    began = set_up(config, workdir, Said()).reader.directory
+    old = began.rename(began.with_name("synthetic-of-an-earlier-version"))
+    manifest = json.loads((old / "manifest.json").read_text())
+    del manifest["source"]["synthetic"]["stills"]
+    write_manifest(old, {name: value for name, value in manifest.items() if name != "sha256"})
+    (workdir / "shards.json").write_text(
+        json.dumps(read_json_object(workdir / "shards.json") | {"directory": str(old)})
+    )
+    (workdir / "checkpoints" / "sft" / "3").mkdir(parents=True)
+    assert set_up(config, workdir, Said()).reader.directory == old
+    assert set_up(config, workdir, Said()).reader.directory == old
+    with pytest.raises(ConfigError, match="has learnt from other data"):
+        set_up(other, workdir, Said())
 
 
 def test_a_row_that_asks_for_more_gets_the_room(tmp_path):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mecap_jax.config import ConfigError, RowConfig, load, validate
+from mecap_jax.config import ConfigError, RowConfig, load, row_config, validate
 from mecap_jax.data.manifest import read_manifest, write_manifest
 from mecap_jax.data.media import MediaError
 from mecap_jax.data.pipeline import ClipDataset
@@ -120,6 +120,19 @@ def test_a_row_of_comparison_reads_the_same_tokens(tiny, modalities):
 def test_a_row_of_comparison_sees_media_as_the_run_does(tiny):
     with pytest.raises(ConfigError, match="row 'finer': .*'data.max_frames': with data.tower_cache"):
         tiny[0].for_row(RowConfig("finer", "sft", changes=("data.max_frames=2",)))
+    heard = tiny[0].config
+    heard = dataclasses.replace(heard, data=dataclasses.replace(heard.data, modalities=("audio",)))
+    row = RowConfig("more", "sft", changes=("data.modalities=('audio', 'video')",))
+    with pytest.raises(ConfigError, match="row 'more': .*'data.modalities': data.tower_cache keeps .* without 'video'"):
+        row_config(heard, row)
+    for cached, change in ((True, "False"), (False, "True")):
+        run = dataclasses.replace(heard, data=dataclasses.replace(heard.data, tower_cache=cached))
+        row = RowConfig("other", "sft", changes=(f"data.tower_cache={change}",))
+        with pytest.raises(ConfigError, match="row 'other': .*'data.tower_cache': all rows read media as the run does"):
+            row_config(run, row)
+    # As earlier versions have it: a row that reads no media needs no cache.
+    blind = RowConfig("blind", "sft", changes=("data.modalities=()", "data.tower_cache=False"))
+    assert not row_config(heard, blind).data.tower_cache
 
 
 @pytest.mark.slow

@@ -96,9 +96,34 @@ def test_a_row_that_has_taken_steps_stays_what_it_is(run):
     claim(run, config("sft.steps=100", row()))
     claim(run, config("sft.steps=100", row(after="sft")))  # nothing was trained as it
     _take(run, "again", 2)
-    with pytest.raises(ConfigError, match="rows: 'again' has taken 2 steps as .*'after': 'sft'.* there, .* asked"):
+    with pytest.raises(ConfigError, match="rows: 'again' has taken 2 steps with after: 'sft' there, '' asked"):
         claim(run, config("sft.steps=100", row()))
+    with pytest.raises(ConfigError, match="'again' has taken 2 steps with data.target: 'overall' there, 'style' asked"):
+        claim(run, config("sft.steps=100", row(after="sft", changes=("data.target=style",))))
     claim(run, config("sft.steps=100", row(after="sft")))
+
+
+def test_a_row_is_what_it_comes_to_however_it_is_spelt(run, monkeypatch):
+    """Also where an earlier version kept it in its own words, relative paths among them."""
+
+    def row(*changes):
+        return f"rows=({ {'name': 'again', 'stage': 'grpo', 'changes': changes} },)"
+
+    same = row("grpo.reward.terms=emotion=2,my.py:f=0.5", "task.labels=./mine.toml", "data.modalities=()")
+    asked = config("sft.steps=100", same)
+    monkeypatch.chdir(run)
+    claim(run, asked)
+    _take(run, "again", 2)
+    settings = json.loads((run / "config.json").read_text())
+    settings["rows"][0]["changes"] = [
+        "grpo.reward.terms=my.py:f=0.5,emotion=2",
+        "grpo.reward.terms=emotion=2,my.py:f=0.5",
+        "task.labels=./mine.toml",
+        "data.modalities=()",
+        "data.tower_cache=False",
+    ]
+    (run / "config.json").write_text(json.dumps(settings))
+    claim(run, asked)
 
 
 def test_a_row_that_was_left_out_once_is_still_known(run):
@@ -169,8 +194,7 @@ def test_a_run_that_kept_no_step_has_claimed_nothing(tmp_path):
 
 def test_data_are_what_their_checksums_say_wherever_they_are(run, tmp_path):
     def reader(directory, checksum):
-        files = {"index": {"sha256": "1"}, "shards": [{"sha256": checksum}]}
-        return SimpleNamespace(manifest=files, directory=tmp_path / directory)
+        return SimpleNamespace(checksum=checksum, directory=tmp_path / directory)
 
     claim_data(run, reader("one", "a"))
     claim_data(run, reader("moved", "a"))
@@ -180,17 +204,16 @@ def test_data_are_what_their_checksums_say_wherever_they_are(run, tmp_path):
 
 
 def test_a_run_that_goes_on_elsewhere_keeps_its_cache(run, tmp_path, monkeypatch):
-    files = {"index": {"sha256": "1"}, "shards": []}
     for name in ("here", "there"):
         (tmp_path / name / "cache").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "here")
     (fresh := tmp_path / "fresh").mkdir()
     assert cache_of(run) == cache_of(fresh) == tmp_path / "here/cache"
-    claim_data(run, SimpleNamespace(manifest=files, directory=tmp_path))
+    claim_data(run, SimpleNamespace(checksum="1", directory=tmp_path))
     monkeypatch.chdir(tmp_path / "there")
     for _ in range(2):
         assert cache_of(run) == tmp_path / "here/cache" and cache_of(fresh) == tmp_path / "there/cache"
-        claim_data(run, SimpleNamespace(manifest=files, directory=tmp_path))
+        claim_data(run, SimpleNamespace(checksum="1", directory=tmp_path))
     (tmp_path / "here/cache").rmdir()
     assert cache_of(run) == tmp_path / "there/cache"
 

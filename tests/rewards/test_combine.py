@@ -1,10 +1,12 @@
 import dataclasses
 import logging
 import math
+import re
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +14,7 @@ import pytest
 
 from mecap_jax.config import ConfigError, RewardConfig, RewardSpec
 from mecap_jax.rewards.anchors import build_anchors
-from mecap_jax.rewards.base import RewardError
+from mecap_jax.rewards.base import RewardError, checked_questions
 from mecap_jax.rewards.combine import RewardFunction, build_reward, check_terms
 from mecap_jax.rewards.combine import Term as Combined
 from mecap_jax.rewards.custom import load_custom
@@ -23,6 +25,8 @@ from mecap_jax.tasks.captioning import Captioning
 from tests.data.clips import record
 from tests.rewards.captions import CAPTIONS
 from tests.rewards.conftest import TableEncoder, sample
+
+ROOT = Path(__file__).parents[2]
 
 
 class Term:
@@ -282,6 +286,38 @@ def test_custom_errors_name_the_spec(custom_file, spec, message):
     with pytest.raises(ConfigError) as error:
         load_custom(spec)
     assert message in str(error.value) and spec in str(error.value)
+
+
+def test_a_custom_term_may_ask_the_policy(tmp_path):
+    """As the README has it; what is missing of such a term is said when it is loaded."""
+    (example,) = re.findall(r"```python\n(# asks.py.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (tmp_path / "asks.py").write_text(example)
+    term = load_custom(f"{tmp_path}/asks.py:Loudness")
+    assert RewardFunction([(term, 1.0)], 60).asking == (term,) and (term.asks, term.reply_tokens) == ((True,), 4)
+    (question,) = checked_questions(term, sample("A loud voice."))
+    assert question.text.startswith("A loud voice. Is that")
+    samples = [dataclasses.replace(sample("x"), replies={"Loudness": (said,)}) for said in ("Yes.", "no", None)]
+    assert term(samples) == [1, 0, 0]
+    for line, words in (
+        ("asks = ()", "'asks' has to say of each question"),
+        ("reply_tokens = 0", "'reply_tokens' has to be a number"),
+        ("questions = None", "no method 'questions'"),
+        ("__init__ = None", "making one raised TypeError"),
+    ):
+        path = tmp_path / f"odd_{line.split()[0]}.py"
+        path.write_text(f"{example}\nclass Odd(Loudness):\n    {line}\n")
+        with pytest.raises(ConfigError, match=f"{path.name}:Odd.*{words}"):
+            load_custom(f"{path}:Odd")
+
+
+@pytest.mark.parametrize(
+    "questions, words",
+    [([], "0 questions about a sample, but 'asks' is of 1"), (["Is it loud?"], "'Is it loud.' is no Question")],
+)
+def test_questions_are_as_announced(questions, words):
+    term = type("Asks", (), {"asks": (True,), "questions": lambda self, sample: questions})()
+    with pytest.raises((TypeError, ValueError), match=words):
+        checked_questions(term, sample("x"))
 
 
 def test_custom_file_that_fails_to_import(tmp_path):

@@ -62,6 +62,25 @@ def test_the_first_mixed_groups_are_learnt_from_and_nothing_else(monkeypatch):
     chex.assert_trees_all_close(jax.device_get(state.params), jax.device_get(expected.params), atol=1e-6)
 
 
+def test_mini_batches_share_what_is_learnt_from(monkeypatch):
+    """Every optimiser step has its part of the mixed groups, wherever they were drawn."""
+    config = dataclasses.replace(DYNAMIC, minibatches=2)
+    monkeypatch.setattr(learner(config)._engine, "_reward", RewardFunction([(Uneven(), 1.0)], 60))
+    _, state, step = harness.grpo_step(harness.mesh(), 2, harness.DESCENT, config)
+    taken = []
+    optimise = learner(config)._optimise
+
+    def watched(state, part, *rest):
+        taken.append([np.asarray(rows)[np.asarray(example.valid)].tolist() for example, rows in part])
+        return optimise(state, part, *rest)
+
+    monkeypatch.setattr(learner(config), "_optimise", watched)
+    state, metrics, _ = step(state, 0, functools.partial(next, iter((1, 2))))
+    numbers = [n + (b << 20) for b in range(DYNAMIC.draws) for n in range(harness.BATCH) if n % 2 and n != 3][:WANTED]
+    assert [sum(part, []) for part in taken] == [numbers[: WANTED // 2], numbers[WANTED // 2 :]]
+    assert int(state.step) == 2 and metrics["kept_groups"] == WANTED and metrics["grad_norm"] > 0
+
+
 def test_without_mixed_groups_a_step_ends_and_says_so(monkeypatch):
     state, step = step_with(
         monkeypatch, type("Same", (Uneven,), {"__call__": lambda self, samples: [1.0] * len(samples)})()

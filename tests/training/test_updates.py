@@ -4,10 +4,12 @@ import dataclasses
 
 import chex
 import jax
+import jax.numpy as jnp
 import pytest
 
 from mecap_jax.config import CheckpointConfig, ConfigError, LossConfig, load
-from mecap_jax.experiment.setup import divide_prompts
+from mecap_jax.rewards.combine import RewardFunction
+from mecap_jax.rl.learner import _only
 from mecap_jax.training.checkpointing import StageCheckpoints
 from mecap_jax.training.logging import RunLogger, read_jsonl
 from mecap_jax.training.loop import run_stage
@@ -36,10 +38,11 @@ def test_every_mini_batch_takes_a_step_of_its_own(monkeypatch):
     plain, taken = learner(harness.GRPO), []
     update = plain._update
 
-    def by_parts(state, examples, numbers):
-        bounds = (0, len(examples) // 2, len(examples))
-        for first, last in zip(bounds, bounds[1:]):
-            state, *rest = update(state, examples[first:last], numbers[first:last])
+    def by_parts(state, parts, accumulate):
+        (every,) = parts
+        for numbers in ([0, 1, 2], [3, 4, 5, 6]):
+            part = [(_only(example, jnp.isin(rows, jnp.array(numbers))), rows) for example, rows in every]
+            state, *rest = update(state, [part], accumulate)
             taken.append(jax.device_get(rest))
         return state, *rest
 
@@ -63,12 +66,38 @@ def test_what_is_logged_is_the_mean_of_all_passes():
     assert once["kl"] == pytest.approx(0, abs=1e-6) and twice["kl"] > 10 * once["kl"]
 
 
+@pytest.mark.parametrize("mesh, micro", [((1, 1), 3), ((1, 1), 0), ((2, 2), 1)])
+def test_mini_batches_are_the_same_however_a_step_is_divided(mesh, micro):
+    """A resumed run may have another mesh, and other micro-batches: prompts of one stay in their mini-batch."""
+    config, mesh = replace(harness.GRPO, minibatches=3), harness.mesh(*mesh)
+    expected, metrics = one_step(config, start())
+    assert int(expected.step) == 3
+    learner = harness.grpo_learner(mesh, harness.DESCENT, config, harness.EVERYTHING)
+    actual, result = learner.step(harness.initial_state(mesh, harness.DESCENT)[1], harness.grpo_batch(0, mesh, micro))
+    assert result.metrics["num_tokens"] == metrics["num_tokens"]
+    chex.assert_trees_all_close(jax.device_get(actual.params), jax.device_get(expected.params), atol=1e-6)
+
+
 def test_mini_batches_need_prompts():
-    config = load("configs/grpo.py", ["grpo.minibatches=5", "grpo.prompts=12", "grpo.micro_prompts=0"]).grpo
-    division = divide_prompts(config, harness.mesh())
-    assert (division.parts, division.size) == (6, 2)
-    with pytest.raises(ConfigError, match="'grpo.minibatches': 5, but a device has only 3 of 12 prompts a step"):
-        divide_prompts(config, harness.mesh(4))
+    with pytest.raises(ConfigError, match="'grpo.minibatches': 5, but a step has only 4 prompts"):
+        load("configs/grpo.py", ["grpo.minibatches=5", "grpo.prompts=4"])
+
+
+def test_a_term_whose_questions_fail_is_counted_and_harms_no_other(monkeypatch):
+    class Broken(harness.Curious):
+        def questions(self, sample):
+            return [1 / 0]
+
+    curious = harness.grpo_learner(harness.mesh(), harness.DESCENT, harness.GRPO, harness.EVERYTHING, True)
+    terms = [(harness.Alphabetical(), 1.0), (Broken(), 1.0)]
+    monkeypatch.setattr(curious._engine, "_reward", RewardFunction(terms, 60))
+    monkeypatch.setattr(curious, "_weights", curious._engine._reward.weights_at)
+    _, result = curious.step(start(), harness.grpo_batch(0, harness.mesh(), MICRO))
+    metrics = result.metrics
+    judged = (harness.BATCH - 1) * harness.GRPO.group_size
+    assert metrics["rewards/curious/failures"] == judged and metrics["rewards/alphabetical/failures"] == 0
+    assert metrics["reward"] == pytest.approx(metrics["rewards/alphabetical/mean"])
+    assert "ZeroDivisionError" in curious._engine._reward.reasons["curious"]
 
 
 # --- the reference policy --------------------------------------------------------------------------------------------
