@@ -28,6 +28,9 @@ _PROJECT = Path(__file__).parents[1]
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    config = load(_CONFIG.value)
+    if config.task.name != "captioning":
+        raise app.UsageError(f"--config: the tables are of captions, and {_CONFIG.value} is of {config.task.name}")
     reports = []
     workdirs = [Path(_ROOT.value) / f"seed-{int(seed)}" for seed in _SEEDS.value]
     for seed, workdir in zip(_SEEDS.value, workdirs):
@@ -37,7 +40,7 @@ def main(argv: list[str]) -> None:
                 workdir.mkdir(parents=True, exist_ok=True)
                 shutil.copy(control, workdir / CONTROL)
             command = [sys.executable, str(_PROJECT / "scripts" / "train.py"), f"--config={_CONFIG.value}"]
-            rows = ",".join(row.name for row in load(_CONFIG.value).rows)
+            rows = ",".join(row.name for row in config.rows)
             options = [f"--workdir={workdir}", f"--config.seed={int(seed)}", f"--config.evaluation.rows={rows}"]
             code = subprocess.run([*command, *options]).returncode
             if code or not (workdir / "report.json").exists():
