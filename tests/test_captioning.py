@@ -212,7 +212,7 @@ def test_a_file_becomes_the_prompt_and_the_caption_that_its_clip_has_in_the_run(
     for answer, name in zip(caption_clips(captioner, requests, **options), files):
         assert not answer.error
         (mine,), other = answer.captions, theirs[rows[names.index(name)]]
-        assert (mine.text, mine.finished) == tuple(other)
+        assert (mine.text, mine.finished) == (other.text, other.finished)
     assert not all(caption.finished for caption in theirs.values())
 
 
