@@ -118,6 +118,11 @@ def checked_questions(term: PolicyReward, sample: Sample) -> list[Question | Non
     return questions
 
 
+def described(error: Exception) -> str:
+    """What a term raised, in one line of bounded length."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
 def frozen(record: ClipRecord) -> ClipRecord:
     """The same record, whose mappings cannot be changed."""
     mappings = {

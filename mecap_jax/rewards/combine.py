@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, SupportsFloat
 import numpy as np
 
 from mecap_jax.config import ConfigError, RewardConfig, is_custom, schedule_factor
-from mecap_jax.rewards.base import PolicyReward, Reward, Sample
+from mecap_jax.rewards.base import PolicyReward, Reward, Sample, described
 from mecap_jax.rewards.custom import load_custom
 
 _log = logging.getLogger(__name__)
@@ -168,8 +168,7 @@ class RewardFunction:
             self._hanging[name] = future
             raise TimeoutError(f"took longer than {self._timeout_s:g} s") from None
         if error is not None:
-            message = " ".join(str(error).split())
-            raise RuntimeError(f"{type(error).__name__}: {message[:300]}") from error
+            raise RuntimeError(described(error)) from error
         return future.result()
 
     def _report(self, name: str, problem: str) -> None:

@@ -60,7 +60,7 @@ def load_custom(target: str) -> CustomReward:
     if isinstance(function, type):
         try:
             function = function()
-        except Exception as error:
+        except Exception as error:  # the user's own code
             raise problem(f"making one raised {type(error).__name__}: {error}") from error
     if not callable(function):
         raise problem(f"{path} defines no function {name!r}")

@@ -88,13 +88,13 @@ class GrpoLearner:
         del params, reference  # the state is about to be consumed
         rollouts, judged, advantages, zero_variance, timing = sampled
         numbers = [np.asarray(local_rows(rollout.micro.rows)) for rollout in rollouts]
-        size, kept, drawing = self._config.minibatches, sampled.mixed, {}
-        bounds = np.arange(1, size) * self._config.prompts // size
+        kept, drawing, minibatches = sampled.mixed, {}, self._config.minibatches
+        bounds = np.arange(1, minibatches) * self._config.prompts // minibatches
         if self._config.draws > 1:
             chosen, drawing = self._choose(sampled, numbers)
             drawing["draws"] = float(draws)
             kept = [mixed & np.isin(n, chosen) for mixed, n in zip(kept, numbers)]
-            bounds = np.append(chosen, _NO_MORE)[np.arange(1, size) * len(chosen) // size]
+            bounds = np.append(chosen, _NO_MORE)[np.arange(1, minibatches) * len(chosen) // minibatches]
         if self._config.advantage == "per_reward":
             advantages = _whitened(advantages, judged, kept)
         examples = [
@@ -112,7 +112,8 @@ class GrpoLearner:
         updating = time.perf_counter()
         number = step // self._config.updates_per_step + 1
         counted = kept if self._config.draws > 1 else [np.ones_like(part) for part in kept]
-        parts = self._mini_batches(examples, [rollout.micro.rows for rollout in rollouts], counted, bounds)
+        micro_batches = [(example, rollout.micro.rows) for example, rollout in zip(examples, rollouts)]
+        parts = self._mini_batches(micro_batches, numbers, counted, bounds)
         state, sums, totals, norm = self._update(state, parts, len(examples) > 1)
         state = self._with_reference(state, number)
         jax.block_until_ready(norm)
@@ -154,24 +155,24 @@ class GrpoLearner:
         return advantages, zero_variance
 
     def _mini_batches(
-        self, examples: list[TrainExample], rows: list[Array], counted: list[np.ndarray], bounds: np.ndarray
+        self, micro_batches: MiniBatch, numbers: list[np.ndarray], counted: list[np.ndarray], bounds: np.ndarray
     ) -> list[MiniBatch]:
         """Divides what counts of a step by the prompts' numbers, at `bounds`, however it was sampled.
 
-        A micro-batch that holds prompts of two mini-batches is part of both, each with its own prompts only.
+        A micro-batch that holds prompts of two mini-batches is part of both, each with its own prompts only. `numbers`
+        and `counted` are of this process's prompts, by micro-batch.
         """
-        numbers = [np.asarray(local_rows(part)) for part in rows]
         every, counts = (x.T for x in all_rows((np.stack(numbers, axis=1), np.stack(counted, axis=1))))
         parts = []
         for low, high in itertools.pairwise([0, *bounds, _NO_MORE]):
             inside = counts & (low <= every) & (every < high)
             part = []
             for i in np.flatnonzero(inside.any(axis=1)) if inside.any() else [0]:
-                example = examples[i]
+                example, rows = micro_batches[i]
                 if not inside[i].all():
                     mine = counted[i] & (low <= numbers[i]) & (numbers[i] < high)
                     example = _only(example, put_batch(mine, self._mesh))
-                part.append((example, rows[i]))
+                part.append((example, rows))
             parts.append(part)
         return parts
 

@@ -20,7 +20,7 @@ from mecap_jax.data.questions import Asked
 from mecap_jax.data.tokenizer import Tokenizer
 from mecap_jax.generation.sampler import Generation, generate
 from mecap_jax.generation.scoring import completion_logprobs
-from mecap_jax.rewards.base import Sample, checked_questions
+from mecap_jax.rewards.base import Sample, checked_questions, described
 from mecap_jax.rewards.combine import RewardBatch, RewardFunction
 from mecap_jax.rl.policy_judge import PolicyJudge
 from mecap_jax.sharding import local_rows
@@ -192,8 +192,8 @@ class RolloutEngine:
             try:
                 asked = [checked_questions(term, sample) for sample in samples]
                 questions[valid] = np.array(asked, object).reshape(-1, size, len(term.asks))
-            except Exception as error:
-                unasked[term.name] = f"its questions: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            except Exception as error:  # a term may be a user's own: whatever it raises is its failure, not the run's
+                unasked[term.name] = f"its questions: {described(error)}"
             replies = [
                 self._judge.ask(params, micro.prompt, micro.valid, questions[..., k].tolist(), media, term.reply_tokens)
                 for k, media in enumerate(term.asks)
