@@ -17,7 +17,8 @@ PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 def documented():
     """(words of the command, its comment) of every command of ours in a block of shell."""
     for page in PAGES:
-        for block in re.finditer(r"^```sh\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S):
+        text = page.read_text(encoding="utf-8")
+        for block in re.finditer(r"^```(?:sh|bash|shell|console)\n(.*?)^```", text, re.M | re.S):
             for line in block[1].replace("\\\n", " ").splitlines():
                 if line.startswith("python scripts/"):
                     words = shlex.split(line, comments=True)
@@ -25,6 +26,7 @@ def documented():
 
 
 COMMANDS = list(documented())
+REPRODUCING = [command for command in COMMANDS if command.values[0][0] == "scripts/reproduce.py"]
 TRAINING = [command for command in COMMANDS if command.values[0][0] == "scripts/train.py"]
 
 
@@ -67,3 +69,14 @@ def test_recipes_run_on_the_devices_they_name(words, comment):
                 validate_devices(config, count)
         else:
             validate_devices(config, count)
+
+
+@pytest.mark.parametrize("words, comment", REPRODUCING)
+def test_recipes_are_reproduced_with_changes_and_rows_that_they_have(words, comment):
+    options = [word[2:].split("=", 1) for word in words[1:]]
+    changes = [value for key, value in options if key == "change"]
+    single = dict(option for option in options if option[0] != "change")
+    recipe, rows = single.get("config", "configs/grpo.py"), single.get("rows", "")
+    load(str(ROOT / recipe), [*changes, *([f"evaluation.rows={rows}"] if rows else [])])
+    section = single.get("section", Path(recipe).stem if recipe != "configs/grpo.py" else "results")
+    assert f"<!-- {section}: begin -->" in (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")

@@ -40,6 +40,8 @@ class SyntheticConfig:
       caption_language: "en" or "zh" (Chinese captions want a multilingual sentence encoder).
       speech_languages: languages that the voices speak.
       conflict_share: share of clips with a non-neutral emotion in which one modality is neutral or contradicts it.
+      contradicting_share: share of clips whose rationale argues for another emotion than the label: a cold start that
+        such rationales teach explains one thing and answers another, as models do that ERV is made for.
       stills: pictures of faces instead of clips: no sound, no words, and captions of none.
       domain: "other" has voices of another build and accent, and faces drawn in pencil: what a model does outside of
         what it was trained on.
@@ -52,6 +54,7 @@ class SyntheticConfig:
     caption_language: Literal["en", "zh"] = "en"
     speech_languages: tuple[Literal["en", "zh"], ...] = ("en", "zh")
     conflict_share: Share = 0.4
+    contradicting_share: Share = 0.0
     stills: bool = False
     domain: Literal["usual", "other"] = "usual"
     features: tuple[Literal["log_mel-UTT", "log_mel-FRA"], ...] = ()

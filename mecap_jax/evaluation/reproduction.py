@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from mecap_jax.evaluation.intervals import Difference, bootstrap_over_seeds
+from mecap_jax.evaluation.stage import StageResult
 from mecap_jax.evaluation.tables import (
     condition_title,
+    escape,
     format_value,
     markdown_table,
     metric_cell,
@@ -41,18 +45,83 @@ def summary_table(reports: Sequence[Report]) -> str:
     return f"{provenance(reports)}\n\n{markdown_table(['metric', *map(stage_title, stages)], rows)}\n"
 
 
-def provenance(reports: Sequence[Report]) -> str:
-    """Where figures come from: data, seeds, intervals, machine, date."""
+def seeds_tables(reports: Sequence[Report], results: Sequence[Mapping[str, Mapping[str, StageResult]]]) -> str:
+    """Two tables over seeds for the run's own clips, and two for each set of further ones: the mean of every metric of
+    every stage, and the differences between all pairs of stages with their intervals (`bootstrap_over_seeds`).
+
+    Args:
+      reports: one a seed.
+      results: one a seed: by name of the clips ("": the run's own) and stage.
+
+    Raises:
+      ValueError: the seeds were evaluated on different clips, or have not the same stages.
+    """
+    intervals = reports[0]["intervals"]
+    brackets = f"{intervals['level']:.0%} intervals (bootstrap over {intervals['clusters']} and seeds)"
+    parts = [provenance(reports, brackets)]
+    for name in results[0]:
+        parts += [f"The same stages on other clips, {escape(name)}:"] if name else []
+        parts += _means_and_differences([found.get(name, {}) for found in results], intervals)
+    return "\n\n".join(parts) + "\n"
+
+
+def _means_and_differences(results: Sequence[Mapping[str, StageResult]], intervals: Mapping[str, Any]) -> list[str]:
+    first = results[0]
+    stages = ordered_stages(first)
+    for found in results[1:]:
+        if found.keys() != first.keys() or found[stages[0]].ids != first[stages[0]].ids:
+            raise ValueError("seeds compare only where they have the same stages and were evaluated on the same clips")
+    metrics = [{stage: result.metrics for stage, result in found.items()} for found in results]
+    keys = ordered(key for stage in stages for key in metrics[0][stage])
+    rows = [
+        [metric_cell(key), *(_mean_cell(key, [found[stage].get(key) for found in metrics]) for stage in stages)]
+        for key in keys
+    ]
+    clusters = [clip.cluster for clip in first[stages[0]].clips]
+    compared = [key for key in _COMPARED if key in keys]
+    differences = []
+    for low, high in itertools.combinations(stages, 2):
+        of_high, of_low = ([found[stage].statistics for found in results] for stage in (high, low))
+        found = bootstrap_over_seeds(of_high, of_low, clusters, intervals["resamples"], intervals["level"])
+        cells = [_difference_cell(key, found.get(key)) for key in compared]
+        differences.append([f"{stage_title(high)} − {stage_title(low)}", *cells])
+    return [
+        markdown_table(["metric", *map(stage_title, stages)], rows),
+        markdown_table(["difference", *map(metric_cell, compared)], differences),
+    ]
+
+
+# What systems are compared in.
+_COMPARED = "war uar eea fcr epc claims_true emotion_word_uar emotion_uar bleu_4 rouge_l meteor".split()
+
+
+def _mean_cell(key: str, values: Sequence[float | None]) -> str:
+    return "" if None in values else format_value(key, float(np.mean(values)))
+
+
+def _difference_cell(key: str, found: Difference | None) -> str:
+    return "" if found is None or not np.isfinite(found.value) else format_value(key, found.value, found.interval, True)
+
+
+def provenance(reports: Sequence[Report], brackets: str = "") -> str:
+    """Where figures come from: data, seeds, intervals, machine, date.
+
+    Args:
+      brackets: what stands in brackets; by default the envelope of the seeds' own intervals.
+    """
     first = reports[0]
     intervals, made, test = first["intervals"], first["made"], first["test"]
     data = "Synthetic corpus" if first["data"]["synthetic"] else "Corpus"
     dates = sorted({report["made"]["date"][:10] for report in reports})
     clusters = intervals["clusters"]
     seeds = ", ".join(str(report["seed"]) for report in reports)
+    brackets = brackets or (
+        f"the lowest and the highest bound of the seeds' own {intervals['level']:.0%} intervals (bootstrap over "
+        f"{clusters})"
+    )
     return (
         f"{data}, {test['clips']} test clips of {test[clusters]} held-out {clusters}; mean of seeds {seeds}; in "
-        f"brackets the lowest and the highest bound of the seeds' own {intervals['level']:.0%} intervals (bootstrap "
-        f"over {clusters}). {made['machine']}, JAX {made['packages']['jax']}, {' and '.join(dates)}."
+        f"brackets {brackets}. {made['machine']}, JAX {made['packages']['jax']}, {' and '.join(dates)}."
     )
 
 

@@ -20,8 +20,9 @@ from mecap_jax.evaluation.java_tools import Meteor
 from mecap_jax.evaluation.predictions import no_prediction, predictions, read_captions, write_predictions
 from mecap_jax.evaluation.stage import NEAREST_ANCHOR, StageResult
 from mecap_jax.experiment.published import check_published, open_published, published_settings
-from mecap_jax.experiment.setup import Workbench, make_anchors, reopen
+from mecap_jax.experiment.setup import make_anchors, reopen
 from mecap_jax.experiment.weights import run_of, stage_params
+from mecap_jax.experiment.workbench import Workbench
 from mecap_jax.models.checkpoints.hub_config import CONFIG_FILE
 from mecap_jax.models.sentence_encoder import load_sentence_encoder
 from mecap_jax.sharding import make_mesh

@@ -5,54 +5,39 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
-from mecap_jax.config import (
-    Config,
-    ConfigError,
-    RowConfig,
-    SftConfig,
-    chosen_rows,
-    row_config,
-    stage_config,
-    validate_devices,
-)
-from mecap_jax.data.checks import check_data, remark_on_length
+from mecap_jax.config import Config, ConfigError, stage_config, validate_devices
+from mecap_jax.data.checks import remark_on_length
 from mecap_jax.data.importers import ImporterError, prepare
-from mecap_jax.data.manifest import SCHEMA_VERSION, BadClip, read_manifest
+from mecap_jax.data.manifest import SCHEMA_VERSION, read_manifest
 from mecap_jax.data.pipeline import ClipDataset, DataError
 from mecap_jax.data.processor import Processor
 from mecap_jax.data.processor_settings import ProcessorSettings
 from mecap_jax.data.shards import ShardError, ShardReader
 from mecap_jax.data.tokenizer import Tokenizer, train_tokenizer
 from mecap_jax.data.training_facts import TrainingFacts, gather_facts, read_facts
-from mecap_jax.data.utterance import SPLITS
 from mecap_jax.distributed import first_process
 from mecap_jax.emotions import EMOTIONS
 from mecap_jax.evaluation.predictions import PredictionsError
 from mecap_jax.experiment.backbone import check_backbone
+from mecap_jax.experiment.checks import check_stages, check_trainable, checked_against
 from mecap_jax.experiment.forecast import first_forecast
 from mecap_jax.experiment.weights import PROCESSOR, check_init_from, read_processor, read_run, run_of
+from mecap_jax.experiment.workbench import Workbench
 from mecap_jax.experiment.workdir import cache_of, check_same, claim, claim_data, data_of, is_claimed
 from mecap_jax.json_files import to_json
 from mecap_jax.locking import LockedError
-from mecap_jax.models.checkpoints.table import CheckpointError, flatten
-from mecap_jax.models.lora import ADAPTER_LEAVES
-from mecap_jax.models.multimodal_lm import TOWERS
-from mecap_jax.models.parameters import split_params
+from mecap_jax.models.checkpoints.table import CheckpointError
 from mecap_jax.models.sentence_encoder import SentenceEncoder, SentenceEncoderError, load_sentence_encoder
 from mecap_jax.rewards.anchors import Anchors, AnchorsError, build_anchors, captions_by_label, check_encoder
 from mecap_jax.rewards.base import RewardError
 from mecap_jax.rewards.templates import template_sentences
 from mecap_jax.sharding import fitting_mesh, make_mesh
-from mecap_jax.tasks.base import Judges, Task
 from mecap_jax.tasks.registry import make_task
-from mecap_jax.train_state import abstract_model
 from mecap_jax.training.logging import RunLogger
 from mecap_jax.training.loop import NonFiniteError
 
@@ -73,78 +58,6 @@ USER_ERRORS = (
     SentenceEncoderError,
     ShardError,
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Workbench:
-    """Everything that the stages of a run share."""
-
-    config: Config
-    workdir: Path
-    mesh: Mesh
-    reader: ShardReader
-    dataset: ClipDataset
-    task: Task
-    tokenizer: Tokenizer
-    encoder: SentenceEncoder
-    anchors: Anchors
-    logger: RunLogger
-
-    def with_data(self, dataset: ClipDataset) -> Workbench:
-        """The same bench over another view of the data."""
-        return dataclasses.replace(self, dataset=dataset)
-
-    def for_row(self, row: RowConfig) -> Workbench:
-        """The bench of a row of comparison: what it is asked and what it sees may be another thing.
-
-        Raises:
-          ConfigError: a change that the run cannot have.
-          DataError: data that the row cannot use; both name the row.
-        """
-        config = row_config(self.config, row)
-        if (config.task, config.data) == (self.config.task, self.config.data):
-            return dataclasses.replace(self, config=config)
-        shapes = config.data.buckets
-        if shapes == self.config.data.buckets and not self.dataset.fixed_shapes:
-            # They came from what the run asks: where the row's prompts need more room, it gets a shape more.
-            config = dataclasses.replace(config, data=dataclasses.replace(config.data, buckets=()))
-        try:
-            task = make_task(config)
-            dataset = ClipDataset(self.reader, config.data, config.model, self.tokenizer, task, shapes)
-        except (ConfigError, DataError) as error:
-            raise type(error)(f"row {row.name!r}: {error}") from error
-        if config.data.tower_cache:
-            mine, theirs = ({i for split in SPLITS for i in view.clips(split)} for view in (self.dataset, dataset))
-            if lacking := theirs - mine:
-                raise ConfigError(
-                    f"row {row.name!r}: with data.tower_cache a row has the run's clips, and this one has "
-                    f"{len(lacking)} more, such as {self.dataset.index[min(lacking)].id!r}"
-                )
-            if self.dataset.tokens is not None:
-                dataset = dataset.with_tokens(self.dataset.tokens)
-        config = dataclasses.replace(config, data=dataset.config)
-        return dataclasses.replace(self, config=config, task=task, dataset=dataset)
-
-    def over(self, reader: ShardReader) -> Workbench:
-        """The bench over other shards, of which clips that cannot be used are left out, however many they are.
-
-        They are seen as the run's own: the same modalities, no more of a long clip, and the run's shapes, with one more
-        where they hold what those do not.
-
-        Raises:
-          DataError: no clip can be used.
-        """
-        config = self.config
-        data = dataclasses.replace(config.data, max_bad_fraction=1.0, buckets=())
-        dataset = ClipDataset(reader, data, config.model, self.tokenizer, self.task, config.data.buckets)
-        config = dataclasses.replace(config, data=dataset.config)
-        return dataclasses.replace(self, reader=reader, dataset=dataset, config=config)
-
-    @property
-    def judges(self) -> Judges:
-        """What rewards and metrics may ask."""
-        train = [self.dataset.index[number] for number in self.dataset.clips("train")]
-        return Judges(self.encoder, self.anchors, train, self.config.longest_answer)
 
 
 def set_up(config: Config, workdir: Path, logger: RunLogger) -> Workbench:
@@ -196,101 +109,6 @@ def set_up(config: Config, workdir: Path, logger: RunLogger) -> Workbench:
     return bench
 
 
-def checked_against(reader: ShardReader, config: Config, logger: RunLogger) -> Config:
-    """The configuration with what could be worked around in the data; says what that is.
-
-    Raises:
-      DataError: the data cannot be used; names everything that is wrong with them.
-    """
-    quarantined = [BadClip(**clip) for clip in reader.manifest["quarantined"]]
-    found = check_data(reader.index, config, make_task(config), quarantined)
-    for remark in found.remarks:
-        logger.say(remark)
-    if found.problems:
-        raise DataError("\n".join([f"{reader.directory} cannot be trained on:", *found.problems]))
-    return found.config
-
-
-def check_stages(bench: Workbench) -> None:
-    """Tries what stages and rows of comparison will ask for, while nothing has been trained that could be lost.
-
-    Raises:
-      ConfigError, DataError: a reward that cannot be made as it is spelt, or a row that its data do not suffice for.
-    """
-    if bench.config.grpo is not None:
-        bench.task.rewards(bench.config.grpo.reward, bench.judges)
-    if bench.config.sft is not None:
-        _check_exercises(bench, bench.config.sft)
-    stages = {"": bench}
-    for row in chosen_rows(bench.config):
-        stages[row.name] = bench.for_row(row)
-        try:
-            _check_row(stages[row.name], row.stage)
-            _check_common(stages, row.name)
-        except ConfigError as error:
-            raise ConfigError(f"row {row.name!r}: {error}") from error
-    for directory in bench.config.evaluation.others:
-        _check_other(stages, Path(directory))
-
-
-def _check_other(stages: Mapping[str, Workbench], directory: Path) -> None:
-    """Refuses further shards that not every stage, by name, can be evaluated on; the run itself has no name."""
-    try:
-        reader = ShardReader(directory)
-    except ShardError as error:
-        raise ConfigError(f"config key 'evaluation.others': {error}") from error
-    over: dict[str, Workbench] = {}
-    for name, stage in stages.items():
-        try:
-            over[name] = stage.over(reader)
-            _check_common(over, name)
-        except (ConfigError, DataError) as error:
-            row = f"row {name!r}: " if name else ""
-            raise ConfigError(f"config key 'evaluation.others': {directory}: {row}{error}") from error
-
-
-def _check_row(bench: Workbench, stage: str) -> None:
-    """Tries what a row of comparison will ask for; `bench` is the row's."""
-    settings = getattr(bench.config, stage)
-    if stage == "sft":
-        key, clips = "batch_clips", bench.dataset.teaching("train", settings.clips)
-        _check_exercises(bench, settings)
-    else:
-        key, clips = "prompts", bench.dataset.clips("train", settings.clips)
-        bench.task.rewards(settings.reward, bench.judges)
-    if len(clips) < (batch := getattr(settings, key)):
-        raise ConfigError(f"'{stage}.{key}': {batch} clips a step, but only {len(clips)} train")
-
-
-def _check_exercises(bench: Workbench, settings: SftConfig) -> None:
-    """Refuses exercises where there are none: nothing would be said of a lesson that is never taught."""
-    if not settings.exercises:
-        return
-    dataset, rng = bench.dataset, np.random.default_rng(0)
-    taught = (dataset.index[number] for number in dataset.teaching("train", settings.clips))
-    if not any(bench.task.exercise(record, record, rng) for record in taught):
-        raise ConfigError(
-            f"config key 'sft.exercises': {settings.exercises:g}, but the task (task.protocol = "
-            f"{bench.config.task.protocol!r}) has no exercise on any training clip; set it to 0"
-        )
-
-
-def _check_common(stages: Mapping[str, Workbench], name: str) -> None:
-    """Refuses the newest stage, of this name, where no clip is left that all can be evaluated on."""
-    if not common_clips(stages):
-        split = next(iter(stages.values())).dataset.evaluated_split
-        shared = f"it shares no {split} clip with those before it: nothing compares them"
-        raise ConfigError(shared if name else "no clip in split test or validation")
-
-
-def common_clips(stages: Mapping[str, Workbench]) -> list[int]:
-    """The numbers of the evaluated clips that every stage can use, in the order of the first one."""
-    first, *others = (bench.dataset for bench in stages.values())
-    split = first.evaluated_split
-    usable = [set(dataset.clips(split)) for dataset in others]
-    return [number for number in first.clips(split) if all(number in known for known in usable)]
-
-
 def load_encoder(config: Config) -> SentenceEncoder:
     """The sentence encoder, which the anchors that are asked for, if any, were built with.
 
@@ -307,27 +125,6 @@ def load_encoder(config: Config) -> SentenceEncoder:
         except AnchorsError as error:
             raise ConfigError(f"config key 'encoder.anchors': {error}") from error
     return encoder
-
-
-def check_trainable(config: Config) -> None:
-    """Tries the patterns of `trainable` and `model.lora.targets` on the model's shapes, before any data is made.
-
-    Raises:
-      ConfigError: one of them matches nothing, nothing trains, or part of a tower does that `data.tower_cache` needs
-        frozen.
-    """
-    _, abstract = abstract_model(config.model, make_mesh(config.mesh))
-    trainable, _ = split_params(abstract, config.trainable)
-    if not config.data.tower_cache:
-        return
-    towers = [name for modality, name in TOWERS.items() if modality in config.data.modalities]
-    for path in flatten(trainable):
-        if path.split(".")[0] in towers:
-            adapter = path.rpartition(".")[2] in ADAPTER_LEAVES
-            raise ConfigError(
-                f"config key 'data.tower_cache': towers must be frozen, but {path!r} trains "
-                f"(see config key {'model.lora.targets' if adapter else 'trainable'!r})"
-            )
 
 
 def reopen(workdir: Path, data: Path | None, logger: RunLogger, stage: str = "") -> Workbench:

@@ -15,8 +15,8 @@ from flax import nnx
 from mecap_jax.config import ConfigError, GrpoConfig, SftConfig
 from mecap_jax.data.pipeline import ClipBatch
 from mecap_jax.evaluation.decoding import greedy_captions, spread_evaluation
-from mecap_jax.experiment.setup import Workbench
 from mecap_jax.experiment.weights import RunModel, describe
+from mecap_jax.experiment.workbench import Workbench
 from mecap_jax.models.parameters import merge_params
 from mecap_jax.rewards.base import Sample
 from mecap_jax.rewards.combine import RewardFunction

@@ -9,7 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -23,10 +23,11 @@ from mecap_jax.evaluation.report import write_report
 from mecap_jax.evaluation.stage import StageResult
 from mecap_jax.experiment.forecast import forecast
 from mecap_jax.experiment.scoring import caption_stage, evaluate_stage
-from mecap_jax.experiment.setup import Workbench, common_clips, reopen, set_up
+from mecap_jax.experiment.setup import reopen, set_up
 from mecap_jax.experiment.stages import Start, Stop, train_grpo, train_sft
 from mecap_jax.experiment.tower_cache import with_tower_cache
 from mecap_jax.experiment.weights import RunModel, open_model, read_report, stage_trainable, starting_trainable
+from mecap_jax.experiment.workbench import Workbench, common_clips
 from mecap_jax.experiment.workdir import CONFIG_FILE, LOCK, check_place
 from mecap_jax.json_files import read_json_object, write_json
 from mecap_jax.locking import locked
@@ -61,8 +62,8 @@ def run(config: Config, workdir: Path, should_stop: Stop = lambda step: False) -
         if config.data.tower_cache:
             with clock.measure("tower_cache"):
                 bench = with_tower_cache(bench, model, should_stop)
-        evaluated = len(bench.dataset.clips(bench.dataset.evaluated_split))
-        ahead = forecast(config, workdir, bench.mesh, config.data.buckets[-1], evaluated)
+        clips = len(bench.dataset.clips(bench.dataset.evaluated_split))
+        ahead = forecast(config, workdir, bench.mesh, config.data.buckets[-1], clips)
         logger.say(f"{ahead} from here on this machine, compilation not counted")
 
         @contextlib.contextmanager
@@ -85,10 +86,8 @@ def run(config: Config, workdir: Path, should_stop: Stop = lambda step: False) -
             with stage(row.name):
                 stages[row.name] = _train_row(bench, row, model, should_stop)
         with clock.measure("evaluation"):
-            caption = _captioner(bench, model)
-            results, ablation = evaluate(stages, caption)
-            others = evaluate_others(stages, caption)
-        return _report(bench, results, ablation, others, clock.report(_step_seconds(workdir)))
+            evaluated = evaluate_all(stages, _captioner(bench, model))
+        return _report(bench, evaluated, clock.report(_step_seconds(workdir)))
 
 
 def report_again(workdir: Path, logger: RunLogger) -> dict[str, Any]:
@@ -97,6 +96,13 @@ def report_again(workdir: Path, logger: RunLogger) -> dict[str, Any]:
     Raises:
       ConfigError: there is no run, or a stage of it has not been captioned yet.
     """
+    bench, evaluated = evaluated_again(workdir, logger)
+    timing = read_report(workdir).get("timing") or {"steps": _step_seconds(workdir)}
+    return _report(bench, evaluated, timing)
+
+
+def evaluated_again(workdir: Path, logger: RunLogger) -> tuple[Workbench, Evaluated]:
+    """Scores the captions that a run keeps. Errors as in `report_again`."""
 
     def refuse(bench: Workbench, stage: str, title: str, numbers: list[int]):
         raise ConfigError(f"{workdir} keeps no captions of {title}; scripts/train.py with this --workdir makes them")
@@ -104,10 +110,7 @@ def report_again(workdir: Path, logger: RunLogger) -> dict[str, Any]:
     bench = reopen(workdir, None, logger)
     stages = {name: bench for name in ("sft", "grpo") if getattr(bench.config, name) is not None}
     stages |= {row.name: bench.for_row(row) for row in chosen_rows(bench.config)}
-    results, ablation = evaluate(stages, refuse)
-    others = evaluate_others(stages, refuse)
-    timing = read_report(workdir).get("timing") or {"steps": _step_seconds(workdir)}
-    return _report(bench, results, ablation, others, timing)
+    return bench, evaluate_all(stages, refuse)
 
 
 def _first_start(bench: Workbench) -> Start:
@@ -160,6 +163,25 @@ def _step_seconds(workdir: Path) -> dict[str, float]:
 
 # Makes captions: (bench, stage, what is done, for people, the clips' numbers) -> captions by number.
 MakeCaptions = Callable[[Workbench, str, str, list[int]], Mapping[int, Caption]]
+
+
+class Evaluated(NamedTuple):
+    """What the stages of a run are worth.
+
+    Attributes:
+      results: by stage, on the run's own clips.
+      ablation: by stage and modality, where the stage saw no other.
+      others: by name of further clips and stage.
+    """
+
+    results: dict[str, StageResult]
+    ablation: dict[str, dict[str, StageResult]]
+    others: dict[str, dict[str, StageResult]]
+
+
+def evaluate_all(stages: dict[str, Workbench], caption: MakeCaptions) -> Evaluated:
+    """Scores every finished stage on all clips that the run is evaluated on; arguments as in `evaluate`."""
+    return Evaluated(*evaluate(stages, caption), evaluate_others(stages, caption))
 
 
 def evaluate_others(stages: dict[str, Workbench], caption: MakeCaptions) -> dict[str, dict[str, StageResult]]:
@@ -251,7 +273,7 @@ class Clock:
         }
 
 
-def _report(bench: Workbench, results, ablation, others, timing: Mapping[str, Any]) -> dict[str, Any]:
+def _report(bench: Workbench, evaluated: Evaluated, timing: Mapping[str, Any]) -> dict[str, Any]:
     config = bench.config
     log = read_jsonl(bench.workdir / "metrics.jsonl")
     if jax.process_index() != 0:
@@ -261,11 +283,11 @@ def _report(bench: Workbench, results, ablation, others, timing: Mapping[str, An
         seed=config.seed,
         config=read_json_object(bench.workdir / CONFIG_FILE),  # as it was asked for, on whatever devices this is
         data=_data_summary(bench),
-        results=results,
+        results=evaluated.results,
         metrics_log=log,
         timing=timing,
-        ablation=ablation,
-        others=others,
+        ablation=evaluated.ablation,
+        others=evaluated.others,
         resamples=config.evaluation.bootstrap,
         confidence=config.evaluation.confidence,
         samples=config.evaluation.samples,

@@ -24,8 +24,8 @@ from mecap_jax.data.pipeline import EncodingBatch
 from mecap_jax.data.shards import find_finished
 from mecap_jax.data.tower_cache import TokenReader, TokenWriter, finish
 from mecap_jax.evaluation.decoding import evaluation_places
-from mecap_jax.experiment.setup import Workbench
 from mecap_jax.experiment.weights import RunModel
+from mecap_jax.experiment.workbench import Workbench
 from mecap_jax.experiment.workdir import cache_of
 from mecap_jax.json_files import as_json, to_json
 from mecap_jax.locking import locked

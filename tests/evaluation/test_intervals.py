@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from mecap_jax.evaluation.intervals import Statistic, bootstrap, bootstrap_difference, mean
+from mecap_jax.evaluation.intervals import (
+    Statistic,
+    bootstrap,
+    bootstrap_difference,
+    bootstrap_over_seeds,
+    mean,
+)
 
 
 def _types(presence: np.ndarray) -> Statistic:
@@ -112,3 +118,34 @@ def test_same_seed_same_interval():
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         bootstrap(*arguments)
+
+
+def test_differences_over_seeds_equal_a_plain_loop():
+    rng = np.random.default_rng(0)
+    speakers = np.repeat(np.arange(10), 6)
+    effects = rng.normal(size=10)[speakers]
+    first = [effects + 0.3 * rng.normal(size=60) + gain for gain in (0.1, 0.5, 0.9)]
+    second = [effects + 0.3 * rng.normal(size=60) for _ in range(3)]
+    a, b = ([{"m": mean(scores)} for scores in system] for system in (first, second))
+    found = bootstrap_over_seeds(a, b, speakers.tolist(), resamples=4000)["m"]
+    assert found.value == pytest.approx(np.mean(first) - np.mean(second))
+    loop = np.random.default_rng(7)
+    differences = np.stack([x - y for x, y in zip(first, second)])
+    means = []
+    for _ in range(4000):
+        clips = np.concatenate([np.flatnonzero(speakers == s) for s in loop.integers(0, 10, size=10)])
+        means.append(differences[loop.integers(0, 3, size=3)][:, clips].mean())
+    np.testing.assert_allclose(found.interval, np.quantile(means, [0.025, 0.975]), atol=0.03)
+    # Seeds are chance, too: what their mean alone would give is narrower.
+    pooled = bootstrap_difference({"m": mean(sum(first) / 3)}, {"m": mean(sum(second) / 3)}, speakers.tolist(), 4000)
+    assert np.ptp(found.interval) > 2 * np.ptp(pooled["m"].interval)
+
+
+def test_one_seed_has_the_interval_of_its_speakers():
+    scores = np.random.default_rng(0).normal(size=(2, 40))
+    a, b = ({"m": mean(row), "v": _types(row[:, None] > 0)} for row in scores)
+    speakers = np.repeat(np.arange(8), 5).tolist()
+    alone, over = bootstrap_difference(a, b, speakers), bootstrap_over_seeds([a], [b], speakers)
+    assert over["m"] == alone["m"] and over["v"].interval is None
+    with pytest.raises(ValueError, match="2 and 1 seeds do not compare"):
+        bootstrap_over_seeds([a, a], [b], speakers)

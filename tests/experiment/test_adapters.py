@@ -9,7 +9,8 @@ import pytest
 
 from mecap_jax.config import ConfigError
 from mecap_jax.experiment import stages, weights
-from mecap_jax.experiment.setup import check_trainable, set_up
+from mecap_jax.experiment.checks import check_trainable
+from mecap_jax.experiment.setup import set_up
 from mecap_jax.models.checkpoints.table import CheckpointError, flatten
 from mecap_jax.models.parameters import merge_params, split_params
 from mecap_jax.rl.rollout import RolloutEngine

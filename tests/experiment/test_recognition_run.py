@@ -1,6 +1,9 @@
 """R1-Omni's recipe in small, from shards to a report: cold start on rationales, reinforcement learning on labels."""
 
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,6 +63,39 @@ def test_the_report_is_on_recognition(finished):
     text = (workdir / "report.md").read_text()
     assert "| WAR ↑ |" in text and "nearest anchor" not in text and "Tokens come from" not in text
     assert (workdir / "plots" / "metrics.png").exists() and (workdir / "plots" / "confusion.png").exists()
+
+
+@pytest.mark.slow
+def test_tables_over_seeds_go_into_the_section_of_the_recipe(finished, tmp_path):
+    workdir, report = finished
+    for name in ("scripts/reproduce.py", "docs/reproduction.md", "configs/r1_omni.py", "configs/grpo.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(name, tmp_path / name)
+    for seed in (0, 1):
+        (tmp_path / "runs").mkdir(exist_ok=True)
+        (tmp_path / "runs" / f"seed-{seed}").symlink_to(workdir)
+
+    def reproduce(*arguments):
+        command = [sys.executable, "scripts/reproduce.py", "--config=configs/r1_omni.py", "--root=runs", "--seeds=0,1"]
+        return subprocess.run([*command, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+
+    before = (tmp_path / "docs" / "reproduction.md").read_text()
+    refused = [reproduce("--section=absent"), reproduce("--rows=absent")]
+    assert [run.returncode for run in refused] == [1, 1]
+    assert "'<!-- absent: begin -->'" in refused[0].stderr and "'absent'" in refused[1].stderr
+    assert (tmp_path / "docs" / "reproduction.md").read_text() == before
+
+    done = reproduce()
+    assert done.returncode == 0, done.stderr
+    section = (tmp_path / "docs" / "reproduction.md").read_text().partition("<!-- r1_omni: begin -->")[2]
+    section = section.partition("<!-- r1_omni: end -->")[0]
+    assert f"mean of seeds {report['seed']}, {report['seed']}" in section and "and seeds)" in section
+    war = report["eval"]["grpo"]["war"]
+    (line,) = (line for line in section.splitlines() if line.startswith("| WAR"))
+    assert line.split(" | ")[2] == f"{war:.3f}"
+    difference = war - report["eval"]["sft"]["war"]
+    (line,) = (line for line in section.splitlines() if line.startswith("| GRPO − SFT |"))
+    assert line.split(" | ")[1].startswith(f"{round(difference, 3) + 0.0:+.3f} [".replace("+0.000", "0.000"))
 
 
 @pytest.mark.slow

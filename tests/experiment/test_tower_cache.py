@@ -22,7 +22,8 @@ from mecap_jax.data.shards import ShardError
 from mecap_jax.data.tower_cache import TokenReader
 from mecap_jax.experiment import stages, tower_cache, weights
 from mecap_jax.experiment import workdir as workdir_module
-from mecap_jax.experiment.setup import check_trainable, make_tokenizer, set_up
+from mecap_jax.experiment.checks import check_trainable
+from mecap_jax.experiment.setup import make_tokenizer, set_up
 from mecap_jax.models.parameters import merge_params
 from mecap_jax.rewards.combine import RewardFunction
 from mecap_jax.sharding import put_batch

@@ -54,6 +54,7 @@ class ClipSpec:
       features: names of precomputed features that the clip carries (see `SyntheticConfig.features`).
       still: whether it is a picture of the face alone.
       pencil: whether the face is drawn in pencil.
+      argued: the emotion that the rationale argues for, where it contradicts the label.
     """
 
     id: str
@@ -71,6 +72,7 @@ class ClipSpec:
     features: tuple[str, ...] = ()
     still: bool = False
     pencil: bool = False
+    argued: str | None = None
 
     def shown(self, modality: str) -> tuple[str, str]:
         """Returns emotion and intensity in "audio" or "video"."""
@@ -92,7 +94,7 @@ def plan(config: SyntheticConfig) -> list[ClipSpec]:
     specs: list[ClipSpec] = []
     for split, size in sizes.items():
         specs += _plan_split(split, size, len(specs), config, rng)
-    return specs
+    return _contradict(specs, config.contradicting_share)
 
 
 def captions_of(spec: ClipSpec) -> dict[str, tuple[str, ...]]:
@@ -122,8 +124,15 @@ def labels_of(spec: ClipSpec) -> dict[str, str]:
 
 
 def rationale_of(spec: ClipSpec) -> str:
-    """Returns why the clip's emotion is what it is, in the language of the captions; no media are made."""
-    return _GRAMMARS[spec.caption_language].explain(_draw(spec).facts, _generators(spec)[3])
+    """Returns why the clip's emotion is what it is, in the language of the captions; no media are made.
+
+    Where the rationale contradicts the label, all that is heard and seen is true still, and read as another emotion.
+    """
+    facts = _draw(spec).facts
+    if spec.argued is not None:
+        intensity = "none" if spec.argued == "neutral" else facts.intensity.replace("none", "mild")
+        facts = dataclasses.replace(facts, emotion=spec.argued, intensity=intensity)
+    return _GRAMMARS[spec.caption_language].explain(facts, _generators(spec)[3])
 
 
 def render(spec: ClipSpec) -> Utterance:
@@ -195,8 +204,9 @@ class _Drawn(NamedTuple):
 
 
 def _generators(spec: ClipSpec) -> list[np.random.Generator]:
-    """Returns a generator each for parameters, media, captions, rationale and its parts: none depends on another."""
-    return np.random.default_rng(spec.seed).spawn(5)
+    """Returns a generator each for parameters, media, captions, rationale, its parts, and whether it contradicts the
+    label: none depends on another."""
+    return np.random.default_rng(spec.seed).spawn(6)
 
 
 def _draw(spec: ClipSpec) -> _Drawn:
@@ -226,6 +236,7 @@ def _check(config: SyntheticConfig):
         ("clips", config.clips > 0, "positive"),
         ("seed", config.seed >= 0, "at least 0"),
         ("conflict_share", 0.0 <= config.conflict_share <= 1.0, "in [0, 1]"),
+        ("contradicting_share", 0.0 <= config.contradicting_share <= 1.0, "in [0, 1]"),
         ("caption_language", config.caption_language in _GRAMMARS, f"one of {tuple(_GRAMMARS)}"),
         ("domain", config.domain in ("usual", "other"), "usual or other"),
         ("speech_languages", config.speech_languages != (), "at least one language"),
@@ -276,6 +287,17 @@ def _plan_split(split: str, size: int, first: int, config: SyntheticConfig, rng:
             )
         )
     return specs
+
+
+def _contradict(specs: list[ClipSpec], share: float) -> list[ClipSpec]:
+    """Lets a share of the rationales argue for another emotion; those of a larger share hold those of a smaller one."""
+
+    def argued(spec: ClipSpec) -> str | None:
+        rng = _generators(spec)[5]
+        drawn, other = rng.random(), [emotion for emotion in EMOTIONS if emotion != spec.emotion]
+        return other[rng.integers(len(other))] if drawn < share else None
+
+    return [dataclasses.replace(spec, argued=argued(spec)) for spec in specs] if share else specs
 
 
 def _deal(cards, count: int, rng: np.random.Generator) -> list:

@@ -11,10 +11,11 @@ import pytest
 from mecap_jax.config import ConfigError, SyntheticConfig
 from mecap_jax.data import media
 from mecap_jax.data.importers import BadClip, ImportSettings, synthetic
-from mecap_jax.data.synthetic.corpus import INTENSITIES, plan, render
+from mecap_jax.data.synthetic.corpus import INTENSITIES, attributes_of, labels_of, plan, rationale_of, render
 from mecap_jax.data.utterance import MODALITIES, deserialize, serialize
-from mecap_jax.emotions import EMOTIONS
-from mecap_jax.evaluation.claims import claim_accuracy
+from mecap_jax.emotions import EMOTIONS, first_emotion_word
+from mecap_jax.evaluation.claims import claim_accuracy, claims_of, is_true
+from mecap_jax.rewards.sentences import split_sentences
 
 
 def agreement(specs, modality: str) -> float:
@@ -119,6 +120,7 @@ def test_speech_languages():
         (dict(clips=0), "clips.: must be positive .got 0."),
         (dict(seed=-1), "seed.: must be at least 0 .got -1."),
         (dict(conflict_share=1.5), r"conflict_share.: must be in \[0, 1\] .got 1.5."),
+        (dict(contradicting_share=-0.1), r"contradicting_share.: must be in \[0, 1\] .got -0.1."),
         (dict(caption_language="de"), "caption_language.: must be one of .*got 'de'"),
         (dict(speech_languages=()), "speech_languages.: must be at least one language"),
         (dict(speech_languages=("en", "de")), "speech_languages.: must be among .*'de'"),
@@ -127,6 +129,25 @@ def test_speech_languages():
 def test_impossible_settings_are_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         plan(SyntheticConfig(**settings))
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_some_rationales_argue_for_another_emotion_and_nothing_else_changes(language):
+    settings = SyntheticConfig(clips=300, caption_language=language)
+    usual = plan(settings)
+    contradicting, fewer = (plan(dataclasses.replace(settings, contradicting_share=share)) for share in (0.4, 0.2))
+    argued = {spec.id: spec.argued for spec in contradicting}
+    assert [dataclasses.replace(spec, argued=None) for spec in contradicting] == usual
+    assert 0.3 < np.mean([emotion is not None for emotion in argued.values()]) < 0.5
+    assert all(spec.argued in (None, argued[spec.id]) for spec in fewer)
+    for spec, other in zip(usual, contradicting):
+        rationale = rationale_of(other)
+        concluded = first_emotion_word(split_sentences(rationale)[-1])
+        assert concluded == (other.argued or spec.emotion) and other.argued != spec.emotion
+        assert labels_of(other) == labels_of(spec) and attributes_of(other) == attributes_of(spec)
+        assert other.argued or rationale == rationale_of(spec)
+        shown = [claim for claim in claims_of(rationale, language) if claim[0] != "emotion"]
+        assert all(is_true(claim, attributes_of(spec), labels_of(spec)) for claim in shown)
 
 
 def test_seeds_make_different_corpora(specs):

@@ -1,0 +1,131 @@
+"""What would end a run late is tried early: patterns, data, rewards, and what every row of comparison asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from mecap_jax.config import Config, ConfigError, SftConfig, chosen_rows
+from mecap_jax.data.checks import check_data
+from mecap_jax.data.manifest import BadClip
+from mecap_jax.data.pipeline import DataError
+from mecap_jax.data.shards import ShardError, ShardReader
+from mecap_jax.experiment.workbench import Workbench, common_clips
+from mecap_jax.models.checkpoints.table import flatten
+from mecap_jax.models.lora import ADAPTER_LEAVES
+from mecap_jax.models.multimodal_lm import TOWERS
+from mecap_jax.models.parameters import split_params
+from mecap_jax.sharding import make_mesh
+from mecap_jax.tasks.registry import make_task
+from mecap_jax.train_state import abstract_model
+from mecap_jax.training.logging import RunLogger
+
+
+def check_trainable(config: Config) -> None:
+    """Tries the patterns of `trainable` and `model.lora.targets` on the model's shapes, before any data is made.
+
+    Raises:
+      ConfigError: one of them matches nothing, nothing trains, or part of a tower does that `data.tower_cache` needs
+        frozen.
+    """
+    _, abstract = abstract_model(config.model, make_mesh(config.mesh))
+    trainable, _ = split_params(abstract, config.trainable)
+    if not config.data.tower_cache:
+        return
+    towers = [name for modality, name in TOWERS.items() if modality in config.data.modalities]
+    for path in flatten(trainable):
+        if path.split(".")[0] in towers:
+            adapter = path.rpartition(".")[2] in ADAPTER_LEAVES
+            raise ConfigError(
+                f"config key 'data.tower_cache': towers must be frozen, but {path!r} trains "
+                f"(see config key {'model.lora.targets' if adapter else 'trainable'!r})"
+            )
+
+
+def checked_against(reader: ShardReader, config: Config, logger: RunLogger) -> Config:
+    """The configuration with what could be worked around in the data; says what that is.
+
+    Raises:
+      DataError: the data cannot be used; names everything that is wrong with them.
+    """
+    quarantined = [BadClip(**clip) for clip in reader.manifest["quarantined"]]
+    found = check_data(reader.index, config, make_task(config), quarantined)
+    for remark in found.remarks:
+        logger.say(remark)
+    if found.problems:
+        raise DataError("\n".join([f"{reader.directory} cannot be trained on:", *found.problems]))
+    return found.config
+
+
+def check_stages(bench: Workbench) -> None:
+    """Tries what stages and rows of comparison will ask for, while nothing has been trained that could be lost.
+
+    Raises:
+      ConfigError, DataError: a reward that cannot be made as it is spelt, or a row that its data do not suffice for.
+    """
+    if bench.config.grpo is not None:
+        bench.task.rewards(bench.config.grpo.reward, bench.judges)
+    if bench.config.sft is not None:
+        _check_exercises(bench, bench.config.sft)
+    stages = {"": bench}
+    for row in chosen_rows(bench.config):
+        stages[row.name] = bench.for_row(row)
+        try:
+            _check_row(stages[row.name], row.stage)
+            _check_common(stages, row.name)
+        except ConfigError as error:
+            raise ConfigError(f"row {row.name!r}: {error}") from error
+    for directory in bench.config.evaluation.others:
+        _check_other(stages, Path(directory))
+
+
+def _check_other(stages: Mapping[str, Workbench], directory: Path) -> None:
+    """Refuses further shards that not every stage, by name, can be evaluated on; the run itself has no name."""
+    try:
+        reader = ShardReader(directory)
+    except ShardError as error:
+        raise ConfigError(f"config key 'evaluation.others': {error}") from error
+    over: dict[str, Workbench] = {}
+    for name, stage in stages.items():
+        try:
+            over[name] = stage.over(reader)
+            _check_common(over, name)
+        except (ConfigError, DataError) as error:
+            row = f"row {name!r}: " if name else ""
+            raise ConfigError(f"config key 'evaluation.others': {directory}: {row}{error}") from error
+
+
+def _check_row(bench: Workbench, stage: str) -> None:
+    """Tries what a row of comparison will ask for; `bench` is the row's."""
+    settings = getattr(bench.config, stage)
+    if stage == "sft":
+        key, clips = "batch_clips", bench.dataset.teaching("train", settings.clips)
+        _check_exercises(bench, settings)
+    else:
+        key, clips = "prompts", bench.dataset.clips("train", settings.clips)
+        bench.task.rewards(settings.reward, bench.judges)
+    if len(clips) < (batch := getattr(settings, key)):
+        raise ConfigError(f"'{stage}.{key}': {batch} clips a step, but only {len(clips)} train")
+
+
+def _check_exercises(bench: Workbench, settings: SftConfig) -> None:
+    """Refuses exercises where there are none: nothing would be said of a lesson that is never taught."""
+    if not settings.exercises:
+        return
+    dataset, rng = bench.dataset, np.random.default_rng(0)
+    taught = (dataset.index[number] for number in dataset.teaching("train", settings.clips))
+    if not any(bench.task.exercise(record, record, rng) for record in taught):
+        raise ConfigError(
+            f"config key 'sft.exercises': {settings.exercises:g}, but the task (task.protocol = "
+            f"{bench.config.task.protocol!r}) has no exercise on any training clip; set it to 0"
+        )
+
+
+def _check_common(stages: Mapping[str, Workbench], name: str) -> None:
+    """Refuses the newest stage, of this name, where no clip is left that all can be evaluated on."""
+    if not common_clips(stages):
+        split = next(iter(stages.values())).dataset.evaluated_split
+        shared = f"it shares no {split} clip with those before it: nothing compares them"
+        raise ConfigError(shared if name else "no clip in split test or validation")
