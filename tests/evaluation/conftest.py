@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mecap_jax.emotions import EMOTIONS, LEXICON
-from mecap_jax.evaluation.java_tools import Meteor
+from mecap_jax.evaluation.java_tools import Meteor, ptb_tokenize
 from mecap_jax.evaluation.stage import EvaluatedClip, StageResult, score_stage
 
 
@@ -32,6 +32,12 @@ def corpus() -> tuple[list[EvaluatedClip], list[str]]:
         clips.append(EvaluatedClip(f"clip-{i}", f"speaker-{i % 5}", references, emotion))
         captions.append(caption(emotion if rng.random() < 0.8 else rng.choice(EMOTIONS), rng))
     return clips, captions
+
+
+def tokenized(references) -> list[list[str]]:
+    """The tokens of every text of every clip, from one start of the tokenizer: it takes most of a second."""
+    tokens = iter(ptb_tokenize([text for texts in references for text in texts]))
+    return [[next(tokens) for _ in texts] for texts in references]
 
 
 def encode(texts) -> np.ndarray:

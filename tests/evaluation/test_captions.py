@@ -11,7 +11,7 @@ from pycocoevalcap.rouge.rouge import Rouge
 from mecap_jax.evaluation.captions import caption_metrics
 from mecap_jax.evaluation.intervals import bootstrap
 from mecap_jax.evaluation.java_tools import ptb_tokenize
-from tests.evaluation.conftest import encode
+from tests.evaluation.conftest import encode, tokenized
 
 
 def _word_metrics(candidates, references, language="en"):
@@ -23,7 +23,7 @@ def test_overlap_metrics_equal_those_of_pycocoevalcap(meteor, corpus):
     captions = ["", "zebra", *captions[2:]]
     references = [clip.references for clip in clips]
     scores = caption_metrics(captions, references, encode=encode, meteor=meteor)
-    truth = {i: ptb_tokenize(row) for i, row in enumerate(references)}
+    truth = dict(enumerate(tokenized(references)))
     results = {i: [text] for i, text in enumerate(ptb_tokenize(captions))}
     bleu, _ = Bleu().compute_score(truth, results, verbose=0)
     for n in range(4):

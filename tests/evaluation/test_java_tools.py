@@ -8,6 +8,7 @@ from pycocoevalcap.meteor.meteor import Meteor as PackageMeteor
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
 from mecap_jax.evaluation.java_tools import JavaError, Meteor, meteor_score, ptb_tokenize
+from tests.evaluation.conftest import tokenized
 
 
 def test_tokens_equal_those_of_pycocoevalcap(java, capfd):
@@ -31,8 +32,8 @@ def test_tokenizer_keeps_texts_apart_and_the_console_clean(java, capfd):
 def test_meteor_equals_pycocoevalcap(meteor, corpus):
     clips, captions = corpus
     candidates = [*ptb_tokenize(captions), "", "zebra", ptb_tokenize(clips[0].references)[0]]
-    references = [ptb_tokenize(clip.references) for clip in clips] + [["a voice"], ["a voice"]]
-    references.append(ptb_tokenize(clips[0].references))
+    references = tokenized([clip.references for clip in clips])
+    references += [["a voice"], ["a voice"], references[0]]
     package = PackageMeteor()
     try:
         truth, results = dict(enumerate(references)), {i: [text] for i, text in enumerate(candidates)}
