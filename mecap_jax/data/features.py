@@ -24,27 +24,28 @@ PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def log_mel(waveform: np.ndarray, num_mel_bins: int) -> np.ndarray:
+def log_mel(waveform: np.ndarray, num_mel_bins: int, longest: int = MAX_SAMPLES) -> np.ndarray:
     """Computes Whisper's log-mel spectrogram (arXiv 2212.04356, section 2.2).
 
-    Equals transformers' `WhisperFeatureExtractor` (padded to 300 s) on the frames of its attention mask, without
-    computing the padding.
+    Equals transformers' `WhisperFeatureExtractor` (padded to `longest`, 300 s) on the frames of its attention mask,
+    without computing the padding.
 
     Args:
       waveform: float32 `[S]` at 16 kHz.
       num_mel_bins: mel bands between 0 and 8 kHz.
+      longest: samples that the extractor pads to.
 
     Returns:
       float32 `[ceil(S / 160), num_mel_bins]`, one frame every 10 ms.
 
     Raises:
-      ValueError: longer than 300 s, which the extractor would cut.
+      ValueError: longer than `longest`, which the extractor would cut.
     """
-    if len(waveform) > MAX_SAMPLES:
-        raise ValueError(f"audio of {len(waveform) / SAMPLE_RATE:.1f} s is longer than {MAX_SAMPLES // SAMPLE_RATE} s")
-    # Silence up to the last window that reaches into the signal; the extractor's own padding ends at 300 s, and
+    if len(waveform) > longest:
+        raise ValueError(f"audio of {len(waveform) / SAMPLE_RATE:.1f} s is longer than {longest // SAMPLE_RATE} s")
+    # Silence up to the last window that reaches into the signal; the extractor's own padding ends at `longest`, and
     # there its edge is mirrored as at the beginning.
-    padded = np.pad(waveform.astype(np.float32), (0, min(N_FFT, MAX_SAMPLES - len(waveform))))
+    padded = np.pad(waveform.astype(np.float32), (0, min(N_FFT, longest - len(waveform))))
     padded = np.pad(padded, N_FFT // 2, mode="reflect")
     windows = np.lib.stride_tricks.sliding_window_view(padded, N_FFT)[::HOP][:-1]
     spectrum = np.fft.rfft(windows * _hann_window())

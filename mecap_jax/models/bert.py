@@ -264,15 +264,18 @@ def fill_network(
     rows: Sequence[Row],
     ignored: Sequence[str],
     path: Path,
+    patch: tuple[int, ...] = (),
 ) -> Network:
     """Builds the network that `make` describes out of published tensors; its parameters are float32 numpy arrays.
+
+    `patch` is the shape of a patch where pictures are cut into such.
 
     Raises:
       CheckpointError: as `load_tensors`; names the file at `path`.
     """
     graphdef, state = nnx.split(nnx.eval_shape(make))
     try:
-        known = dict(problems=tensors.problems, is_complete=tensors.is_complete)
+        known = dict(problems=tensors.problems, is_complete=tensors.is_complete, patch=patch)
         params = load_tensors(tensors, rows, ignored, _split_qkv(nnx.to_pure_dict(state)), **known)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error

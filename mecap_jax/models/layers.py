@@ -140,12 +140,12 @@ def split_heads(x: Float[Array, "*batch dim"], heads: int) -> Float[Array, "*bat
 
 
 def attend_within(
-    q: Float[Array, "*batch length heads head"],
+    q: Float[Array, "*batch queries heads head"],
     k: Float[Array, "*batch length heads head"],
     v: Float[Array, "*batch length heads head"],
     key_mask: Bool[Array, "*batch length"],
-) -> Float[Array, "*batch length heads head"]:
-    """Bidirectional attention of every position to the valid positions of its own segment; any leading axes."""
+) -> Float[Array, "*batch queries heads head"]:
+    """Bidirectional attention of every query to the valid positions of its own segment; any leading axes."""
     q, k, v = (x.swapaxes(-3, -2) for x in (q * q.shape[-1] ** -0.5, k, v))
     logits = jnp.einsum("...qh,...kh->...qk", q, k, preferred_element_type=jnp.float32)
     logits += jnp.where(key_mask, 0.0, MASKED)[..., None, None, :]

@@ -1,0 +1,87 @@
+"""Whisper's encoder (Radford et al., arXiv 2212.04356): windows of 30 s of log-mel frames to a state every 20 ms."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from mecap_jax.models.checkpoints.table import Row
+from mecap_jax.models.encoders.blocks import (
+    Block,
+    BlockConfig,
+    block_rows,
+    every_state,
+    layer_norm,
+    norm_rows,
+    read_block,
+    read_fields,
+)
+from mecap_jax.models.layers import gelu
+
+IGNORED = (r"(model\.)?decoder\..*", r"proj_out\.weight")
+
+
+@dataclasses.dataclass(frozen=True)
+class WhisperConfig:
+    """Shape of the encoder: mel bands, states a window, layers."""
+
+    bands: int
+    positions: int
+    layers: int
+    block: BlockConfig
+
+    @classmethod
+    def from_hugging_face(cls, config: Mapping[str, Any]) -> WhisperConfig:
+        """Reads the content of a `config.json`.
+
+        Raises:
+          ValueError: names what is missing, ill-formed or not implemented.
+        """
+        names = ("d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim", "num_mel_bins")
+        sizes = dict.fromkeys(names) | {"max_source_positions": 1500}
+        found = read_fields(config, sizes, {"activation_function": "gelu", "scale_embedding": False})
+        width, layers, heads, hidden, bands, positions = found.values()
+        return cls(bands, positions, layers, read_block(config, width, heads, hidden, "gelu", 1e-5, key_bias=False))
+
+
+class WhisperEncoder(nnx.Module):
+    """Log-mel windows in, hidden states out."""
+
+    def __init__(self, config: WhisperConfig, *, rngs: nnx.Rngs):
+        width = config.block.width
+        self.conv1 = nnx.Conv(config.bands, width, (3,), padding=1, rngs=rngs)
+        self.conv2 = nnx.Conv(width, width, (3,), strides=2, padding=1, rngs=rngs)
+        self.positions = nnx.Param(jnp.zeros((config.positions, width)))
+        self.blocks = nnx.List(Block(config.block, rngs=rngs) for _ in range(config.layers))
+        self.norm = layer_norm(width, config.block.epsilon, rngs)
+
+    def __call__(self, mel: Float[Array, "B F M"], lengths: Int[Array, " B"]) -> list[Float[Array, "B T D"]]:
+        """Returns the input of each layer and the normalised output of the last one, of every window.
+
+        As trained, attention sees the silence that fills a window up: `lengths` changes nothing here.
+        """
+        x = gelu(self.conv2(gelu(self.conv1(mel))))
+        x = x + self.positions[...]
+        return every_state(self.blocks, x, jnp.ones(x.shape[:2], bool), self.norm)
+
+
+def rows(prefix: str) -> list[Row]:
+    """The table of an encoder whose published names begin with `prefix`."""
+    return [
+        *(Row(f"{prefix}conv{n}.weight", f"conv{n}.kernel", "convolution_1d") for n in (1, 2)),
+        *(Row(f"{prefix}conv{n}.bias", f"conv{n}.bias") for n in (1, 2)),
+        Row(f"{prefix}embed_positions.weight", "positions"),
+        *block_rows(prefix, "self_attn", ("self_attn_layer_norm", "final_layer_norm"), ("fc1", "fc2"), key_bias=False),
+        *norm_rows(f"{prefix}layer_norm", "norm"),
+    ]
+
+
+def state_count(frames: jax.Array | int) -> jax.Array | int:
+    """How many states so many mel frames make."""
+    return (frames + 1) // 2
