@@ -6,9 +6,8 @@ import dataclasses
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from mecap_jax.config import ConfigError, DataConfig
 from mecap_jax.data.clip_prompts import clip_row, request_text
@@ -24,13 +23,11 @@ from mecap_jax.data.utterance import Utterance
 from mecap_jax.json_files import to_json
 from mecap_jax.model_config import ModelConfig
 from mecap_jax.text_files import printable
+from mecap_jax.threads import ahead
 
 SUFFIXES = tuple(".wav .flac .ogg .oga .opus .mp3 .aac .m4a .mp4 .m4v .mov .3gp .mka .mkv .webm .avi".split())
 MAX_PROMPT_TOKENS = 32_768  # what Qwen2.5 was trained on
 _DECODERS = 2  # threads that decode while the device works
-
-T = TypeVar("T")
-S = TypeVar("S")
 
 
 class CaptionModel(Protocol):
@@ -156,7 +153,7 @@ def caption_clips(
         for (clip, *_), *group in zip(chosen, groups.text, sums.tolist(), groups.finished.tolist()):
             clip.groups.append(list(zip(*group)))
 
-    for number, (answer, shown) in enumerate(_ahead(read, requests, batch)):
+    for number, (answer, shown) in enumerate(ahead(read, requests, batch, _DECODERS)):
         clip = _Pending(answer, [window for window, _ in shown])
         pending.append(clip)
         # The random stream of a clip's first window is its number; the others are far from all numbers.
@@ -293,20 +290,6 @@ def _read_file(path: Path) -> bytes:
     if (size := path.stat().st_size) > MAX_CLIP_BYTES:
         raise ValueError(f"has {size} bytes (at most {MAX_CLIP_BYTES})")
     return path.read_bytes()
-
-
-def _ahead(function: Callable[[S], T], items: Iterable[S], count: int) -> Iterator[T]:
-    """Applies `function` in threads; results in order, `count` of them at most waiting."""
-    pool, waiting = ThreadPoolExecutor(_DECODERS), deque[Future]()
-    try:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > count:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 # --- requests and answers as text -------------------------------------------------------------------------------------

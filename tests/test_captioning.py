@@ -15,7 +15,6 @@ from mecap_jax.captioning import (
     Captioned,
     ClipReader,
     Request,
-    _ahead,
     as_differences,
     as_error,
     as_json,
@@ -39,6 +38,7 @@ from mecap_jax.models.checkpoints.hub import save_model
 from mecap_jax.models.checkpoints.table import CheckpointError
 from mecap_jax.sharding import single_device
 from mecap_jax.tasks.registry import make_task
+from mecap_jax.threads import ahead
 from mecap_jax.train_state import init_params, init_state, make_optimizer
 from mecap_jax.training.checkpointing import StageCheckpoints
 from tests.data.clips import SHARED, audio_file, needs_shared_data, video_file
@@ -389,7 +389,7 @@ def test_one_batch_at_most_is_decoded_ahead():
             started.append(item)
         return item
 
-    results = _ahead(decode, range(100), 4)
+    results = ahead(decode, range(100), 4, 2)
     for taken in range(1, 20):
         assert next(results) == taken - 1
         assert len(started) <= taken + 4

@@ -15,9 +15,8 @@ import hashlib
 import json
 import os
 import re
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +40,7 @@ from mecap_jax.data.records import RecordReader, RecordWriter, check_sum
 from mecap_jax.data.utterance import SPLITS, Utterance, deserialize, serialize
 from mecap_jax.json_files import as_json, to_json
 from mecap_jax.text_files import printable
+from mecap_jax.threads import ahead
 
 __all__ = ["BadClip", "Duplicate", "ClipRecord", "ShardError", "ShardReader", "find_finished", "summarise_bad", "write"]
 
@@ -181,15 +181,7 @@ class ShardReader:
 
 def _inspected(items: Iterable[Item], max_seconds: float) -> Iterator[Inspected]:
     """Adds what decoding tells to each utterance, in order; decoders run in threads, a few clips ahead."""
-    workers = min(8, os.cpu_count() or 1)
-    pending: deque = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        for item in items:
-            pending.append(pool.submit(_inspect, item, max_seconds))
-            if len(pending) > 4 * workers:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+    return ahead(lambda item: _inspect(item, max_seconds), items)
 
 
 def _inspect(item: Item, max_seconds: float) -> Inspected:

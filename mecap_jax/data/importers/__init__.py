@@ -47,6 +47,7 @@ __all__ = [
     "ImportSettings",
     "check_counts",
     "Item",
+    "open_source",
     "prepare",
 ]
 
@@ -192,6 +193,17 @@ def check_counts(source: str, manifest: Mapping[str, Any]) -> list[str]:
         for name, count in counts.items()
         if found.get(split, {}).get(name, 0) != count
     ]
+
+
+def open_source(source: str, input: Path, allow_outside: bool = False) -> tuple[Iterable[Item], int]:
+    """The clips of raw files, as `prepare` reads them, and how many there will be.
+
+    Raises:
+      ImporterError: no such input, or input that is not of its format.
+    """
+    if not input.is_dir():
+        raise ImporterError(f"source {source!r} needs an input directory, got {str(input)!r}")
+    return _open(importlib.import_module(IMPORTERS[source]), source, input, ImportSettings(allow_outside=allow_outside))
 
 
 def _open(importer: Any, source: str, input: Path | None, settings: ImportSettings) -> tuple[Iterable[Item], int]:

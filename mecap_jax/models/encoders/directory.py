@@ -140,6 +140,10 @@ class FrozenEncoder:
         """
         raise NotImplementedError
 
+    def shape(self, piece: Prepared) -> tuple[int, ...]:
+        """The shape that a piece has in a batch: those of one shape can be encoded together."""
+        return piece.array.shape
+
     def _batch(self, inputs: Sequence[np.ndarray]) -> np.ndarray:
         return np.stack(inputs)
 
@@ -210,6 +214,10 @@ class _Waveform(FrozenEncoder):
         if self._normalise:
             samples = (samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)
         return [Prepared(samples, self._config.state_count(len(samples)))]
+
+    def shape(self, piece: Prepared) -> tuple[int, ...]:
+        """See `FrozenEncoder.shape`."""
+        return (padded_length(len(piece.array)),)
 
     def _batch(self, inputs: Sequence[np.ndarray]) -> np.ndarray:
         size = padded_length(max(map(len, inputs)))
