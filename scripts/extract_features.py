@@ -17,8 +17,8 @@ from mecap_jax.data.importers.feature_files import DIRECTORY
 from mecap_jax.data.shards import ShardReader
 from mecap_jax.data.utterance import UtteranceError
 from mecap_jax.experiment.feature_extraction import FRAMES, UTTERANCE, Extraction, extract, open_output, summarise
+from mecap_jax.experiment.frozen_encoder import LAST_FOUR, POOLED, EncoderError, load_encoder
 from mecap_jax.experiment.setup import USER_ERRORS
-from mecap_jax.models.encoders.directory import LAST_FOUR, POOLED, EncoderError, load_encoder
 from mecap_jax.text_files import error_message, printable
 from mecap_jax.training.logging import RunLogger
 

@@ -15,7 +15,7 @@ ROOT = Path(mecap_jax.__file__).parent
 # Upstream first; what stands in one row may not import each other.
 ORDER = (
     ("families", "field_types"),
-    ("distributed", "emotions", "json_files", "locking", "model_config", "text_files"),
+    ("distributed", "emotions", "json_files", "locking", "model_config", "text_files", "threads"),
     ("config", "batch", "tokenizer_files"),
     ("sharding",),
     ("data",),

@@ -21,8 +21,8 @@ from mecap_jax.data.features import SAMPLE_RATE
 from mecap_jax.data.manifest import BadClip
 from mecap_jax.data.shards import Item
 from mecap_jax.data.utterance import Utterance
+from mecap_jax.experiment.frozen_encoder import EncoderError, FrozenEncoder, Prepared
 from mecap_jax.json_files import as_json, read_json_object, write_json
-from mecap_jax.models.encoders.directory import EncoderError, FrozenEncoder, Prepared
 from mecap_jax.text_files import printable
 from mecap_jax.threads import ahead
 

@@ -11,7 +11,7 @@ import transformers
 from safetensors.numpy import load_file, save_file
 
 from mecap_jax.models.checkpoints.table import CheckpointError
-from mecap_jax.models.encoders.directory import LAST_FOUR, POOLED, EncoderError, load_encoder, padded_length
+from mecap_jax.experiment.frozen_encoder import LAST_FOUR, POOLED, EncoderError, load_encoder, padded_length
 
 RATE = 16_000
 TRANSFORMER = dict(hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=48)

@@ -15,7 +15,7 @@ from absl.testing import flagsaver
 from mecap_jax.data import media
 from mecap_jax.data.importers import prepare
 from mecap_jax.data.shards import ShardReader
-from mecap_jax.models.encoders.directory import LAST_FOUR, POOLED, load_encoder
+from mecap_jax.experiment.frozen_encoder import LAST_FOUR, POOLED, load_encoder
 from tests.data.clips import audio_file, video_file
 from tests.models.test_encoders import PICTURES, SOUND, randomised, save
 
