@@ -20,6 +20,7 @@ _PATHS = (
     "encoder.path",
     "encoder.anchors",
     "task.judge",
+    "task.wheels",
 )
 _NAMES_OR_FILES = ("task.labels", "task.places")
 # What ends so is a file; in options, which only the task understands, what has a separator is a path, too.

@@ -185,9 +185,11 @@ class TaskConfig:
       name: "captioning": to put the emotion into words, as `data.target` and `data.instruction` say; "recognition": to
         name it, and to say why. All else here is of recognition.
       protocol: the form of an answer (`tasks.protocols`): "think_answer", "answer", ...
-      labels: which answers there are: the set of a known corpus (`tasks/labels.toml`), or a file (.toml).
+      labels: which answers there are: the set of a known corpus (`tasks/labels.toml`), a file (.toml), or "open": any
+        words, of which a clip's label holds one or several between commas.
       language: of request and answers.
       places: where the labels lie among each other (`tasks.coordinates`), for an error by degrees; "" leaves it out.
+      wheels: a file of emotion wheels (`rewards.wheels`), by which words are compared in evaluation; "" leaves it out.
       judge: which emotion an explanation speaks for, in evaluation: a directory of a text classifier (`./DIR`),
         "endpoint" for the OpenAI-compatible one of the environment (`OPENAI_BASE_URL`, `OPENAI_API_KEY`), or "" for the
         nearest emotion anchor.
@@ -200,6 +202,7 @@ class TaskConfig:
     labels: str = "emotiontalk"
     language: Literal["en", "zh"] = "en"
     places: str = ""
+    wheels: str = ""
     judge: str = ""
     judge_model: str = ""
     judge_timeout_s: PositiveFloat = 30.0

@@ -157,12 +157,12 @@ def plot_ablation(
     values: Mapping[str, Mapping[str, Values]],
     intervals: Mapping[str, Mapping[str, Intervals]],
     keys: Sequence[str],
-    chance: float,
+    chance: float | None,
     path: Path,
 ) -> None:
     """Draws, for each metric in `keys`, bars by what the model gets to see (`values[stage][condition]`).
 
-    `chance` is the level of guessing, a dashed line.
+    `chance` is the level of guessing, a dashed line; None where it is not known.
     """
     stages = ordered_stages(values)
     conditions = list(dict.fromkeys(condition for stage in stages for condition in values[stage]))
@@ -176,10 +176,11 @@ def plot_ablation(
                     interval = intervals[stage].get(condition, {}).get(key)
                     place = x + (s - (len(stages) - 1) / 2) * width
                     _bar(axis, place, key, value, interval, _colour(stage, stages), width=0.92 * width)
-            axis.axhline(chance, color=_INK, linewidth=1, linestyle=(0, (4, 3)))
+            if chance is not None:
+                axis.axhline(chance, color=_INK, linewidth=1, linestyle=(0, (4, 3)))
+                axis.annotate("chance", (1, chance), xycoords=("axes fraction", "data"), xytext=(-2, 3),
+                              textcoords="offset points", ha="right", fontsize=9)  # fmt: skip
             axis.set_xlim(-0.5, len(conditions) - 0.2)
-            axis.annotate("chance", (1, chance), xycoords=("axes fraction", "data"), xytext=(-2, 3),
-                          textcoords="offset points", ha="right", fontsize=9)  # fmt: skip
             _label(axis, describe(key).title, "")
             axis.set_xticks(range(len(conditions)), map(condition_title, conditions))
             axis.tick_params(axis="x", length=0)

@@ -234,13 +234,15 @@ def _draw(
         clips = [labels.count(name) for name in first.classes]
         plots.plot_confusion(confusions, first.classes, clips, first.reading, directory / "confusion.png")
     if report["ablation"]:
-        drawn.append("ablation")
         values, intervals = (
             {s: {c: entry[part] for c, entry in row.items()} for s, row in report["ablation"].items()}
             for part in ("eval", "confidence")
         )
         keys = [key for key in ABLATION_KEYS if any(key in entry for row in values.values() for entry in row.values())]
-        plots.plot_ablation(values, intervals, keys, 1 / len(first.classes), directory / "ablation.png")
+        chance = 1 / len(first.classes) if first.classes else None
+        if keys:
+            drawn.append("ablation")
+            plots.plot_ablation(values, intervals, keys, chance, directory / "ablation.png")
     return {name: f"plots/{name}.png" for name in drawn}
 
 

@@ -37,6 +37,10 @@ METRICS = {
     "judge_silent": Metric("Explanations without a verdict", better="lower"),
     "claims_true": Metric("Claims of an explanation that are true"),
     "claims": Metric("Claims an explanation makes", better="", digits=1),
+    "wheel_f1": Metric("F1 by emotion wheels"),
+    "wheel_precision": Metric("Precision by emotion wheels"),
+    "wheel_recall": Metric("Recall by emotion wheels"),
+    "wheel_average": Metric("Mean of precision and recall by emotion wheels"),
     "affect_error": Metric("Distance to the right emotion", better="lower"),
     "label_kl": Metric("KL of answers to labels (nats)", better="lower"),
     "label_js": Metric("JS of answers to labels (nats)", better="lower"),
@@ -62,7 +66,7 @@ METRICS = {
     "repetition": Metric("Captions that repeat themselves", better="lower"),
     "mean_length": Metric("Mean length (words)", better="", digits=1),
 }
-ABLATION_KEYS = ("emotion_uar", "emotion_word_uar", "war", "uar")  # what is compared between modalities
+ABLATION_KEYS = ("emotion_uar", "emotion_word_uar", "war", "uar", "wheel_f1")  # what is compared between modalities
 _CONDITIONS = {"audio": "audio only", "video": "video only", "features": "features only", "all": "everything"}
 
 

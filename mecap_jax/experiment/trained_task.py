@@ -75,7 +75,11 @@ class TrainedTask:
     def save(self, directory: Path) -> None:
         """Writes `task.json`, and the set of labels where that is a user's own."""
         task = dataclasses.replace(
-            self.task, judge="", judge_model="", places="" if is_path(self.task.places) else self.task.places
+            self.task,
+            judge="",
+            judge_model="",
+            wheels="",
+            places="" if is_path(self.task.places) else self.task.places,
         )
         if is_path(task.labels):
             (directory / _LABELS_FILE).write_bytes(Path(task.labels).read_bytes())
@@ -101,6 +105,6 @@ def read_trained_task(directory: Path) -> TrainedTask | None:
         task = dataclasses.replace(task, labels=str(directory / _LABELS_FILE))
     elif is_path(task.labels):
         raise CheckpointError(f"{path} names a set of labels elsewhere: {task.labels!r}")
-    if task.judge or is_path(task.places):
-        raise CheckpointError(f"{path} names files elsewhere: {task.judge or task.places!r}")
+    if task.judge or task.wheels or is_path(task.places):
+        raise CheckpointError(f"{path} names files elsewhere: {task.judge or task.wheels or task.places!r}")
     return dataclasses.replace(trained, task=task)

@@ -1,4 +1,4 @@
-"""Label sets: which answers there are, and which of them a text names.
+"""Label sets: which answers there are, and which of them a text names. `OPEN` is none: answers are words of one's own.
 
 Sets of known corpora stand in `labels.toml`; a user's own set is a file of one such table. Inside the project a label
 is always `canonical_label` of its name, as clips carry it ("angry"); what a corpus calls it ("anger", "愤怒") is for
@@ -19,7 +19,9 @@ from typing import Any
 
 from mecap_jax.config import ConfigError
 from mecap_jax.emotions import LABELS, LEXICON, canonical_label, word_forms
+from mecap_jax.rewards.accuracy import split_words
 
+OPEN = "open"
 _LONGEST_NAME = 64  # characters
 _MARKUP = re.compile(r"^[\W_]+|[\W_]+$")
 
@@ -30,7 +32,7 @@ class LabelSet:
 
     Attributes:
       name: of the set.
-      labels: the classes, in the corpus's order.
+      labels: the classes, in the corpus's order; none of an open vocabulary.
       names: what the corpus calls each class, by language ("en", "zh").
       spellings: class by spelling, folded as `normalise` folds.
     """
@@ -40,13 +42,21 @@ class LabelSet:
     names: Mapping[str, tuple[str, ...]]
     spellings: Mapping[str, str]
 
+    @property
+    def is_open(self) -> bool:
+        """Whether an answer is any words, as in MER2024's open-vocabulary track."""
+        return not self.labels
+
     def normalise(self, text: str) -> str | None:
         """Returns the class that `text` names, or None where it does not name exactly one.
 
         Case, inflection, synonyms of one class only, and marks around the name do not matter ("**Happiness.**"); every
         other word does ("not happy", "happy or sad" and "somewhat happy" name none). The name of a known emotion that
-        the set lacks ("anxious" beside "fear") is no synonym of one that it has.
+        the set lacks ("anxious" beside "fear") is no synonym of one that it has. In an open vocabulary it is the words
+        between commas, in the order of the alphabet.
         """
+        if self.is_open:
+            return ", ".join(sorted({word for part in split_words(text) if (word := _fold(part))})) or None
         if len(text) > _LONGEST_NAME:
             return None
         plain = _fold(text)
@@ -65,6 +75,8 @@ class LabelSet:
 
     def display(self, label: str, language: str = "en") -> str:
         """Returns what the corpus calls a class in `language`."""
+        if self.is_open:
+            return label
         return self.names[language][self.labels.index(label)]
 
     @functools.cached_property
@@ -78,7 +90,7 @@ class LabelSet:
 
 
 def label_set(name: str) -> LabelSet:
-    """Returns the set of a known corpus, or the one in a user's file where `name` ends with ".toml".
+    """Returns the set of a known corpus, `OPEN`, or the one in a user's file where `name` ends with ".toml".
 
     A file holds `labels`, a list of lists of spellings as in `labels.toml`; one spelling is enough.
 
@@ -91,8 +103,11 @@ def label_set(name: str) -> LabelSet:
         except (OSError, ValueError) as error:
             raise ConfigError(f"label set {name!r} cannot be read: {error}") from error
         return _from_table(Path(name).stem, name, table.get("labels"))
+    if name == OPEN:
+        return LabelSet(OPEN, (), {"en": (), "zh": ()}, {})
     if name not in _known():
-        raise ConfigError(f"there is no label set {name!r}: expected a file (.toml) or one of {sorted(_known())}")
+        known = sorted([*_known(), OPEN])
+        raise ConfigError(f"there is no label set {name!r}: expected a file (.toml) or one of {known}")
     return _from_table(name, name, _known()[name]["labels"])
 
 

@@ -26,12 +26,16 @@ from mecap_jax.evaluation.intervals import Statistic, mean
 from mecap_jax.evaluation.java_tools import Meteor
 from mecap_jax.evaluation.judge_endpoint import ADDRESS_VARIABLE, ENDPOINT, EndpointJudge
 from mecap_jax.evaluation.model_card import About
+from mecap_jax.evaluation.open_vocabulary import wheel_scores
 from mecap_jax.evaluation.recognition import Recognition as Agreement
 from mecap_jax.evaluation.recognition import recognition
 from mecap_jax.evaluation.stage import EvaluatedClip, StageResult
+from mecap_jax.rewards.accuracy import split_words
+from mecap_jax.rewards.base import RewardError
 from mecap_jax.rewards.combine import RewardFunction, build_reward, check_terms
 from mecap_jax.rewards.explanation import Verifier, anchor_verifier
 from mecap_jax.rewards.reflection import REPLIES, STEPS, coherence_question, consistency_question
+from mecap_jax.rewards.wheels import EmotionWheels, load_wheels
 from mecap_jax.tasks.base import Answer, Judges
 from mecap_jax.tasks.coordinates import Coordinates, coordinates
 from mecap_jax.tasks.labels import LabelSet, label_set
@@ -54,6 +58,7 @@ class Recognition:
       labels: which answers there are.
       language: of request and targets, "en" or "zh".
       places: where the classes lie among each other, for `affect_error`; None leaves it out.
+      wheels: the classes of words, for `wheel_f1`; None leaves it out.
       judge: what judges explanations in evaluation: a text classifier's directory, "endpoint", or "" for the emotion
         anchors; `judge_model`, `judge_timeout_s`: of an endpoint.
     """
@@ -62,6 +67,7 @@ class Recognition:
     labels: LabelSet
     language: str = "en"
     places: Coordinates | None = None
+    wheels: EmotionWheels | None = None
     judge: str = ""
     judge_model: str = ""
     judge_timeout_s: float = 30.0
@@ -82,12 +88,18 @@ class Recognition:
             labels = label_set(task.labels)
         except ConfigError as error:
             raise ConfigError(f"config key 'task.labels': {error}") from error
+        if task.places and labels.is_open:
+            raise ConfigError("config key 'task.places': an open vocabulary has no classes that lie somewhere")
         try:
             places = coordinates(task.places, labels) if task.places else None
         except ConfigError as error:
             raise ConfigError(f"config key 'task.places': {error}") from error
+        try:
+            wheels = load_wheels(task.wheels) if task.wheels else None
+        except RewardError as error:
+            raise ConfigError(f"config key 'task.wheels': {error}") from error
         judge = (task.judge, task.judge_model, task.judge_timeout_s)
-        return cls(protocol, labels, task.language, places, *judge)
+        return cls(protocol, labels, task.language, places, wheels, *judge)
 
     def usable(self, record: ClipRecord) -> str | None:
         """Returns why a clip cannot be used, None if it can."""
@@ -122,7 +134,7 @@ class Recognition:
         Half of them are of the text alone; of those with the media, about half describe another clip, of another class.
         """
         known = record.attributes
-        if not all(step in self.parts and step in known for step in STEPS):
+        if self.labels.is_open or not all(step in self.parts and step in known for step in STEPS):
             return None
         label = self.labels.normalise(record.label or "")
         if rng.random() < 0.5:
@@ -151,6 +163,11 @@ class Recognition:
         """Whether an answer says why."""
         return bool(self.parts)
 
+    @property
+    def judges_explanations(self) -> bool:
+        """Whether a judge says which class an explanation speaks for."""
+        return self.explains and not self.labels.is_open
+
     def explanation(self, fields: Mapping[str, str]) -> str:
         """Returns all that an answer with these fields says beside the class; "" for a malformed one."""
         return " ".join(fields[name] for name in self.parts if name in fields)
@@ -164,11 +181,16 @@ class Recognition:
     ) -> Judgement:
         """Returns what is odd about labels, about what there is to learn from, and about who judges explanations."""
         found = Judgement([], [])
-        if self.explains:
+        if self.judges_explanations:
             self._check_judges(config, train, found)
+        if self.labels.is_open and self.wheels is None:
+            found.remarks.append(
+                "answers are words of an open vocabulary, and nothing says how good they are: name a file of emotion "
+                "wheels (config key 'task.wheels')"
+            )
         known = {self.labels.normalise(record.label) for record in train}
         unseen = Counter(record.label for record in evaluated if self.labels.normalise(record.label) not in known)
-        if unseen:
+        if unseen and not self.labels.is_open:
             found.remarks.append(f"labels that no training clip has: {clip_counts(unseen)}")
         silent = [record for record in train if not self.targets(record)]
         if config.sft is not None and silent:
@@ -239,7 +261,9 @@ class Recognition:
         """Returns what a model card says."""
         classes = ", ".join(self.labels.names[self.language])
         limits = [f"It answers with one of these classes, whatever it hears and sees: {classes}."]
-        if self.explains:
+        if self.labels.is_open:
+            limits = ["It answers with emotion words of its own, and may put the same emotion into different ones."]
+        if self.judges_explanations:
             judge = "a judge of its own" if self.judge else "the nearest emotion anchor of a sentence encoder"
             limits.append(
                 "An explanation is written before the answer and need not be its cause. Whether explanations speak for "
@@ -255,7 +279,8 @@ class Recognition:
         """
         texts = [answer.text for answer in answers]
         records = [answer.record for answer in answers]
-        scores = self.score(texts, [record.label for record in records], self._judge(judges) if self.explains else None)
+        judge = self._judge(judges) if self.judges_explanations else None
+        scores = self.score(texts, [record.label for record in records], judge)
         gold = [self.labels.normalise(record.label) for record in records]
         clips = [
             EvaluatedClip(record.id, record.speaker, self.targets(record), label, record.caption_language)
@@ -275,7 +300,7 @@ class Recognition:
             unavailable={},
             tokenisation="",
             classes=self.labels.labels,
-            confusion=scores.agreement.confusion,
+            confusion=scores.agreement.confusion if scores.agreement else None,
             reading="answer",
             readings={"answer": scores.answers},
             rewards={"accuracy": right},
@@ -288,7 +313,9 @@ class Recognition:
         and `uar` (weighted and unweighted average recall) and `recall/LABEL`; `label_kl` and `label_js` (divergence of
         the answers' distribution from that of the gold labels, in nats); with `places` `affect_error` (mean distance
         of answer and gold label); with a judge and a protocol that explains also `eea`, `fcr`, `epc` and the four
-        quadrants of ERV. A malformed answer is wrong in all of them.
+        quadrants of ERV. A malformed answer is wrong in all of them. With `wheels` also `wheel_f1`, `wheel_precision`,
+        `wheel_recall` and their mean `wheel_average` (`evaluation.open_vocabulary`); of an open vocabulary these and
+        `format` are all.
 
         Raises:
           ValueError: lengths differ, or a gold label that is not in the label set.
@@ -300,10 +327,16 @@ class Recognition:
         truth = [self.labels.normalise(label) for label in gold]
         if None in truth:
             raise ValueError(f"the gold label {gold[truth.index(None)]!r} is not in the label set {self.labels.name!r}")
+        statistics = {"format": mean([bool(parts) for parts in fields])}
+        if self.wheels is not None:
+            said, meant = ([split_words(words or "") for words in found] for found in (answers, truth))
+            by_wheel = vars(wheel_scores(said, meant, self.wheels))
+            statistics |= {f"wheel_{name}": statistic for name, statistic in by_wheel.items()}
+        if self.labels.is_open:
+            return Scores(tuple(answers), statistics, None)
         found = recognition(answers, truth, self.labels.labels)
         divergence = label_divergence(answers, truth, self.labels.labels)
-        statistics = {
-            "format": mean([bool(parts) for parts in fields]),
+        statistics |= {
             "war": found.war,
             "uar": found.uar,
             **{f"recall/{label}": recall for label, recall in found.recalls.items()},
@@ -333,9 +366,9 @@ class Scores:
     Attributes:
       answers: the class that each answer names; None where it names none.
       statistics: metrics by key, see `Recognition.score`.
-      agreement: recalls and confusion by class.
+      agreement: recalls and confusion by class; None of an open vocabulary.
     """
 
     answers: tuple[str | None, ...]
     statistics: Mapping[str, Statistic]
-    agreement: Agreement
+    agreement: Agreement | None

@@ -95,6 +95,8 @@ def _repetition(context: Context) -> Reward:
 def _reflection(context: Context, target: str = "gold", reply_tokens: int = 8) -> Reward:
     """`target`: see `rewards.reflection`; `reply_tokens`: longest reply."""
     _need(context, *STEPS)
+    if context.labels.is_open:
+        raise ValueError("the policy is asked for one of a set of classes, and an open vocabulary has none")
     labels, language = context.labels, context.language
     return ReflectionReward(context.answer, labels.names[language], labels.normalise, language, target, reply_tokens)
 

@@ -13,6 +13,7 @@ from mecap_jax.data.questions import Asked
 from mecap_jax.data.synthetic.corpus import attributes_of, labels_of, plan, rationale_of
 from mecap_jax.evaluation.faithfulness import QUADRANTS
 from mecap_jax.evaluation.intervals import bootstrap
+from mecap_jax.evaluation.report import write_report
 from mecap_jax.rewards.anchors import build_anchors
 from mecap_jax.rewards.base import Sample
 from mecap_jax.rewards.explanation import Verifier
@@ -425,3 +426,84 @@ def test_sets_of_words_are_compared_on_a_users_wheels(tmp_path):
     for wrong, words in (("wheels", "must be the path"), (f"{tmp_path}/absent.json", "cannot be read")):
         with pytest.raises(ConfigError, match=f"'set_f1': .*{words}"):
             rewarded(texts, "grpo.reward.terms=set_f1", f"grpo.reward.terms.set_f1.options={ {'wheels': wrong} }")
+
+
+WHEEL_FILE = {
+    "format_mapping": {"happy": ["happy"], "glad": ["happy"], "sad": ["sad"], "tearful": ["sad"], "calm": ["calm"]},
+    "raw_mapping": {"happy": ["joy"], "sad": ["sorrow"], "calm": ["peace"]},
+    "wheel_map_whole": {"w": {"level1": {"joy": "up", "sorrow": "down", "peace": "flat"}, "level2": {}}},
+}
+
+
+@pytest.fixture
+def open_task(tmp_path):
+    (tmp_path / "wheels.json").write_text(json.dumps(WHEEL_FILE))
+    return make_task(load("configs/r1_omni.py", ["task.labels=open", f"task.wheels={tmp_path / 'wheels.json'}"]))
+
+
+def test_an_open_vocabulary_asks_for_words_and_is_scored_by_wheels(open_task, tmp_path):
+    records = [row("Happy, Calm"), row("sad")]
+    assert all(open_task.usable(record) is None for record in records) and open_task.usable(row(None))
+    assert open_task.targets(records[0]) == ("<think>The voice is loud.</think>\n<answer>calm, happy</answer>",)
+    request = open_task.request(records[0])
+    assert "<answer>" in request and "happy" not in request.lower() and request == open_task.request(None)
+    texts = [answer("It is bright.", "glad, tearful, shiny"), "no form"]
+    found = open_task.evaluate([Answer(record, text, True) for record, text in zip(records, texts)], None, None)
+    values = {key: statistic.value for key, statistic in found.statistics.items()}
+    # First clip: {up, down} of {up, flat}; second: nothing of {down}.
+    assert values == pytest.approx(
+        {"format": 0.5, "wheel_precision": 0.25, "wheel_recall": 0.25, "wheel_f1": 0.25, "wheel_average": 0.25}
+    )
+    assert found.predicted == ("glad, shiny, tearful", None) and found.confusion is None and found.classes == ()
+    assert open_task.about(load("configs/r1_omni.py")).limits[0].startswith("It answers with emotion words of its own")
+    report = write_report(
+        tmp_path,
+        seed=0,
+        config={},
+        data={"synthetic": False, "quarantined": []},
+        results={"sft": found, "grpo": found},
+        metrics_log=[],
+        timing={},
+        ablation={"grpo": {"audio": found}},
+        resamples=10,
+    )
+    assert report["confusion"] == {} and report["eval"]["grpo"]["wheel_f1"] == pytest.approx(0.25)
+    assert "F1 by emotion wheels" in (tmp_path / "report.md").read_text() and (tmp_path / "plots/ablation.png").exists()
+
+
+def test_wheels_score_the_classes_of_a_set_too(open_task):
+    closed = dataclasses.replace(open_task, labels=label_set("dfew"))
+    scores = closed.score([answer("It is.", "happiness"), answer("It is.", "anger")], ["happy", "sad"])
+    values = {key: statistic.value for key, statistic in scores.statistics.items()}
+    assert values["wheel_f1"] == pytest.approx(0.5) and values["war"] == 0.5
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        (["task.wheels=absent.json"], "'task.wheels': emotion wheels '.*absent.json' cannot be read"),
+        (["task.labels=open", "task.places=plutchik"], "'task.places': an open vocabulary has no classes"),
+    ],
+)
+def test_what_an_open_vocabulary_cannot_have(settings, words):
+    with pytest.raises(ConfigError, match=words):
+        make_task(load("configs/r1_omni.py", settings))
+
+
+def test_reflection_needs_classes(open_task):
+    steps = dataclasses.replace(open_task, protocol=PROTOCOLS["steps_boxed"])
+    config = load("configs/emo_r3.py").grpo.reward
+    judges = Judges(None, None, (), 32)
+    with pytest.raises(ConfigError, match="reflection.*an open vocabulary has none"):
+        steps.rewards(config, judges)
+    known = row("happy", None)
+    known.attributes.update(step1="a", step2="b", step3="c")
+    assert steps.exercise(known, known, np.random.default_rng(0)) is None
+
+
+def test_nobody_is_told_that_an_unmeasured_answer_is_good(open_task):
+    config, records = load("configs/r1_omni.py", ["task.labels=open"]), [row("happy, calm"), row("sad")]
+    unmeasured = dataclasses.replace(open_task, wheels=None)
+    (remark,) = (r for r in unmeasured.check(config, records, records, records).remarks if "wheels" in r)
+    assert "config key 'task.wheels'" in remark
+    assert not open_task.check(config, records, [row("proud")], records).remarks  # a new word is none that is missing
