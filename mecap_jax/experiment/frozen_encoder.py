@@ -73,9 +73,9 @@ def _read(path: Path) -> dict[str, Any]:
         raise EncoderError(str(error)) from None
 
 
-def _checksum(directory: Path) -> str:
+def _checksum(tensors: TensorFiles) -> str:
     digest = hashlib.sha256()
-    for file in sorted(directory.glob("*.safetensors")):
+    for file in sorted({location.file for location in tensors.values()}):
         with file.open("rb") as opened:
             digest.update(hashlib.file_digest(opened, "sha256").digest())
     return digest.hexdigest()
@@ -99,9 +99,9 @@ class FrozenEncoder:
     modality = "audio"
     rate: float | None = None
 
-    def __init__(self, directory: Path, network: nnx.Module, layers: int):
+    def __init__(self, directory: Path, tensors: TensorFiles, network: nnx.Module, layers: int):
         self.name, self.layers = directory.resolve().name, layers
-        self.weights_sha256 = _checksum(directory)
+        self.weights_sha256 = _checksum(tensors)
         graphdef, state = nnx.split(network)
         self._params = jax.device_put(state)
         self._run = jax.jit(functools.partial(self._apply, graphdef), static_argnames="layer")
@@ -171,7 +171,7 @@ class _Whisper(FrozenEncoder):
             directory,
         )
         self._bands = read.bands
-        super().__init__(directory, network, read.layers)
+        super().__init__(directory, tensors, network, read.layers)
 
     def prepare(self, medium: np.ndarray) -> list[Prepared]:
         """Log-mel frames of the sound, by windows of 30 s of which the last is filled up with silence."""
@@ -204,7 +204,7 @@ class _Waveform(FrozenEncoder):
             waveform.IGNORED,
             directory,
         )
-        super().__init__(directory, network, read.layers)
+        super().__init__(directory, tensors, network, read.layers)
 
     def prepare(self, medium: np.ndarray) -> list[Prepared]:
         """The whole sound, with mean 0 and variance 1 where the extractor has it so."""
@@ -240,7 +240,7 @@ class _Pictures(FrozenEncoder):
             directory,
             read.patch_shape,
         )
-        super().__init__(directory, network, read.layers)
+        super().__init__(directory, tensors, network, read.layers)
 
     def prepare(self, medium: np.ndarray) -> list[Prepared]:
         """Every frame, resized, cut and normalised."""

@@ -19,7 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from mecap_jax.models.checkpoints.safetensors_files import TensorFiles
-from mecap_jax.models.checkpoints.table import CheckpointError, Row, load_tensors
+from mecap_jax.models.checkpoints.table import MOST_LAYERS, CheckpointError, Row, load_tensors
 from mecap_jax.models.layers import gelu
 
 # What each model type calls the encoder within a larger network: the prefix of its published tensors.
@@ -57,6 +57,9 @@ class BertConfig:
             for name in sizes
             if type(config.get(name)) is not int or config[name] < 1
         ]
+        layers = config.get("num_hidden_layers")
+        if type(layers) is int and layers > MOST_LAYERS:
+            problems.append(f"num_hidden_layers {layers} is out of range")
         eps = config.get("layer_norm_eps")
         if type(eps) not in (int, float) or not 0 <= eps < 1:
             problems.append(f"layer_norm_eps must be a number from 0 to 1, got {eps!r:.40}")

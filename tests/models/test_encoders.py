@@ -59,6 +59,9 @@ PICTURES = {
     "siglip": lambda: transformers.SiglipModel(
         transformers.SiglipConfig(vision_config=TINY_VISION, text_config=CLIP_TEXT)
     ),
+    "siglip, patches that do not divide the picture": lambda: transformers.SiglipVisionModel(
+        transformers.SiglipVisionConfig(**TINY_VISION | {"patch_size": 9})
+    ),
     "siglip vision": lambda: transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**TINY_VISION)),
 }
 
@@ -182,6 +185,10 @@ def hubert(tmp_path_factory):
     [
         ({"model_type": "wavlm"}, "model_type 'wavlm' is none of whisper, wav2vec2, hubert, clip, siglip"),
         ({"hidden_size": -1}, "hidden_size must be a positive integer, got -1"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers 1000000000 is out of range"),
+        ({"conv_dim": [8] * 10**5}, "conv_dim has 100000 convolutions, which is out of range"),
+        ({"adapter_attn_dim": 16}, "adapter_attn_dim 16 is not implemented"),
+        ({"hidden_size": True}, "hidden_size must be a positive integer, got True"),
         ({"hidden_size": 34}, "hidden_size 34 is no multiple of num_conv_pos_embedding_groups 4"),
         ({"num_attention_heads": 5}, "a width of 32 does not divide over 5 heads"),
         ({"conv_dim": [8, "12", 12]}, "must be lists of positive integers"),

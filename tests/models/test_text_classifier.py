@@ -225,6 +225,7 @@ def test_half_precision_weights_are_computed_in_float32(tmp_path):
         ({"id2label": {"0": "joy", "1": "joy"}}, "must be different strings"),
         ({"id2label": {"0": 0, "1": 1}}, "must be different strings"),
         ({"hidden_size": ..., "vocab_size": "many"}, "vocab_size must be a positive integer, got 'many'; hidden_size"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers 1000000000 is out of range"),
         ({"num_attention_heads": 5}, "hidden_size 24 is no multiple of num_attention_heads 5"),
         ({"layer_norm_eps": None}, "layer_norm_eps must be a number"),
         ({"pad_token_id": None}, "pad_token_id must be a token, got None"),

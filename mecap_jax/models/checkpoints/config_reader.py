@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mecap_jax.model_config import AudioTowerConfig, DecoderConfig, ModelConfig, VisionTowerConfig
+from mecap_jax.models.checkpoints.table import MOST_LAYERS
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -141,12 +142,9 @@ def _decoder(fields: Fields, *, tied: bool, multimodal: bool, qwen3: bool = Fals
     if section is not None:
         text = f" = {section} does not sum to head_dim / 2 = {half}"
         fields.require(sum(section) == half, "rope_scaling.mrope_section", text)
-    fields.require(layers <= _MOST_LAYERS, "num_hidden_layers", f" = {layers} is out of range")
+    fields.require(layers <= MOST_LAYERS, "num_hidden_layers", f" = {layers} is out of range")
     fields.finish()
     return decoder
-
-
-_MOST_LAYERS = 1000
 
 
 def _rope(fields: Fields, multimodal: bool) -> tuple[float, tuple[int, int, int] | None]:
@@ -196,7 +194,7 @@ def _vision(fields: Fields, output_dim: int) -> VisionTowerConfig:
     heads, cell = config.num_heads, config.patch_size * config.spatial_merge_size
     fields.require(config.hidden_size % (4 * heads) == 0, "num_heads", f" = {heads}: heads do not divide in four")
     fields.require(config.window_size % cell == 0, "window_size", f" = {config.window_size} is no multiple of {cell}")
-    fields.require(config.depth <= _MOST_LAYERS, "depth", f" = {config.depth} is out of range")
+    fields.require(config.depth <= MOST_LAYERS, "depth", f" = {config.depth} is out of range")
     in_range = all(index < config.depth for index in indexes)
     fields.require(in_range, "fullatt_block_indexes", f" = {indexes} names a block behind the last")
     fields.finish()
@@ -228,7 +226,7 @@ def _audio(fields: Fields, output_dim: int) -> AudioTowerConfig:
     fields.require(even, "encoder_attention_heads", f" = {heads} does not divide d_model = {config.d_model}")
     fields.require(config.n_window % 2 == 0, "n_window", f" = {config.n_window} is odd")
     fields.require(
-        config.encoder_layers <= _MOST_LAYERS, "encoder_layers", f" = {config.encoder_layers} is out of range"
+        config.encoder_layers <= MOST_LAYERS, "encoder_layers", f" = {config.encoder_layers} is out of range"
     )
     fields.finish()
     return config

@@ -16,6 +16,8 @@ import jax
 import ml_dtypes
 import numpy as np
 
+MOST_LAYERS = 1000  # a stranger's configuration must not keep a machine busy with making layers
+
 
 class CheckpointError(ValueError):
     """A checkpoint that does not fit the model; the message lists every problem."""

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from mecap_jax.models.checkpoints.table import Row
+from mecap_jax.models.checkpoints.table import MOST_LAYERS, Row
 from mecap_jax.models.layers import attend_within, gelu, split_heads
 
 ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
@@ -115,7 +115,12 @@ def read_fields(config: Mapping[str, Any], sizes: Mapping[str, int | None], fixe
     problems = [
         f"{name} must be a positive integer, got {value!r:.40}"
         for name, value in values.items()
-        if type(value) is not int or not 0 < value < 2**24
+        if type(value) is not int or value < 1
+    ]
+    problems += [
+        f"{name} {value} is out of range"
+        for name, value in values.items()
+        if type(value) is int and value > (MOST_LAYERS if name.endswith("layers") else 2**24)
     ]
     problems += [
         f"{name} {config[name]!r:.40} is not implemented, only {value!r} is"

@@ -74,8 +74,8 @@ class PictureConfig:
         sizes = {**_DEFAULTS, "patch_size": None}
         found = read_fields(tower, sizes, {"num_channels": 3, "vision_use_head": True})
         width, hidden, layers, heads, image, channels, patch = found.values()
-        if image % patch:
-            raise ValueError(f"image_size {image} is no multiple of patch_size {patch}")
+        if image < patch:
+            raise ValueError(f"image_size {image} is smaller than patch_size {patch}")
         block = read_block(tower, width, heads, hidden, tower["hidden_act"], tower["layer_norm_eps"])
         projected = kind == "clip" and (model == "clip" or "Projection" in str(config.get("architectures")))
         size = read_fields(config, {"projection_dim": 512}, {})["projection_dim"] if projected else 0
@@ -110,6 +110,8 @@ class PictureEncoder(nnx.Module):
         """
         batch, height, width, channels = pictures.shape
         size = self.patch
+        # As in a convolution, what is left at the right and at the bottom is not looked at (384 pixels, patches of 14).
+        pictures = pictures[:, : height // size * size, : width // size * size]
         cells = pictures.reshape(batch, height // size, size, width // size, size, channels)
         cells = cells.transpose(0, 1, 3, 5, 2, 4)  # channels, rows and columns of a patch last
         x = self.patches(cells.reshape(batch, -1, channels * size**2))

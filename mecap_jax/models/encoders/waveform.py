@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from mecap_jax.models.checkpoints.table import Row
+from mecap_jax.models.checkpoints.table import MOST_LAYERS, Row
 from mecap_jax.models.encoders.blocks import (
     Block,
     BlockConfig,
@@ -71,7 +71,8 @@ class WaveformConfig:
         """
         names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
         positions = {"num_conv_pos_embeddings": 128, "num_conv_pos_embedding_groups": 16}
-        implemented = {"feat_extract_activation": "gelu", "add_adapter": False, "conv_pos_batch_norm": False}
+        implemented = {"feat_extract_activation": "gelu", "conv_pos_batch_norm": False}
+        implemented |= {"add_adapter": False, "adapter_attn_dim": None}
         found = read_fields(config, dict.fromkeys(names) | positions, implemented)
         width, layers, heads, hidden, kernel, groups = found.values()
         if width % groups:
@@ -79,6 +80,8 @@ class WaveformConfig:
         lists = [config.get(name) for name in ("conv_dim", "conv_kernel", "conv_stride")]
         if not all(isinstance(x, list) and x and all(type(n) is int and 0 < n < 2**16 for n in x) for x in lists):
             raise ValueError(f"conv_dim, conv_kernel and conv_stride must be lists of positive integers, got {lists}")
+        if len(lists[0]) > MOST_LAYERS:
+            raise ValueError(f"conv_dim has {len(lists[0])} convolutions, which is out of range")
         if len({len(x) for x in lists}) > 1:
             raise ValueError(f"conv_dim, conv_kernel and conv_stride must be of one length, got {lists}")
         norm = config.get("feat_extract_norm", "group")
