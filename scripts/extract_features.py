@@ -16,9 +16,18 @@ from mecap_jax.data.importers import IMPORTERS, Item, open_source
 from mecap_jax.data.importers.feature_files import DIRECTORY
 from mecap_jax.data.shards import ShardReader
 from mecap_jax.data.utterance import UtteranceError
-from mecap_jax.experiment.feature_extraction import FRAMES, UTTERANCE, Extraction, extract, open_output, summarise
+from mecap_jax.experiment.feature_extraction import (
+    FRAMES,
+    UTTERANCE,
+    Extraction,
+    check_name,
+    extract,
+    open_output,
+    summarise,
+)
 from mecap_jax.experiment.frozen_encoder import LAST_FOUR, POOLED, EncoderError, load_encoder
 from mecap_jax.experiment.setup import USER_ERRORS
+from mecap_jax.locking import locked
 from mecap_jax.text_files import error_message, printable
 from mecap_jax.training.logging import RunLogger
 
@@ -66,9 +75,10 @@ def _extract() -> int:
     encoder.check(extraction.layer)
     items, total = _items()
     output = Path(_OUTPUT.value) if _OUTPUT.value else Path(_INPUT.value) / DIRECTORY
-    directories = open_output(output, _NAME.value or encoder.name, encoder, extraction)
-    found = []
-    with RunLogger(None) as logger:
+    name, found = _NAME.value or encoder.name, []
+    check_name(name)
+    with locked(output / f".{name}.lock", f"{output / name}"), RunLogger(None) as logger:
+        directories = open_output(output, name, encoder, extraction)
         with logger.progress(f"features by {printable(encoder.name)}", total) as progress:
             for clip in extract(items, encoder, extraction, directories):
                 found.append(clip)

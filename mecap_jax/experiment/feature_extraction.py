@@ -28,6 +28,7 @@ from mecap_jax.threads import ahead
 
 FRAMES, UTTERANCE = "FRA", "UTT"
 _RECORD = "extractor.json"
+_AHEAD = 4  # decoded clips that wait
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,14 +63,18 @@ class Extracted(NamedTuple):
     problem: str = ""
 
 
+def check_name(name: str) -> None:
+    """Raises `EncoderError` where features cannot be called so."""
+    if Path(name).name != name or name.startswith("."):
+        raise EncoderError(f"--name: {name!r:.80} is no name of a directory")
+
+
 def open_output(output: Path, name: str, encoder: FrozenEncoder, extraction: Extraction) -> dict[str, Path]:
     """Makes the directories of each kind, and says in them what they are made with.
 
     Raises:
       EncoderError: they hold features that were made with something else.
     """
-    if Path(name).name != name or name.startswith("."):
-        raise EncoderError(f"--name: {name!r:.80} is no name of a directory")
     wanted = as_json(extraction.described(encoder))
     directories = {kind: output / f"{name}-{kind}" for kind in extraction.kinds}
     for directory in directories.values():
@@ -108,8 +113,12 @@ def extract(
     def open_item(item: Item | Callable[[], Item]) -> _Opened | Extracted:
         return _open(item() if callable(item) else item, encoder, extraction, directories)
 
-    batches = _Batches(encoder, extraction)
-    for opened in ahead(open_item, items):
+    batches, seen = _Batches(encoder, extraction), set()
+    for opened in ahead(open_item, items, _AHEAD):
+        if opened.id in seen:
+            yield Extracted(opened.id, False, "its id occurs twice, and the first one has the features")
+            continue
+        seen.add(opened.id)
         if isinstance(opened, Extracted):
             yield opened
             continue
@@ -138,16 +147,17 @@ def _open(
     if all((directory / f"{item.id}.npy").is_file() for directory in directories.values()):
         return Extracted(item.id, False)
     try:
-        return _Opened(item.id, encoder.prepare(_medium(item, encoder.modality, extraction)))
+        return _Opened(item.id, encoder.prepare(_medium(item, encoder, extraction)))
     except ValueError as error:  # media, too
         return Extracted(item.id, False, str(error))
 
 
-def _medium(item: Utterance, modality: str, extraction: Extraction) -> np.ndarray:
-    if modality == "video":
+def _medium(item: Utterance, encoder: FrozenEncoder, extraction: Extraction) -> np.ndarray:
+    if encoder.modality == "video":
         if item.video is None:
             raise ValueError("it has no video")
-        return media.decode_video(item.video, extraction.max_frames, extraction.fps).pixels
+        frames = media.decode_video(item.video, extraction.max_frames, extraction.fps, shrink=encoder.shrink)
+        return frames.pixels
     sound = item.video if item.audio is None else item.audio
     if sound is None:
         raise ValueError("it has no sound")

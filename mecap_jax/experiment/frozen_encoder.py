@@ -133,12 +133,16 @@ class FrozenEncoder:
             raise EncoderError(f"{self.name} has {self.layers} layers, not four")
 
     def prepare(self, medium: np.ndarray) -> list[Prepared]:
-        """Cuts samples `[S]` at 16 kHz, or frames uint8 `[F, H, W, 3]`, into what `encode` takes.
+        """Cuts samples `[S]` at 16 kHz, or frames uint8 `[F, H, W, 3]` that `shrink` gave, into what `encode` takes.
 
         Raises:
           ValueError: too little of it.
         """
         raise NotImplementedError
+
+    def shrink(self, frame: np.ndarray) -> np.ndarray:
+        """Cuts a frame uint8 `[H, W, 3]` down to what the encoder sees of it; many whole ones would fill the memory."""
+        return frame
 
     def shape(self, piece: Prepared) -> tuple[int, ...]:
         """The shape that a piece has in a batch: those of one shape can be encoded together."""
@@ -243,10 +247,14 @@ class _Pictures(FrozenEncoder):
         super().__init__(directory, tensors, network, read.layers)
 
     def prepare(self, medium: np.ndarray) -> list[Prepared]:
-        """Every frame, resized, cut and normalised."""
+        """Every frame, normalised."""
         if not len(medium):
             raise ValueError("no frames")
-        return [Prepared(self._settings(frame), 1) for frame in medium]
+        return [Prepared(self._settings.normalise(frame), 1) for frame in medium]
+
+    def shrink(self, frame: np.ndarray) -> np.ndarray:
+        """See `FrozenEncoder.shrink`."""
+        return self._settings.fit(frame)
 
     @staticmethod
     def _apply(graphdef: nnx.GraphDef, params: Any, batch: Array, lengths: Array, layer: int | str) -> Array:
@@ -315,8 +323,8 @@ class PictureSettings:
             raise ValueError(f"image_std must be positive, got {std}")
         return cls(shortest, both, crop, tuple(mean), tuple(std))
 
-    def __call__(self, frame: np.ndarray) -> np.ndarray:
-        """Returns float32 `[image, image, 3]` of a frame uint8 `[H, W, 3]`."""
+    def fit(self, frame: np.ndarray) -> np.ndarray:
+        """Returns uint8 `[image, image, 3]` of a frame uint8 `[H, W, 3]`: resized and cut."""
         picture = Image.fromarray(frame)
         if self.size:
             picture = picture.resize(self.size[::-1], Image.Resampling.BICUBIC)
@@ -328,5 +336,9 @@ class PictureSettings:
         if self.crop:
             left, top = ((side - self.crop) // 2 for side in picture.size)
             picture = picture.crop((left, top, left + self.crop, top + self.crop))
-        pixels = np.asarray(picture, np.float32) / np.float32(255)
+        return np.asarray(picture)
+
+    def normalise(self, frame: np.ndarray) -> np.ndarray:
+        """Returns float32 pixels with the statistics of training taken off."""
+        pixels = frame.astype(np.float32) / np.float32(255)
         return (pixels - np.float32(self.mean)) / np.float32(self.std)

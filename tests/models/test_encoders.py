@@ -145,7 +145,7 @@ def test_vectors_of_pictures_equal_those_of_transformers(tower, layer):
     encoder = load_encoder(directory)
     assert (encoder.modality, encoder.rate) == ("video", None)
     frames = np.random.default_rng(0).integers(0, 256, (2, 48, 80, 3), np.uint8)
-    actual = np.stack(encoder.encode(encoder.prepare(frames), layer))[:, 0]
+    actual = np.stack(encoder.encode(encoder.prepare([encoder.shrink(frame) for frame in frames]), layer))[:, 0]
     pixels = processor(list(frames), return_tensors="pt").pixel_values
     with torch.no_grad():
         if layer == POOLED:

@@ -15,6 +15,7 @@ from absl.testing import flagsaver
 from mecap_jax.data import media
 from mecap_jax.data.importers import prepare
 from mecap_jax.data.shards import ShardReader
+from mecap_jax.locking import locked
 from mecap_jax.experiment.frozen_encoder import LAST_FOUR, POOLED, load_encoder
 from tests.data.clips import audio_file, video_file
 from tests.models.test_encoders import PICTURES, SOUND, randomised, save
@@ -99,6 +100,17 @@ def test_features_of_another_layer_go_elsewhere(encoders, folder, capsys):
     assert "is no name of a directory" in run(*arguments, "--name=../x")
 
 
+def test_one_process_at_a_time_and_one_clip_an_id(encoders, folder, capsys):
+    arguments = (f"--encoder={encoders / 'hubert'}", f"--input={folder}")
+    with locked(folder / "features" / ".hubert.lock", "features"):
+        assert "hubert is in use by process" in run(*arguments)
+    rows = [{"file": name, "id": "x", "split": "train", "label": "sad"} for name in ("a.wav", "c.wav")]
+    (folder / "manifest.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert run(*arguments) == 1
+    assert "x: its id occurs twice, and the first one has the features" in capsys.readouterr().err
+    assert [path.name for path in (folder / "features" / "hubert-UTT").glob("*.npy")] == ["x.npy"]
+
+
 def test_pictures_of_shards_are_extracted(encoders, folder, tmp_path, capsys):
     (folder / "d.wav").unlink()
     prepare("folder", folder, folder / "shards", progress=False, max_bad_fraction=0.5)
@@ -106,7 +118,7 @@ def test_pictures_of_shards_are_extracted(encoders, folder, tmp_path, capsys):
     assert run(*arguments, "--fps=0", "--max_frames=3") == 1
     assert "a: it has no video" in (said := capsys.readouterr().err) and "1 clips made" in said
     encoder = load_encoder(encoders / "siglip")
-    pieces = encoder.prepare(media.decode_video((folder / "b.mp4").read_bytes(), 3, 0.0).pixels)
+    pieces = encoder.prepare(media.decode_video((folder / "b.mp4").read_bytes(), 3, 0.0, shrink=encoder.shrink).pixels)
     expected = np.concatenate(encoder.encode(pieces, POOLED))
     found = np.load(tmp_path / "out" / "siglip-FRA" / "b.npy", allow_pickle=False)
     assert found.shape == (3, 32)
