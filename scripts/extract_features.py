@@ -6,16 +6,16 @@ INPUT/features/<name>-FRA|-UTT/<id>.npy, where prepare_data.py finds them; what 
 status is 1 where a clip has none.
 """
 
+import functools
 import sys
-from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from absl import app, flags, logging
 
-from mecap_jax.data.importers import IMPORTERS, Item, open_source
+from mecap_jax.data.importers import IMPORTERS, Pending, open_source
 from mecap_jax.data.importers.feature_files import DIRECTORY
 from mecap_jax.data.shards import ShardReader
-from mecap_jax.data.utterance import UtteranceError
+from mecap_jax.data.utterance import Utterance, UtteranceError
 from mecap_jax.experiment.feature_extraction import (
     FRAMES,
     UTTERANCE,
@@ -73,14 +73,14 @@ def _extract() -> int:
         batch=_BATCH.value,
     )
     encoder.check(extraction.layer)
-    items, total = _items()
+    clips = _clips()
     output = Path(_OUTPUT.value) if _OUTPUT.value else Path(_INPUT.value) / DIRECTORY
     name, found = _NAME.value or encoder.name, []
     check_name(name)
     with locked(output / f".{name}.lock", f"{output / name}"), RunLogger(None) as logger:
         directories = open_output(output, name, encoder, extraction)
-        with logger.progress(f"features by {printable(encoder.name)}", total) as progress:
-            for clip in extract(items, encoder, extraction, directories):
+        with logger.progress(f"features by {printable(encoder.name)}", len(clips)) as progress:
+            for clip in extract(clips, encoder, extraction, directories):
                 found.append(clip)
                 if clip.problem:
                     logger.say(f"{printable(clip.id)}: {printable(clip.problem)}")
@@ -94,18 +94,18 @@ def _layer(text: str) -> int | str:
     return int(text) if text.removeprefix("-").isdecimal() else text
 
 
-def _items() -> tuple[Iterable[Item | Callable[[], Item]], int]:
+def _clips() -> list[Pending]:
     if _INPUT.value:
         return open_source(_SOURCE.value, Path(_INPUT.value), _ALLOW_OUTSIDE.value)
     reader = ShardReader(Path(_DATA.value))
 
-    def read(number: int) -> Item:
+    def read(number: int) -> Utterance:
         try:
             return reader[number]
         except UtteranceError as error:
             sys.exit(f"error: {reader.directory}: {error}")
 
-    return (lambda number=number: read(number) for number in range(len(reader))), len(reader)
+    return [functools.partial(read, number) for number in range(len(reader))]
 
 
 if __name__ == "__main__":

@@ -26,6 +26,10 @@ _CAPTIONS = flags.DEFINE_enum(
 )
 _FOLD = flags.DEFINE_integer("fold", FOLD, "Official fold of MAFW and DFEW; ERV tests on the fifth.", 1, 5)
 _VERIFY = flags.DEFINE_bool("verify", False, "Compare the counts with the corpus's official ones; fail if they differ.")
+_RUNNER = flags.DEFINE_string(
+    "runner", None, "Runner of Apache Beam that reads the clips, such as DirectRunner; by default they are read here."
+)
+_BEAM_OPTIONS = flags.DEFINE_multi_string("beam_option", [], "An option of that runner: direct_num_workers=4.")
 
 _DEFINE = {
     bool: flags.DEFINE_bool,
@@ -58,6 +62,8 @@ def main(argv: list[str]) -> None:
             label_map=_LABEL_MAP.value,
             captions=_CAPTIONS.value,
             fold=_FOLD.value,
+            runner=_RUNNER.value,
+            beam_options=_BEAM_OPTIONS.value,
         )
         if _VERIFY.value:
             if problems := check_counts(_SOURCE.value, manifest):

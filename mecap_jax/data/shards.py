@@ -22,6 +22,7 @@ from typing import Any
 
 from mecap_jax.data import media
 from mecap_jax.data.building import building, remove_unfinished
+from mecap_jax.data.inspection import Inspect, Inspected, Pending, in_threads
 from mecap_jax.data.manifest import (
     INDEX,
     MANIFEST,
@@ -40,40 +41,40 @@ from mecap_jax.data.records import RecordReader, RecordWriter, check_sum
 from mecap_jax.data.utterance import SPLITS, Utterance, deserialize, serialize
 from mecap_jax.json_files import as_json, to_json
 from mecap_jax.text_files import printable
-from mecap_jax.threads import ahead
 
 __all__ = ["BadClip", "Duplicate", "ClipRecord", "ShardError", "ShardReader", "find_finished", "summarise_bad", "write"]
 
-Item = Utterance | BadClip | Duplicate
-Inspected = tuple[Utterance, dict[str, Any]] | BadClip | Duplicate
 _INDEX_ATTRIBUTE = 200  # characters: longer attributes are in the record alone
 
 _NAMES_AND_NUMBERS = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|\d+(?:\.\d+)?""")
 
 
 def write(
-    items: Iterable[Item],
+    clips: Iterable[Pending],
     directory: str | os.PathLike,
     command: str,
     source: Mapping[str, Any],
     shard_size: int = 1024,
     max_seconds: float = media.MAX_SECONDS,
     max_bad_fraction: float = 1.0,
+    inspect: Inspect = in_threads,
 ) -> dict[str, Any]:
     """Streams utterances into a new directory of shards and returns its manifest.
 
     Every clip is decoded once: one whose media fail `media.probe`, or last longer than `max_seconds`, joins the
     quarantined ones, and so does one whose id is taken. A finished directory with the same `source` is left as it is
-    and its manifest is returned, without touching `items`. When anything goes wrong, nothing stays behind, and what
+    and its manifest is returned, without touching `clips`. When anything goes wrong, nothing stays behind, and what
     killed builds left beside `directory` is removed.
 
     Args:
-      items: utterances, clips that the importer could not read, and copies of others, in any order.
+      clips: utterances, clips that the importer could not read, and copies of others, or functions that give one of
+        these; in any order.
       directory: is made, with its parents; may exist if empty.
       command: what was run, for the manifest.
       source: settings that determine the content, JSON-serialisable.
       shard_size: records a shard.
       max_bad_fraction: more than this share of bad clips is an error.
+      inspect: reads and decodes the clips, in order.
 
     Raises:
       ShardError: the directory holds something else, no clip is left, or too many are bad.
@@ -85,7 +86,7 @@ def write(
     if finished is not None:
         return finished
     with building(directory) as unfinished:
-        manifest = _build(unfinished, _inspected(items, max_seconds), source, shard_size, max_bad_fraction)
+        manifest = _build(unfinished, inspect(clips, max_seconds), source, shard_size, max_bad_fraction)
         manifest = write_manifest(unfinished, {"command": printable(command), "source": source, **manifest})
         try:
             unfinished.rename(directory)
@@ -177,39 +178,6 @@ class ShardReader:
 
 
 # --- building ---------------------------------------------------------------------------------------------------
-
-
-def _inspected(items: Iterable[Item], max_seconds: float) -> Iterator[Inspected]:
-    """Adds what decoding tells to each utterance, in order; decoders run in threads, a few clips ahead."""
-    return ahead(lambda item: _inspect(item, max_seconds), items)
-
-
-def _inspect(item: Item, max_seconds: float) -> Inspected:
-    if not isinstance(item, Utterance):
-        return item
-    audio = video = media.MediaInfo()
-    for field in ("audio", "video"):
-        data = getattr(item, field)
-        if data is None:
-            continue
-        try:
-            info = media.probe(data, max_seconds)
-        except media.MediaError as error:
-            return BadClip(item.id, f"{field}: {error}")
-        if getattr(info, f"{field}_seconds") is None:
-            return BadClip(item.id, f"{field}: has no {field} stream")
-        audio, video = (info, video) if field == "audio" else (audio, info)
-    sound = audio.audio_seconds or video.audio_seconds
-    facts = {
-        "has_audio": sound is not None,
-        "has_video": item.video is not None,
-        "seconds": round(sound or video.video_seconds or 0.0, 4),
-        "video_seconds": round(video.video_seconds or 0.0, 4),
-        "frames": video.frames or 0,
-        "width": video.width or 0,
-        "height": video.height or 0,
-    }
-    return item, facts
 
 
 def _build(

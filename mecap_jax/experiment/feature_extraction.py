@@ -10,7 +10,7 @@ import collections
 import dataclasses
 import io
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,8 +18,8 @@ import numpy as np
 
 from mecap_jax.data import media
 from mecap_jax.data.features import SAMPLE_RATE
+from mecap_jax.data.inspection import Item, Pending, read
 from mecap_jax.data.manifest import BadClip
-from mecap_jax.data.shards import Item
 from mecap_jax.data.utterance import Utterance
 from mecap_jax.experiment.frozen_encoder import EncoderError, FrozenEncoder, Prepared
 from mecap_jax.json_files import as_json, read_json_object, write_json
@@ -98,7 +98,7 @@ def open_output(output: Path, name: str, encoder: FrozenEncoder, extraction: Ext
 
 
 def extract(
-    items: Iterable[Item | Callable[[], Item]],
+    clips: Iterable[Pending],
     encoder: FrozenEncoder,
     extraction: Extraction,
     directories: dict[str, Path],
@@ -106,15 +106,15 @@ def extract(
     """Writes the features of every clip; yields what became of each, as they are done.
 
     Args:
-      items: what importers yield, or functions that give it; these are called in threads, a few ahead.
+      clips: what importers return; functions are called in threads, a few ahead.
       directories: by kind, as `open_output` returns them.
     """
 
-    def open_item(item: Item | Callable[[], Item]) -> _Opened | Extracted:
-        return _open(item() if callable(item) else item, encoder, extraction, directories)
+    def open_clip(clip: Pending) -> _Opened | Extracted:
+        return _open(read(clip), encoder, extraction, directories)
 
     batches, seen = _Batches(encoder, extraction), set()
-    for opened in ahead(open_item, items, _AHEAD):
+    for opened in ahead(open_clip, clips, _AHEAD):
         if opened.id in seen:
             yield Extracted(opened.id, False, "its id occurs twice, and the first one has the features")
             continue

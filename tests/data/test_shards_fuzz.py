@@ -15,6 +15,7 @@ from mecap_jax.data import manifest, shards
 from mecap_jax.data.importers import BadClip, Duplicate, ImporterError, ImportSettings, folder
 from mecap_jax.data.importers.feature_files import read_features
 from mecap_jax.data.importers.template_captions import fill
+from mecap_jax.data.inspection import read
 from mecap_jax.data.shards import ShardError, ShardReader
 from mecap_jax.data.utterance import Utterance, UtteranceError, deserialize, serialize
 from tests.data.clips import audio_file
@@ -158,8 +159,7 @@ class Workplace:
 
     def _read_folder(self) -> None:
         settings = ImportSettings(label_map={"happy": "sad"})
-        items = list(folder.read(self.folder, settings))
-        assert len(items) == folder.count(self.folder, settings)
+        items = list(map(read, folder.clips(self.folder, settings)))
         for item in items:
             assert isinstance(item, Utterance | BadClip | Duplicate)
             if isinstance(item, Utterance):

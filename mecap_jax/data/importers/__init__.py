@@ -1,25 +1,28 @@
 """Importers: one module a corpus, each turning raw files into utterances.
 
-An importer has `read(input, settings) -> Iterator[Item]` and `count(input, settings) -> int`, the number of items to
-expect; or `rows(input, settings)`, which turns the layout of a corpus into the rows of a folder's manifest (`corpus`);
+An importer has `clips(input, settings) -> list[Pending]`, functions that read one clip each, in whatever process;
+or `rows(input, settings)`, which turns the layout of a corpus into the rows of a folder's manifest (`corpus`);
 and `files_beside(input, settings)` where it reads files outside its input directory. What it cannot read becomes a
 `BadClip`, what it took already a `Duplicate`, so that nothing is lost silently and one bad input never ends an import;
-`prepare` checks the media of the rest, writes the shards and records what was left out in the manifest.
+`prepare` checks the media of the rest, writes the shards and records what was left out in the manifest. Clips are read
+in threads, in processes where the importer says `IN_PROCESSES`, or on Apache Beam (`beam_runner`): the shards are the
+same.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib
 import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from rich.console import Console
 from rich.progress import track
@@ -27,9 +30,10 @@ from rich.progress import track
 from mecap_jax.config import SyntheticConfig
 from mecap_jax.data import media, shards
 from mecap_jax.data.building import remove_unfinished
-from mecap_jax.data.importers import tables, template_captions
+from mecap_jax.data.importers import beam_runner, tables, template_captions
 from mecap_jax.data.importers.files import MAX_CLIP_BYTES, ImporterError, walk
-from mecap_jax.data.shards import BadClip, Duplicate, Item
+from mecap_jax.data.inspection import Inspect, Inspected, Item, Pending, in_processes, in_threads, read
+from mecap_jax.data.shards import BadClip, Duplicate
 from mecap_jax.data.utterance import Utterance
 from mecap_jax.emotions import LABELS, NO_LABEL, canonical_label
 from mecap_jax.json_files import read_json_object
@@ -46,7 +50,7 @@ __all__ = [
     "ImporterError",
     "ImportSettings",
     "check_counts",
-    "Item",
+    "Pending",
     "open_source",
     "prepare",
 ]
@@ -60,7 +64,6 @@ CAPTIONS = {"own": None, "templates": "en", "templates_zh": "zh"}  # where capti
 FOLD = 5  # of MAFW and DFEW: the one that ERV is tested on
 _USUAL = {"allow_outside": False, "label_map": {}, "captions": "own", "fold": FOLD}
 _PIECE = 1 << 14  # bytes of a medium by which it is told from another one of its size
-T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +112,8 @@ def prepare(
     label_map: str | os.PathLike | None = None,
     captions: str = "own",
     fold: int = FOLD,
+    runner: str | None = None,
+    beam_options: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Turns raw files into a directory of shards and returns its manifest.
 
@@ -127,9 +132,12 @@ def prepare(
       label_map: file of raw and canonical labels, a JSON object or two columns of CSV.
       fold: as in `ImportSettings`.
       captions: a key of `CAPTIONS`; clips without captions get some from templates in English or in Chinese.
+      runner: of Apache Beam ("DirectRunner", …), on which clips are read; None reads them here. It is not part of what
+        the shards are made from: they are the same.
+      beam_options: its options ("direct_num_workers=4").
 
     Raises:
-      ImporterError: no such importer, no such input, or input that is not of its format.
+      ImporterError: no such importer, no such input, or input that is not of its format; no Beam, or it failed.
       ShardError: `output` holds something else, an id occurs twice, or too many clips are bad.
     """
     if source not in IMPORTERS:
@@ -158,16 +166,22 @@ def prepare(
         with locked(output.parent / f".{output.name}.lock", str(output), wait=_say):
             finished = shards.find_finished(output, described)  # another process may just have made it
             if finished is None:
-                items, total = _open(importer, source, input, settings)
+                clips = _open(importer, source, input, settings)
                 if (language := CAPTIONS[captions]) is not None:
-                    items = (
-                        template_captions.fill(item, language) if isinstance(item, Utterance) else item
-                        for item in items
-                    )
+                    clips = [functools.partial(_captioned, clip, language) for clip in clips]
+                inspect = in_processes if hasattr(importer, "IN_PROCESSES") else in_threads
+                if runner is not None:
+                    inspect = functools.partial(beam_runner.inspect, beside=output, runner=runner, options=beam_options)
                 if progress:
-                    items = _show_progress(items, total, f"importing {source}")
+                    inspect = functools.partial(_show_progress, inspect, f"importing {source}")
                 manifest = shards.write(
-                    items, output, command, described, max_seconds=max_seconds, max_bad_fraction=max_bad_fraction
+                    clips,
+                    output,
+                    command,
+                    described,
+                    max_seconds=max_seconds,
+                    max_bad_fraction=max_bad_fraction,
+                    inspect=inspect,
                 )
                 _say(_summary(output, manifest, settings.placeholders))
                 return manifest
@@ -195,8 +209,8 @@ def check_counts(source: str, manifest: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def open_source(source: str, input: Path, allow_outside: bool = False) -> tuple[Iterable[Item], int]:
-    """The clips of raw files, as `prepare` reads them, and how many there will be.
+def open_source(source: str, input: Path, allow_outside: bool = False) -> list[Pending]:
+    """The clips of raw files, as `prepare` reads them.
 
     Raises:
       ImporterError: no such input, or input that is not of its format.
@@ -206,12 +220,16 @@ def open_source(source: str, input: Path, allow_outside: bool = False) -> tuple[
     return _open(importlib.import_module(IMPORTERS[source]), source, input, ImportSettings(allow_outside=allow_outside))
 
 
-def _open(importer: Any, source: str, input: Path | None, settings: ImportSettings) -> tuple[Iterable[Item], int]:
-    """The items of an importer, and how many there will be."""
-    if not hasattr(importer, "rows"):
-        return importer.read(input, settings), importer.count(input, settings)
+def _open(importer: Any, source: str, input: Path | None, settings: ImportSettings) -> list[Pending]:
+    if hasattr(importer, "clips"):
+        return importer.clips(input, settings)
     rows = importer.rows(input, settings)
-    return importlib.import_module(IMPORTERS["folder"]).read_rows(input, rows, settings, source), len(rows)
+    return importlib.import_module(IMPORTERS["folder"]).clips_of(input, rows, settings, source)
+
+
+def _captioned(clip: Pending, language: str) -> Item:
+    item = read(clip)
+    return template_captions.fill(item, language) if isinstance(item, Utterance) else item
 
 
 def _read_label_map(path: str | os.PathLike | None) -> dict[str, str]:
@@ -278,8 +296,11 @@ def _summary(output: Path, manifest: dict[str, Any], placeholders: Mapping[str, 
     return "\n".join(lines)
 
 
-def _show_progress(items: Iterable[T], total: int, description: str, every_s: float = 10.0) -> Iterator[T]:
-    """Passes items on, with a bar on a terminal and a line now and then elsewhere."""
+def _show_progress(
+    inspect: Inspect, description: str, clips: Sequence[Pending], max_seconds: float, every_s: float = 10.0
+) -> Iterator[Inspected]:
+    """Inspects clips, with a bar on a terminal and a line now and then elsewhere."""
+    total, items = len(clips), inspect(clips, max_seconds)
     if sys.stderr.isatty():
         yield from track(items, description, total=total, console=Console(stderr=True))
         return

@@ -44,14 +44,15 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
+import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mecap_jax.data import media
-from mecap_jax.data.importers import BadClip, Duplicate, ImporterError, ImportSettings, Item, tables
+from mecap_jax.data.importers import BadClip, Duplicate, ImporterError, ImportSettings, Pending, tables
 from mecap_jax.data.importers.feature_files import find_features, read_features
 from mecap_jax.data.importers.files import read_clip
 from mecap_jax.data.language import language_code
@@ -81,8 +82,8 @@ _OTHER_SPLITS = {"val": "validation", "dev": "validation", "valid": "validation"
 Row = dict[str, Any]
 
 
-def read(input: Path, settings: ImportSettings) -> Iterator[Item]:
-    """Yields the utterances of a folder, in the order of its manifest.
+def clips(input: Path, settings: ImportSettings) -> list[Pending]:
+    """Returns the clips of a folder, in the order of its manifest.
 
     Raises:
       ImporterError: no manifest, more than one, or one that is no table (names the line).
@@ -90,13 +91,13 @@ def read(input: Path, settings: ImportSettings) -> Iterator[Item]:
     path = _find_manifest(input)
     table = tables.read_table(path)
     _report_further_columns(path, [name for _, raw in table if isinstance(raw, dict) for name in raw])
-    yield from read_rows(input, [(f"line {number}", row) for number, row in table], settings, str(path))
+    return clips_of(input, [(f"line {number}", row) for number, row in table], settings, str(path))
 
 
-def read_rows(
+def clips_of(
     input: Path, table: Sequence[tuple[str, Row | ValueError]], settings: ImportSettings, name: str
-) -> Iterator[Item]:
-    """Yields what the rows of a table named `name` describe, in order.
+) -> list[Pending]:
+    """Returns what the rows of a table named `name` describe, in order.
 
     Args:
       table: (where a row stands, the row with the keys above or what is wrong with it).
@@ -109,27 +110,17 @@ def read_rows(
         splits = _assign_splits({_speaker(row) for row in good})
         sizes = ", ".join(f"{sum(s == split for s in splits.values())} {split}" for split in SPLITS)
         print(f"{name} names no splits: speakers are divided by a hash ({sizes})", file=sys.stderr)
-    taken: dict[bytes, str] = {}
+    found: list[Pending] = []
     for (place, raw), row in zip(table, rows, strict=True):
+        named = next((known["id"] for known in (row, raw) if isinstance(known, dict) and known.get("id")), "")
+        id = str(named) or place.strip("'")
         try:
             if isinstance(row, ValueError):
                 raise row
-            utterance = _utterance(input, row, splits, settings)
-            if (
-                utterance.id in by_path
-                and (first := taken.setdefault(_content(utterance, row), utterance.id)) != row["id"]
-            ):
-                yield Duplicate(utterance.id, first)
-            else:
-                yield utterance
-        except (OSError, ValueError) as error:
-            named = next((known["id"] for known in (row, raw) if isinstance(known, dict) and known.get("id")), "")
-            yield BadClip(str(named) or place.strip("'"), f"{place}: {error}")
-
-
-def count(input: Path, settings: ImportSettings) -> int:
-    """Returns the number of rows."""
-    return len(tables.read_table(_find_manifest(input)))
+            found.append(_Clip(id, place, input, row, _told(row, splits, settings), settings.allow_outside))
+        except ValueError as error:
+            found.append(BadClip(id, f"{place}: {error}"))
+    return _without_copies(found, by_path)
 
 
 def files_beside(input: Path, settings: ImportSettings) -> list[Path]:
@@ -244,11 +235,23 @@ def _choose_ids(rows: list[Row]) -> set[str]:
     return by_path
 
 
-def _content(utterance: Utterance, row: Row) -> bytes:
-    """A checksum of all that is known of a clip but its place; a split that was drawn for it is not known of it."""
-    split = utterance.split if "split" in row else SPLITS[0]
-    anonymous = dataclasses.replace(utterance, id="-", speaker=row.get("speaker", ""), split=split)
-    return hashlib.sha256(serialize(anonymous)).digest()
+def _without_copies(clips: list[Pending], by_path: set[str]) -> list[Pending]:
+    """Replaces clips that are copies: all that is known of them but their place is what is known of one before.
+
+    Those whose media could be the same, by what the table says of them and by the sizes of their files, are read.
+    """
+    alike: dict[tuple, list[int]] = {}
+    for i, clip in enumerate(clips):
+        if isinstance(clip, _Clip) and clip.id in by_path:
+            alike.setdefault((to_json(clip.anonymous()), clip.sizes()), []).append(i)
+    taken: dict[bytes, str] = {}
+    for i in sorted(i for group in alike.values() if len(group) > 1 for i in group):
+        clip, utterance = clips[i], clips[i]()
+        if isinstance(utterance, Utterance):
+            content = hashlib.sha256(serialize(dataclasses.replace(utterance, **clip.anonymous()))).digest()
+            if (first := taken.setdefault(content, clip.id)) != clip.id:
+                clips[i] = Duplicate(clip.id, first)
+    return clips
 
 
 def _speaker(row: Row) -> str:
@@ -266,32 +269,68 @@ def _assign_splits(speakers: set[str]) -> dict[str, str]:
 # --- a row -> an utterance --------------------------------------------------------------------------------------
 
 
-def _utterance(directory: Path, row: Row, splits: Mapping[str, str] | None, settings: ImportSettings) -> Utterance:
-    outside = settings.allow_outside
-    found = {key: _read_media(directory, row[key], outside) for key in ("audio", "video") if key in row}
-    if "file" in row:
-        data = _read_media(directory, row["file"], outside)
-        _, pictures = media.streams(data)
-        if found.setdefault("video" if pictures else "audio", data) is not data:
-            raise ValueError(f"both 'file' and {'video' if pictures else 'audio'!r}")
-    features = find_features(directory, row.get("id", ""), outside)
-    named = _strings(row, "features")
-    features |= {name: read_features(directory, path, outside) for name, path in named.items()}
-    if not found and not features and "transcript" not in row:
-        raise ValueError("neither audio, video, features nor a transcript")
-    return Utterance(
-        id=row.get("id", ""),
-        dataset=row.get("dataset", "folder"),
-        split=_split(row, splits),
-        speaker=_speaker(row),
-        features=features,
-        labels=_labels(row, settings),
-        valence=_valence(row),
-        captions=_captions(row),
-        **{key: row[key] for key in ("dialogue", "transcript", "language", "rationale", "attributes", "licence")
-           if key in row},
-        **found,
-    )  # fmt: skip
+@dataclasses.dataclass(frozen=True)
+class _Clip:
+    """A row, as a function that reads its files.
+
+    Attributes:
+      id: of the clip, or what stands for it.
+      place: where the row stands.
+      row: the row with our keys.
+      told: fields of the utterance that the table tells.
+    """
+
+    id: str
+    place: str
+    directory: Path
+    row: Row
+    told: dict[str, Any]
+    allow_outside: bool
+
+    def __call__(self) -> Utterance | BadClip:
+        try:
+            return self._read()
+        except (OSError, ValueError) as error:
+            return BadClip(self.id, f"{self.place}: {error}")
+
+    def anonymous(self) -> dict[str, Any]:
+        """What is told but the place; a split that was drawn for a clip is not known of it."""
+        split = self.told["split"] if "split" in self.row else SPLITS[0]
+        return self.told | {"id": "-", "speaker": self.row.get("speaker", ""), "split": split}
+
+    def sizes(self) -> tuple[tuple[str, int], ...]:
+        """Bytes of each file that can be read."""
+        paths = {key: self.directory / self.row[key] for key in _PATHS if key in self.row}
+        return tuple((key, os.path.getsize(path)) for key, path in paths.items() if os.path.isfile(path))
+
+    def _read(self) -> Utterance:
+        directory, row, outside = self.directory, self.row, self.allow_outside
+        found = {key: _read_media(directory, row[key], outside) for key in ("audio", "video") if key in row}
+        if "file" in row:
+            data = _read_media(directory, row["file"], outside)
+            _, pictures = media.streams(data)
+            if found.setdefault("video" if pictures else "audio", data) is not data:
+                raise ValueError(f"both 'file' and {'video' if pictures else 'audio'!r}")
+        features = find_features(directory, row.get("id", ""), outside)
+        named = _strings(row, "features")
+        features |= {name: read_features(directory, path, outside) for name, path in named.items()}
+        if not found and not features and "transcript" not in row:
+            raise ValueError("neither audio, video, features nor a transcript")
+        return Utterance(**self.told, **found, features=features)
+
+
+def _told(row: Row, splits: Mapping[str, str] | None, settings: ImportSettings) -> dict[str, Any]:
+    """Returns the fields of an utterance that follow from its row alone."""
+    as_they_are = ("dialogue", "transcript", "language", "rationale", "attributes", "licence")
+    return {
+        "id": row.get("id", ""),
+        "dataset": row.get("dataset", "folder"),
+        "split": _split(row, splits),
+        "speaker": _speaker(row),
+        "labels": _labels(row, settings),
+        "valence": _valence(row),
+        "captions": _captions(row),
+    } | {key: row[key] for key in as_they_are if key in row}
 
 
 def _read_media(directory: Path, name: str, allow_outside: bool) -> bytes:

@@ -19,10 +19,11 @@ from __future__ import annotations
 
 import dataclasses
 import filecmp
+import functools
 import hashlib
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,7 +31,15 @@ import librosa
 import numpy as np
 
 from mecap_jax.data import media
-from mecap_jax.data.importers import BadClip, Duplicate, ImporterError, ImportSettings, Item, ravdess_captions, tables
+from mecap_jax.data.importers import (
+    BadClip,
+    Duplicate,
+    ImporterError,
+    ImportSettings,
+    Pending,
+    ravdess_captions,
+    tables,
+)
 from mecap_jax.data.importers.files import is_junk, read_clip, walk
 from mecap_jax.data.importers.ravdess_captions import Levels
 from mecap_jax.data.utterance import Utterance
@@ -91,16 +100,15 @@ class Voice:
     rate_per_s: float
 
 
-def read(input: Path, settings: ImportSettings) -> Iterator[Item]:
-    """Yields the spoken takes in a directory, ordered by name.
+def clips(input: Path, settings: ImportSettings) -> list[Pending]:
+    """Returns the spoken takes in a directory, ordered by name.
 
-    All voices are measured before the first one is yielded, because a caption compares them.
+    All voices are measured at once, because a caption compares them.
 
     Raises:
       ImporterError: no RAVDESS files, or facial features that cannot be read.
     """
-    takes, left_out = _find_takes(input, settings.allow_outside)
-    yield from left_out
+    takes, found = _find_takes(input, settings.allow_outside)
     features, provenance, problems = _read_features(input)
     print(f"measuring {len(takes)} voices", file=sys.stderr)
     voices: dict[str, Voice] = {}
@@ -110,19 +118,14 @@ def read(input: Path, settings: ImportSettings) -> Iterator[Item]:
                 raise ValueError(problems[key])
             voices[key] = measure(media.decode_audio(_sound(input, files, settings.allow_outside)))
         except ValueError as error:
-            yield BadClip(f"ravdess_{key}", str(error))
+            found.append(BadClip(f"ravdess_{key}", str(error)))
     borders = _tertiles(voices) if voices else {}
     for key, voice in voices.items():
         take = parse(key)
         levels = _levels(voice, take.gender, borders)
         rng = np.random.default_rng(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]))
         label = settings.label(take.emotion)
-        try:
-            files = {field: read_clip(input, path, settings.allow_outside) for field, path in takes[key].items()}
-        except ValueError as error:
-            yield BadClip(f"ravdess_{key}", str(error))
-            continue
-        yield Utterance(
+        utterance = Utterance(
             id=f"ravdess_{key}",
             dataset="ravdess",
             split=take.split,
@@ -140,19 +143,14 @@ def read(input: Path, settings: ImportSettings) -> Iterator[Item]:
                 **({"openwillis": provenance} if key in features else {}),
             },
             licence=_LICENCE,
-            **files,
         )
+        found.append(functools.partial(_with_media, utterance, input, takes[key], settings.allow_outside))
+    return found
 
 
 def files_beside(input: Path, settings: ImportSettings) -> list[Path]:
     """The table of facial features, which may stand outside the input directory."""
     return [path for path in [_find_table(input)] if path]
-
-
-def count(input: Path, settings: ImportSettings) -> int:
-    """Returns the number of takes."""
-    takes, left_out = _find_takes(input, settings.allow_outside)
-    return len(takes) + len(left_out)
 
 
 def parse(key: str) -> Take:
@@ -207,10 +205,10 @@ def measure(waveform: np.ndarray) -> Voice:
     )
 
 
-def _find_takes(directory: Path, allow_outside: bool) -> tuple[dict[str, dict[str, str]], list[BadClip | Duplicate]]:
+def _find_takes(directory: Path, allow_outside: bool) -> tuple[dict[str, dict[str, str]], list[Pending]]:
     """Returns the files (field -> relative path) of each take, and what is left out: other names, second files."""
     takes: dict[str, dict[str, str]] = {}
-    left_out: list[BadClip | Duplicate] = []
+    left_out: list[Pending] = []
     songs = 0
     for path in walk(directory, allow_outside):
         if path.suffix.lower() not in _MEDIA:
@@ -250,6 +248,16 @@ def _second_file(directory: Path, name: str, taken: str) -> BadClip | Duplicate:
     except OSError as error:
         return BadClip(name, f"cannot read {name!r}: {error.strerror}")
     return BadClip(name, f"same take as {taken!r}")
+
+
+def _with_media(
+    utterance: Utterance, directory: Path, files: Mapping[str, str], allow_outside: bool
+) -> Utterance | BadClip:
+    try:
+        read = {field: read_clip(directory, path, allow_outside) for field, path in files.items()}
+    except ValueError as error:
+        return BadClip(utterance.id, str(error))
+    return dataclasses.replace(utterance, **read)
 
 
 def _sound(directory: Path, files: Mapping[str, str], allow_outside: bool) -> bytes:

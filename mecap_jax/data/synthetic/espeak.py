@@ -8,6 +8,7 @@ random generators seeded it costs 5 ms and makes the samples a function of the a
 from __future__ import annotations
 
 import ctypes
+import threading
 from pathlib import Path
 
 import espeakng_loader
@@ -24,6 +25,7 @@ _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 
 _libc = ctypes.CDLL(None)
 _libc.dlclose.argtypes = [ctypes.c_void_p]
+_one_at_a_time = threading.Lock()  # the static variables are those of all threads
 
 
 class SpeechError(RuntimeError):
@@ -58,24 +60,25 @@ def synthesize(text: str, voice: str, rate: int, pitch: int, pitch_range: int) -
             chunks.append(np.ctypeslib.as_array(samples, (count,)).copy())
         return 0
 
-    library = ctypes.CDLL(espeakng_loader.get_library_path())
-    try:
-        if library.espeak_Initialize(_SYNCHRONOUS, 0, espeakng_loader.get_data_path().encode(), _DONT_EXIT) < 0:
-            raise SpeechError(f"eSpeak NG cannot read its data in {espeakng_loader.get_data_path()}")
-        library.espeak_SetSynthCallback(collect)
-        if library.espeak_SetVoiceByName(voice.encode()) != 0:
-            raise SpeechError(f"eSpeak NG has no voice {voice!r}")
-        settings = ((_RATE, rate), (_VOLUME, _VOLUME_BELOW_CLIPPING), (_PITCH, pitch), (_RANGE, pitch_range))
-        for parameter, value in settings:
-            library.espeak_SetParameter(parameter, value, 0)
-        # Breath noise comes from eSpeak's own generator in most voices and from libc's in the Klatt ones.
-        library.espeak_ng_SetRandSeed(ctypes.c_long(1))
-        _libc.srand(1)
-        data = text.encode() + b"\0"
-        library.espeak_Synth(data, ctypes.c_size_t(len(data)), 0, 1, 0, _UTF8, None, None)
-        library.espeak_Terminate()
-    finally:
-        _libc.dlclose(library._handle)
+    with _one_at_a_time:
+        library = ctypes.CDLL(espeakng_loader.get_library_path())
+        try:
+            if library.espeak_Initialize(_SYNCHRONOUS, 0, espeakng_loader.get_data_path().encode(), _DONT_EXIT) < 0:
+                raise SpeechError(f"eSpeak NG cannot read its data in {espeakng_loader.get_data_path()}")
+            library.espeak_SetSynthCallback(collect)
+            if library.espeak_SetVoiceByName(voice.encode()) != 0:
+                raise SpeechError(f"eSpeak NG has no voice {voice!r}")
+            settings = ((_RATE, rate), (_VOLUME, _VOLUME_BELOW_CLIPPING), (_PITCH, pitch), (_RANGE, pitch_range))
+            for parameter, value in settings:
+                library.espeak_SetParameter(parameter, value, 0)
+            # Breath noise comes from eSpeak's own generator in most voices and from libc's in the Klatt ones.
+            library.espeak_ng_SetRandSeed(ctypes.c_long(1))
+            _libc.srand(1)
+            data = text.encode() + b"\0"
+            library.espeak_Synth(data, ctypes.c_size_t(len(data)), 0, 1, 0, _UTF8, None, None)
+            library.espeak_Terminate()
+        finally:
+            _libc.dlclose(library._handle)
     samples = np.concatenate(chunks) if chunks else np.zeros(0, np.int16)
     if not samples.any():
         raise SpeechError(f"eSpeak NG spoke nothing for {text!r} with voice {voice!r}")

@@ -11,6 +11,7 @@ import av
 import numpy as np
 import pytest
 
+from mecap_jax.data import inspection
 from mecap_jax.data.importers import IMPORTERS, BadClip, ImporterError, ImportSettings, check_counts, folder, prepare
 from mecap_jax.data.importers.emotiontalk import OFFICIAL, clean_transcript, parse_captions
 from mecap_jax.data.media import MediaError, decode_video
@@ -38,7 +39,7 @@ def read(source: str, root: Path, **settings) -> tuple[dict[str, Utterance], lis
     """The utterances of a corpus by id, and what is wrong with the rest."""
     settings = ImportSettings(**settings)
     rows = importlib.import_module(IMPORTERS[source]).rows(root, settings)
-    items = list(folder.read_rows(root, rows, settings, source))
+    items = list(map(inspection.read, folder.clips_of(root, rows, settings, source)))
     assert len(items) == len(rows)
     good = {item.id: item for item in items if isinstance(item, Utterance)}
     return good, [item.reason for item in items if isinstance(item, BadClip)]

@@ -9,6 +9,7 @@ import pytest
 
 from mecap_jax.data.importers import BadClip, ImporterError, ImportSettings, prepare, ravdess, ravdess_captions
 from mecap_jax.data.importers.ravdess_captions import Levels
+from mecap_jax.data.inspection import read
 from mecap_jax.data.media import decode_audio
 from mecap_jax.data.shards import ShardReader
 from mecap_jax.data.utterance import CAPTION_KINDS, Utterance
@@ -57,7 +58,7 @@ def test_files_of_one_take_become_one_utterance(tmp_path, capsys):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(data)
 
-    items = list(ravdess.read(tmp_path, ImportSettings()))
+    items = list(map(read, ravdess.clips(tmp_path, ImportSettings())))
 
     good = {item.id: item for item in items if isinstance(item, Utterance)}
     assert set(good) == {"ravdess_03-01-01-01-01", "ravdess_04-01-01-01-02", "ravdess_06-01-01-01-04"}
@@ -86,7 +87,7 @@ def test_files_of_one_take_become_one_utterance(tmp_path, capsys):
 
 def test_a_directory_without_ravdess_is_an_error(tmp_path):
     with pytest.raises(ImporterError, match="holds no RAVDESS speech files"):
-        list(ravdess.read(tmp_path, ImportSettings()))
+        list(map(read, ravdess.clips(tmp_path, ImportSettings())))
 
 
 def glottal_voice(pitch_hz: float, seconds: float, level: float, glide: float = 0.0) -> np.ndarray:
@@ -158,7 +159,7 @@ def test_captions_say_how_the_voice_compares():
 
 @needs_shared_data
 def test_the_real_recordings():
-    items = list(ravdess.read(SHARED / "audio/ravdess", ImportSettings()))
+    items = list(map(read, ravdess.clips(SHARED / "audio/ravdess", ImportSettings())))
     assert len(items) == 300 and all(isinstance(item, Utterance) for item in items)
     splits = {split: [u for u in items if u.split == split] for split in ("train", "validation", "test")}
     assert [len(us) for us in splits.values()] == [210, 30, 60]
@@ -214,7 +215,7 @@ def test_facial_features_are_found_in_any_encoding(tmp_path, encoding):
         (tmp_path / f"03-01-01-01-01-01-{actor}.wav").write_bytes(audio_file())
     text = feature_table("03-01-01-01-01-01-01,1,5", "03-01-01-01-01-01-02,3,5").replace("\n", "\r\n")
     (tmp_path / "features.csv").write_bytes(text.encode(encoding))
-    first, second = ravdess.read(tmp_path, ImportSettings())
+    first, second = map(read, ravdess.clips(tmp_path, ImportSettings()))
     np.testing.assert_allclose(first.features["openwillis"], [[-1, 0]])
     np.testing.assert_allclose(second.features["openwillis"], [[1, 0]])
 
@@ -231,7 +232,7 @@ def test_a_line_of_facial_features_that_is_wrong_costs_its_take(tmp_path, capsys
         "somebody,1,2",
     )
     (tmp_path / "features.csv").write_text(feature_table(good, *wrong))
-    items = list(ravdess.read(tmp_path, ImportSettings()))
+    items = list(map(read, ravdess.clips(tmp_path, ImportSettings())))
     bad = {item.id[-2:]: item.reason for item in items if isinstance(item, BadClip)}
     assert set(bad) == {"02", "03", "04"}
     assert "features.csv, line 3: could not convert" in bad["02"] and "line 4: a value is not finite" in bad["03"]
@@ -250,11 +251,11 @@ def test_a_line_of_facial_features_that_is_wrong_costs_its_take(tmp_path, capsys
     ):
         (tmp_path / "features.csv").write_text(feature_table(*lines))
         with pytest.raises(ImporterError, match=f"features.csv.*{message}"):
-            list(ravdess.read(tmp_path, ImportSettings()))
+            list(map(read, ravdess.clips(tmp_path, ImportSettings())))
     (tmp_path / "visual").mkdir()
     (tmp_path / "visual" / "again.csv").write_text(feature_table(good))
     with pytest.raises(ImporterError, match="more than one table"):
-        list(ravdess.read(tmp_path, ImportSettings()))
+        list(map(read, ravdess.clips(tmp_path, ImportSettings())))
     (tmp_path / "features.csv").unlink()
     beside = ravdess.files_beside(tmp_path / "audio", ImportSettings())
     assert beside == [tmp_path / "visual" / "again.csv"]  # a part of the input

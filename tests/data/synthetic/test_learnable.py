@@ -13,13 +13,16 @@ from sklearn.metrics import recall_score
 from mecap_jax.config import SyntheticConfig
 from mecap_jax.data import media
 from mecap_jax.data.importers import ImportSettings, synthetic
+from mecap_jax.data.inspection import in_processes
+from mecap_jax.data.media import MAX_SECONDS
 
 RATE = 16_000
 
 
 @pytest.fixture(scope="module")
 def utterances():
-    return list(synthetic.read(None, ImportSettings(SyntheticConfig(clips=480))))
+    settings = ImportSettings(SyntheticConfig(clips=480))
+    return [clip for clip, _ in in_processes(synthetic.clips(None, settings), MAX_SECONDS)]
 
 
 def audio_statistics(utterance) -> np.ndarray:
