@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import re
 import unicodedata
 from pathlib import Path
 
@@ -13,6 +14,7 @@ _BOMS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 # Control characters, halves of surrogate pairs (bytes of a file name that are no UTF-8), line and paragraph separators.
 _UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")
 _DIRECTION = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
@@ -37,6 +39,11 @@ def find_encoding(data: bytes) -> str:
         except UnicodeDecodeError:
             continue
     return "latin-1"
+
+
+def is_address(name: str) -> bool:
+    """Whether a name is an address ("gs://bucket/run") and no path, which nothing here reads or writes."""
+    return bool(_ADDRESS.match(name))
 
 
 def split_lines(text: str) -> list[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from absl import app, flags
 
+from mecap_jax.command_line import local_paths, run
 from mecap_jax.data.shards import ShardReader
 from mecap_jax.data.utterance import CAPTION_KINDS, SPLITS
 from mecap_jax.emotions import EMOTIONS
@@ -30,6 +31,7 @@ _DATA = flags.DEFINE_string("data", "", "directory of shards")
 _SPLIT = flags.DEFINE_enum("split", "train", SPLITS, "split whose captions are read")
 _TARGET = flags.DEFINE_enum("target", "overall", CAPTION_KINDS, "kind of captions")
 _TEMPLATES = flags.DEFINE_bool("templates", False, "anchors from template phrases")
+local_paths("encoder", "output", "data")
 
 
 def main(argv: list[str]) -> None:
@@ -69,4 +71,4 @@ def _anchors() -> Anchors:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run(main)

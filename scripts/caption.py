@@ -14,6 +14,7 @@ from absl import app, flags, logging
 
 from mecap_jax.captioner import DTYPES, Captioner
 from mecap_jax.captioning import as_differences, as_error, as_json, as_lines, as_note, caption_clips, find_requests
+from mecap_jax.command_line import local_paths, run
 from mecap_jax.data.stretches import LONG
 from mecap_jax.experiment.setup import USER_ERRORS
 from mecap_jax.text_files import decode_text, error_message, split_lines
@@ -43,6 +44,7 @@ _LONG = flags.DEFINE_enum(
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Of the samples.")
 _JSON = flags.DEFINE_bool("json", False, "JSON Lines with log-probabilities, errors included.")
+local_paths("checkpoint", "adapter", "list", "features")
 
 
 def main(argv: list[str]) -> int:
@@ -112,4 +114,4 @@ def _print(answers, total: int, logger: RunLogger) -> int:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run(main)

@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 from absl import app, flags, logging
 
+from mecap_jax.command_line import local_paths, run
 from mecap_jax.data.utterance import SPLITS
 from mecap_jax.distributed import joined
 from mecap_jax.evaluation.predictions import write_predictions
@@ -31,6 +32,7 @@ _DATA = flags.DEFINE_string("data", "", "Directory of shards; empty: the data of
 _SPLIT = flags.DEFINE_enum("split", "test", SPLITS, "Whose clips are captioned.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.")
 _REPORT = flags.DEFINE_string("report", None, "A run's workdir: writes its report again, without captioning.")
+local_paths("checkpoint", "data", "output", "report")
 
 
 def main(argv: list[str]) -> None:
@@ -63,4 +65,4 @@ def _evaluate(logger: RunLogger) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run(main)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from absl import app, flags, logging
 
+from mecap_jax.command_line import local_paths, run
 from mecap_jax.experiment.export import DTYPES, export_stage
 from mecap_jax.experiment.setup import USER_ERRORS
 from mecap_jax.text_files import error_message
@@ -18,6 +19,7 @@ _DTYPE = flags.DEFINE_enum("dtype", None, DTYPES, "Of the tensors; by default th
 _ADAPTER_ONLY = flags.DEFINE_bool("adapter_only", False, "Write the adapters by themselves, in PEFT's layout.")
 _WHOLE_OMNI = flags.DEFINE_bool("whole_omni", False, "Qwen2.5-Omni in the layout of a whole model, as vLLM reads it.")
 _MAX_SHARD_GB = flags.DEFINE_float("max_shard_gb", 5.0, "Largest file of weights, in 10^9 bytes.", lower_bound=1e-3)
+local_paths("checkpoint", "output")
 
 
 def main(argv: list[str]) -> None:
@@ -41,4 +43,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run(main)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from absl import app, flags, logging
 
+from mecap_jax.command_line import local_paths, run
 from mecap_jax.data.importers import IMPORTERS, Pending, open_source
 from mecap_jax.data.importers.feature_files import DIRECTORY
 from mecap_jax.data.shards import ShardReader
@@ -46,6 +47,7 @@ _KINDS = flags.DEFINE_multi_enum("kind", [FRAMES, UTTERANCE], [FRAMES, UTTERANCE
 _FPS = flags.DEFINE_float("fps", 2.0, "Pictures a second; 0: --max_frames of every clip.", lower_bound=0)
 _MAX_FRAMES = flags.DEFINE_integer("max_frames", 64, "Most pictures of a clip.", lower_bound=1)
 _BATCH = flags.DEFINE_integer("batch", 8, "Pieces at once.", lower_bound=1)
+local_paths("encoder", "input", "data", "output")
 
 
 def main(argv: list[str]) -> int:
@@ -109,4 +111,4 @@ def _clips() -> list[Pending]:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run(main)

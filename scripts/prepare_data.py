@@ -6,6 +6,7 @@ import sys
 
 from absl import app, flags
 
+from mecap_jax.command_line import local_paths
 from mecap_jax.config import ConfigError, SyntheticConfig
 from mecap_jax.data.importers import CAPTIONS, FOLD, IMPORTERS, ImporterError, check_counts, prepare
 from mecap_jax.data.media import MAX_SECONDS
@@ -42,6 +43,7 @@ _SYNTHETIC = {}
 for _name, _default in dataclasses.asdict(SyntheticConfig()).items():
     _default = list(_default) if isinstance(_default, tuple) else _default
     _SYNTHETIC[_name] = _DEFINE[type(_default)](f"synthetic.{_name}", _default, f"SyntheticConfig.{_name}.")
+local_paths("input", "output", "label_map")
 
 
 def main(argv: list[str]) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from absl import app, flags
 
+from mecap_jax.command_line import local_paths, run
 from mecap_jax.config import Config, load
 from mecap_jax.evaluation.reproduction import (
     claims_table,
@@ -40,6 +41,7 @@ _OTHERS = flags.DEFINE_list("others", [], "Directories of further clips that eve
 _SECTION = flags.DEFINE_string("section", None, "Section of the document that tables of recognition go into.")
 _PROJECT = Path(__file__).parents[1]
 _DOCUMENT = "docs/reproduction.md"
+local_paths("root", "others")
 
 
 def main(argv: list[str]) -> None:
@@ -105,4 +107,4 @@ def _replace(document: Path, section: str, text: str | None) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run(main)

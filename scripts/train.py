@@ -13,12 +13,14 @@ from pathlib import Path
 
 from absl import app, flags, logging
 
+from mecap_jax.command_line import local_paths
 from mecap_jax.config import ConfigError, load
 from mecap_jax.distributed import joined
 from mecap_jax.text_files import error_message
 
 _CONFIG = flags.DEFINE_string("config", None, "Recipe: path/to/recipe.py[:argument].", required=True)
 _WORKDIR = flags.DEFINE_string("workdir", "", "Directory of the run; runs/RECIPE where not given.")
+local_paths("workdir")
 
 
 def split_overrides(argv: list[str]) -> tuple[list[str], list[str]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from mecap_jax.config.overrides import parse_terms
 from mecap_jax.config.schema import Config, RewardSpec, RowConfig
+from mecap_jax.text_files import is_address
 
 _TERMS = "grpo.reward.terms"
 _PATHS = (
@@ -27,6 +28,16 @@ _NAMES_OR_FILES = ("task.labels", "task.places")
 _FILE_SUFFIXES = (".toml", ".csv", ".tsv")
 
 
+def lookup(config: Config, key: str) -> Any:
+    """Returns the value at a dotted key, or None where a part of the path is None."""
+    node: Any = config
+    for name in key.split("."):
+        if node is None:
+            return None
+        node = getattr(node, name)
+    return node
+
+
 def is_custom(name: str) -> bool:
     """Whether a reward term's name is that of a user's own function, "path/to/file.py:function"."""
     return ":" in name
@@ -35,6 +46,13 @@ def is_custom(name: str) -> bool:
 def is_path(value: Any) -> bool:
     """Whether a value that may be a name or a path is a path: it has a separator, or ends as a table's file does."""
     return isinstance(value, str) and ("/" in value or os.sep in value or value.endswith(_FILE_SUFFIXES))
+
+
+def addresses(config: Config) -> list[tuple[str, str]]:
+    """(key, value) of what should be a path and is an address ("gs://bucket/shards")."""
+    named = [(key, lookup(config, key)) for key in (*_PATHS, *_NAMES_OR_FILES) if key != "task.judge"]
+    named += [("evaluation.others", other) for other in config.evaluation.others]
+    return [(key, value) for key, value in named if is_address(value or "")]
 
 
 def with_absolute_paths(config: Config) -> Config:

@@ -117,7 +117,8 @@ class DataConfig:
       instruction: the request in the prompt.
       max_seconds: of a longer clip the model gets to see this much from its beginning; 0 follows from the data: the
         longest clip, at most 30 s.
-      max_bad_fraction: the run stops when more than this share of the clips is quarantined.
+      max_bad_fraction: the run stops when more than this share of the clips in the shards cannot be used; what the
+        import left out is not counted again.
       fps: frames a second that are taken from a video; 0 takes `max_frames` evenly spaced ones.
       max_frames: most frames taken from one clip.
       min_pixels, max_pixels: area that frames are resized into, as in the family's image processor.

@@ -9,8 +9,8 @@ import dataclasses
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import PurePath
-from typing import Any
 
+from mecap_jax.config.paths import addresses, lookup
 from mecap_jax.config.schema import AugmentConfig, Config, ConfigError, Modality, RewardSpec, schedule_factor
 from mecap_jax.config.values import build
 
@@ -18,16 +18,6 @@ MODALITIES: tuple[str, ...] = typing.get_args(Modality)
 
 # (dotted key, what is wrong with it)
 Problems = Iterator[tuple[str, str]]
-
-
-def lookup(config: Config, key: str) -> Any:
-    """Returns the value at a dotted key, or None where a part of the path is None."""
-    node: Any = config
-    for name in key.split("."):
-        if node is None:
-            return None
-        node = getattr(node, name)
-    return node
 
 
 def validate(config: Config) -> Config:
@@ -43,6 +33,11 @@ def validate(config: Config) -> Config:
         for key, problem in check(config):
             raise ConfigError(f"config key {key!r}: {problem} (got {lookup(config, key)!r})")
     return config
+
+
+def _paths(config: Config) -> Problems:
+    for key, _ in addresses(config):
+        yield key, "is an address; a local path is needed, or a bucket that is mounted as one"
 
 
 def _stages(config: Config) -> Problems:
@@ -170,7 +165,8 @@ def _input(config: Config) -> Problems:
 
 
 _CHECKS = (
-    _stages, _trainable, _modalities, _tower_cache, _pixels, _buckets, _heads, _objective, _rows, _others, _input
+    _paths, _stages, _trainable, _modalities, _tower_cache, _pixels, _buckets, _heads, _objective, _rows, _others,
+    _input
 )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from mecap_jax.data.shards import ShardReader
 from mecap_jax.data.training_facts import TrainingFacts
 from mecap_jax.experiment.weights import CONFIG_FILE
 from mecap_jax.json_files import as_json, read_json_object, write_json
+from mecap_jax.text_files import is_address
 from mecap_jax.training.checkpointing import latest_step
 
 # Held by the process that runs in a workdir; evaluation, captions and export only read, and need no lock.
@@ -39,7 +40,7 @@ def check_place(workdir: Path) -> None:
     Raises:
       ConfigError: an address such as gs://..., or a file.
     """
-    if re.match(r"[a-z][a-z0-9+.-]+:/", str(workdir)):
+    if is_address(str(workdir)):
         raise ConfigError(
             f"--workdir: {workdir} is an address; a workdir is a local directory, or a bucket that is mounted as one"
         )

@@ -1,0 +1,74 @@
+"""Flags that are paths refuse addresses, all of them; an interrupted script ends in one line."""
+
+import ast
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from absl import flags
+
+from mecap_jax.command_line import local_paths
+from mecap_jax.config import ConfigError, load
+from mecap_jax.text_files import is_address
+
+SCRIPTS = sorted((Path(__file__).parents[1] / "scripts").glob("*.py"))
+NO_PATHS = {"config", "fold", "instruction", "layer", "name", "rows", "runner", "section", "seeds"}
+
+
+def calls(path, name):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == name]
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_every_flag_that_is_a_path_is_checked(path):
+    defined = {
+        call.args[0].value
+        for kind in ("string", "list")
+        for call in calls(path, f"flags.DEFINE_{kind}")
+        if isinstance(call.args[0], ast.Constant)
+    }
+    (checked,) = calls(path, "local_paths")
+    assert {argument.value for argument in checked.args} == defined - NO_PATHS
+
+
+def test_addresses_are_told_from_paths():
+    assert all(map(is_address, ("gs://bucket/x", "s3://b", "https://x.org/y", "gs:/bucket/x")))
+    assert not any(map(is_address, ("", "runs/x", "/data/gs", "C:/data", "./a:b/c", "x.py:reward")))
+
+
+@pytest.mark.parametrize("value, is_fine", [("gs://bucket/x", False), ("runs/x", True), (None, True)])
+def test_flags_refuse_addresses(value, is_fine):
+    values = flags.FlagValues()
+    flags.DEFINE_string("place", None, "", flag_values=values)
+    local_paths("place", values=values)
+    arguments = ["script", *([f"--place={value}"] if value else [])]
+    if is_fine:
+        values(arguments)
+    else:
+        with pytest.raises(flags.IllegalFlagValueError, match="--place=gs://bucket/x: is an address"):
+            values(arguments)
+
+
+@pytest.mark.parametrize(
+    "key", "backbone init_from compilation_cache data.path encoder.path encoder.anchors task.labels task.wheels".split()
+)
+def test_settings_refuse_addresses(key):
+    with pytest.raises(ConfigError, match=f"'{key}': is an address.*gs://bucket/x"):
+        load("configs/r1_omni.py", [f"{key}=gs://bucket/x"])
+    with pytest.raises(ConfigError, match="'evaluation.others': is an address"):
+        load("configs/grpo.py", ["evaluation.others=gs://bucket/x"])
+
+
+def test_an_interrupted_script_says_so_in_one_line():
+    code = "import time\nfrom mecap_jax.command_line import run\n"
+    code += "def main(argv):\n    print('ready', flush=True)\n    time.sleep(60)\nrun(main)"
+    script = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert script.stdout.readline() == "ready\n"
+    script.send_signal(signal.SIGINT)
+    _, error = script.communicate(timeout=30)
+    assert (script.returncode, error) == (130, "error: interrupted\n")
