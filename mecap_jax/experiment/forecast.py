@@ -24,6 +24,7 @@ _UTILISATION = 0.2
 _BACKWARD = 2  # a gradient costs twice what its loss does
 _DECODING = 8  # a token that is decoded alone waits for memory: it costs what so many do that are read together
 _ROWS, _TIMED_S = 2048, 0.2  # of the product that is timed
+_TELLING_S = 10.0  # a part of this length says how fast the machine is
 _CLIP_CPU_S = 0.09  # processor time of a synthetic clip: to speak, draw and encode it, and its captions for the anchors
 _CLIP_SECONDS = 4.0  # what most synthetic clips last at most
 
@@ -41,8 +42,9 @@ class Forecast:
         return sum(self._left.values()) / self._rate
 
     def done(self, part: str, seconds: float) -> None:
-        """Takes note of how long a part took."""
-        if work := self._left.pop(part, 0.0):
+        """Takes note of how long a part took without compilation; of a few seconds nothing is concluded."""
+        work = self._left.pop(part, 0.0)
+        if work and seconds >= _TELLING_S:
             self._rate = work / seconds
 
     def __str__(self) -> str:

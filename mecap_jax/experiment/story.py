@@ -70,7 +70,7 @@ def run(config: Config, workdir: Path, should_stop: Stop = lambda step: False) -
         def stage(name: str):
             with clock.measure(name):
                 yield
-            ahead.done(name, clock.parts[name])
+            ahead.done(name, clock.parts[name] - clock.compiled[name])
             logger.say(f"{name} is done; {ahead} from here")
 
         stages: dict[str, Workbench] = {}
@@ -250,6 +250,7 @@ class Clock:
     def __init__(self):
         self._began = time.perf_counter()
         self.parts: dict[str, float] = {}
+        self.compiled: dict[str, float] = {}
         self._compile = 0.0
         jax.monitoring.register_event_duration_secs_listener(self._listen)
 
@@ -259,10 +260,11 @@ class Clock:
 
     @contextlib.contextmanager
     def measure(self, part: str):
-        """Counts the time of a block as `part`."""
-        began = time.perf_counter()
+        """Counts the time of a block as `part`, and what of it was compilation."""
+        began, compiled = time.perf_counter(), self._compile
         yield
         self.parts[part] = round(time.perf_counter() - began, 2)
+        self.compiled[part] = self._compile - compiled
 
     def report(self, step_seconds: dict[str, float]) -> dict[str, Any]:
         return {

@@ -33,6 +33,9 @@ def test_parts_that_are_done_correct_what_is_left():
     ahead.done("grpo", 60.0)
     ahead.done("evaluation", 0.0)
     assert ahead.seconds() == 0
+    ahead = Forecast({"sft": 1.0, "grpo": 1200.0}, rate=10.0)
+    ahead.done("sft", 5.0)  # the last step of a stage that was interrupted says nothing of the next stage
+    assert ahead.seconds() == 120
 
 
 def test_the_first_estimate_counts_the_corpus_and_every_stage(tmp_path, monkeypatch):
