@@ -99,16 +99,13 @@ class Checked(Questions, Protocol):
         report is on, and all."""
 
 
-def check_data(
-    index: Sequence[ClipRecord], config: Config, task: Checked, quarantined: Sequence[BadClip] = ()
-) -> Findings:
+def check_data(index: Sequence[ClipRecord], config: Config, task: Checked) -> Findings:
     """Checks that a run can work with its data: clips, splits, batches, and what its task wants of them.
 
     Args:
       index: all clips of the shards.
       config: of the run.
       task: what the model is asked.
-      quarantined: clips that are not in the index.
     """
     problems, remarks = [], []
     bad = {
@@ -117,8 +114,8 @@ def check_data(
         if (reason := task.usable(record) or why_undecodable(record, config.data, config.model))
     }
     records = [record for record in index if record.id not in bad]
-    left_out = [*quarantined, *(BadClip(*item) for item in bad.items())]
-    if many := too_many_bad(left_out, len(index) + len(quarantined), config.data.max_bad_fraction):
+    left_out = [BadClip(*item) for item in bad.items()]
+    if many := too_many_bad(left_out, len(index), config.data.max_bad_fraction):
         problems.append(many)
     splits = {
         split: [record for record in records if record.split == split] for split in ("train", "validation", "test")

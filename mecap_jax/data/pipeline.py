@@ -115,13 +115,12 @@ class ClipDataset:
             more for clips that they do not hold.
 
         Raises:
-          DataError: more than `config.max_bad_fraction` of the clips are left out, none is left, or there is nothing
-            that a model could be shown of them.
+          DataError: more than `config.max_bad_fraction` of the clips of the shards are left out (those that the import
+            left out are not counted again), none is left, or there is nothing that a model could be shown of them.
         """
         self.index: list[ClipRecord] = reader.index
         self._reader, self._model, self._tokenizer, self.task = reader, model, tokenizer, task
         self._cache = ClipCache(config.cache_mb, max(1, config.workers))
-        self.quarantined = [BadClip(**clip) for clip in reader.manifest["quarantined"]]
         reasons = {
             i: task.usable(record) or why_undecodable(record, config, model) for i, record in enumerate(self.index)
         }
@@ -141,10 +140,10 @@ class ClipDataset:
                 self._needs[i] = need
             except ValueError as error:
                 reasons[i] = str(error)
-        total = len(self.index) + len(self.quarantined)
-        self.quarantined += [BadClip(self.index[i].id, reason) for i, reason in reasons.items() if reason]
-        if problem := too_many_bad(self.quarantined, total, config.max_bad_fraction):
+        left_out = [BadClip(self.index[i].id, reason) for i, reason in reasons.items() if reason]
+        if problem := too_many_bad(left_out, len(self.index), config.max_bad_fraction):
             raise DataError(problem)
+        self.quarantined = [*(BadClip(**clip) for clip in reader.manifest["quarantined"]), *left_out]
         self.config = dataclasses.replace(config, buckets=configured or self._shapes(known_buckets))
 
     def _shapes(self, known: Sequence[Bucket]) -> tuple[Bucket, ...]:

@@ -9,7 +9,6 @@ import numpy as np
 
 from mecap_jax.config import Config, ConfigError, SftConfig, chosen_rows
 from mecap_jax.data.checks import check_data
-from mecap_jax.data.manifest import BadClip
 from mecap_jax.data.pipeline import DataError
 from mecap_jax.data.shards import ShardError, ShardReader
 from mecap_jax.experiment.workbench import Workbench, common_clips
@@ -50,8 +49,7 @@ def checked_against(reader: ShardReader, config: Config, logger: RunLogger) -> C
     Raises:
       DataError: the data cannot be used; names everything that is wrong with them.
     """
-    quarantined = [BadClip(**clip) for clip in reader.manifest["quarantined"]]
-    found = check_data(reader.index, config, make_task(config), quarantined)
+    found = check_data(reader.index, config, make_task(config))
     for remark in found.remarks:
         logger.say(remark)
     if found.problems:

@@ -110,6 +110,14 @@ def test_too_many_bad_clips_stop_the_run(reader, tokenizer, change, reason):
     assert reason in str(caught.value) and "data.max_bad_fraction = 5.0%" in str(caught.value)
 
 
+def test_what_the_import_left_out_is_listed_and_not_counted_again(reader, tokenizer, dataset, monkeypatch):
+    gone = [{"id": f"gone-{i}", "reason": "no such file"} for i in range(24)]
+    monkeypatch.setitem(reader.manifest, "quarantined", gone)
+    found = about(reader, dataclasses.replace(DATA, max_bad_fraction=0.0), MODEL, tokenizer)
+    assert [clip.id for clip in found.quarantined] == [clip["id"] for clip in gone]
+    assert found.clips("train") == dataset.clips("train")
+
+
 def test_shares_of_the_training_clips(dataset):
     train = dataset.clips("train")
     sft, held_out = dataset.clips("train", "sft"), dataset.clips("train", "held_out")
