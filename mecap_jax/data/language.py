@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 
 # What tables call a language, folded, where that is not its code.
@@ -30,11 +31,23 @@ _ISO_639_1 = frozenset(
     ta te tg th ti tk tl tn to tr ts tt tw ty ug uk ur uz ve vi vo wa wo xh yi yo za zh zu""".split()
 )
 _CODE = re.compile(r"[a-z]{2,3}(?:-[A-Za-z0-9]{1,8})*")
-HAN = r"\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-WORD = re.compile(r"\w+(?:['’-]\w+)*")
-# A Han character is a token; what is not Han stays whole: numbers, Latin words.
-CHARACTER = re.compile(rf"[{HAN}]|[^\W{HAN}]+")
-_IS_HAN = re.compile(f"[{HAN}]")
+_HAN = r"\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_KANA = r"\u3040-\u30fa\u30fc-\u30ff\u31f0-\u31ff"
+# Scripts without blanks between words: Han, kana, Thai, Lao, Burmese, Khmer.
+UNSPACED = rf"{_HAN}{_KANA}\u0e01-\u0e3a\u0e40-\u0e4e\u0e81-\u0ecd\u1000-\u1049\u1780-\u17d3"
+MARKS = r"\u0900-\u0963\u0971-\u0dff"  # Indic: vowels that are marks are parts of words
+WORD = re.compile(rf"[\w{MARKS}]+(?:['’-][\w{MARKS}]+)*")
+# A character of such a script is a token; the rest stays whole: numbers, Latin words.
+CHARACTER = re.compile(rf"[{UNSPACED}]|(?:(?![{UNSPACED}])[\w{MARKS}])+")
+_UNSPACED_LANGUAGES = frozenset("zh ja th lo my km".split())
+# By script, in the order of `_SCRIPTS`' groups; where a script has many languages, the code says the script alone.
+_SCRIPTS = re.compile(
+    rf"(?P<han>[{_HAN}])|(?P<kana>[{_KANA}])|(?P<ko>[\u1100-\u11ff\uac00-\ud7af])|(?P<th>[\u0e00-\u0e7f])|"
+    r"(?P<lo>[\u0e80-\u0eff])|(?P<my>[\u1000-\u109f])|(?P<km>[\u1780-\u17ff])|(?P<Cyrl>[\u0400-\u052f])|"
+    r"(?P<Grek>[\u0370-\u03ff])|(?P<Arab>[\u0600-\u06ff\u0750-\u077f])|(?P<Hebr>[\u0590-\u05ff])|"
+    r"(?P<Deva>[\u0900-\u097f])"
+)
+_LEAST_KANA = 0.1  # of a Japanese text's characters
 
 
 def language_code(name: str) -> str:
@@ -52,11 +65,27 @@ def language_code(name: str) -> str:
 
 
 def caption_language(texts: Iterable[str]) -> str:
-    """The language of captions: "zh" where most of their tokens are Chinese characters, else "en"; "" without any."""
+    """The language of captions, as far as the script of most of their tokens tells it; "" without any.
+
+    "zh", "ja", "ko", "th", "lo", "my" and "km" have scripts of their own. Of Cyrillic, Greek, Arabic, Hebrew and
+    Devanagari the script alone is told ("und-Cyrl"). What is written otherwise counts as "en".
+    """
     tokens = [token for text in texts for token in CHARACTER.findall(text)]
     if not tokens:
         return ""
-    return "zh" if 2 * sum(bool(_IS_HAN.match(token)) for token in tokens) > len(tokens) else "en"
+    scripts = Counter(match.lastgroup for token in tokens if (match := _SCRIPTS.match(token)))
+    east_asian = scripts["han"] + scripts["kana"]
+    if 2 * east_asian > len(tokens):
+        return "ja" if scripts["kana"] > _LEAST_KANA * east_asian else "zh"
+    script, count = max(scripts.items(), key=lambda item: item[1], default=("", 0))
+    if 2 * count <= len(tokens):
+        return "en"
+    return f"und-{script}" if script[0].isupper() else script
+
+
+def is_unspaced(language: str) -> bool:
+    """Whether words of a language stand without blanks, so that its characters are counted."""
+    return language.partition("-")[0] in _UNSPACED_LANGUAGES
 
 
 def has_word(text: str) -> bool:

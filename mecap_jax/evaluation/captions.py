@@ -1,11 +1,12 @@
 """Caption metrics: n-gram overlap with the references, sentence similarity, diversity, repetition, length.
 
 BLEU, ROUGE-L, CIDEr-D and METEOR come from `pycocoevalcap` (its `Cider` is CIDEr-D: clipped counts, a Gaussian length
-penalty with sigma 6, times 10; Vedantam et al. 2015). English is tokenised by the Penn Treebank tokenizer where Java is
-there (tokenisation "ptb"), else by a regular expression ("words"), as are other languages; METEOR needs Java, knows
-English only and is never replaced. Chinese is scored by characters ("characters"), and again by words (keys with the
-suffix `_words`) where the package `jieba` is installed. Each clip of a mixed corpus is scored by its own language.
-Numbers under different tokenisations do not compare, so the result names its own ("ptb+characters" for two).
+penalty with sigma 6, times 10; Vedantam et al. 2015). English is tokenised by the Penn Treebank tokenizer where Java
+is there (tokenisation "ptb"), else by a regular expression ("words"), as are other languages; METEOR needs Java, knows
+English only and is never replaced. Chinese, and what else is written without blanks (Japanese, Thai), is scored by
+characters ("characters"), Chinese again by words (keys with the suffix `_words`) where the package `jieba` is
+installed. Each clip of a mixed corpus is scored by its own language. Numbers under different tokenisations do not
+compare, so the result names its own ("ptb+characters" for two).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pycocoevalcap.bleu.bleu_scorer import cook_refs, cook_test
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
-from mecap_jax.data.language import CHARACTER, WORD, has_word
+from mecap_jax.data.language import CHARACTER, WORD, has_word, is_unspaced
 from mecap_jax.evaluation.intervals import Statistic, mean
 from mecap_jax.evaluation.java_tools import JavaError, Meteor, meteor_score, ptb_tokenize
 
@@ -88,7 +89,7 @@ def caption_metrics(
     unavailable: dict[str, str] = {}
     tokens, reference_tokens, tokenisations = _tokenise(candidates, references, languages, unavailable)
     statistics = _token_statistics(tokens, reference_tokens, tokenisations)
-    chinese = _places(tokenisations, "characters")
+    chinese = [i for i, language in enumerate(languages) if language.partition("-")[0] == "zh"]
     if chinese:
         words = _chinese_words(_at(chinese, candidates), _at(chinese, references), unavailable, statistics)
         statistics |= {key: _among(len(tokens), chinese, statistic) for key, statistic in words.items()}
@@ -143,7 +144,10 @@ def _tokenise(
     unavailable: dict[str, str],
 ) -> tuple[list[str], list[list[str]], list[str]]:
     """Returns candidates and references as tokens joined by blanks, and the name of each clip's tokenisation."""
-    kinds = [{"zh": "characters", "en": "ptb"}.get(language.partition("-")[0], "words") for language in languages]
+    kinds = [
+        "characters" if is_unspaced(language) else "ptb" if language.partition("-")[0] == "en" else "words"
+        for language in languages
+    ]
     texts = [[candidate, *row] for candidate, row in zip(candidates, references)]
     english = [text for row, kind in zip(texts, kinds) if kind == "ptb" for text in row]
     treebank = iter(())

@@ -12,14 +12,15 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 
+from mecap_jax.data.language import MARKS, UNSPACED
 from mecap_jax.rewards.base import Sample, normalise_text
 
-_CHARACTER = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-_TOKEN = re.compile(rf"[{_CHARACTER}]|[^\W_{_CHARACTER}]+(?:['-][^\W_{_CHARACTER}]+)*")
+_IN_WORDS = rf"(?:(?![_{UNSPACED}])[\w{MARKS}])"
+_TOKEN = re.compile(rf"[{UNSPACED}]|{_IN_WORDS}+(?:['-]{_IN_WORDS}+)*")
 
 
 def tokenize(text: str) -> list[str]:
-    """Returns the lower-case words of `text`, without punctuation; Chinese (and kana) character by character.
+    """Returns the lower-case words of `text`, without punctuation; scripts without blanks (Chinese) by character.
 
     Apostrophes and hyphens inside a word belong to it ("isn't", "matter-of-fact").
     """

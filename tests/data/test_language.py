@@ -2,7 +2,7 @@
 
 import pytest
 
-from mecap_jax.data.language import caption_language, has_word, language_code
+from mecap_jax.data.language import CHARACTER, WORD, caption_language, has_word, is_unspaced, language_code
 
 
 @pytest.mark.parametrize(
@@ -12,12 +12,26 @@ from mecap_jax.data.language import caption_language, has_word, language_code
         (["她 sounds 愤怒"], "zh"),
         (["She sounds angry", "愤怒"], "en"),
         (["Ella está 愤怒 de verdad"], "en"),
+        (["彼女は怒っているように聞こえる。"], "ja"),
+        (["그녀는 화가 난 것 같다."], "ko"),
+        (["เธอฟังดูโกรธ"], "th"),
+        (["Она звучит сердито."], "und-Cyrl"),
+        (["هي تبدو غاضبة"], "und-Arab"),
+        (["वह गुस्से में लगती है।"], "und-Deva"),
+        (["She says “Привет” angrily."], "en"),
         (["😢", "..."], ""),
         ([], ""),
     ],
 )
 def test_the_script_decides(texts, language):
     assert caption_language(texts) == language
+
+
+def test_tokens_of_scripts_without_blanks_are_characters_and_marks_are_parts_of_words():
+    assert CHARACTER.findall("怒ってる ok 7") == ["怒", "っ", "て", "る", "ok", "7"]
+    assert len(CHARACTER.findall("โกรธ")) == 4
+    assert WORD.findall("वह गुस्से में है।") == ["वह", "गुस्से", "में", "है"]
+    assert [is_unspaced(language) for language in ("zh-CN", "ja", "ko", "en", "")] == [True, True, False, False, False]
 
 
 def test_words():

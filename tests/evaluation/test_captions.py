@@ -199,3 +199,10 @@ def test_perfect_captions_are_perfect_in_every_language():
 def test_embeddings_are_checked(no_java, vectors, message):
     with pytest.raises(ValueError, match=message):
         caption_metrics(["a"], [["b"]], encode=lambda texts: vectors)
+
+
+def test_japanese_is_counted_by_characters(no_java):
+    caption, reference = "彼女はとても怒っているようだ。", "彼女はかなり怒っているようだ。"
+    scores = caption_metrics([caption, ""], [[reference], [reference]], "ja")
+    assert scores.tokenisation == "characters" and scores.metrics["bleu_4"] > 0.2 and scores.metrics["rouge_l"] > 0.3
+    assert not any(key.endswith("_words") for key in scores.metrics)

@@ -91,7 +91,12 @@ def fill(utterance: Utterance, language: str) -> Utterance:
         if kind != "speaker" or gender is not None:
             chosen = rng.permutation(len(templates))[: REFERENCES if kind == "overall" else 1]
             captions[kind] = tuple(_sentence(templates[i], words, rng) for i in chosen)
-    return dataclasses.replace(utterance, captions={**captions, **utterance.captions})
+    told = {} if utterance.captions else {"caption_language": language}
+    return dataclasses.replace(
+        utterance,
+        captions={**captions, **utterance.captions},
+        attributes={**utterance.attributes, **told},
+    )
 
 
 def _sentence(template: str, words: Mapping[str, tuple[str, ...]], rng: np.random.Generator) -> str:
