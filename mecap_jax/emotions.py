@@ -2,16 +2,14 @@
 
 `EMOTIONS` are EmotionTalk's seven labels in its official order (arXiv 2505.23018). Labels are an open set: those of a
 corpus are what its files hold after `canonical_label`. What is known of an emotion stands in `emotions.toml`.
-`first_emotion_word` finds the class that a caption names first; it reads words only, so it measures emotion
-independently of any sentence encoder.
+How captions are read by it says `emotion_words`.
 """
 
 from __future__ import annotations
 
-import functools
 import re
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
@@ -20,6 +18,7 @@ EMOTIONS = ("neutral", "happy", "sad", "angry", "surprised", "disgusted", "fearf
 _KNOWN: Mapping[str, Mapping[str, Any]] = tomllib.loads(
     resources.files("mecap_jax").joinpath("emotions.toml").read_text(encoding="utf-8")
 )
+CALM = "calm"  # what is calm counts as neutral, where nobody makes a difference between the two
 LABELS = tuple(_KNOWN)  # the emotions that we know words of, `EMOTIONS` first
 LEXICON: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     language: {label: tuple(known[language].split()) for label, known in _KNOWN.items()} for language in ("en", "zh")
@@ -85,46 +84,8 @@ def phrases(label: str, language: str = "en", strong: bool = False) -> tuple[tup
     return tuple(states), tuple(nouns)
 
 
-def first_emotion_word(caption: str, labels: Collection[str] = ()) -> str | None:
-    """Returns the emotion class of the first emotion word in `caption`, or None where it has none.
-
-    A word directly behind a negation ("not angry", "no fear", "without any joy") does not count. The script of the
-    text decides between the English and the Chinese word list.
-
-    Args:
-      labels: classes beside `EMOTIONS` that there are. A word that two classes share belongs to such a class, and every
-        label is a word for itself ("peaceful" is "calm" where that is a class, and no emotion word elsewhere).
-    """
-    words, chinese, longest = _lexicon(frozenset(labels) - frozenset(EMOTIONS))
-    match = re.search(chinese, caption)
-    if match:
-        return words[match.group()]
-    tokens = _ENGLISH_WORD.findall(caption.casefold())
-    for i in range(len(tokens)):
-        for count in range(min(longest, len(tokens) - i), 0, -1):
-            found = words.get(" ".join(tokens[i : i + count]))
-            if found is not None and not _NEGATIONS & set(tokens[max(0, i - 2) : i]):
-                return found
-    return None
-
-
-_ENGLISH_WORD = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
-_NEGATIONS = frozenset({"not", "no", "never", "without", "neither", "nor", "hardly", "barely"})
-_HAN = re.compile(r"[\u3400-\u9fff]")
 _ARTICLES = ("a ", "an ", "the ")
 _NOUN_ENDINGS = ("ness", "ment", "ion", "ity", "ance", "ence", "ism")
-
-
-@functools.cache
-def _lexicon(further: frozenset[str]) -> tuple[dict[str, str], re.Pattern[str], int]:
-    """Returns the classes by word, a pattern of the Chinese words, and of how many words the longest entry is."""
-    classes = [*EMOTIONS, *sorted(further)]
-    words = {form: label for label in sorted(further) for form in word_forms(label)}
-    words |= {word: label for language in LEXICON.values() for label in classes for word in language.get(label, ())}
-    words |= {label: label for label in classes}
-    chinese = sorted((word for word in words if _HAN.search(word)), key=len, reverse=True)
-    longest = max(len(word.split()) for word in words)
-    return words, re.compile("|".join(map(re.escape, chinese))), longest
 
 
 def _derived_phrases(label: str) -> tuple[list[str], list[str]]:

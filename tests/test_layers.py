@@ -16,8 +16,9 @@ ROOT = Path(mecap_jax.__file__).parent
 ORDER = (
     ("families", "field_types"),
     ("distributed", "emotions", "json_files", "locking", "model_config", "text_files", "threads"),
+    ("command_line",),
     ("config", "batch", "tokenizer_files"),
-    ("sharding",),
+    ("emotion_words", "sharding"),
     ("data",),
     ("models",),
     ("train_state",),

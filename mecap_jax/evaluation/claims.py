@@ -13,9 +13,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from mecap_jax.data.manifest import ClipRecord
 from mecap_jax.data.synthetic import chinese, english
+from mecap_jax.data.synthetic.corpus import DATASET as SYNTHETIC
 from mecap_jax.data.synthetic.facts import LEVEL_WORDS
-from mecap_jax.emotions import first_emotion_word
+from mecap_jax.emotion_words import first_emotion_word
 from mecap_jax.evaluation.intervals import Statistic, mean
 from mecap_jax.rewards.sentences import split_sentences
 
@@ -66,6 +68,13 @@ def is_true(claim: Claim, attributes: Mapping[str, str], labels: Mapping[str, st
         return False
     visible = {name for name in attributes["face"].split(", ") if _aspect_of_face(name) == aspect}
     return value in visible or (value == AT_REST and not visible)
+
+
+def claims_where_known(texts: Sequence[str], records: Sequence[ClipRecord], language: str) -> dict[str, Statistic]:
+    """Returns `claim_accuracy` of one text a clip of the synthetic corpus, where the truth is known; else nothing."""
+    if {record.dataset for record in records} != {SYNTHETIC} or language not in _GRAMMARS:
+        return {}
+    return claim_accuracy(texts, [(record.attributes, record.labels) for record in records], language)
 
 
 def claim_accuracy(

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mecap_jax.emotions import first_emotion_word
+from mecap_jax.emotion_words import first_emotion_word
 from mecap_jax.evaluation.intervals import Statistic, mean
 
 

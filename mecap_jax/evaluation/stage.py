@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mecap_jax.emotions import first_emotion_word
+from mecap_jax.emotion_words import first_emotion_word
 from mecap_jax.evaluation.captions import Encode, caption_metrics
 from mecap_jax.evaluation.intervals import Difference, Statistic, bootstrap, bootstrap_difference, mean
 from mecap_jax.evaluation.java_tools import Meteor
 from mecap_jax.evaluation.recognition import emotion_word_recognition, nearest_anchors, recognition
+from mecap_jax.evaluation.retrieval import retrieval
 
 NEAREST_ANCHOR = "nearest anchor"  # how the class of a free caption is read
 
@@ -97,7 +98,8 @@ def score_stage(
     """Scores the captions of one stage.
 
     Adds to the keys of `caption_metrics`: `emotion_uar` and `emotion_war` (nearest anchor), `emotion_word_uar` (first
-    emotion word), `emotion_reward` (mean emotion reward of each caption against its references).
+    emotion word), `retrieval` (as in that module), `emotion_reward` (mean emotion reward of each caption against its
+    references).
 
     Args:
       clips: what was captioned.
@@ -118,6 +120,7 @@ def score_stage(
     statistics, unavailable = dict(scores.statistics), dict(scores.unavailable)
     gold = [clip.label for clip in clips]
     every = (*classes, *sorted({label for label in gold if label is not None} - set(classes)))
+    statistics["retrieval"] = retrieval(captions, [clip.references for clip in clips], gold, languages)
     statistics["emotion_word_uar"] = emotion_word_recognition(captions, gold, every).uar
     predicted: list[str | None] = [None] * len(clips)
     confusion = None
@@ -133,8 +136,11 @@ def score_stage(
         unavailable["emotion_reward"] = "no emotion rewards were given"
     else:
         statistics["emotion_reward"] = mean(rewards)
+    if len(set(filter(None, gold))) == 1:
+        del statistics["retrieval"]
+        unavailable["retrieval"] = "all clips have the same emotion"
     if not any(gold):
-        for key in ("emotion_uar", "emotion_war", "emotion_word_uar"):
+        for key in ("emotion_uar", "emotion_war", "emotion_word_uar", "retrieval"):
             statistics.pop(key, None)
             unavailable[key] = "no clip has an emotion label"
     return StageResult(

@@ -12,6 +12,8 @@ from mecap_jax.config import Config, RewardConfig, RewardSpec
 from mecap_jax.data.checks import Judgement, clip_counts, counted, listed, references
 from mecap_jax.data.language import has_word
 from mecap_jax.data.manifest import ClipRecord
+from mecap_jax.data.synthetic.corpus import DATASET as SYNTHETIC
+from mecap_jax.evaluation.claims import claims_where_known
 from mecap_jax.evaluation.java_tools import Meteor
 from mecap_jax.evaluation.model_card import About
 from mecap_jax.evaluation.stage import EvaluatedClip, StageResult, score_stage
@@ -107,7 +109,8 @@ class Captioning:
     def evaluate(self, answers: Sequence[Answer], judges: Judges, meteor: Meteor) -> StageResult:
         """Scores captions: n-gram metrics, sentence similarity, emotion by nearest anchor and by first word.
 
-        Degenerate captions earn no emotion reward, as in training.
+        Degenerate captions earn no emotion reward, as in training. On the synthetic corpus, where the truth is known,
+        also `claims_true` and its parts (`evaluation.claims`).
         """
         clips, samples = [], []
         for group, answer in enumerate(answers):
@@ -121,7 +124,7 @@ class Captioning:
             0.0 if value is None or is_degenerate(answer.text, answer.finished) else value
             for answer, value in zip(answers, values)
         ]
-        return score_stage(
+        result = score_stage(
             clips,
             texts,
             judges.anchors.labels,
@@ -130,12 +133,21 @@ class Captioning:
             rewards=np.array(rewards),
             meteor=meteor,
         )
+        records = [answer.record for answer in answers]
+        claims = claims_where_known(texts, records, records[0].caption_language)
+        return dataclasses.replace(result, statistics={**result.statistics, **claims})
 
     def _check_references(self, config: Config, records: Sequence[ClipRecord], found: Judgement) -> None:
         wordless = [text for record in records for text in record.captions[self.target] if not has_word(text)]
         if wordless:
             found.remarks.append(
                 f"{counted(wordless, 'reference')} without a word left out: {listed(map(repr, wordless))}"
+            )
+        guessed = Counter(record.language for record in records if _is_guess(record))
+        if guessed:
+            found.remarks.append(
+                f"captions count as English because their script does not say otherwise, and the speech is in "
+                f"{clip_counts(guessed)}: the attribute 'caption_language' of a clip tells better"
             )
         foreign = Counter(record.caption_language for record in records if not record.caption_language.startswith("en"))
         if foreign and not config.encoder.path:
@@ -146,6 +158,12 @@ class Captioning:
                 f"captions are in {clip_counts(foreign)}, and the packaged sentence encoder reads English only: "
                 f"{says}; name a multilingual one (config key 'encoder.path')"
             )
+
+
+def _is_guess(record: ClipRecord) -> bool:
+    """Whether nothing says that captions are English, and nothing is spoken in English."""
+    told = "caption_language" in record.attributes or record.dataset == SYNTHETIC
+    return not told and record.caption_language == "en" and record.language.partition("-")[0] not in ("en", "")
 
 
 def _terms(config: Config) -> tuple[RewardSpec, ...]:

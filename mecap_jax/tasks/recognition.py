@@ -18,9 +18,8 @@ from mecap_jax.data.checks import Judgement, clip_counts
 from mecap_jax.data.language import caption_language
 from mecap_jax.data.manifest import ClipRecord
 from mecap_jax.data.questions import Exercise
-from mecap_jax.data.synthetic.corpus import DATASET as SYNTHETIC
 from mecap_jax.evaluation.affect import affect_error, label_divergence
-from mecap_jax.evaluation.claims import claim_accuracy
+from mecap_jax.evaluation.claims import claims_where_known
 from mecap_jax.evaluation.faithfulness import faithfulness
 from mecap_jax.evaluation.intervals import Statistic, mean
 from mecap_jax.evaluation.java_tools import Meteor
@@ -287,10 +286,9 @@ class Recognition:
             for record, label in zip(records, gold)
         ]
         statistics = dict(scores.statistics)
-        if self.explains and {record.dataset for record in records} == {SYNTHETIC}:
+        if self.explains:
             explanations = [self.explanation(self.read(text)) for text in texts]
-            truth = [(record.attributes, record.labels) for record in records]
-            statistics |= claim_accuracy(explanations, truth, self.language)
+            statistics |= claims_where_known(explanations, records, self.language)
         right = [float(answer == truth) for answer, truth in zip(scores.answers, gold)]
         return StageResult(
             tuple(clips),

@@ -19,7 +19,7 @@ def test_all_metrics_of_the_contract(meteor, corpus):
     result = make_stage(*corpus, accuracy=0.8, meteor=meteor)
     contract = (
         "bleu_1 bleu_2 bleu_3 bleu_4 rouge_l meteor cider_d sbert_similarity emotion_reward emotion_uar emotion_war "
-        "emotion_word_uar vocabulary_size distinct_1 distinct_2 distinct_captions repetition mean_length"
+        "emotion_word_uar retrieval vocabulary_size distinct_1 distinct_2 distinct_captions repetition mean_length"
     ).split()
     assert set(contract) <= set(result.metrics)
     assert all(math.isfinite(result.metrics[key]) for key in contract)
@@ -63,6 +63,8 @@ def test_what_was_not_given_is_unavailable_with_a_reason(no_java):
     for key in ("emotion_uar", "emotion_word_uar", "emotion_reward", "meteor", "sbert_similarity"):
         assert result.metrics[key] is None and result.unavailable[key]
         assert result.confidence(10)[key] is None
+    alike = [dataclasses.replace(clip, label="sad") for clip in CLIPS]
+    assert "same emotion" in score_stage(alike, ["a", "b", "c"], EMOTIONS).unavailable["retrieval"]
 
 
 def test_a_stage_against_itself_and_against_a_better_one(no_java, corpus):

@@ -54,7 +54,7 @@ SMALL = (
 )
 METRICS = (
     "bleu_1 bleu_2 bleu_3 bleu_4 rouge_l meteor cider_d sbert_similarity emotion_reward emotion_uar emotion_war "
-    "emotion_word_uar vocabulary_size distinct_1 distinct_2 distinct_captions repetition mean_length"
+    "emotion_word_uar retrieval vocabulary_size distinct_1 distinct_2 distinct_captions repetition mean_length"
 ).split()
 
 

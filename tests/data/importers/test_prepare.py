@@ -10,7 +10,8 @@ import pytest
 from mecap_jax.config import SyntheticConfig
 from mecap_jax.data.importers import ImporterError, prepare
 from mecap_jax.data.shards import ShardError, ShardReader
-from mecap_jax.emotions import canonical_label, first_emotion_word
+from mecap_jax.emotion_words import first_emotion_word
+from mecap_jax.emotions import canonical_label
 from tests.data.clips import SHARED, audio_file, needs_shared_data
 
 

@@ -13,7 +13,8 @@ from mecap_jax.data.inspection import read
 from mecap_jax.data.media import decode_audio
 from mecap_jax.data.shards import ShardReader
 from mecap_jax.data.utterance import CAPTION_KINDS, Utterance
-from mecap_jax.emotions import EMOTIONS, first_emotion_word
+from mecap_jax.emotion_words import first_emotion_word
+from mecap_jax.emotions import EMOTIONS
 from tests.data.clips import SHARED, audio_file, needs_shared_data, video_file
 
 

@@ -6,7 +6,8 @@ import pytest
 
 from mecap_jax.data.importers import template_captions
 from mecap_jax.data.utterance import Utterance
-from mecap_jax.emotions import LABELS, first_emotion_word
+from mecap_jax.emotion_words import first_emotion_word
+from mecap_jax.emotions import LABELS
 
 
 def made(language="en", id="a", label="sad", captions=None, **attributes):

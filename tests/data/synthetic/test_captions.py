@@ -15,7 +15,8 @@ from mecap_jax.data.synthetic.face import identity_of
 from mecap_jax.data.synthetic.prosody import Prosody
 from mecap_jax.data.synthetic.speakers import SPEAKERS
 from mecap_jax.data.utterance import CAPTION_KINDS
-from mecap_jax.emotions import EMOTIONS, LEXICON, first_emotion_word
+from mecap_jax.emotion_words import first_emotion_word
+from mecap_jax.emotions import EMOTIONS, LEXICON
 
 CLIPS = 2000  # the default size of the corpus
 WORD = re.compile(r"[a-z]+(?:-[a-z]+)*")

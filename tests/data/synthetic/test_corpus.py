@@ -15,7 +15,8 @@ from mecap_jax.data.inspection import in_processes
 from mecap_jax.data.media import MAX_SECONDS
 from mecap_jax.data.synthetic.corpus import INTENSITIES, attributes_of, labels_of, plan, rationale_of, render
 from mecap_jax.data.utterance import MODALITIES, deserialize, serialize
-from mecap_jax.emotions import EMOTIONS, first_emotion_word
+from mecap_jax.emotion_words import first_emotion_word
+from mecap_jax.emotions import EMOTIONS
 from mecap_jax.evaluation.claims import claim_accuracy, claims_of, is_true
 from mecap_jax.rewards.sentences import split_sentences
 
