@@ -57,7 +57,9 @@ def main(argv: list[str], overrides: list[str]) -> None:
         except Exception as error:
             if (problem := storage_problem(error)) is None:
                 raise
-            sys.exit(f"error: {workdir}: {problem}; what was saved is whole, and the same command goes on from there")
+            where = "" if str(workdir) in problem else f"{workdir}: "
+            whole = "; what was saved is whole, and the same command goes on from there" if workdir.is_dir() else ""
+            sys.exit(f"error: {where}{problem}{whole}")
 
 
 if __name__ == "__main__":
