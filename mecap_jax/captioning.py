@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mecap_jax.config import ConfigError, DataConfig
-from mecap_jax.data.clip_prompts import clip_row, request_text
-from mecap_jax.data.collate import Row
+from mecap_jax.data.clip_prompts import lay_out_clip, request_text
+from mecap_jax.data.collate import LaidOutPrompt
 from mecap_jax.data.importers.feature_files import DIRECTORY, find_features
 from mecap_jax.data.importers.files import MAX_CLIP_BYTES, is_junk
 from mecap_jax.data.language import caption_language
@@ -133,10 +133,10 @@ def caption_clips(
     """
     read = ClipReader(captioner, instruction or captioner.data.instruction, features, long)
     pending: deque[_Pending] = deque()
-    waiting: list[tuple[_Pending, int, Row]] = []
+    waiting: list[tuple[_Pending, int, LaidOutPrompt]] = []
     width = 0
 
-    def caption(chosen: list[tuple[_Pending, int, Row]]) -> None:
+    def caption(chosen: list[tuple[_Pending, int, LaidOutPrompt]]) -> None:
         nonlocal width
         # The last batch is filled up like those before: one more row costs less than one more program.
         width = max(width, len(chosen))
@@ -208,7 +208,7 @@ class ClipReader:
             raise ConfigError(f"--features: no such directory: {features / DIRECTORY}")
         self._media = modalities - {"features"}
 
-    def __call__(self, request: Request) -> tuple[Captioned, list[tuple[Stretch | None, Row]]]:
+    def __call__(self, request: Request) -> tuple[Captioned, list[tuple[Stretch | None, LaidOutPrompt]]]:
         """The answer so far, and the prompt of each stretch that is shown; none where there is an error.
 
         The stretch is None where the whole clip is shown.
@@ -221,14 +221,14 @@ class ClipReader:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             return Captioned(request.clip, error=" ".join(reason.split())), []
 
-    def _read(self, request: Request) -> tuple[Captioned, list[tuple[Stretch | None, Row]]]:
+    def _read(self, request: Request) -> tuple[Captioned, list[tuple[Stretch | None, LaidOutPrompt]]]:
         utterance, has = self._utterance(request.clip)
         data, model = self._data, self._processor.model
         seconds, shown = show_stretches(utterance, has["audio"] > 0, has["video"], data, model, self._long)
         text = request_text(self._instruction, request.transcript)
         whole = shown[0][0] == (0.0, seconds)
         rows = [
-            (None if whole else window, clip_row(clip, text, self._processor.tokenizer, model))
+            (None if whole else window, lay_out_clip(clip, text, self._processor.tokenizer, model))
             for window, clip in shown
         ]
         rows = [(window, row) for window, row in rows if row.mels or row.frames or row.features is not None]

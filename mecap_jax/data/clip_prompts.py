@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mecap_jax.data.clips import DecodedClip
-from mecap_jax.data.collate import Row, video_grid
+from mecap_jax.data.collate import LaidOutPrompt, video_grid
 from mecap_jax.data.features import audio_tokens
 from mecap_jax.data.prompts import AudioSpan, FeatureSpan, Media, lay_out, user_turn
 from mecap_jax.data.tokenizer import Tokenizer
@@ -15,7 +15,7 @@ def request_text(instruction: str, transcript: str = "") -> str:
     return f'"{transcript}" {instruction}' if transcript else instruction
 
 
-def clip_row(clip: DecodedClip, text: str, tokenizer: Tokenizer, model: ModelConfig) -> Row:
+def lay_out_clip(clip: DecodedClip, text: str, tokenizer: Tokenizer, model: ModelConfig) -> LaidOutPrompt:
     """The prompt that asks for a clip's caption: its media, then `text`.
 
     A modality with no tokens leaves no trace: the prompt is that of a clip without it.
@@ -34,4 +34,4 @@ def clip_row(clip: DecodedClip, text: str, tokenizer: Tokenizer, model: ModelCon
     if clip.features is not None:
         media["features"] = FeatureSpan(len(clip.features))
     layout = lay_out(tokenizer, model, user_turn(media, text), tuple(media.values()))
-    return Row(layout, mels, frames, clip.features, clip.audio_tokens, clip.video_tokens)
+    return LaidOutPrompt(layout, mels, frames, clip.features, clip.audio_tokens, clip.video_tokens)

@@ -18,7 +18,7 @@ TOKEN_DTYPES = {"float32": np.float32, "bfloat16": np.uint16}
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class LaidOutPrompt:
     """A laid-out prompt and the media that it points at, each kind in order of appearance.
 
     Attributes:
@@ -36,7 +36,7 @@ class Row:
     video_tokens: np.ndarray | None = None
 
 
-def needed(row: Row, model: ModelConfig) -> Bucket:
+def needed(row: LaidOutPrompt, model: ModelConfig) -> Bucket:
     """The smallest bucket that holds a row."""
     return Bucket(
         prompt_tokens=len(row.layout.tokens),
@@ -68,7 +68,9 @@ def video_grid(frames: np.ndarray, seconds_per_frame: float, model: ModelConfig)
     )
 
 
-def collate(rows: Sequence[Row], bucket: Bucket, model: ModelConfig, pad_id: int, encoded: bool = False) -> PromptBatch:
+def collate(
+    rows: Sequence[LaidOutPrompt], bucket: Bucket, model: ModelConfig, pad_id: int, encoded: bool = False
+) -> PromptBatch:
     """Pads rows to a bucket.
 
     Args:
@@ -171,7 +173,7 @@ def _put_vision(batch: PromptBatch, b: int, videos: Sequence[np.ndarray], model:
     return np.concatenate(places)
 
 
-def _put_tokens(table: np.ndarray, row: Row, start: int) -> dict[int, np.ndarray]:
+def _put_tokens(table: np.ndarray, row: LaidOutPrompt, start: int) -> dict[int, np.ndarray]:
     """Fills a row's media tokens [K, D], audio first; returns where those of each kind stand."""
     places, used = {}, 0
     for kind, tokens in ((AUDIO, row.audio_tokens), (VISION, row.video_tokens)):

@@ -21,7 +21,7 @@ from mecap_jax.batch import Completions, PromptBatch
 from mecap_jax.config import MODALITIES, AugmentConfig, Bucket, DataConfig
 from mecap_jax.data.batch_plan import BatchPlan, assign_bucket, evaluation_batches, take
 from mecap_jax.data.checks import in_sft_share, too_many_bad, why_undecodable
-from mecap_jax.data.clip_prompts import clip_row, request_text
+from mecap_jax.data.clip_prompts import lay_out_clip, request_text
 from mecap_jax.data.clips import ClipCache, DecodedClip, augment, decode_clip, frame_size, joined_length
 from mecap_jax.data.collate import TOKEN_DTYPES, collate, collate_targets, needed, video_grid
 from mecap_jax.data.fitting import (
@@ -134,7 +134,7 @@ class ClipDataset:
         for i in usable:
             try:
                 clip = self._sized_like(self.index[i])
-                need = needed(clip_row(clip, self.ask(i).prompt, tokenizer, model), model)
+                need = needed(lay_out_clip(clip, self.ask(i).prompt, tokenizer, model), model)
                 if configured:
                     assign_bucket(need, configured)
                 self._needs[i] = need
@@ -306,7 +306,7 @@ class ClipDataset:
             except MediaError as error:
                 _log.warning("clip %s cannot be decoded, its row does not count: %s", self.index[number].id, error)
                 valid[position] = False
-            prepared.append(clip_row(clip, asked[position].prompt, self._tokenizer, self._model))
+            prepared.append(lay_out_clip(clip, asked[position].prompt, self._tokenizer, self._model))
         prompt = collate(prepared, bucket, self._model, self._tokenizer.pad_id, encoded=self.tokens is not None)
         encoded = None
         if targets is not None:
@@ -321,7 +321,7 @@ class ClipDataset:
         if found is None:
             return None
         clip = self._sized_like(self.index[number]) if found.media else DecodedClip()
-        need = needed(clip_row(clip, found.prompt, self._tokenizer, self._model), self._model)
+        need = needed(lay_out_clip(clip, found.prompt, self._tokenizer, self._model), self._model)
         return found if fits(need, bucket) else None
 
     def encode_targets(self, targets: Sequence[str], chosen: Sequence[int], max_tokens: int) -> list[list[int]]:

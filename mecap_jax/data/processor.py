@@ -13,7 +13,7 @@ import numpy as np
 from mecap_jax.batch import PromptBatch
 from mecap_jax.config import Bucket
 from mecap_jax.data.clips import join_features
-from mecap_jax.data.collate import Row, collate, needed, video_grid
+from mecap_jax.data.collate import LaidOutPrompt, collate, needed, video_grid
 from mecap_jax.data.features import SAMPLE_RATE, audio_tokens, log_mel, smart_resize
 from mecap_jax.data.processor_settings import ProcessorSettings, read_settings, write_settings
 from mecap_jax.data.prompts import AudioSpan, FeatureSpan, ImageGrid, Media, lay_out
@@ -104,13 +104,13 @@ class Processor:
             raise ValueError("there are no conversations")
         return self.batch(rows, bucket)
 
-    def batch(self, rows: Sequence[Row], bucket: Bucket | None = None) -> PromptBatch:
+    def batch(self, rows: Sequence[LaidOutPrompt], bucket: Bucket | None = None) -> PromptBatch:
         """Pads laid-out prompts to a static shape; `bucket` and errors as in a call."""
         if bucket is None:
             bucket = _roomy([needed(row, self.model) for row in rows])
         return collate(rows, bucket, self.model, self.tokenizer.pad_id)
 
-    def _row(self, conversation: Conversation, use_audio_in_video: bool) -> Row:
+    def _row(self, conversation: Conversation, use_audio_in_video: bool) -> LaidOutPrompt:
         messages, collected = [], _Collected()
         if not conversation:
             raise ValueError("a conversation has no messages")
@@ -123,7 +123,7 @@ class Processor:
             messages.append({"role": message.get("role"), "content": content})
         layout = lay_out(self.tokenizer, self.model, messages, collected.media)
         features = np.concatenate(collected.features) if collected.features else None
-        return Row(layout, tuple(collected.mels), tuple(collected.frames), features)
+        return LaidOutPrompt(layout, tuple(collected.mels), tuple(collected.frames), features)
 
     def _items(self, content: Sequence[Any], collected: _Collected, use_audio_in_video: bool) -> Iterator[Any]:
         """Yields the items that the template sees; their media are added to `collected`."""

@@ -170,7 +170,7 @@ class _Whisper(FrozenEncoder):
         network = fill_network(
             lambda: whisper.WhisperEncoder(read, rngs=nnx.Rngs(0)),
             tensors,
-            whisper.rows(prefix),
+            whisper.rules(prefix),
             whisper.IGNORED,
             directory,
         )
@@ -204,7 +204,7 @@ class _Waveform(FrozenEncoder):
         network = fill_network(
             lambda: waveform.WaveformEncoder(read, rngs=nnx.Rngs(0)),
             tensors,
-            waveform.rows(read, prefix),
+            waveform.rules(read, prefix),
             waveform.IGNORED,
             directory,
         )
@@ -239,7 +239,7 @@ class _Pictures(FrozenEncoder):
         network = fill_network(
             lambda: pictures.PictureEncoder(read, rngs=nnx.Rngs(0)),
             tensors,
-            pictures.rows(read, prefix),
+            pictures.rules(read, prefix),
             pictures.IGNORED,
             directory,
             read.patch_shape,

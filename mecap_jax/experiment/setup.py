@@ -240,14 +240,14 @@ def make_tokenizer(config: Config, reader: ShardReader) -> Tokenizer:
     """A tokenizer trained on what the model reads and writes in the train split: captions of all kinds, other answers,
     transcripts and requests."""
     task = make_task(config)
-    train = [row for row in reader.index if row.split == "train"]
-    texts = [text for row in train for texts in row.captions.values() for text in texts]
+    train = [record for record in reader.index if record.split == "train"]
+    texts = [text for record in train for texts in record.captions.values() for text in texts]
     known = set(texts)
-    texts += [text for row in train if not task.usable(row) for text in task.targets(row) if text not in known]
-    texts += [text for row in train for text in (row.transcript, task.request(row), "user", "assistant")]
+    texts += [text for record in train if not task.usable(record) for text in task.targets(record) if text not in known]
+    texts += [text for record in train for text in (record.transcript, task.request(record), "user", "assistant")]
     if config.sft is not None and config.sft.exercises:
         rng = np.random.default_rng(0)
-        exercises = filter(None, (task.exercise(row, row, rng) for row in train if not task.usable(row)))
+        exercises = filter(None, (task.exercise(record, record, rng) for record in train if not task.usable(record)))
         texts += [text for exercise in exercises for text in (exercise.prompt, exercise.answer)]
     return train_tokenizer(texts, config.model.decoder.vocab_size, config.model.family)
 

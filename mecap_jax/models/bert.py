@@ -19,7 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from mecap_jax.models.checkpoints.safetensors_files import TensorFiles
-from mecap_jax.models.checkpoints.table import MOST_LAYERS, CheckpointError, Row, load_tensors
+from mecap_jax.models.checkpoints.table import MOST_LAYERS, CheckpointError, TensorRule, load_tensors
 from mecap_jax.models.layers import gelu
 
 # What each model type calls the encoder within a larger network: the prefix of its published tensors.
@@ -233,22 +233,25 @@ def load_bert(path: Path, config: BertConfig) -> Bert:
     # The heads of pre-training (masked words, next sentences) say nothing about a sentence.
     heads = [r"cls\.(predictions|seq_relationship)\..*", r"lm_head\..*"] if prefix else []
     ignored = [*ignored_tensors(prefix), *heads]
-    return fill_network(lambda: Bert(config, rngs=nnx.Rngs(0)), tensors, encoder_rows(prefix, ""), ignored, path)
+    return fill_network(lambda: Bert(config, rngs=nnx.Rngs(0)), tensors, encoder_rules(prefix, ""), ignored, path)
 
 
-def encoder_rows(key_prefix: str, path_prefix: str) -> list[Row]:
+def encoder_rules(key_prefix: str, path_prefix: str) -> list[TensorRule]:
     """The table of an encoder whose published keys and parameter paths begin with these prefixes."""
     return [
-        *(Row(f"{key_prefix}{key}.weight", f"{path_prefix}{path}.embedding") for key, path in _EMBEDDINGS.items()),
-        *(Row(f"{key_prefix}{key}.weight", f"{path_prefix}{path}.scale") for key, path in _NORMS.items()),
-        *(Row(f"{key_prefix}{key}.bias", f"{path_prefix}{path}.bias") for key, path in _NORMS.items()),
-        *(row for key, path in _LINEARS.items() for row in linear_rows(key_prefix + key, path_prefix + path)),
+        *(
+            TensorRule(f"{key_prefix}{key}.weight", f"{path_prefix}{path}.embedding")
+            for key, path in _EMBEDDINGS.items()
+        ),
+        *(TensorRule(f"{key_prefix}{key}.weight", f"{path_prefix}{path}.scale") for key, path in _NORMS.items()),
+        *(TensorRule(f"{key_prefix}{key}.bias", f"{path_prefix}{path}.bias") for key, path in _NORMS.items()),
+        *(row for key, path in _LINEARS.items() for row in linear_rules(key_prefix + key, path_prefix + path)),
     ]
 
 
-def linear_rows(key: str, path: str) -> list[Row]:
+def linear_rules(key: str, path: str) -> list[TensorRule]:
     """The table of one linear layer with a bias."""
-    return [Row(f"{key}.weight", f"{path}.kernel", "transpose"), Row(f"{key}.bias", f"{path}.bias")]
+    return [TensorRule(f"{key}.weight", f"{path}.kernel", "transpose"), TensorRule(f"{key}.bias", f"{path}.bias")]
 
 
 def ignored_tensors(key_prefix: str) -> list[str]:
@@ -264,7 +267,7 @@ def ignored_tensors(key_prefix: str) -> list[str]:
 def fill_network(
     make: Callable[[], Network],
     tensors: TensorFiles,
-    rows: Sequence[Row],
+    rules: Sequence[TensorRule],
     ignored: Sequence[str],
     path: Path,
     patch: tuple[int, ...] = (),
@@ -279,7 +282,7 @@ def fill_network(
     graphdef, state = nnx.split(nnx.eval_shape(make))
     try:
         known = dict(problems=tensors.problems, is_complete=tensors.is_complete, patch=patch)
-        params = load_tensors(tensors, rows, ignored, _split_qkv(nnx.to_pure_dict(state)), **known)
+        params = load_tensors(tensors, rules, ignored, _split_qkv(nnx.to_pure_dict(state)), **known)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     nnx.replace_by_pure_dict(state, _fuse_qkv(params))

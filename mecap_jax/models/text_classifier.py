@@ -20,11 +20,11 @@ from jaxtyping import Array, Float, Int
 from mecap_jax.models.bert import (
     Bert,
     BertConfig,
-    encoder_rows,
+    encoder_rules,
     fill_network,
     first_tokens,
     ignored_tensors,
-    linear_rows,
+    linear_rules,
 )
 from mecap_jax.models.checkpoints.safetensors_files import TensorFiles
 from mecap_jax.models.text_directory import (
@@ -166,11 +166,11 @@ def _load_network(path: Path, config: BertConfig, labels: int) -> _BertClassifie
         head = ((f"{prefix}pooler.dense", "dense"), ("classifier", "output"))
     else:
         head = (("classifier.dense", "dense"), ("classifier.out_proj", "output"))
-    rows = [*encoder_rows(prefix, "encoder."), *(row for key, path_ in head for row in linear_rows(key, path_))]
+    rules = [*encoder_rules(prefix, "encoder."), *(rule for key, path_ in head for rule in linear_rules(key, path_))]
     return fill_network(
         lambda: _BertClassifier(config, labels, rngs=nnx.Rngs(0)),
         TensorFiles(path.parent, single=path.name),
-        rows,
+        rules,
         ignored_tensors(prefix),
         path,
     )

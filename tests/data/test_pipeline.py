@@ -11,7 +11,7 @@ from mecap_jax.config import AugmentConfig, Bucket, DataConfig
 from mecap_jax.data import shards
 from mecap_jax.data.clip_prompts import request_text
 from mecap_jax.data.clips import ClipCache, DecodedClip, augment, join_features
-from mecap_jax.data.collate import Row, collate, needed
+from mecap_jax.data.collate import LaidOutPrompt, collate, needed
 from mecap_jax.data.features import log_mel
 from mecap_jax.data.media import MediaError, decode_audio, decode_stretches, decode_video
 from mecap_jax.data.pipeline import ClipDataset, DataError
@@ -387,7 +387,7 @@ def test_augmentation_stays_within_its_limits():
 def test_features_become_tokens(tokenizer):
     features = np.arange(12, dtype=np.float32).reshape(4, 3)
     layout = lay_out(tokenizer, MODEL, user_turn(["features"], "Describe."), [FeatureSpan(4)])
-    row = Row(layout, features=features)
+    row = LaidOutPrompt(layout, features=features)
     need = needed(row, MODEL)
     assert need.feature_frames == 4 and need.audio_chunks == need.frames == 0
     batch = collate([row], Bucket(len(layout.tokens) + 3, 1, 1, 1, 6), MODEL, pad_id=0)

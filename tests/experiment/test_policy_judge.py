@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from mecap_jax.data.clip_prompts import clip_row
+from mecap_jax.data.clip_prompts import lay_out_clip
 from mecap_jax.data.clips import DecodedClip
 from mecap_jax.data.collate import collate
 from mecap_jax.experiment import weights
@@ -68,7 +68,7 @@ def test_replies_are_those_to_the_whole_question(bench, media):
     for g in range(3):
         clips = [dataset._decode(n).without(without) if media else DecodedClip() for n, without in zip(numbers, hidden)]
         texts = [group[g].text if group[g] else "" for group in questions]
-        rows = [clip_row(clip, text, tokenizer, bench.config.model) for clip, text in zip(clips, texts)]
+        rows = [lay_out_clip(clip, text, tokenizer, bench.config.model) for clip, text in zip(clips, texts)]
         room = dataclasses.replace(bucket, prompt_tokens=max(len(row.layout.tokens) for row in rows))
         prompt = put_batch(collate(rows, room, bench.config.model, tokenizer.pad_id), bench.mesh)
         whole = generate(

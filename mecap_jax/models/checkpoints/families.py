@@ -1,7 +1,7 @@
 """How the files of every family are read and written: its configuration, and which tensor is which parameter.
 
 The tables have a key of the published checkpoints on the left (without Qwen2.5-Omni's `thinker.`), and on the right the
-path in our parameter tree and the transform that leads from the published tensor to ours. A family has the rows of the
+path in our parameter tree and the transform that leads from the published tensor to ours. A family has the rules of the
 parts it is made of.
 """
 
@@ -13,22 +13,22 @@ from typing import Any
 
 from mecap_jax.model_config import ModelConfig
 from mecap_jax.models.checkpoints.config_reader import Fields, read_omni, read_text, read_vl, read_whole_omni
-from mecap_jax.models.checkpoints.table import Row, Table, linear
+from mecap_jax.models.checkpoints.table import Table, TensorRule, linear
 
 _DECODER_LAYER = ("model.layers.{i}.", "language_model.layers.{i}.")
 _AUDIO_LAYER = ("audio_tower.layers.{i}.", "audio_tower.layers.{i}.")
 _VISION_BLOCK = ("visual.blocks.{i}.", "visual.blocks.{i}.")
 
 
-def _norm(prefix: tuple[str, str], name: str, *, bias: bool = False) -> list[Row]:
-    rows = [Row(f"{prefix[0]}{name}.weight", f"{prefix[1]}{name}.scale")]
-    return rows + ([Row(f"{prefix[0]}{name}.bias", f"{prefix[1]}{name}.bias")] if bias else [])
+def _norm(prefix: tuple[str, str], name: str, *, bias: bool = False) -> list[TensorRule]:
+    rules = [TensorRule(f"{prefix[0]}{name}.weight", f"{prefix[1]}{name}.scale")]
+    return rules + ([TensorRule(f"{prefix[0]}{name}.bias", f"{prefix[1]}{name}.bias")] if bias else [])
 
 
 _DECODER = (
-    Row("model.embed_tokens.weight", "language_model.embed_tokens.embedding"),
-    Row("model.norm.weight", "language_model.norm.scale"),
-    Row("lm_head.weight", "language_model.lm_head.kernel", "transpose"),
+    TensorRule("model.embed_tokens.weight", "language_model.embed_tokens.embedding"),
+    TensorRule("model.norm.weight", "language_model.norm.scale"),
+    TensorRule("lm_head.weight", "language_model.lm_head.kernel", "transpose"),
     *linear(_DECODER_LAYER, "self_attn.q_proj", bias=True),
     *linear(_DECODER_LAYER, "self_attn.k_proj", bias=True),
     *linear(_DECODER_LAYER, "self_attn.v_proj", bias=True),
@@ -42,10 +42,10 @@ _DECODER = (
     *_norm(_DECODER_LAYER, "post_attention_layernorm"),
 )
 _AUDIO = (
-    Row("audio_tower.conv1.weight", "audio_tower.conv1.kernel", "convolution_1d"),
-    Row("audio_tower.conv1.bias", "audio_tower.conv1.bias"),
-    Row("audio_tower.conv2.weight", "audio_tower.conv2.kernel", "convolution_1d"),
-    Row("audio_tower.conv2.bias", "audio_tower.conv2.bias"),
+    TensorRule("audio_tower.conv1.weight", "audio_tower.conv1.kernel", "convolution_1d"),
+    TensorRule("audio_tower.conv1.bias", "audio_tower.conv1.bias"),
+    TensorRule("audio_tower.conv2.weight", "audio_tower.conv2.kernel", "convolution_1d"),
+    TensorRule("audio_tower.conv2.bias", "audio_tower.conv2.bias"),
     *_norm(("audio_tower.", "audio_tower."), "ln_post", bias=True),
     *linear(("audio_tower.", "audio_tower."), "proj", bias=True),
     *linear(_AUDIO_LAYER, "self_attn.q_proj", bias=True),
@@ -58,7 +58,7 @@ _AUDIO = (
     *_norm(_AUDIO_LAYER, "final_layer_norm", bias=True),
 )
 _VISION = (
-    Row("visual.patch_embed.proj.weight", "visual.patch_embed.kernel", "patch_convolution"),
+    TensorRule("visual.patch_embed.proj.weight", "visual.patch_embed.kernel", "patch_convolution"),
     *linear(_VISION_BLOCK, "attn.proj", bias=True),
     *linear(_VISION_BLOCK, "mlp.gate_proj", bias=True),
     *linear(_VISION_BLOCK, "mlp.up_proj", bias=True),
@@ -66,14 +66,14 @@ _VISION = (
     *_norm(_VISION_BLOCK, "norm1"),
     *_norm(_VISION_BLOCK, "norm2"),
     *_norm(("visual.merger.", "visual.merger."), "ln_q"),
-    Row("visual.merger.mlp.0.weight", "visual.merger.fc1.kernel", "transpose"),
-    Row("visual.merger.mlp.0.bias", "visual.merger.fc1.bias"),
-    Row("visual.merger.mlp.2.weight", "visual.merger.fc2.kernel", "transpose"),
-    Row("visual.merger.mlp.2.bias", "visual.merger.fc2.bias"),
+    TensorRule("visual.merger.mlp.0.weight", "visual.merger.fc1.kernel", "transpose"),
+    TensorRule("visual.merger.mlp.0.bias", "visual.merger.fc1.bias"),
+    TensorRule("visual.merger.mlp.2.weight", "visual.merger.fc2.kernel", "transpose"),
+    TensorRule("visual.merger.mlp.2.bias", "visual.merger.fc2.bias"),
 )
-_SEPARATE_QKV = tuple(row for name in "qkv" for row in linear(_VISION_BLOCK, f"attn.{name}", bias=True))
+_SEPARATE_QKV = tuple(rule for name in "qkv" for rule in linear(_VISION_BLOCK, f"attn.{name}", bias=True))
 _FUSED_QKV = tuple(
-    Row(
+    TensorRule(
         f"{_VISION_BLOCK[0]}attn.qkv.{published}",
         tuple(f"{_VISION_BLOCK[1]}attn.{name}.{ours}" for name in "qkv"),
         transform,
@@ -114,16 +114,16 @@ LAYOUTS: dict[str, Layout] = {
     "qwen2_5_omni": Layout(
         {"qwen2_5_omni_thinker": read_omni, "qwen2_5_omni": read_whole_omni},
         Table(
-            rows=_DECODER + _AUDIO + _VISION + _SEPARATE_QKV,
+            rules=_DECODER + _AUDIO + _VISION + _SEPARATE_QKV,
             # What a whole Qwen2.5-Omni speaks with; captions are text.
             ignored=(r"talker\..*", r"token2wav\..*", _AUDIO_ENDS.replace(".", r"\.")),
             aliases=((r"^thinker\.", ""), *_IN_MEMORY),
         ),
         carried={_AUDIO_ENDS: 2},
     ),
-    "qwen2_5_vl": Layout({"qwen2_5_vl": read_vl}, Table(rows=_DECODER + _VISION + _FUSED_QKV, aliases=_IN_MEMORY)),
-    "qwen2": Layout({"qwen2": read_text}, Table(rows=_DECODER)),
-    "qwen3": Layout({"qwen3": read_text}, Table(rows=_DECODER)),
+    "qwen2_5_vl": Layout({"qwen2_5_vl": read_vl}, Table(rules=_DECODER + _VISION + _FUSED_QKV, aliases=_IN_MEMORY)),
+    "qwen2": Layout({"qwen2": read_text}, Table(rules=_DECODER)),
+    "qwen3": Layout({"qwen3": read_text}, Table(rules=_DECODER)),
 }
 
 # Precomputed features are no part of the published models: their projector stands in files of its own beside them.

@@ -22,7 +22,7 @@ from mecap_jax.model_config import FeatureProjectorConfig, ModelConfig
 from mecap_jax.models.checkpoints.families import LAYOUTS, PROJECTOR
 from mecap_jax.models.checkpoints.hub_config import read_config, read_json
 from mecap_jax.models.checkpoints.safetensors_files import TensorFiles, write_file, write_tensors
-from mecap_jax.models.checkpoints.table import CheckpointError, Row, by_path, flatten, load_tensors
+from mecap_jax.models.checkpoints.table import CheckpointError, TensorRule, by_path, flatten, load_tensors
 
 # Beside the published files, for models that read precomputed features.
 PROJECTOR_CONFIG, PROJECTOR_FILE = "feature_projector.json", "feature_projector.safetensors"
@@ -107,20 +107,22 @@ def load_weights(
     """
     table = LAYOUTS[model.family].table
     files = TensorFiles(directory, table.key)
-    rows, ignored = table.rows, table.ignored
+    rules, ignored = table.rules, table.ignored
     if model.decoder.tie_word_embeddings and {_HEAD, _EMBEDDINGS} <= set(files) and not files.problems:
         # Some files hold the output weights a second time; where they are not the embeddings, they are not tied.
         if np.array_equal(files[_HEAD].view(), files[_EMBEDDINGS].view()):
-            rows, ignored = tuple(row for row in rows if row.key != _HEAD), (*ignored, re.escape(_HEAD))
+            rules, ignored = tuple(rule for rule in rules if rule.key != _HEAD), (*ignored, re.escape(_HEAD))
     patch = _patch_shape(model) if model.vision else ()
-    return _load(directory, files, rows, ignored, abstract_params, wanted=wanted, patch=patch)
+    return _load(directory, files, rules, ignored, abstract_params, wanted=wanted, patch=patch)
 
 
-def _load(directory: Path, files: TensorFiles, rows: Sequence[Row], ignored: Sequence[str], params: Any, **rest) -> Any:
+def _load(
+    directory: Path, files: TensorFiles, rules: Sequence[TensorRule], ignored: Sequence[str], params: Any, **rest
+) -> Any:
     """`load_tensors` onto the devices; errors name the directory, and what is wrong with its files."""
     known = dict(problems=files.problems, is_complete=files.is_complete)
     try:
-        return load_tensors(files, rows, ignored, params, _place, **known, **rest)
+        return load_tensors(files, rules, ignored, params, _place, **known, **rest)
     except CheckpointError as error:
         raise CheckpointError(f"{directory}: {error}") from None
 
@@ -163,7 +165,7 @@ def save_weights(
     flat, layout = flatten(params), LAYOUTS[model.family]
     matches = {}
     for path in flat:
-        match = by_path(path, layout.table.rows)
+        match = by_path(path, layout.table.rules)
         if match is not None:
             matches[match.key] = match
     written = {path for match in matches.values() for path in match.paths}

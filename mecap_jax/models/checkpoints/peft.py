@@ -1,6 +1,6 @@
 """Adapters in PEFT's layout: `adapter_config.json` beside `adapter_model.safetensors`.
 
-Which module of the published model an adapted projection is, the family's table says: a row `X.weight -> Y.kernel` by
+Which module of the published model an adapted projection is, the family's table says: a rule `X.weight -> Y.kernel` by
 transposition means that our Y is its X. The adapter is `lora_A` [rank, in] and `lora_B` [out, rank] there.
 """
 
@@ -18,7 +18,7 @@ from mecap_jax.model_config import LoraConfig, ModelConfig
 from mecap_jax.models.checkpoints.families import LAYOUTS
 from mecap_jax.models.checkpoints.hub_config import read_json
 from mecap_jax.models.checkpoints.safetensors_files import TensorFiles, write_file
-from mecap_jax.models.checkpoints.table import CheckpointError, Row, by_path, flatten, load_tensors
+from mecap_jax.models.checkpoints.table import CheckpointError, TensorRule, by_path, flatten, load_tensors
 from mecap_jax.models.lora import ADAPTER_LEAVES
 from mecap_jax.models.parameters import split_params
 
@@ -83,11 +83,11 @@ def load_peft(directory: Path, abstract_params: Any, config: ModelConfig) -> Any
         raise CheckpointError(f"{directory} holds adapters, the model has none (config key 'model.lora')")
     settings, tensors = _read(directory, config)
     adapters, _ = split_params(abstract_params, ())
-    rows = [Row(key, path, "transpose") for path, key in _keys(adapters, config).items()]
+    rules = [TensorRule(key, path, "transpose") for path, key in _keys(adapters, config).items()]
     problems = _setting_problems(settings, config.lora)
     try:
         return load_tensors(
-            tensors, rows, (), adapters, lambda value, _: np.array(value, np.float32), problems=problems
+            tensors, rules, (), adapters, lambda value, _: np.array(value, np.float32), problems=problems
         )
     except CheckpointError as error:
         raise CheckpointError(f"the adapter in {directory}: {error}") from None
@@ -111,7 +111,7 @@ def read_peft_config(directory: Path, params: Any, config: ModelConfig) -> LoraC
     modules = {key.removeprefix(_PREFIX).partition(".lora_")[0] for key in tensors}
     targets = []
     for path in flatten(params):
-        match = by_path(path, LAYOUTS[config.family].table.rows)
+        match = by_path(path, LAYOUTS[config.family].table.rules)
         if match is not None and match.transform == "transpose" and path.endswith(".kernel"):
             if _in_memory(match.key.removesuffix(".weight"), config) in modules:
                 targets.append(re.escape(path.removesuffix(".kernel")))
@@ -135,7 +135,7 @@ def _keys(adapters: Any, config: ModelConfig) -> dict[str, str]:
     keys, strangers = {}, set()
     for path in flatten(adapters):
         projection, _, leaf = path.rpartition(".")
-        match = by_path(f"{projection}.kernel", LAYOUTS[config.family].table.rows)
+        match = by_path(f"{projection}.kernel", LAYOUTS[config.family].table.rules)
         if match is None or len(match.paths) > 1 or match.transform != "transpose":
             strangers.add(projection)
         else:

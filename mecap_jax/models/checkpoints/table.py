@@ -1,6 +1,6 @@
-"""The table behind import and export: rows of published key, parameter path and transform, read in both directions.
+"""The table behind import and export: rules of published key, parameter path and transform, read in both directions.
 
-Loading is strict: a tensor that no row names, a parameter that no tensor fills, a wrong shape and a dtype that is not
+Loading is strict: a tensor that no rule names, a parameter that no tensor fills, a wrong shape and a dtype that is not
 floating point are all collected and reported in one error.
 """
 
@@ -24,7 +24,7 @@ class CheckpointError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class TensorRule:
     """One published tensor and the parameter it becomes; `{i}` stands for a layer's number on both sides.
 
     Several paths: the published tensor is divided into as many equal parts along its first axis.
@@ -44,26 +44,26 @@ class Table:
     """A family's checkpoint layout.
 
     Attributes:
-      rows: what is read and written.
+      rules: what is read and written.
       ignored: regular expressions of keys that are knowingly left out.
-      aliases: (pattern, replacement), applied in order to the keys of a file before rows are looked up.
+      aliases: (pattern, replacement), applied in order to the keys of a file before rules are looked up.
     """
 
-    rows: tuple[Row, ...]
+    rules: tuple[TensorRule, ...]
     ignored: tuple[str, ...] = ()
     aliases: tuple[tuple[str, str], ...] = ()
 
     def key(self, key: str) -> str:
-        """The key as the rows have it."""
+        """The key as the rules have it."""
         for pattern, replacement in self.aliases:
             key = re.sub(pattern, replacement, key)
         return key
 
 
-def linear(prefix: tuple[str, str], name: str, *, bias: bool = False) -> list[Row]:
+def linear(prefix: tuple[str, str], name: str, *, bias: bool = False) -> list[TensorRule]:
     """Rows of a linear layer: published weights are [out, in], ours [in, out]."""
-    rows = [Row(f"{prefix[0]}{name}.weight", f"{prefix[1]}{name}.kernel", "transpose")]
-    return rows + ([Row(f"{prefix[0]}{name}.bias", f"{prefix[1]}{name}.bias")] if bias else [])
+    rules = [TensorRule(f"{prefix[0]}{name}.weight", f"{prefix[1]}{name}.kernel", "transpose")]
+    return rules + ([TensorRule(f"{prefix[0]}{name}.bias", f"{prefix[1]}{name}.bias")] if bias else [])
 
 
 # To ours and back; views wherever NumPy can make one. The way back is given the published shape behind the first axis.
@@ -118,29 +118,29 @@ class Match:
 
 
 @functools.cache
-def _patterns(rows: tuple[Row, ...], side: str) -> list[tuple[re.Pattern, Row]]:
-    texts = [row.key if side == "key" else row.paths[0] for row in rows]
-    return [(re.compile(re.escape(text).replace(r"\{i\}", r"([0-9]+)")), row) for text, row in zip(texts, rows)]
+def _patterns(rules: tuple[TensorRule, ...], side: str) -> list[tuple[re.Pattern, TensorRule]]:
+    texts = [rule.key if side == "key" else rule.paths[0] for rule in rules]
+    return [(re.compile(re.escape(text).replace(r"\{i\}", r"([0-9]+)")), rule) for text, rule in zip(texts, rules)]
 
 
-def _find(text: str, rows: tuple[Row, ...], side: str) -> Match | None:
-    for pattern, row in _patterns(rows, side):
+def _find(text: str, rules: tuple[TensorRule, ...], side: str) -> Match | None:
+    for pattern, rule in _patterns(rules, side):
         if match := pattern.fullmatch(text):
             number = match.group(1) if match.groups() else ""
             return Match(
-                row.key.replace("{i}", number), tuple(p.replace("{i}", number) for p in row.paths), row.transform
+                rule.key.replace("{i}", number), tuple(p.replace("{i}", number) for p in rule.paths), rule.transform
             )
     return None
 
 
-def by_key(key: str, rows: Sequence[Row]) -> Match | None:
-    """What a published tensor becomes, or None where no row names it."""
-    return _find(key, tuple(rows), "key")
+def by_key(key: str, rules: Sequence[TensorRule]) -> Match | None:
+    """What a published tensor becomes, or None where no rule names it."""
+    return _find(key, tuple(rules), "key")
 
 
-def by_path(path: str, rows: Sequence[Row]) -> Match | None:
+def by_path(path: str, rules: Sequence[TensorRule]) -> Match | None:
     """Which published tensor a parameter is (the first part of), or None."""
-    return _find(path, tuple(rows), "path")
+    return _find(path, tuple(rules), "path")
 
 
 @runtime_checkable
@@ -155,7 +155,7 @@ class Tensor(Protocol):
 
 def load_tensors(
     tensors: Mapping[str, Tensor],
-    rows: Sequence[Row],
+    rules: Sequence[TensorRule],
     ignored: Sequence[str],
     abstract_params: Any,
     place: Callable[[np.ndarray, Any], Any] = lambda value, target: np.array(value, target.dtype),
@@ -169,7 +169,7 @@ def load_tensors(
 
     Args:
       tensors: published tensors by key. Everything is checked by shape and dtype before any value is read.
-      rows, ignored: the family's table.
+      rules, ignored: the family's table.
       abstract_params: nested dict of shapes and dtypes to fill.
       place: makes the final array of a value (a view of a tensor) and its target.
       wanted: which parameters are read, by path; all are checked.
@@ -190,7 +190,7 @@ def load_tensors(
     filled: dict[str, str] = {}
     problems = list(problems)
     for key, tensor in tensors.items():
-        match = by_key(key, rows)
+        match = by_key(key, rules)
         if match is None:
             if not ignore.fullmatch(key):
                 problems.append(f"unknown tensor {key}")

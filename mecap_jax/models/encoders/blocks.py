@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from mecap_jax.models.checkpoints.table import MOST_LAYERS, Row
+from mecap_jax.models.checkpoints.table import MOST_LAYERS, TensorRule
 from mecap_jax.models.layers import attend_within, gelu, split_heads
 
 ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
@@ -147,27 +147,29 @@ def read_block(
     return BlockConfig(width, heads, hidden, activation, float(epsilon), **kind)
 
 
-def linear_rows(key: str, path: str, bias: bool = True) -> list[Row]:
+def linear_rules(key: str, path: str, bias: bool = True) -> list[TensorRule]:
     """The table of one linear layer."""
-    rows = [Row(f"{key}.weight", f"{path}.kernel", "transpose")]
-    return rows + ([Row(f"{key}.bias", f"{path}.bias")] if bias else [])
+    rules = [TensorRule(f"{key}.weight", f"{path}.kernel", "transpose")]
+    return rules + ([TensorRule(f"{key}.bias", f"{path}.bias")] if bias else [])
 
 
-def norm_rows(key: str, path: str) -> list[Row]:
+def norm_rules(key: str, path: str) -> list[TensorRule]:
     """The table of one layer norm."""
-    return [Row(f"{key}.weight", f"{path}.scale"), Row(f"{key}.bias", f"{path}.bias")]
+    return [TensorRule(f"{key}.weight", f"{path}.scale"), TensorRule(f"{key}.bias", f"{path}.bias")]
 
 
-def block_rows(prefix: str, attention: str, norms: tuple[str, str], mlp: tuple[str, str], key_bias: bool) -> list[Row]:
+def block_rules(
+    prefix: str, attention: str, norms: tuple[str, str], mlp: tuple[str, str], key_bias: bool
+) -> list[TensorRule]:
     """The table of the layers, whose published names begin with `prefix` and hold their number as {i}."""
     layer, ours = f"{prefix}layers.{{i}}.", "blocks.{i}."
     return [
-        *linear_rows(f"{layer}{attention}.q_proj", f"{ours}q_proj"),
-        *linear_rows(f"{layer}{attention}.k_proj", f"{ours}k_proj", key_bias),
-        *linear_rows(f"{layer}{attention}.v_proj", f"{ours}v_proj"),
-        *linear_rows(f"{layer}{attention}.out_proj", f"{ours}out_proj"),
-        *norm_rows(f"{layer}{norms[0]}", f"{ours}attention_norm"),
-        *norm_rows(f"{layer}{norms[1]}", f"{ours}mlp_norm"),
-        *linear_rows(f"{layer}{mlp[0]}", f"{ours}up"),
-        *linear_rows(f"{layer}{mlp[1]}", f"{ours}down"),
+        *linear_rules(f"{layer}{attention}.q_proj", f"{ours}q_proj"),
+        *linear_rules(f"{layer}{attention}.k_proj", f"{ours}k_proj", key_bias),
+        *linear_rules(f"{layer}{attention}.v_proj", f"{ours}v_proj"),
+        *linear_rules(f"{layer}{attention}.out_proj", f"{ours}out_proj"),
+        *norm_rules(f"{layer}{norms[0]}", f"{ours}attention_norm"),
+        *norm_rules(f"{layer}{norms[1]}", f"{ours}mlp_norm"),
+        *linear_rules(f"{layer}{mlp[0]}", f"{ours}up"),
+        *linear_rules(f"{layer}{mlp[1]}", f"{ours}down"),
     ]

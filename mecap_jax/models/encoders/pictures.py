@@ -10,16 +10,16 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from mecap_jax.models.checkpoints.table import Row
+from mecap_jax.models.checkpoints.table import TensorRule
 from mecap_jax.models.encoders.blocks import (
     ACTIVATIONS,
     Block,
     BlockConfig,
-    block_rows,
+    block_rules,
     every_state,
     layer_norm,
-    linear_rows,
-    norm_rows,
+    linear_rules,
+    norm_rules,
     read_block,
     read_fields,
 )
@@ -147,28 +147,28 @@ class Probe(nnx.Module):
         return (y + self.down(ACTIVATIONS[self.activation](self.up(self.norm(y)))))[:, 0]
 
 
-def rows(config: PictureConfig, tower: str) -> list[Row]:
+def rules(config: PictureConfig, tower: str) -> list[TensorRule]:
     """The table of a tower whose published names begin with `tower`."""
     table = [
-        Row(f"{tower}embeddings.patch_embedding.weight", "patches.kernel", "patch_convolution"),
-        Row(f"{tower}embeddings.position_embedding.weight", "positions"),
-        *block_rows(f"{tower}encoder.", "self_attn", ("layer_norm1", "layer_norm2"), ("mlp.fc1", "mlp.fc2"), True),
-        *norm_rows(f"{tower}post_layernorm", "norm"),
+        TensorRule(f"{tower}embeddings.patch_embedding.weight", "patches.kernel", "patch_convolution"),
+        TensorRule(f"{tower}embeddings.position_embedding.weight", "positions"),
+        *block_rules(f"{tower}encoder.", "self_attn", ("layer_norm1", "layer_norm2"), ("mlp.fc1", "mlp.fc2"), True),
+        *norm_rules(f"{tower}post_layernorm", "norm"),
     ]
     if config.kind == "clip":
-        projection = linear_rows("visual_projection", "projection", bias=False) if config.projection else []
-        first = norm_rows(f"{tower}pre_layrnorm", "first_norm")  # spelt like this in every published file
-        return [*table, Row(f"{tower}embeddings.class_embedding", "cls"), *first, *projection]
+        projection = linear_rules("visual_projection", "projection", bias=False) if config.projection else []
+        first = norm_rules(f"{tower}pre_layrnorm", "first_norm")  # spelt like this in every published file
+        return [*table, TensorRule(f"{tower}embeddings.class_embedding", "cls"), *first, *projection]
     head = f"{tower}head."
     apart = ("q_proj", "k_proj", "v_proj")
     return [
         *table,
-        Row(f"{tower}embeddings.patch_embedding.bias", "patches.bias"),
-        Row(f"{head}probe", "probe.token"),
-        Row(f"{head}attention.in_proj_weight", tuple(f"probe.{name}.kernel" for name in apart), "transpose"),
-        Row(f"{head}attention.in_proj_bias", tuple(f"probe.{name}.bias" for name in apart)),
-        *linear_rows(f"{head}attention.out_proj", "probe.out_proj"),
-        *norm_rows(f"{head}layernorm", "probe.norm"),
-        *linear_rows(f"{head}mlp.fc1", "probe.up"),
-        *linear_rows(f"{head}mlp.fc2", "probe.down"),
+        TensorRule(f"{tower}embeddings.patch_embedding.bias", "patches.bias"),
+        TensorRule(f"{head}probe", "probe.token"),
+        TensorRule(f"{head}attention.in_proj_weight", tuple(f"probe.{name}.kernel" for name in apart), "transpose"),
+        TensorRule(f"{head}attention.in_proj_bias", tuple(f"probe.{name}.bias" for name in apart)),
+        *linear_rules(f"{head}attention.out_proj", "probe.out_proj"),
+        *norm_rules(f"{head}layernorm", "probe.norm"),
+        *linear_rules(f"{head}mlp.fc1", "probe.up"),
+        *linear_rules(f"{head}mlp.fc2", "probe.down"),
     ]

@@ -15,15 +15,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from mecap_jax.models.checkpoints.table import MOST_LAYERS, Row
+from mecap_jax.models.checkpoints.table import MOST_LAYERS, TensorRule
 from mecap_jax.models.encoders.blocks import (
     Block,
     BlockConfig,
-    block_rows,
+    block_rules,
     every_state,
     layer_norm,
-    linear_rows,
-    norm_rows,
+    linear_rules,
+    norm_rules,
     read_block,
     read_fields,
     valid_positions,
@@ -189,21 +189,21 @@ def _norm_over_time(x: Float[Array, "B T D"], mask: Bool[Array, "B T"], norm: nn
     return centred * jax.lax.rsqrt(variance + _NORM_EPSILON) * norm.scale[...] + norm.bias[...]
 
 
-def rows(config: WaveformConfig, prefix: str) -> list[Row]:
+def rules(config: WaveformConfig, prefix: str) -> list[TensorRule]:
     """The table of an encoder whose published names begin with `prefix`."""
     convolution, position = f"{prefix}feature_extractor.conv_layers.{{i}}.", f"{prefix}encoder.pos_conv_embed.conv."
     project = f"{prefix}feature_projection."
     return [
-        Row(f"{convolution}conv.weight", "convolutions.{i}.kernel", "convolution_1d"),
-        *([Row(f"{convolution}conv.bias", "convolutions.{i}.bias")] if config.conv_bias else []),
-        *norm_rows(f"{convolution}layer_norm", "norms.{i}"),
-        *(norm_rows(f"{project}layer_norm", "project_norm") if config.project_norm else []),
-        *linear_rows(f"{project}projection", "project"),
-        Row(f"{position}bias", "positions.bias"),
-        Row(f"{position}weight_g", "positions.gain"),
-        Row(f"{position}weight_v", "positions.direction"),
-        *norm_rows(f"{prefix}encoder.layer_norm", "norm"),
-        *block_rows(
+        TensorRule(f"{convolution}conv.weight", "convolutions.{i}.kernel", "convolution_1d"),
+        *([TensorRule(f"{convolution}conv.bias", "convolutions.{i}.bias")] if config.conv_bias else []),
+        *norm_rules(f"{convolution}layer_norm", "norms.{i}"),
+        *(norm_rules(f"{project}layer_norm", "project_norm") if config.project_norm else []),
+        *linear_rules(f"{project}projection", "project"),
+        TensorRule(f"{position}bias", "positions.bias"),
+        TensorRule(f"{position}weight_g", "positions.gain"),
+        TensorRule(f"{position}weight_v", "positions.direction"),
+        *norm_rules(f"{prefix}encoder.layer_norm", "norm"),
+        *block_rules(
             f"{prefix}encoder.",
             "attention",
             ("layer_norm", "final_layer_norm"),

@@ -11,14 +11,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from mecap_jax.models.checkpoints.table import Row
+from mecap_jax.models.checkpoints.table import TensorRule
 from mecap_jax.models.encoders.blocks import (
     Block,
     BlockConfig,
-    block_rows,
+    block_rules,
     every_state,
     layer_norm,
-    norm_rows,
+    norm_rules,
     read_block,
     read_fields,
 )
@@ -71,14 +71,14 @@ class WhisperEncoder(nnx.Module):
         return every_state(self.blocks, x, jnp.ones(x.shape[:2], bool), self.norm)
 
 
-def rows(prefix: str) -> list[Row]:
+def rules(prefix: str) -> list[TensorRule]:
     """The table of an encoder whose published names begin with `prefix`."""
     return [
-        *(Row(f"{prefix}conv{n}.weight", f"conv{n}.kernel", "convolution_1d") for n in (1, 2)),
-        *(Row(f"{prefix}conv{n}.bias", f"conv{n}.bias") for n in (1, 2)),
-        Row(f"{prefix}embed_positions.weight", "positions"),
-        *block_rows(prefix, "self_attn", ("self_attn_layer_norm", "final_layer_norm"), ("fc1", "fc2"), key_bias=False),
-        *norm_rows(f"{prefix}layer_norm", "norm"),
+        *(TensorRule(f"{prefix}conv{n}.weight", f"conv{n}.kernel", "convolution_1d") for n in (1, 2)),
+        *(TensorRule(f"{prefix}conv{n}.bias", f"conv{n}.bias") for n in (1, 2)),
+        TensorRule(f"{prefix}embed_positions.weight", "positions"),
+        *block_rules(prefix, "self_attn", ("self_attn_layer_norm", "final_layer_norm"), ("fc1", "fc2"), key_bias=False),
+        *norm_rules(f"{prefix}layer_norm", "norm"),
     ]
 
 
