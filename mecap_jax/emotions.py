@@ -21,7 +21,13 @@ _KNOWN: Mapping[str, Mapping[str, Any]] = tomllib.loads(
 CALM = "calm"  # what is calm counts as neutral, where nobody makes a difference between the two
 LABELS = tuple(_KNOWN)  # the emotions that we know words of, `EMOTIONS` first
 LEXICON: Mapping[str, Mapping[str, tuple[str, ...]]] = {
-    language: {label: tuple(known[language].split()) for label, known in _KNOWN.items()} for language in ("en", "zh")
+    language: {label: tuple(w.replace("_", " ") for w in known[language].split()) for label, known in _KNOWN.items()}
+    for language in ("en", "zh")
+}
+# What is seen or heard of an emotion, in English: words and phrases.
+SHOWN: Mapping[str, tuple[str, ...]] = {
+    label: tuple(word.replace("_", " ") for word in known.get("en_shown", "").split())
+    for label, known in _KNOWN.items()
 }
 # What corpora write where there is no label, or none that the annotators agreed on; canonical spellings.
 NO_LABEL = frozenset(
