@@ -140,7 +140,9 @@ _TOPICS = frozenset(
 _QUOTED = re.compile(r"[\"\u201c\u300c\u300a][^\"\u201c\u201d\u300c\u300d\u300a\u300b]{1,200}[\"\u201d\u300d\u300b]")
 
 # What is relaxed there says nothing of the person.
-_FACE = frozenset("eyebrows eyebrow brows brow gaze eyes eyelids mouth lips jaw forehead shoulders".split())
+_FACE = frozenset(
+    "eyebrows eyebrow brows brow gaze eyes eyelids mouth lips lip chin jaw nose forehead shoulders".split()
+)
 
 
 def _is_negation(token: str) -> bool:
@@ -220,6 +222,10 @@ class _Sentence:
         if _TINGES & set(before[-4:]):
             return _TINGE
         return _ASSERTED
+
+    def describes(self, end: int, parts: frozenset[str]) -> bool:
+        """Whether what ends there describes a part of the face, or a voice: a level brow, a monotone, falling voice."""
+        return bool(set(self.tokens[end : end + 1]) & parts or set(self.tokens[end : end + 5]) & parts & {"voice"})
 
     def _clause_before(self, start: int) -> list[str]:
         for i in range(start - 1, -1, -1):
@@ -312,10 +318,10 @@ class _Lexicon:
                 if (label := self.english.get(phrase)) is not None:
                     if not sentence.negated(i, i + count):
                         rank = sentence.rank(i, i + count, since)
-                        if phrase in self.shown:
-                            rank = max(rank, _CONCEDED)
-                        if phrase in self.weak:
-                            rank = _TOPIC if set(tokens[i + count : i + count + 1]) & _FACE else max(rank, _WEAK)
+                        if phrase in self.shown or phrase in self.weak:
+                            rank = max(rank, _CONCEDED if phrase in self.shown else _WEAK)
+                            parts = _FACE | {"voice"} if phrase in self.shown else _FACE
+                            rank = _TOPIC if sentence.describes(i + count, parts) else rank
                         found.append((label, rank, i))
                     since = i + count
                     i = since - 1
