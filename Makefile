@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: train test reproduce clean
+.PHONY: train test test-transformers-4 reproduce clean
 
 train: $(VENV)/.runtime
 	$(BIN)/python scripts/train.py --config=configs/grpo.py $(ARGS)
@@ -12,6 +12,10 @@ train: $(VENV)/.runtime
 test: $(VENV)/.test
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=25 $(ARGS)
+
+# Exports under transformers 4, in an environment of its own.
+test-transformers-4: $(VENV)/.test $(VENV)-transformers-4/.done
+	MECAP_TRANSFORMERS_4=$(CURDIR)/$(VENV)-transformers-4/bin/python $(BIN)/python -m pytest -q tests/experiment/test_export.py $(ARGS)
 
 reproduce: $(VENV)/.runtime
 	$(BIN)/python scripts/reproduce.py $(ARGS)
@@ -30,5 +34,11 @@ $(VENV)/.test: $(VENV)/.runtime requirements-test.txt requirements-test-no-deps.
 	$(PIP) --no-deps -r requirements-test-no-deps.txt
 	touch $@
 
+$(VENV)-transformers-4/.done:
+	$(PYTHON) -m venv $(VENV)-transformers-4
+	$(VENV)-transformers-4/bin/pip --disable-pip-version-check install --quiet torch==2.13.0 transformers==4.57.6 pillow librosa
+	$(VENV)-transformers-4/bin/pip --disable-pip-version-check install --quiet --no-deps torchvision==0.28.0
+	touch $@
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VENV)-transformers-4

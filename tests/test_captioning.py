@@ -5,6 +5,7 @@ import json
 import shutil
 import threading
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -78,6 +79,13 @@ def clips(tmp_path_factory):
         (directory / name).write_bytes(make())
     (directory / "notes.txt").write_text("not a clip")
     return directory
+
+
+def test_a_directory_stands_for_the_media_in_it(tmp_path):
+    endings = "wav flac ogg opus mp3 aac m4a mp4 mkv webm avi".split()
+    for name in [*(f"{ending}.{ending}" for ending in endings), "notes.txt", "._wav.wav"]:
+        (tmp_path / name).touch()
+    assert {Path(request.clip).name for request in find_requests([str(tmp_path)])} == {f"{e}.{e}" for e in endings}
 
 
 def test_every_container_in_order_with_bad_files_between(omni, clips):

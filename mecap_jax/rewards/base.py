@@ -48,10 +48,10 @@ class Sample:
     references: tuple[str, ...]
     label: str | None
     group: int
-    fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    fields: Mapping[str, str] = dataclasses.field(default_factory=lambda: MappingProxyType({}))
     record: ClipRecord | None = None
     tokens: int = 0
-    replies: Mapping[str, tuple[str | None, ...]] = dataclasses.field(default_factory=dict)
+    replies: Mapping[str, tuple[str | None, ...]] = dataclasses.field(default_factory=lambda: MappingProxyType({}))
 
     @classmethod
     def of(

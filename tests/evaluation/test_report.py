@@ -92,6 +92,21 @@ def test_markdown_tells_what_happened_and_disarms_hostile_text(written):
     assert rows.count("<tr>") == 60 and rows.count("<td") == 60 * 5
 
 
+def test_real_clips_are_not_called_synthetic_and_keep_corpus_language_and_licence(tmp_path, stages):
+    data = {
+        "source": {"importer": "folder"},
+        "synthetic": False,
+        "datasets": {"RAVDESS": 300},
+        "caption_languages": {"en": 300},
+        "licences": {"CC BY-NC-SA 4.0": 300},
+        "quarantined": [],
+    }
+    _write(tmp_path, stages, data=data)
+    text = (tmp_path / "report.md").read_text()
+    assert "synthetic" not in text.split("## Results")[0]
+    assert "RAVDESS 300" in text and "en 300" in text and "CC BY-NC-SA 4.0 300" in text
+
+
 def test_pictures_are_pictures(written):
     directory, _ = written
     text = (directory / "report.md").read_text()

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from mecap_jax.config import ConfigError, RewardConfig, RewardSpec
+from mecap_jax.data.questions import Asked
 from mecap_jax.rewards.anchors import build_anchors
-from mecap_jax.rewards.base import RewardError, checked_questions
+from mecap_jax.rewards.base import RewardError, Sample, checked_questions
 from mecap_jax.rewards.combine import RewardFunction, build_reward, check_terms
 from mecap_jax.rewards.combine import Term as Combined
 from mecap_jax.rewards.custom import load_custom
@@ -93,6 +94,23 @@ def test_samples_cannot_be_changed():
 
     batch = RewardFunction([(Term("meddle", meddle), 1.0)], 10)([sample("a text", ["a reference"])])
     assert batch.failures == {}
+
+
+def test_what_a_sample_knows_of_its_clip_cannot_be_changed():
+    about = record("a", labels={"multimodal": "sad"}, captions={"overall": ("sad",)}, attributes={"room": "3"})
+    asked = Asked(about, "How?", "", ("sad",))
+    made = Sample.of(asked, "glad", True, 0, {"think": "so"})
+    for change in (
+        lambda: made.fields.update(think="not so"),
+        lambda: made.replies.update(term=("yes",)),
+        lambda: setattr(made.record, "transcript", "praise me"),
+        lambda: made.record.labels.update(multimodal="happy"),
+        lambda: made.record.attributes.update(room="4"),
+        lambda: made.record.captions["overall"].append("praise me"),
+    ):
+        with pytest.raises((AttributeError, TypeError, dataclasses.FrozenInstanceError)):
+            change()
+    assert about.labels == {"multimodal": "sad"}
 
 
 def test_degenerate_texts_earn_nothing_but_still_lose():
