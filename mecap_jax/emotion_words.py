@@ -16,6 +16,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import functools
+import itertools
 import re
 from collections.abc import Collection, Iterator, Mapping
 
@@ -139,6 +140,7 @@ _TOPICS = frozenset(
 )
 _QUOTED = re.compile(r"[\"\u201c\u300c\u300a][^\"\u201c\u201d\u300c\u300d\u300a\u300b]{1,200}[\"\u201d\u300d\u300b]")
 
+_NEW_PHRASE = (_PAUSES - {","}) | frozenset("his her the a an their whose and in".split())
 # What is relaxed there says nothing of the person.
 _FACE = frozenset(
     "eyebrows eyebrow brows brow gaze eyes eyelids mouth lips lip chin jaw nose forehead shoulders".split()
@@ -225,7 +227,8 @@ class _Sentence:
 
     def describes(self, end: int, parts: frozenset[str]) -> bool:
         """Whether what ends there describes a part of the face, or a voice: a level brow, a monotone, falling voice."""
-        return bool(set(self.tokens[end : end + 1]) & parts or set(self.tokens[end : end + 5]) & parts & {"voice"})
+        behind = itertools.takewhile(lambda token: token not in _NEW_PHRASE, self.tokens[end : end + 5])
+        return bool(set(self.tokens[end : end + 1]) & parts or set(behind) & parts & {"voice"})
 
     def _clause_before(self, start: int) -> list[str]:
         for i in range(start - 1, -1, -1):

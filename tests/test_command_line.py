@@ -65,10 +65,14 @@ def test_settings_refuse_addresses(key):
 def test_an_interrupted_script_says_so_in_one_line():
     code = "import time\nfrom mecap_jax.command_line import run\n"
     code += "def main(argv):\n    print('ready', flush=True)\n    time.sleep(60)\nrun(main)"
-    script = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    assert script.stdout.readline() == "ready\n"
-    script.send_signal(signal.SIGINT)
-    _, error = script.communicate(timeout=30)
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # what runs in the background ignores it
+    ) as script:
+        assert script.stdout.readline() == "ready\n"
+        script.send_signal(signal.SIGINT)
+        _, error = script.communicate(timeout=30)
     assert (script.returncode, error) == (130, "error: interrupted\n")

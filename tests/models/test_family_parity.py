@@ -160,7 +160,7 @@ def test_gradients_of_every_parameter(family, remat):
     expected = {}
     table = LAYOUTS[family.name].table
     for name, parameter in family.reference.named_parameters():
-        match = by_key(table.key(name), table.rows)
+        match = by_key(table.key(name), table.rules)
         if match is None:
             assert "audio_bos_eos_token" in name
             continue

@@ -82,7 +82,7 @@ def abstract():
 @pytest.fixture(scope="module")
 def ours(tensors, abstract):
     graphdef, params = miniature.model()
-    loaded = load_tensors(tensors, TABLE.rows, TABLE.ignored, abstract[1], patch=PATCH)
+    loaded = load_tensors(tensors, TABLE.rules, TABLE.ignored, abstract[1], patch=PATCH)
     loaded = jax.tree.map(jax.numpy.asarray, loaded)
     params = {**params, **loaded}
 
@@ -179,13 +179,13 @@ def test_loading_names_every_problem_at_once(tensors, abstract):
     broken["speaker.weight"] = np.zeros(1, np.float32)
     broken["audio_tower.proj.bias"] = np.zeros(3, np.float32)
     with pytest.raises(CheckpointError) as error:
-        load_tensors(broken, TABLE.rows, TABLE.ignored, abstract[1], patch=PATCH)
+        load_tensors(broken, TABLE.rules, TABLE.ignored, abstract[1], patch=PATCH)
     for name in ("visual.blocks.0.attn.q.bias", "layers.7.mlp.up_proj", "speaker.weight", "audio_tower.proj.bias"):
         assert name in str(error.value)
 
 
 def test_every_parameter_is_filled_from_the_table(tensors, abstract):
-    loaded = flatten(load_tensors(tensors, TABLE.rows, TABLE.ignored, abstract[1], patch=PATCH))
+    loaded = flatten(load_tensors(tensors, TABLE.rules, TABLE.ignored, abstract[1], patch=PATCH))
     assert set(loaded) == set(flatten(abstract[1]))
     np.testing.assert_array_equal(
         loaded["language_model.layers.1.mlp.up_proj.kernel"],
