@@ -192,6 +192,8 @@ class _Weights:
         count = len(compared)
         chosen = self._rng.multinomial(count, np.full(count, 1 / count), size=len(self.resamples)).T
         means = np.where(chosen, chosen * draws, 0.0).sum(axis=0) / count
+        if not np.isfinite(means).any():
+            return Difference(value, None)
         low, high = np.quantile(means[np.isfinite(means)], self.tails)
         return Difference(value, (float(low), float(high)))
 

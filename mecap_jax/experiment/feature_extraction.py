@@ -29,6 +29,7 @@ from mecap_jax.threads import ahead
 FRAMES, UTTERANCE = "FRA", "UTT"
 _RECORD = "extractor.json"
 _AHEAD = 4  # decoded clips that wait
+_LONGEST_ID = 240  # bytes: what a file system takes, less endings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +79,7 @@ def open_output(output: Path, name: str, encoder: FrozenEncoder, extraction: Ext
     wanted = as_json(extraction.described(encoder))
     directories = {kind: output / f"{name}-{kind}" for kind in extraction.kinds}
     for directory in directories.values():
-        if not directory.is_dir() or not any(directory.iterdir()):
+        if not (directory / _RECORD).is_file() and not any(directory.glob("*.npy")):
             continue
         try:
             found = read_json_object(directory / _RECORD)
@@ -142,7 +143,8 @@ def _open(
     if not isinstance(item, Utterance):
         reason = item.reason if isinstance(item, BadClip) else f"is a copy of {item.of}"
         return Extracted(item.id, False, reason)
-    if Path(item.id).name != item.id or item.id.startswith("."):
+    too_long = len(item.id.encode("utf-8", "surrogateescape")) > _LONGEST_ID
+    if Path(item.id).name != item.id or item.id.startswith(".") or "\0" in item.id or too_long:
         return Extracted(item.id, False, "its id is no name of a file")
     if all((directory / f"{item.id}.npy").is_file() for directory in directories.values()):
         return Extracted(item.id, False)

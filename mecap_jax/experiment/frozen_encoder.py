@@ -110,9 +110,9 @@ class FrozenEncoder:
         """Returns float32 `[T, D]` for each of a batch.
 
         Args:
-          layer: a layer's states by number; `LAST_FOUR`, the sum of the last four (as the feature extractors of MER and
-            EmotionTalk have it); or, of pictures, `POOLED`: the one vector of each, where a layer gives the mean over
-            its patches.
+          layer: a layer's states by number; `LAST_FOUR`, the sum of the last four (as MER's and EmotionTalk's
+            extractors have it for HuBERT and wav2vec 2.0); or, of pictures, `POOLED`: the one vector of each, where a
+            layer gives the mean over its patches.
 
         Raises:
           EncoderError: there is no such layer.
@@ -153,7 +153,9 @@ class FrozenEncoder:
 
     @staticmethod
     def _apply(graphdef: nnx.GraphDef, params: Any, batch: Array, lengths: Array, layer: int | str) -> Array:
-        return _choose(nnx.merge(graphdef, params)(batch, lengths), layer)
+        # Accelerators multiply float32 matrices in lower precision unless told otherwise.
+        with jax.default_matmul_precision("highest"):
+            return _choose(nnx.merge(graphdef, params)(batch, lengths), layer)
 
 
 class _Whisper(FrozenEncoder):

@@ -107,17 +107,19 @@ class Protocol:
             raise ValueError(f"no answer can hold these fields: {reason}: {text[:200]!r}")
         return text
 
-    def instruction(self, language: str = "en", answers: Sequence[str] = ()) -> str:
+    def instruction(self, language: str = "en", answers: Sequence[str] = (), several: bool = False) -> str:
         """Returns what is asked of the model, for the end of a prompt; empty for a protocol without marks.
 
         Args:
           language: "en" or "zh".
           answers: the answers that there are, where it is a closed set.
+          several: an answer is one word or several, of an open vocabulary.
         """
         if not self.blocks[0].open:
             return ""
         intro, choice, comma = _WORDING[language]
-        lines = [intro, *(f"{block.open}{block.asks[language]}{block.close}" for block in self.blocks)]
+        asks = [_SEVERAL[language] if several and block.is_answer else block.asks[language] for block in self.blocks]
+        lines = [intro, *(f"{block.open}{ask}{block.close}" for block, ask in zip(self.blocks, asks))]
         return "\n".join([*lines, choice.format(comma.join(answers))] if answers else lines)
 
     def _problem(self, block: Block, field: str) -> str | None:
@@ -146,6 +148,7 @@ def _tag(name: str, en: str, zh: str, is_answer: bool = False) -> Block:
     return Block(name, f"<{name}>", f"</{name}>", {"en": en, "zh": zh}, is_answer)
 
 
+_SEVERAL = {"en": "all emotion words that fit, between commas", "zh": "所有符合的情感词，用逗号隔开"}
 _THINK = _tag(
     "think",
     "how voice, words and face lead to the emotion, in full sentences",

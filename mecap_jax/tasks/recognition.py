@@ -46,6 +46,10 @@ _QUESTION = {
     "en": "Which emotion does the speaker show most clearly, in voice, face and words?",
     "zh": "从声音、表情和话语来看，说话人最明显地表现出哪一种情感？",
 }
+_OPEN_QUESTION = {
+    "en": "Which emotions does the speaker show, in voice, face and words?",
+    "zh": "从声音、表情和话语来看，说话人表现出哪些情感？",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,8 +114,9 @@ class Recognition:
 
     def request(self, record: ClipRecord | None) -> str:
         """Returns what is asked of the model, the same for every clip."""
+        question = (_OPEN_QUESTION if self.labels.is_open else _QUESTION)[self.language]
         names = self.labels.names[self.language]
-        return f"{_QUESTION[self.language]}\n{self.protocol.instruction(self.language, names)}"
+        return f"{question}\n{self.protocol.instruction(self.language, names, self.labels.is_open)}"
 
     def targets(self, record: ClipRecord) -> tuple[str, ...]:
         """Returns the answers that a clip teaches: none where it lacks a part that the protocol wants.

@@ -446,7 +446,8 @@ def test_an_open_vocabulary_asks_for_words_and_is_scored_by_wheels(open_task, tm
     assert all(open_task.usable(record) is None for record in records) and open_task.usable(row(None))
     assert open_task.targets(records[0]) == ("<think>The voice is loud.</think>\n<answer>calm, happy</answer>",)
     request = open_task.request(records[0])
-    assert "<answer>" in request and "happy" not in request.lower() and request == open_task.request(None)
+    assert "<answer>all emotion words that fit, between commas</answer>" in request and "one word" not in request
+    assert "Which emotions" in request and "happy" not in request.lower() and request == open_task.request(None)
     texts = [answer("It is bright.", "glad, tearful, shiny"), "no form"]
     found = open_task.evaluate([Answer(record, text, True) for record, text in zip(records, texts)], None, None)
     values = {key: statistic.value for key, statistic in found.statistics.items()}
