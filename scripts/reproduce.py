@@ -13,11 +13,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags
 
 from mecap_jax.command_line import local_paths, run
-from mecap_jax.config import Config, load
+from mecap_jax.config import Config, ConfigError, load
 from mecap_jax.evaluation.reproduction import (
     claims_table,
     replace_section,
@@ -63,7 +64,7 @@ def _reproduce() -> None:
     workdirs = [Path(_ROOT.value) / f"seed-{int(seed)}" for seed in _SEEDS.value]
     for seed, workdir in zip(_SEEDS.value, workdirs):
         _train(int(seed), settings, workdir, workdirs[0] / CONTROL)
-    reports = [read_json_object(workdir / "report.json") for workdir in workdirs]
+    reports = [_report(workdir, int(seed), settings) for seed, workdir in zip(_SEEDS.value, workdirs)]
     if captions:
         claims = claims_table(reports)
         texts = [f"{claims}\n{results_table(reports)}\n{seed_tables(reports)}", f"{summary_table(reports)}\n{claims}"]
@@ -94,6 +95,22 @@ def _train(seed: int, settings: list[str], workdir: Path, control: Path) -> None
     code = subprocess.run([*command, *options]).returncode
     if code or not (workdir / "report.json").exists():
         sys.exit(f"seed {seed} did not finish; the same command goes on where it stopped")
+
+
+def _report(workdir: Path, seed: int, settings: list[str]) -> dict[str, Any]:
+    """The report of a seed's run.
+
+    Raises:
+      ConfigError: it is the report of another seed, or of another recipe.
+    """
+    report = read_json_object(workdir / "report.json")
+    found = (report["config"]["name"], report["seed"])
+    if found != (wanted := (load(_CONFIG.value, settings).name, seed)):
+        raise ConfigError(
+            f"{workdir} holds a run of {found[0]!r} with seed {found[1]}, not of {wanted[0]!r} with seed {wanted[1]}: "
+            "choose another --root"
+        )
+    return report
 
 
 def _replace(document: Path, section: str, text: str | None) -> None:

@@ -71,17 +71,24 @@ def test_tables_over_seeds_go_into_the_section_of_the_recipe(finished, tmp_path)
     for name in ("scripts/reproduce.py", "docs/reproduction.md", "configs/r1_omni.py", "configs/grpo.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(name, tmp_path / name)
-    for seed in (0, 1):
-        (tmp_path / "runs").mkdir(exist_ok=True)
-        (tmp_path / "runs" / f"seed-{seed}").symlink_to(workdir)
+    for seed in (0, 1):  # the same run as two seeds
+        directory = tmp_path / "runs" / f"seed-{seed}"
+        directory.mkdir(parents=True)
+        for path in workdir.iterdir():
+            if path.name != "report.json":
+                (directory / path.name).symlink_to(path)
+        named = {**report, "seed": seed, "config": {**report["config"], "name": "r1_omni"}}
+        (directory / "report.json").write_text(json.dumps(named))
+    (tmp_path / "runs" / "seed-2").symlink_to(tmp_path / "runs" / "seed-1")
 
     def reproduce(*arguments):
         command = [sys.executable, "scripts/reproduce.py", "--config=configs/r1_omni.py", "--root=runs", "--seeds=0,1"]
         return subprocess.run([*command, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120)
 
     before = (tmp_path / "docs" / "reproduction.md").read_text()
-    refused = [reproduce("--section=absent"), reproduce("--rows=absent")]
-    assert [run.returncode for run in refused] == [1, 1]
+    refused = [reproduce("--section=absent"), reproduce("--rows=absent"), reproduce("--seeds=0,2")]
+    assert [run.returncode for run in refused] == [1, 1, 1]
+    assert "seed-2 holds a run of 'r1_omni' with seed 1, not of 'r1_omni' with seed 2" in refused[2].stderr
     assert "'<!-- absent: begin -->'" in refused[0].stderr and "'absent'" in refused[1].stderr
     assert (tmp_path / "docs" / "reproduction.md").read_text() == before
 
@@ -89,7 +96,7 @@ def test_tables_over_seeds_go_into_the_section_of_the_recipe(finished, tmp_path)
     assert done.returncode == 0, done.stderr
     section = (tmp_path / "docs" / "reproduction.md").read_text().partition("<!-- r1_omni: begin -->")[2]
     section = section.partition("<!-- r1_omni: end -->")[0]
-    assert f"mean of seeds {report['seed']}, {report['seed']}" in section and "and seeds)" in section
+    assert "mean of seeds 0, 1;" in section and "and seeds)" in section
     war = report["eval"]["grpo"]["war"]
     (line,) = (line for line in section.splitlines() if line.startswith("| WAR"))
     assert line.split(" | ")[2] == f"{war:.3f}"
