@@ -63,15 +63,11 @@ def test_settings_refuse_addresses(key):
 
 
 def test_an_interrupted_script_says_so_in_one_line():
-    code = "import time\nfrom mecap_jax.command_line import run\n"
+    code = "import signal, time\nfrom mecap_jax.command_line import run\n"
+    code += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # what runs in the background ignores it
     code += "def main(argv):\n    print('ready', flush=True)\n    time.sleep(60)\nrun(main)"
-    with subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # what runs in the background ignores it
-    ) as script:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code], text=True, **pipes) as script:
         assert script.stdout.readline() == "ready\n"
         script.send_signal(signal.SIGINT)
         _, error = script.communicate(timeout=30)

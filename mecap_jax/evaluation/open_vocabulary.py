@@ -94,7 +94,10 @@ def _aggregate(name: str):
             precision, recall = (by_wheel[..., k] / by_wheel[..., 2] for k in (0, 1))
         both = np.maximum(precision + recall, 1e-12)
         f1 = 2 * precision * recall / both
-        return {"precision": precision, "recall": recall, "f1": f1, "average": both / 2}[name].mean(axis=-1)
+        values = {"precision": precision, "recall": recall, "f1": f1, "average": both / 2}[name]
+        counted = by_wheel[..., 2] > 0  # a wheel that knows no word of any label says nothing
+        with np.errstate(invalid="ignore"):
+            return np.where(counted, values, 0.0).sum(axis=-1) / counted.sum(axis=-1)
 
     return of
 

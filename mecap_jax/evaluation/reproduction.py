@@ -92,7 +92,9 @@ def _means_and_differences(results: Sequence[Mapping[str, StageResult]], interva
 
 
 # What systems are compared in.
-_COMPARED = "war uar eea fcr epc claims_true emotion_word_uar emotion_uar retrieval bleu_4 rouge_l meteor".split()
+_COMPARED = (
+    "war uar eea fcr epc claims_true wheel_f1 affect_error emotion_word_uar emotion_uar retrieval bleu_4 rouge_l meteor"
+).split()
 
 
 def _mean_cell(key: str, values: Sequence[float | None]) -> str:

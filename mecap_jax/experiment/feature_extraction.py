@@ -53,7 +53,8 @@ class Extraction:
     def described(self, encoder: FrozenEncoder) -> dict[str, Any]:
         """What the numbers depend on, as JSON types."""
         of_pictures = {"fps": self.fps, "max_frames": self.max_frames} if encoder.modality == "video" else {}
-        return {"encoder": encoder.name, "weights_sha256": encoder.weights_sha256, "layer": self.layer, **of_pictures}
+        layer = self.layer + encoder.layers + 1 if isinstance(self.layer, int) and self.layer < 0 else self.layer
+        return {"encoder": encoder.name, "weights_sha256": encoder.weights_sha256, "layer": layer, **of_pictures}
 
 
 class Extracted(NamedTuple):

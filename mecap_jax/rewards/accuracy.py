@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 
 from mecap_jax.rewards.base import Sample
@@ -12,6 +13,8 @@ Normalise = Callable[[str], str | None]
 Similarity = Callable[[str, str], float]
 
 _BETWEEN_WORDS = re.compile(r"[,;/|、，；\n\[\]'\"]+")
+
+_MARKUP = re.compile(r"^[\W_]+|[\W_]+$")
 
 
 def same(first: str, second: str) -> float:
@@ -95,4 +98,10 @@ class SetF1Reward:
 
 def split_words(answer: str) -> list[str]:
     """Returns the words (or phrases) of a list such as "happy, proud", "[happy; proud]" or "高兴、自豪"."""
-    return [word for part in _BETWEEN_WORDS.split(answer) if (word := part.strip().rstrip(".。").casefold())]
+    return [word for part in _BETWEEN_WORDS.split(answer) if (word := fold_name(part))]
+
+
+def fold_name(text: str) -> str:
+    """A name without what does not matter: case, forms of characters, marks around it ("**Happy!**")."""
+    plain = unicodedata.normalize("NFKC", text).casefold().replace("_", " ")
+    return " ".join(_MARKUP.sub("", plain).split())

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import re
 import tomllib
-import unicodedata
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -19,11 +17,10 @@ from typing import Any
 
 from mecap_jax.config import ConfigError
 from mecap_jax.emotions import LABELS, LEXICON, canonical_label, word_forms
-from mecap_jax.rewards.accuracy import split_words
+from mecap_jax.rewards.accuracy import fold_name, split_words
 
 OPEN = "open"
 _LONGEST_NAME = 64  # characters
-_MARKUP = re.compile(r"^[\W_]+|[\W_]+$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,10 +53,10 @@ class LabelSet:
         between commas, in the order of the alphabet.
         """
         if self.is_open:
-            return ", ".join(sorted({word for part in split_words(text) if (word := _fold(part))})) or None
+            return ", ".join(sorted(set(split_words(text)))) or None
         if len(text) > _LONGEST_NAME:
             return None
-        plain = _fold(text)
+        plain = fold_name(text)
         if plain in self.spellings or not plain:
             return self.spellings.get(plain)
         label = canonical_label(plain)
@@ -71,7 +68,7 @@ class LabelSet:
 
     def spelt(self, name: str) -> str | None:
         """Returns the class that the set itself spells so; unlike `normalise` it knows no synonyms."""
-        return self.spellings.get(_fold(name))
+        return self.spellings.get(fold_name(name))
 
     def display(self, label: str, language: str = "en") -> str:
         """Returns what the corpus calls a class in `language`."""
@@ -85,7 +82,7 @@ class LabelSet:
         for words in LEXICON.values():
             for label in self.labels:
                 for word in words.get(label, ()):
-                    classes.setdefault(_fold(word), set()).add(label)
+                    classes.setdefault(fold_name(word), set()).add(label)
         return classes
 
 
@@ -118,20 +115,15 @@ def _known() -> Mapping[str, Mapping[str, Any]]:
 
 def _from_table(name: str, source: str, rows: Any) -> LabelSet:
     def is_names(row: Any) -> bool:
-        return isinstance(row, list) and bool(row) and all(isinstance(n, str) and _fold(n) for n in row)
+        return isinstance(row, list) and bool(row) and all(isinstance(n, str) and fold_name(n) for n in row)
 
     if not isinstance(rows, list) or len(rows) < 2 or not all(map(is_names, rows)):
         raise ConfigError(f"label set {source!r}: 'labels' must be two or more lists of names, strings with a word")
     labels = tuple(canonical_label(row[0]) for row in rows)
     spellings: dict[str, str] = {}
     for label, row in zip(labels, rows):
-        for spelling in map(_fold, (label, *row)):
+        for spelling in map(fold_name, (label, *row)):
             if spellings.setdefault(spelling, label) != label or labels.count(label) > 1:
                 raise ConfigError(f"label set {source!r}: {spelling!r} stands for two labels")
     names = {"en": tuple(row[0] for row in rows), "zh": tuple(row[min(1, len(row) - 1)] for row in rows)}
     return LabelSet(name, labels, names, spellings)
-
-
-def _fold(text: str) -> str:
-    plain = unicodedata.normalize("NFKC", text).casefold().replace("_", " ")
-    return " ".join(_MARKUP.sub("", plain).split())

@@ -55,6 +55,8 @@ def _accuracy(context: Context, similarity: str = "") -> Reward:
 def _explanation(context: Context, variant: str = "sentences", least: int = 1, verifier: str = "") -> Reward:
     """`variant`, `least`: see `rewards.explanation`; `verifier`: a text classifier's directory, or "" for anchors."""
     _need(context, RATIONALE)
+    if context.labels.is_open:
+        raise ValueError("explanations are judged for one of a set of classes, and an open vocabulary has none")
     if verifier and not is_path(verifier):
         raise ValueError(f"the verifier {verifier!r} is no path; write './{verifier}' for a directory of this name")
     made, normalise = context.verifier(verifier), context.labels.normalise

@@ -26,6 +26,14 @@ def test_by_hand():
     assert scores.average.value == pytest.approx((1 / 2 + 3 / 4) / 2)
 
 
+def test_a_wheel_that_knows_no_word_of_any_label_says_nothing():
+    wheels = EmotionWheels((FIRST, {"calm": "rest"}))
+    assert (
+        wheel_scores(PREDICTED, GOLD, wheels).f1.value
+        == wheel_scores(PREDICTED, GOLD, EmotionWheels((FIRST,))).f1.value
+    )
+
+
 def test_nothing_right_and_nothing_to_judge():
     assert wheel_scores([["sad"]], [["happy"]], WHEELS).f1.value == 0
     assert np.isnan(wheel_scores([["sad"]], [["shoe"]], WHEELS).f1.value)

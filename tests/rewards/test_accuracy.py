@@ -105,6 +105,7 @@ def test_trying_every_word_earns_less_than_the_right_one(mapping):
 def test_lists_in_whatever_form():
     assert split_words("Happy, proud.") == split_words("['happy', 'proud']") == ["happy", "proud"]
     assert split_words("高兴、自豪。") == ["高兴", "自豪"]
+    assert split_words("Happy!, **proud**, “glad” (calm)") == ["happy", "proud", "glad” (calm"]
     assert split_words(" , ") == []
 
 

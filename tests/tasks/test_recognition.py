@@ -491,6 +491,12 @@ def test_what_an_open_vocabulary_cannot_have(settings, words):
         make_task(load("configs/r1_omni.py", settings))
 
 
+def test_explanations_are_judged_for_one_class(open_task):
+    judges = Judges(None, None, (), 32)
+    with pytest.raises(ConfigError, match="explanation.*an open vocabulary has none"):
+        open_task.rewards(load("configs/erv.py").grpo.reward, judges)
+
+
 def test_reflection_needs_classes(open_task):
     steps = dataclasses.replace(open_task, protocol=PROTOCOLS["steps_boxed"])
     config = load("configs/emo_r3.py").grpo.reward
