@@ -336,6 +336,9 @@ class GrpoConfig:
       advantage: "group" (mean and std), "mean" (mean only), "leave_one_out", "per_reward" (each term normalised
         in its group before the weighted sum, and that in its batch: GDPO), or "none": 0 for all, so that everything
         happens but for what the reward teaches.
+      degenerate_penalty: above 0, degenerate completions (that the task lets earn nothing) stay out of their group's
+        statistics and get minus this as advantage: a reward of 0 among rewards of about 2 is most of a group's
+        variance. 0: they count in their group with what they earn.
       draws: most batches of prompts that a step samples from until `prompts` groups are mixed, that is, differ in their
         rewards; only mixed groups are learnt from, and the first `prompts` of them (dynamic sampling, DAPO, arXiv
         2503.14476). Where the bound is reached, the step makes do with those that there are. 1: one batch, and all of
@@ -359,6 +362,7 @@ class GrpoConfig:
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     max_new_tokens: PositiveInt = 64
     advantage: Literal["group", "mean", "leave_one_out", "per_reward", "none"] = "group"
+    degenerate_penalty: NonNegativeFloat = 0.0
     draws: Annotated[int, Field(ge=1, le=1024)] = 1
     mask_truncated: bool = False
     reference_sync_steps: NonNegativeInt = 0

@@ -6,7 +6,8 @@ coordinates among emotion anchors. The paper's own formula is not public; this o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from mecap_jax.rewards.base import Sample, normalise_text
 
 FORMS = ("centred", "raw", "text_centred", "softmax")
 _TEMPERATURE = 0.1
+_REDUCTIONS = {"best": np.max, "mean": np.mean}
 
 
 def emotion_coordinates(embeddings: np.ndarray, anchors: Anchors, form: str = "centred") -> np.ndarray:
@@ -59,43 +61,75 @@ def emotion_similarity(coordinates: np.ndarray, reference: np.ndarray) -> np.nda
 
 
 class EmotionReward:
-    """Emotion similarity to the best reference; None for a sample without references.
+    """Emotion similarity to the references, in [0, 1]; None for a sample without references.
+
+    Args:
+      over: "best" takes the reference that is most similar, "mean" averages over them: a caption that is close to one
+        reference by its wording alone earns less.
+      shuffled: a reward of the same shape that means nothing, to hold the real one against: the emotions of a clip's
+        references change places, in an order of the clip's own.
 
     Raises:
       AnchorsError: the anchors were built with another encoder.
-      ValueError: an unknown form.
+      ValueError: an unknown form, or another `over`.
     """
 
     name = "emotion"
 
-    def __init__(self, encoder: SentenceEncoder, anchors: Anchors, form: str = "centred"):
+    def __init__(
+        self,
+        encoder: SentenceEncoder,
+        anchors: Anchors,
+        form: str = "centred",
+        over: str = "best",
+        shuffled: bool = False,
+    ):
         check_encoder(anchors, encoder)
         if form not in FORMS:
             raise ValueError(f"form must be one of {FORMS}, got {form!r}")
-        self._encoder, self._anchors, self._form = encoder, anchors, form
+        self._encoder, self._anchors, self._form, self._over = encoder, anchors, form, reduction(over)
+        self._shuffled = shuffled
 
     def __call__(self, samples: Sequence[Sample]) -> list[float | None]:
         return [
-            None if references is None else self._best(completion, references)
-            for completion, references in _embed(self._encoder, samples)
+            None if references is None else self._similarity(completion, references, sample.utterance_id)
+            for sample, (completion, references) in zip(samples, _embed(self._encoder, samples))
         ]
 
-    def _best(self, completion: np.ndarray, references: np.ndarray) -> float:
+    def _similarity(self, completion: np.ndarray, references: np.ndarray, clip: str) -> float:
         coordinates = emotion_coordinates(np.vstack([completion, references]), self._anchors, self._form)
-        return float(emotion_similarity(coordinates[0], coordinates[1:]).max())
+        own, theirs = coordinates[0], coordinates[1:]
+        if self._shuffled:
+            theirs = theirs[:, np.random.default_rng(zlib.crc32(clip.encode())).permutation(len(own))]
+        return float(self._over(emotion_similarity(own, theirs)))
+
+
+def reduction(over: str) -> Callable[[np.ndarray], np.ndarray]:
+    """What becomes of one value a reference: its maximum ("best") or its "mean".
+
+    Raises:
+      ValueError: another name.
+    """
+    if over not in _REDUCTIONS:
+        raise ValueError(f"over must be one of {', '.join(_REDUCTIONS)}, got {over!r}")
+    return _REDUCTIONS[over]
 
 
 class SemanticReward:
-    """Cosine of the embeddings to the best reference, in [-1, 1]; None for a sample without references."""
+    """Cosine of the embeddings to the references, in [-1, 1]; None for a sample without references.
+
+    Args:
+      over: the "best" reference or their "mean".
+    """
 
     name = "semantic"
 
-    def __init__(self, encoder: SentenceEncoder):
-        self._encoder = encoder
+    def __init__(self, encoder: SentenceEncoder, over: str = "best"):
+        self._encoder, self._over = encoder, reduction(over)
 
     def __call__(self, samples: Sequence[Sample]) -> list[float | None]:
         return [
-            None if references is None else float((references @ completion).max())
+            None if references is None else float(self._over(references @ completion))
             for completion, references in _embed(self._encoder, samples)
         ]
 
@@ -109,6 +143,8 @@ class DistinctivenessReward:
 
     Args:
       train_references: the references of each training clip.
+      train_labels: the emotion of each: the average is then over the training clips of the sample's emotion (over all,
+        where there are none), and what could be said of any clip of an emotion earns nothing.
 
     Raises:
       AnchorsError: the anchors were built with another encoder.
@@ -116,23 +152,35 @@ class DistinctivenessReward:
 
     name = "distinctiveness"
 
-    def __init__(self, encoder: SentenceEncoder, anchors: Anchors, train_references: Sequence[Sequence[str]]):
+    def __init__(
+        self,
+        encoder: SentenceEncoder,
+        anchors: Anchors,
+        train_references: Sequence[Sequence[str]],
+        train_labels: Sequence[str | None] = (),
+    ):
         check_encoder(anchors, encoder)
         self._encoder, self._centre = encoder, anchors.text_mean.astype(np.float64)
-        counts = [len(references) for references in train_references if references]
+        counts = [len(references) for references in train_references]
         texts = [normalise_text(text) for references in train_references for text in references]
         parts = np.split(encoder.encode(texts).astype(np.float64), np.cumsum(counts)[:-1])
+        means = [self._mean(part) for part in parts if len(part)]
         # An average of cosines with unit vectors is one product with the average of the vectors.
-        self._average = np.mean([self._mean(part) for part in parts], axis=0)
+        self._average = np.mean(means, axis=0)
+        labels = [label for label, count in zip(train_labels, counts) if count]
+        self._averages = {
+            label: np.mean([mean for mean, other in zip(means, labels) if other == label], axis=0)
+            for label in set(labels) - {None}
+        }
 
     def __call__(self, samples: Sequence[Sample]) -> list[float | None]:
         return [
-            None if references is None else self._score(_unit(completion - self._centre), references)
-            for completion, references in _embed(self._encoder, samples)
+            None if references is None else self._score(_unit(completion - self._centre), references, sample.label)
+            for sample, (completion, references) in zip(samples, _embed(self._encoder, samples))
         ]
 
-    def _score(self, completion: np.ndarray, references: np.ndarray) -> float:
-        return float(completion @ self._mean(references) - completion @ self._average)
+    def _score(self, completion: np.ndarray, references: np.ndarray, label: str | None) -> float:
+        return float(completion @ self._mean(references) - completion @ self._averages.get(label, self._average))
 
     def _mean(self, references: np.ndarray) -> np.ndarray:
         return _unit(references.mean(axis=0) - self._centre)

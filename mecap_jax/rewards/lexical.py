@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import functools
+import itertools
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -60,17 +61,59 @@ def longest_common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
 
 
 class RougeLReward:
-    """ROUGE-L against the references; None for a sample without references."""
+    """ROUGE-L against the references; None for a sample without references.
+
+    Args:
+      over: "best" takes precision and recall where they are best, as the metric does; "mean" averages over references.
+
+    Raises:
+      ValueError: another `over`.
+    """
 
     name = "rouge_l"
 
+    def __init__(self, over: str = "best"):
+        if over not in ("best", "mean"):
+            raise ValueError(f"over must be best or mean, got {over!r}")
+        self._by_itself = over == "mean"
+
     def __call__(self, samples: Sequence[Sample]) -> list[float | None]:
-        return [
-            rouge_l(tokenize(sample.completion), [_tokenize_reference(text) for text in sample.references])
-            if sample.references
-            else None
-            for sample in samples
-        ]
+        return [self._score(sample) if sample.references else None for sample in samples]
+
+    def _score(self, sample: Sample) -> float:
+        completion, references = tokenize(sample.completion), [_tokenize_reference(text) for text in sample.references]
+        parts = [[reference] for reference in references] if self._by_itself else [references]
+        return sum(rouge_l(completion, part) for part in parts) / len(parts)
+
+
+# --- Fluency ------------------------------------------------------------------------------------------------------
+
+
+class FluencyReward:
+    """The share of a completion's pairs of neighbouring words, beginning and end included, that training captions have.
+
+    In [0, 1]. Words that are none, a list of labels, a sentence that stops in the middle or a word put where it does
+    not belong cost a pair or two each; how likely a pair is does not matter, so that usual phrases earn no more than
+    rare ones. Chinese counts by character.
+
+    Args:
+      train_references: the references of each training clip.
+    """
+
+    name = "fluency"
+
+    def __init__(self, train_references: Iterable[Sequence[str]]):
+        self._known = {pair for references in train_references for text in references for pair in _pairs(text)}
+
+    def __call__(self, samples: Sequence[Sample]) -> list[float | None]:
+        return [self._share(_pairs(sample.completion)) for sample in samples]
+
+    def _share(self, pairs: list[tuple[str, str]]) -> float:
+        return sum(pair in self._known for pair in pairs) / len(pairs)
+
+
+def _pairs(text: str) -> list[tuple[str, str]]:
+    return list(itertools.pairwise(["", *tokenize(text), ""]))
 
 
 # --- CIDEr-D ------------------------------------------------------------------------------------------------------

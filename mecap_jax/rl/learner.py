@@ -95,8 +95,13 @@ class GrpoLearner:
             drawing["draws"] = float(draws)
             kept = [mixed & np.isin(n, chosen) for mixed, n in zip(kept, numbers)]
             bounds = np.append(chosen, _NO_MORE)[np.arange(1, minibatches) * len(chosen) // minibatches]
+        apart = [self._apart(groups) for groups in judged]
         if self._config.advantage == "per_reward":
-            advantages = _whitened(advantages, judged, kept)
+            counted = [np.isfinite(groups.total) & ~out for groups, out in zip(judged, apart)]
+            advantages = _whitened(advantages, [part & rows[:, None] for part, rows in zip(counted, kept)])
+        if self._config.advantage != "none":
+            penalty = np.float32(self._config.degenerate_penalty)
+            advantages = [np.where(out, -penalty, values) for out, values in zip(apart, advantages)]
         examples = [
             TrainExample(
                 rollout.micro.prompt,
@@ -148,11 +153,16 @@ class GrpoLearner:
         by_term = jnp.array(list(weights.values()), jnp.float32)
         advantages, zero_variance = [], []
         for groups in judged:
-            terms = jnp.stack([jnp.asarray(groups.terms[name]) for name in weights])
-            values, flat = _jitted_advantages(jnp.asarray(groups.total), terms, by_term, method=self._config.advantage)
+            apart = self._apart(groups)
+            total, *terms = (np.where(apart, np.nan, x) for x in (groups.total, *(groups.terms[n] for n in weights)))
+            values, flat = _jitted_advantages(total, np.stack(terms), by_term, method=self._config.advantage)
             advantages.append(np.asarray(values))
             zero_variance.append(np.asarray(flat))
         return advantages, zero_variance
+
+    def _apart(self, groups: JudgedGroups) -> np.ndarray:
+        """Which completions stay out of their group's statistics, because they are charged apart: bool [B_local, G]."""
+        return np.not_equal(groups.degenerate, None) & (self._config.degenerate_penalty > 0)
 
     def _mini_batches(
         self, micro_batches: MiniBatch, numbers: list[np.ndarray], counted: list[np.ndarray], bounds: np.ndarray
@@ -220,10 +230,9 @@ class _Sampled(NamedTuple):
         return [rollout.valid & ~flat for rollout, flat in zip(self.rollouts, self.zero_variance)]
 
 
-def _whitened(advantages: list[np.ndarray], judged: list[JudgedGroups], kept: list[np.ndarray]) -> list[np.ndarray]:
+def _whitened(advantages: list[np.ndarray], counted: list[np.ndarray]) -> list[np.ndarray]:
     """GDPO's last step: mean and deviation are those of all advantages of the step that count, on all processes: of
     judged completions in groups that are mixed and learnt from."""
-    counted = [np.isfinite(groups.total) & part[:, None] for groups, part in zip(judged, kept)]
     values, which = all_rows((np.concatenate(advantages), np.concatenate(counted)))
     if not which.any():
         return [np.zeros_like(advantage) for advantage in advantages]

@@ -22,7 +22,7 @@ from mecap_jax.rewards.base import Reward, Sample, normalise_text
 from mecap_jax.rewards.combine import RewardFunction, build_reward, check_terms
 from mecap_jax.rewards.emotion import DistinctivenessReward, EmotionReward, SemanticReward, emotion_coordinates
 from mecap_jax.rewards.guards import OverlongPenalty
-from mecap_jax.rewards.lexical import CiderDReward, RougeLReward
+from mecap_jax.rewards.lexical import CiderDReward, FluencyReward, RougeLReward
 from mecap_jax.rewards.validity import is_degenerate
 from mecap_jax.tasks.base import Answer, Judges
 
@@ -201,24 +201,33 @@ class _Context:
     train: Sequence[Sequence[str]]
 
 
-def _emotion(context: _Context, form: str = DEFAULT_FORM) -> Reward:
-    return EmotionReward(context.judges.encoder, context.judges.anchors, form)
+def _emotion(context: _Context, form: str = DEFAULT_FORM, over: str = "best", shuffled: bool = False) -> Reward:
+    """`over`: the "best" reference, or the "mean" of all; `shuffled`: similarity to an emotion that means nothing."""
+    return EmotionReward(context.judges.encoder, context.judges.anchors, form, over, shuffled)
 
 
-def _semantic(context: _Context) -> Reward:
-    return SemanticReward(context.judges.encoder)
+def _semantic(context: _Context, over: str = "best") -> Reward:
+    return SemanticReward(context.judges.encoder, over)
 
 
-def _rouge_l(context: _Context) -> Reward:
-    return RougeLReward()
+def _rouge_l(context: _Context, over: str = "best") -> Reward:
+    return RougeLReward(over)
+
+
+def _fluency(context: _Context) -> Reward:
+    return FluencyReward(context.train)
 
 
 def _cider_d(context: _Context) -> Reward:
     return CiderDReward(context.train)
 
 
-def _distinctiveness(context: _Context) -> Reward:
-    return DistinctivenessReward(context.judges.encoder, context.judges.anchors, context.train)
+def _distinctiveness(context: _Context, among: str = "all") -> Reward:
+    """`among`: "all" training clips, or those of the clip's own "emotion"."""
+    if among not in ("all", "emotion"):
+        raise ValueError(f"among must be all or emotion, got {among!r}")
+    labels = [record.label for record in context.judges.train] if among == "emotion" else ()
+    return DistinctivenessReward(context.judges.encoder, context.judges.anchors, context.train, labels)
 
 
 def _overlong(context: _Context, buffer: int = 8) -> Reward:
@@ -230,6 +239,7 @@ _MAKERS = {
     "emotion": _emotion,
     "semantic": _semantic,
     "rouge_l": _rouge_l,
+    "fluency": _fluency,
     "cider_d": _cider_d,
     "distinctiveness": _distinctiveness,
     "overlong": _overlong,

@@ -148,6 +148,42 @@ def test_distinctiveness_prefers_the_own_references(table_anchors):
     assert balanced([sample("joy", ["joy"])]) == [pytest.approx(1, abs=1e-6)]
 
 
+def test_a_shuffled_reward_means_nothing_and_stays_the_same(encoder, anchors):
+    """By itself as spread as the real one, and no likelier to be high for the right emotion."""
+    samples = [
+        sample(text, [CAPTIONS[label][-1]], group=i)
+        for i, label in enumerate(LABELS * 8)
+        for text in (CAPTIONS[label][i // 7], CAPTIONS[LABELS[(LABELS.index(label) + 3) % 7]][i // 7])
+    ]
+    real, shuffled = (
+        np.reshape(EmotionReward(encoder, anchors["captions"], "softmax", "best", on)(samples), (-1, 2))
+        for on in (False, True)
+    )
+    assert (real[:, 0] > real[:, 1]).mean() > 0.9 and 0.3 < (shuffled[:, 0] > shuffled[:, 1]).mean() < 0.7
+    assert shuffled.std() > 0.5 * real.std()
+    again = EmotionReward(encoder, anchors["captions"], "softmax", "best", True)(samples[::-1])
+    np.testing.assert_allclose(np.reshape(again[::-1], (-1, 2)), shuffled, atol=1e-6)
+
+
+def test_distinctiveness_among_the_clips_of_an_emotion(table_anchors):
+    """What any clip of the emotion has earns nothing; without a clip of it all count."""
+    train, labels = [["joy"], [], ["rage"]], ["happy", "happy", "angry"]
+    reward = DistinctivenessReward(TableEncoder(TABLE), table_anchors, train, labels)
+    happy, angry, unknown = (sample("joy", ["joy"], label=label) for label in ("happy", "angry", "odd"))
+    assert reward([happy, angry, unknown]) == pytest.approx([0, 2, 1], abs=1e-6)
+
+
+@pytest.mark.parametrize("make", [lambda *o: EmotionReward(*o), lambda encoder, _, *o: SemanticReward(encoder, *o[1:])])
+def test_over_all_references_or_the_best(table_anchors, make):
+    encoder = TableEncoder(TABLE)
+    alone = [make(encoder, table_anchors, "centred")([sample("joy", [text])])[0] for text in ("rage", "glee")]
+    both = [sample("joy", ["rage", "glee"])]
+    assert make(encoder, table_anchors, "centred", "best")(both) == [max(alone)]
+    assert make(encoder, table_anchors, "centred", "mean")(both) == pytest.approx([np.mean(alone)])
+    with pytest.raises(ValueError, match="over must be one of best, mean, got 'worst'"):
+        make(encoder, table_anchors, "centred", "worst")
+
+
 def test_distinctiveness_does_not_depend_on_what_is_judged_beside(table_anchors):
     reward = DistinctivenessReward(TableEncoder(TABLE), table_anchors, [["joy"], ["rage"], ["cold", "glee"]])
     samples = [sample(text, [reference], group) for group, (text, reference) in enumerate(zip(TABLE, reversed(TABLE)))]

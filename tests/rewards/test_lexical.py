@@ -8,6 +8,7 @@ from pycocoevalcap.rouge.rouge import Rouge
 from mecap_jax.rewards.lexical import (
     CiderD,
     CiderDReward,
+    FluencyReward,
     RougeLReward,
     longest_common_subsequence,
     rouge_l,
@@ -96,3 +97,26 @@ def test_terms():
 )
 def test_tokens(text, tokens):
     assert tokenize(text) == tokens
+
+
+def test_rouge_l_over_all_references():
+    references = ["a low voice", "he shouts"]
+    alone = [RougeLReward()([sample("a voice", [text])])[0] for text in references]
+    assert RougeLReward("mean")([sample("a voice", references)]) == [pytest.approx(np.mean(alone))]
+    assert RougeLReward("mean")([sample("a voice")]) == [None]
+    with pytest.raises(ValueError, match="over must be best or mean, got 'all'"):
+        RougeLReward("all")
+
+
+def test_fluency_counts_the_pairs_that_training_captions_have():
+    reward = FluencyReward([["A low voice.", "He is sad"], [], ["很高兴"]])
+    shares = {
+        "A low voice!": 1,
+        "He is sad voice": 4 / 5,
+        "a sad voice": 2 / 4,
+        "low": 0,
+        "": 0,
+        "很高兴": 1,
+        "很兴": 2 / 3,
+    }
+    assert reward([sample(text) for text in shares]) == pytest.approx(list(shares.values()))

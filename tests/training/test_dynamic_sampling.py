@@ -11,7 +11,6 @@ import pytest
 from mecap_jax.config import CheckpointConfig
 from mecap_jax.rewards.combine import RewardFunction
 from mecap_jax.rl.learner import _whitened
-from mecap_jax.rl.rollout import JudgedGroups
 from mecap_jax.training.checkpointing import StageCheckpoints
 from mecap_jax.training.logging import RunLogger, read_jsonl
 from mecap_jax.training.loop import run_stage
@@ -126,12 +125,12 @@ def test_the_batch_is_whitened_over_what_is_learnt_from():
     """GDPO: a completion whose advantage happens to be 0 counts, one in a group that is left out does not."""
     advantages = [np.float32([[1.0, 0.0], [0.0, 0.0]]), np.float32([[-2.0, 5.0]])]
     totals = [np.float32([[1.0, 0.5], [1.0, 1.0]]), np.float32([[0.0, np.nan]])]
-    judged = [JudgedGroups(total, {}, {}, np.full(total.shape, None)) for total in totals]
     kept = [np.array([True, False]), np.array([True])]
-    first, second = _whitened(advantages, judged, kept)
+    counted = [np.isfinite(total) & rows[:, None] for total, rows in zip(totals, kept)]
+    first, second = _whitened(advantages, counted)
     values = np.array([1.0, 0.0, -2.0])
     expected = (values - values.mean()) / (values.std(ddof=1) + 1e-4)
     np.testing.assert_allclose([*first[0], second[0, 0]], expected, rtol=1e-6)
     assert not first[1].any() and second[0, 1] == 0
-    nobody = [np.zeros(2, bool), np.zeros(1, bool)]
-    assert not any(part.any() for part in _whitened(advantages, judged, nobody))
+    nobody = [np.zeros((2, 2), bool), np.zeros((1, 2), bool)]
+    assert not any(part.any() for part in _whitened(advantages, nobody))

@@ -24,6 +24,29 @@ def learner(config):
     return harness.grpo_learner(harness.mesh(), harness.DESCENT, config, harness.EVERYTHING)
 
 
+def groups_of(config):
+    return learner(config).step(start(), harness.grpo_batch(0, harness.mesh(), MICRO))[1].groups
+
+
+@pytest.mark.parametrize("method", ["mean", "per_reward"])
+def test_degenerate_completions_stay_out_of_the_statistics_and_are_charged(method):
+    plain = replace(harness.GRPO, advantage=method)
+    usual, apart = groups_of(plain), groups_of(replace(plain, degenerate_penalty=0.7))
+    assert any(c["degenerate"] for group in apart for c in group["completions"])
+    for group, before in zip(apart, usual):
+        charged = [c["advantage"] for c in group["completions"] if c["degenerate"]]
+        proper = [c["advantage"] for c in group["completions"] if not c["degenerate"]]
+        assert set(charged) <= {-0.7}
+        if method == "mean":
+            assert sum(proper) == pytest.approx(0, abs=1e-5)
+        assert [c["reward"] for c in group["completions"]] == [c["reward"] for c in before["completions"]]
+
+
+def test_without_advantages_degenerate_completions_are_not_charged_either():
+    groups = groups_of(replace(harness.GRPO, advantage="none", degenerate_penalty=0.7))
+    assert {c["advantage"] for group in groups for c in group["completions"]} == {0}
+
+
 def start():
     return harness.initial_state(harness.mesh(), harness.DESCENT)[1]
 
