@@ -13,7 +13,11 @@ import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
+from mecap_jax.rewards.accuracy import split_words
+
 LONGEST_ANSWER = 200  # characters; what is longer is no answer
+MOST_WORDS, LONGEST_WORD = 32, 64  # of an answer in words of an open vocabulary; characters of one of them, or a phrase
+_LONGEST_LIST = MOST_WORDS * (LONGEST_WORD + 2)  # characters, commas and blanks included
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +28,8 @@ class Block:
       name: what its field is called.
       open, close: the marks around it; both empty for the only block of a protocol without marks.
       asks: what the model is asked to write there, by language.
-      is_answer: it holds what is graded: one line of at most `LONGEST_ANSWER` characters. Other blocks hold any text.
+      is_answer: it holds what is graded: one line of at most `LONGEST_ANSWER` characters, or, of an open vocabulary, of
+        at most `MOST_WORDS` words. Other blocks hold any text.
     """
 
     name: str
@@ -65,8 +70,12 @@ class Protocol:
         """Name of the block that is graded; None where there is none."""
         return next((block.name for block in self.blocks if block.is_answer), None)
 
-    def parse(self, text: str) -> Parsed:
-        """Returns the fields of `text`, or why it does not follow the protocol. Linear time, whatever the text is."""
+    def parse(self, text: str, several: bool = False) -> Parsed:
+        """Returns the fields of `text`, or why it does not follow the protocol. Linear time, whatever the text is.
+
+        Args:
+          several: as in `instruction`.
+        """
         waiting, position, fields = list(self.blocks), 0, {}
         while waiting:
             position = _NO_SPACE.search(text, position).start()
@@ -80,7 +89,7 @@ class Protocol:
             if end < 0:
                 return Parsed({}, f"no {block.close} behind {block.open}")
             field = text[start:end].strip()
-            problem = self._problem(block, field)
+            problem = self._problem(block, field, several)
             if problem:
                 return Parsed({}, problem)
             fields[block.name], position = field, end + len(block.close)
@@ -89,7 +98,7 @@ class Protocol:
             return Parsed({}, f"text behind {self.blocks[-1].close}")
         return Parsed(MappingProxyType(fields))
 
-    def render(self, fields: Mapping[str, str]) -> str:
+    def render(self, fields: Mapping[str, str], several: bool = False) -> str:
         """Returns the answer with these fields: `parse` gives them back, stripped. Swappable blocks keep their order.
 
         Raises:
@@ -102,7 +111,7 @@ class Protocol:
             raise ValueError(f"an answer of this protocol has the fields {names}, got {list(fields)}")
         blocks = {block.name: block for block in self.blocks}
         text = "\n".join(f"{blocks[name].open}{fields[name].strip()}{blocks[name].close}" for name in names)
-        reason = self.parse(text).reason
+        reason = self.parse(text, several).reason
         if reason:
             raise ValueError(f"no answer can hold these fields: {reason}: {text[:200]!r}")
         return text
@@ -122,7 +131,7 @@ class Protocol:
         lines = [intro, *(f"{block.open}{ask}{block.close}" for block, ask in zip(self.blocks, asks))]
         return "\n".join([*lines, choice.format(comma.join(answers))] if answers else lines)
 
-    def _problem(self, block: Block, field: str) -> str | None:
+    def _problem(self, block: Block, field: str, several: bool) -> str | None:
         if not _WORD.search(field):
             return f"nothing in {block.open or block.name}"
         for other in self.blocks:
@@ -131,8 +140,13 @@ class Protocol:
             for mark in filter(None, marks):
                 if mark in field:
                     return f"{mark} within {block.open}"
-        if block.is_answer and ("{" in field or len(field) > LONGEST_ANSWER or len(field.splitlines()) > 1):
+        if not block.is_answer:
+            return None
+        if "{" in field or len(field.splitlines()) > 1 or len(field) > (_LONGEST_LIST if several else LONGEST_ANSWER):
             return f"no short answer in {block.open}"
+        words = split_words(field) if several else ()
+        if len(words) > MOST_WORDS or any(len(word) > LONGEST_WORD for word in words):
+            return f"too many words, or too long ones, in {block.open}"
         return None
 
 

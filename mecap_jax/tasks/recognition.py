@@ -128,7 +128,7 @@ class Recognition:
         known = {**record.attributes, RATIONALE: record.rationale, self.protocol.answer: answer}
         fields = {block.name: known.get(block.name) for block in self.protocol.blocks}
         try:
-            return () if None in fields.values() else (self.protocol.render(fields),)
+            return () if None in fields.values() else (self.protocol.render(fields, self.labels.is_open),)
         except ValueError:  # a rationale that holds a mark of the protocol, or no word
             return ()
 
@@ -151,7 +151,7 @@ class Recognition:
 
     def read(self, text: str) -> Mapping[str, str]:
         """Returns the fields of an answer, empty for a malformed one."""
-        return self.protocol.parse(text).fields
+        return self.protocol.parse(text, self.labels.is_open).fields
 
     def answer(self, fields: Mapping[str, str]) -> str | None:
         """Returns the class that an answer with these fields names, if any."""

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from mecap_jax.tasks.protocols import LONGEST_ANSWER, PROTOCOLS
+from mecap_jax.tasks.protocols import LONGEST_ANSWER, LONGEST_WORD, MOST_WORDS, PROTOCOLS
 
 R1 = PROTOCOLS["think_answer"]
 R3 = PROTOCOLS["steps_boxed"]
@@ -57,6 +57,23 @@ def test_what_does_not_is_refused_with_a_reason(text, reason):
     parsed = R1.parse(text)
     assert parsed.reason == reason
     assert not parsed.fields
+
+
+def test_a_list_of_words_may_be_longer_than_one_answer():
+    words = [f"an emotion word number {i}" for i in range(MOST_WORDS)]
+    text = f"<think>a</think><answer>{', '.join(words)}</answer>"
+    assert len(text) > 3 * LONGEST_ANSWER
+    assert R1.parse(text, several=True).fields["answer"] == ", ".join(words)
+    assert R1.parse(text).reason == "no short answer in <answer>"
+    fields = {"think": "a", "answer": ", ".join(words)}
+    assert dict(R1.parse(R1.render(fields, several=True), several=True).fields) == fields
+    for wrong in (", ".join([*words, "more"]), "x" * (LONGEST_WORD + 1)):
+        reason = R1.parse(f"<think>a</think><answer>{wrong}</answer>", several=True).reason
+        assert reason == "too many words, or too long ones, in <answer>"
+    for wrong in ("happy\nsad", "a," * 4_000):
+        assert (
+            R1.parse(f"<think>a</think><answer>{wrong}</answer>", several=True).reason == "no short answer in <answer>"
+        )
 
 
 def test_steps_may_hold_braces_and_a_box_may_not():
@@ -129,6 +146,7 @@ def test_hostile_text_takes_linear_time(protocol, piece):
         start = time.process_time()
         for variant in variants:
             protocol.parse(variant)
+            protocol.parse(variant, several=True)
         return time.process_time() - start
 
     assert seconds(4_000_000) < 2

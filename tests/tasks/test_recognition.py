@@ -20,7 +20,7 @@ from mecap_jax.rewards.explanation import Verifier
 from mecap_jax.tasks.base import Answer, Judges
 from mecap_jax.tasks.coordinates import coordinates
 from mecap_jax.tasks.labels import label_set
-from mecap_jax.tasks.protocols import PROTOCOLS
+from mecap_jax.tasks.protocols import LONGEST_ANSWER, MOST_WORDS, PROTOCOLS
 from mecap_jax.tasks.recognition import Recognition
 from mecap_jax.tasks.registry import make_task
 from mecap_jax.tasks.verifiers import classifier_verifier, verifier_judge
@@ -470,6 +470,25 @@ def test_an_open_vocabulary_asks_for_words_and_is_scored_by_wheels(open_task, tm
     )
     assert report["confusion"] == {} and report["eval"]["grpo"]["wheel_f1"] == pytest.approx(0.25)
     assert "F1 by emotion wheels" in (tmp_path / "report.md").read_text() and (tmp_path / "plots/ablation.png").exists()
+
+
+def test_a_long_list_of_words_is_an_answer_and_trying_words_earns_little(open_task, tmp_path):
+    """The bound is on words, not on characters; a list of all that there are is precise in nothing."""
+    unknown = [f"a feeling that no wheel has, {i}".replace(",", "") for i in range(15)]
+    long = ", ".join(["glad", *unknown])
+    every = ", ".join([*WHEEL_FILE["format_mapping"], *unknown])
+    assert len(long) > LONGEST_ANSWER and open_task.targets(row(long)) != ()
+    texts = [answer("It is.", words) for words in ("glad", long, every, ", ".join(map(str, range(MOST_WORDS + 1))))]
+    scores = open_task.score(texts, ["happy"] * 4)
+    assert (
+        scores.statistics["format"].value == 3 / 4 and scores.answers[1].endswith("glad") and scores.answers[3] is None
+    )
+    option = f"grpo.reward.terms.set_f1.options={ {'wheels': str(tmp_path / 'wheels.json')} }"
+    config = load("configs/r1_omni.py", ["task.labels=open", "grpo.reward.terms=set_f1", option])
+    reward = open_task.rewards(config.grpo.reward, Judges(None, None, ()))
+    asked = Asked(row("happy"), "", "", ())
+    batch = reward([Sample.of(asked, text, True, 0, open_task.read(text)) for text in texts])
+    assert batch.terms["set_f1"][0] == 1 and all(batch.terms["set_f1"][1:] < 0.15) and batch.terms["set_f1"][3] == 0
 
 
 def test_wheels_score_the_classes_of_a_set_too(open_task):
