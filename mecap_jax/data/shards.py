@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mecap_jax.config import SyntheticConfig, differences
 from mecap_jax.data import media
 from mecap_jax.data.building import building, remove_unfinished
 from mecap_jax.data.inspection import Inspect, Inspected, Pending, in_threads
@@ -109,18 +110,21 @@ def find_finished(directory: str | os.PathLike, source: Mapping[str, Any]) -> di
     if not (directory / MANIFEST).is_file():
         raise ShardError(f"{directory} exists and holds no finished shards; not overwriting it")
     manifest = read_manifest(directory)
-    source = as_json(source)
-    theirs = manifest["source"]
-    differing = [
-        f"{key}: {theirs.get(key)!r} there, {source.get(key)!r} asked"
-        for key in sorted({*source, *theirs})
-        if source.get(key) != theirs.get(key)
-    ]
+    found = (_with_later_settings(as_json(settings)) for settings in (manifest["source"], source))
+    differing = [f"{key}: {theirs!r} there, {mine!r} asked" for key, theirs, mine in differences(*found)]
     if differing:
         raise ShardError(
             f"{directory} holds shards of another source: {'; '.join(differing)}. Delete it or choose another directory"
         )
     return manifest
+
+
+def _with_later_settings(source: dict[str, Any]) -> dict[str, Any]:
+    """A source with the settings that did not exist yet when its shards were made, as they were then: a setting of the
+    synthetic corpus that is added has a default that changes nothing."""
+    if not isinstance(known := source.get("synthetic"), dict):
+        return source
+    return source | {"synthetic": as_json(dataclasses.asdict(SyntheticConfig())) | known}
 
 
 class ShardReader:

@@ -1,5 +1,6 @@
 """Shards give back what was written, appear only when complete, and are refused when anything differs."""
 
+import dataclasses
 import hashlib
 import json
 import multiprocessing
@@ -12,9 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from mecap_jax.config import SyntheticConfig
 from mecap_jax.data import shards
 from mecap_jax.data.manifest import read_manifest, sha256, write_manifest
-from mecap_jax.data.shards import BadClip, Duplicate, ShardError, ShardReader
+from mecap_jax.data.shards import BadClip, Duplicate, ShardError, ShardReader, find_finished
 from mecap_jax.data.utterance import Utterance
 from tests.data.clips import audio_file, video_file
 
@@ -197,6 +199,23 @@ def test_a_finished_build_is_reused_or_protected(built, tmp_path, media):
     (tmp_path / "other" / "thesis.tex").write_text("precious")
     with pytest.raises(ShardError, match="not overwriting"):
         shards.write(untouchable(), tmp_path / "other", "", SOURCE)
+
+
+def test_a_setting_that_came_later_is_compared_with_what_it_was_then(tmp_path, media):
+    """Shards of the synthetic corpus that name no `contradicting_share` have none, and not another source."""
+
+    def source(**changes):
+        return {"importer": "synthetic", "synthetic": dataclasses.asdict(SyntheticConfig(**changes))}
+
+    then = source(clips=8)
+    for later in ("contradicting_share", "stills", "domain", "features"):
+        del then["synthetic"][later]
+    shards.write(utterances(media, 1), tmp_path, "then", then)
+    assert find_finished(tmp_path, source(clips=8))["command"] == "then"
+    with pytest.raises(ShardError, match=r"source: synthetic.contradicting_share: 0.0 there, 0.4 asked\. Delete"):
+        find_finished(tmp_path, source(clips=8, contradicting_share=0.4))
+    with pytest.raises(ShardError, match=r"source: synthetic.clips: 8 there, 9 asked\. Delete"):
+        find_finished(tmp_path, source(clips=9))
 
 
 @pytest.mark.parametrize("file", ["train-00000.arrayrecord", "test-00000.arrayrecord", "index.jsonl"])
