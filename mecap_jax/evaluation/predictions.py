@@ -38,9 +38,10 @@ def predictions(result: StageResult, finished: Sequence[bool], step: int | None)
     ]
 
 
-def no_prediction(identity: str, step: int | None) -> dict[str, Any]:
-    """Returns the row of a clip that could not be decoded: its caption is null."""
-    return {"id": identity, "step": step, "caption": None, "finished": False}
+def bare_prediction(identity: str, step: int | None, caption: Caption | None) -> dict[str, Any]:
+    """Returns the row of a clip whose caption nobody has scored; null where the clip could not be decoded."""
+    text, finished = (None, False) if caption is None else (caption.text, caption.finished)
+    return {"id": identity, "step": step, "caption": text, "finished": finished}
 
 
 def write_predictions(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -17,7 +17,7 @@ from mecap_jax.data.shards import ShardReader, summarise_bad
 from mecap_jax.data.utterance import SPLITS
 from mecap_jax.evaluation.decoding import Caption, greedy_captions
 from mecap_jax.evaluation.java_tools import Meteor
-from mecap_jax.evaluation.predictions import no_prediction, predictions, read_captions, write_predictions
+from mecap_jax.evaluation.predictions import bare_prediction, predictions, read_captions, write_predictions
 from mecap_jax.evaluation.stage import NEAREST_ANCHOR, StageResult
 from mecap_jax.experiment.published import check_published, open_published, published_settings
 from mecap_jax.experiment.setup import make_anchors, reopen
@@ -27,6 +27,7 @@ from mecap_jax.models.checkpoints.hub_config import CONFIG_FILE
 from mecap_jax.models.sentence_encoder import load_sentence_encoder
 from mecap_jax.sharding import make_mesh
 from mecap_jax.tasks.base import Answer
+from mecap_jax.tasks.labels import OPEN
 from mecap_jax.tasks.registry import make_task
 from mecap_jax.train_state import abstract_model
 from mecap_jax.training.checkpointing import latest_step
@@ -36,7 +37,13 @@ EVALUATIONS = "evaluations"  # in a workdir: what each stage said
 
 
 def evaluate_checkpoint(
-    checkpoint: Path, data: Path | None, split: str, logger: RunLogger
+    checkpoint: Path,
+    data: Path | None,
+    split: str,
+    logger: RunLogger,
+    *,
+    wheels: str = "",
+    keep: Callable[[list[dict[str, Any]]], None] | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """All metrics of a model on a split of its own or other data.
 
@@ -46,13 +53,16 @@ def evaluate_checkpoint(
     Args:
       checkpoint: a stage of a run, `RUN/checkpoints/STAGE`, whose newest checkpoint is taken, or a directory in the
         Hugging Face layout: as it comes, it is asked as a run would ask it.
+      wheels: file of emotion wheels; "" takes the run's. An export has none of its own.
+      keep: told the captions, as bare rows of predictions, before they are scored.
 
     Raises:
-      ConfigError: `checkpoint` is neither, there are no data, or the split has no clips.
+      ConfigError: `checkpoint` is neither, there are no data, or the split has no clips; or answers are words of an
+        open vocabulary and there are no wheels, or captions and there are some.
       CheckpointError: the stage has no checkpoint, or files do not fit.
     """
     open_model = _open_published if (checkpoint / CONFIG_FILE).is_file() else _open_stage
-    bench, graphdef, params, longest = open_model(checkpoint, data, logger)
+    bench, graphdef, params, longest = open_model(checkpoint, data, wheels, logger)
     if left_out := bench.dataset.quarantined if data else ():
         logger.say(f"{len(left_out)} clips are left out:\n{summarise_bad(left_out)}")
     numbers = bench.dataset.clips(split)
@@ -61,8 +71,11 @@ def evaluate_checkpoint(
         raise ConfigError(
             f"--split: {bench.reader.directory} has no usable clip in split {split!r}, only in {', '.join(others)}"
         )
+    step = None if open_model is _open_published else latest_step(checkpoint)
     with Meteor() as meteor:
         captions = caption_stage(bench, checkpoint.name, graphdef, params, numbers, longest)
+        if keep is not None:
+            keep([bare_prediction(bench.dataset.index[n].id, step, caption) for n, caption in captions.items()])
         result = score_captions(bench, captions, meteor)
     options = bench.config.evaluation
     # Where answers name a class of a label set, clips of other labels have been left out.
@@ -85,18 +98,22 @@ def evaluate_checkpoint(
         "unavailable": dict(result.unavailable),
         "captions": {clip.id: caption for clip, caption in zip(result.clips, result.captions)},
     }
-    step = None if open_model is _open_published else latest_step(checkpoint)
     return summary, predictions(result, [caption.finished for caption in captions.values()], step)
 
 
-def _open_stage(checkpoint: Path, data: Path | None, logger: RunLogger) -> tuple[Workbench, nnx.GraphDef, Any, int]:
-    bench = reopen(run_of(checkpoint), data, logger, checkpoint.name)
+def _open_stage(
+    checkpoint: Path, data: Path | None, wheels: str, logger: RunLogger
+) -> tuple[Workbench, nnx.GraphDef, Any, int]:
+    bench = reopen(run_of(checkpoint), data, logger, checkpoint.name, wheels)
+    _check_wheels(bench.config.task, wheels)
     graphdef, _ = abstract_model(bench.config.model, bench.mesh)
     params = stage_params(bench.config, bench.workdir, bench.mesh, checkpoint.name)
     return bench, graphdef, params, bench.config.longest_answer
 
 
-def _open_published(directory: Path, data: Path | None, logger: RunLogger) -> tuple[Workbench, nnx.GraphDef, Any, int]:
+def _open_published(
+    directory: Path, data: Path | None, wheels: str, logger: RunLogger
+) -> tuple[Workbench, nnx.GraphDef, Any, int]:
     """Anchors come from the train captions of the data, as in a run."""
     check_published(directory)
     if data is None:
@@ -108,8 +125,9 @@ def _open_published(directory: Path, data: Path | None, logger: RunLogger) -> tu
         found.model,
         backbone=str(directory),
         data=dataclasses.replace(published_settings(found.processor, found.trained), max_bad_fraction=1.0),
-        task=found.trained.task if found.trained else TaskConfig(),
+        task=dataclasses.replace(found.trained.task if found.trained else TaskConfig(), wheels=wheels),
     )
+    _check_wheels(config.task, wheels)
     encoder, tokenizer = load_sentence_encoder(), found.processor.tokenizer
     task = make_task(config)
     dataset = ClipDataset(reader, config.data, config.model, tokenizer, task)
@@ -118,6 +136,17 @@ def _open_published(directory: Path, data: Path | None, logger: RunLogger) -> tu
     bench = Workbench(config, directory, mesh, reader, dataset, task, tokenizer, encoder, anchors, logger)
     longest = found.trained.max_new_tokens if found.trained else config.longest_answer
     return bench, found.graphdef, found.params, longest
+
+
+def _check_wheels(task: TaskConfig, named: str) -> None:
+    """Answers in any words need emotion wheels to be compared, and captions have no use for them."""
+    if task.name == "recognition" and task.labels == OPEN and not task.wheels:
+        raise ConfigError(
+            "--wheels: the model answers in words of an open vocabulary, which emotion wheels compare, and none are "
+            "known: name their file"
+        )
+    if task.name != "recognition" and named:
+        raise ConfigError(f"--wheels: the model writes captions, which are not compared by the wheels {named!r}")
 
 
 def evaluate_stage(
@@ -147,7 +176,7 @@ def evaluate_stage(
     result = score_captions(bench, captions, meteor)
     if jax.process_index() == 0:
         rows = predictions(result, [caption.finished for caption in captions.values()], step)
-        rows += [no_prediction(name, step) for name, number in by_id.items() if number not in captions]
+        rows += [bare_prediction(name, step, None) for name, number in by_id.items() if number not in captions]
         write_predictions(path, rows)
     return result
 

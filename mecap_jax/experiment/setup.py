@@ -127,10 +127,11 @@ def load_encoder(config: Config) -> SentenceEncoder:
     return encoder
 
 
-def reopen(workdir: Path, data: Path | None, logger: RunLogger, stage: str = "") -> Workbench:
+def reopen(workdir: Path, data: Path | None, logger: RunLogger, stage: str = "", wheels: str = "") -> Workbench:
     """The bench of a run that is already in `workdir`, over its own data or over the shards in `data`.
 
-    With `stage` it is that stage's, which may be a row of comparison. Clips of other data that cannot be used are left
+    With `stage` it is that stage's, which may be a row of comparison, and with `wheels` these emotion wheels take the
+    place of the run's. Clips of other data that cannot be used are left
     out and counted, however many they are.
 
     Its mesh is of the devices that are there, whatever the run was trained on. Other data are seen as training saw its
@@ -143,6 +144,8 @@ def reopen(workdir: Path, data: Path | None, logger: RunLogger, stage: str = "")
     """
     config = stage_config(read_run(workdir), stage)
     config = dataclasses.replace(config, mesh=fitting_mesh(config.mesh))
+    if wheels:
+        config = dataclasses.replace(config, task=dataclasses.replace(config.task, wheels=wheels))
     if data:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, max_bad_fraction=1.0))
     reader = ShardReader(data or data_of(workdir) or shards_directory(config, cache_of(workdir)))

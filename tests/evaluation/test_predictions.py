@@ -5,7 +5,7 @@ import pytest
 from mecap_jax.evaluation.decoding import Caption
 from mecap_jax.evaluation.predictions import (
     PredictionsError,
-    no_prediction,
+    bare_prediction,
     predictions,
     read_captions,
     write_predictions,
@@ -25,12 +25,14 @@ def test_captions_come_back_with_how_they_were_read(corpus, no_java, tmp_path):
     hits = [row["reading"]["anchor"] == row["label"] for row in rows]
     assert sum(hits) / len(hits) == pytest.approx(result.metrics["emotion_war"])
     path = tmp_path / "evaluations" / "grpo.predictions.jsonl"
-    write_predictions(path, [*rows, no_prediction("damaged", 7)])
+    write_predictions(path, [*rows, bare_prediction("damaged", 7, None)])
     kept = read_captions(path, 7)
     assert kept.pop("damaged", "") is None
     assert kept == {clip.id: Caption(*pair) for clip, *pair in zip(clips, result.captions, finished)}
     assert read_captions(path, None).items() > kept.items() and read_captions(path, 8) == {}
     assert read_captions(tmp_path / "absent.jsonl", 7) == {}
+    write_predictions(path, [bare_prediction("a", None, Caption("not scored yet", False))])
+    assert read_captions(path, None) == {"a": Caption("not scored yet", False)}
 
 
 @pytest.mark.parametrize(

@@ -5,15 +5,17 @@ import tests.torch_reference  # noqa: F401, I001 - declares torchvision operator
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from mecap_jax.config import ConfigError
+from mecap_jax.config import ConfigError, load
 from mecap_jax.data.importers import prepare
 from mecap_jax.experiment.scoring import evaluate_checkpoint
+from mecap_jax.experiment.trained_task import TrainedTask
 from mecap_jax.training.logging import RunLogger, read_jsonl
 from tests.data.clips import audio_file
 from tests.experiment.test_story import METRICS, small
@@ -45,6 +47,30 @@ def test_it_is_evaluated_without_a_run(model, tmp_path):
     assert all(len(row["references"]) > 1 and isinstance(row["caption"], str) for row in rows)
     scores = json.loads(output.read_text())
     assert set(METRICS) <= set(scores["eval"]) and scores["clips"] == 8
+
+
+@pytest.mark.slow
+def test_answers_in_any_words_are_compared_by_the_wheels_that_are_named(model, shared, one_meteor, tmp_path):
+    """An export has none of its own: they may not be passed on."""
+    shards = Path(shared[0].removeprefix("data.path="))
+    shutil.copytree(model, tmp_path / "export")
+    trained = TrainedTask.of(load("configs/r1_omni.py", ["task.labels=open", "grpo.max_new_tokens=4"]))
+    dataclasses.replace(trained, max_seconds=4.0).save(tmp_path / "export")
+    forms, classes = {"sad": ["sad"]}, {"w": {"level1": {"sad": "sad"}}}
+    wheels = {"format_mapping": forms, "raw_mapping": forms, "wheel_map_whole": classes}
+    (tmp_path / "wheels.json").write_text(json.dumps(wheels))
+    named = {"wheels": str(tmp_path / "wheels.json")}
+    kept = []
+    with RunLogger(None, enabled=False) as logger:
+        with pytest.raises(ConfigError, match="--wheels: the model answers in words of an open vocabulary"):
+            evaluate_checkpoint(tmp_path / "export", shards, "test", logger)
+        with pytest.raises(ConfigError, match="--wheels: the model writes captions"):
+            evaluate_checkpoint(model, shards, "test", logger, **named)
+        found, rows = evaluate_checkpoint(tmp_path / "export", shards, "test", logger, **named, keep=kept.append)
+    assert {"wheel_f1", "wheel_precision"} <= found["eval"].keys()
+    # What was said is there before anybody has scored it.
+    (bare,) = kept
+    assert [(row["id"], row["caption"]) for row in bare] == [(row["id"], row["caption"]) for row in rows] and rows
 
 
 def test_what_is_missing_is_named(model, tmp_path):
