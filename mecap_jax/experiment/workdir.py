@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from mecap_jax.config import Config, ConfigError, differences, from_json, row_config, with_absolute_paths
+from mecap_jax.config import Config, ConfigError, chosen_rows, differences, from_json, row_config, with_absolute_paths
 from mecap_jax.data.shards import ShardReader
 from mecap_jax.data.training_facts import TrainingFacts
 from mecap_jax.experiment.weights import CONFIG_FILE
@@ -28,8 +28,13 @@ CACHE = Path("cache")  # what can be made again: shards, media tokens, compiled 
 _FREE = re.compile(
     r"name|(evaluation|checkpoint|mesh)\..*|compilation_cache|max_nonfinite_steps|"
     r"data\.(path|source|input|synthetic\..*|workers|cache_mb)|(sft|grpo)\.steps|"
-    r"(sft|grpo)\.(micro_clips|micro_prompts|validate_every)|rows|task\.(judge|judge_model|judge_timeout_s|places)|"
+    r"(sft|grpo)\.(micro_clips|micro_prompts|validate_every)|rows|task\.(judge|judge_model|judge_timeout_s|places|wheels)|"
     r"grpo\.max_reward_failures|grpo\.reward\.(validation_)?timeout_s"
+)
+# What a machine decides and no figure follows from.
+_MACHINE = re.compile(
+    r"(checkpoint|mesh)\..*|compilation_cache|data\.(workers|cache_mb)|(sft|grpo)\.micro_(clips|prompts)|"
+    r"evaluation\.batch_clips"
 )
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 
@@ -76,6 +81,40 @@ def is_claimed(workdir: Path) -> bool:
     return (workdir / CONFIG_FILE).is_file() and bool(_steps_taken(workdir))
 
 
+def check_finished(workdir: Path, config: Config) -> None:
+    """Checks that what a run in `workdir` came to is what `config` asks for: what it trained, its rows of comparison,
+    and what it was evaluated on.
+
+    Raises:
+      ConfigError: it is something else; names every key that differs with both values, or the file that cannot be read.
+    """
+    theirs, mine = (_asked(found) for found in (_stored(workdir), with_absolute_paths(config)))
+    for tree, other in ((theirs, mine), (mine, theirs)):  # a row of one of them is a difference in `evaluation.rows`
+        tree["rows"] = {name: row for name, row in tree["rows"].items() if name in other["rows"]}
+    if refused := _differences(theirs, mine, _MACHINE):
+        raise ConfigError(f"{workdir} holds a finished run of something else:\n  " + "\n  ".join(refused))
+
+
+def _asked(config: Config) -> dict[str, Any]:
+    """A configuration as JSON, with the rows that are trained by name, in whatever order."""
+    rows = {row.name: dataclasses.asdict(row) for row in chosen_rows(config)}
+    tree = as_json(dataclasses.asdict(config) | {"rows": rows})
+    tree["evaluation"]["rows"].sort()
+    return tree
+
+
+def _stored(workdir: Path) -> Config:
+    """What was asked for in `workdir`; through the schema: a setting that was not there then had today's default.
+
+    Raises:
+      ConfigError: it cannot be read; names the file.
+    """
+    try:
+        return with_absolute_paths(from_json((workdir / CONFIG_FILE).read_bytes()))
+    except (ConfigError, OSError) as error:
+        raise ConfigError(f"{workdir / CONFIG_FILE}: {error}; choose another --workdir") from error
+
+
 def check_same(workdir: Path, config: Config) -> Config:
     """Checks that the run in `workdir` is this one; returns what was asked for there.
 
@@ -83,12 +122,7 @@ def check_same(workdir: Path, config: Config) -> Config:
       ConfigError: another configuration ran there; names every key that differs with both values, or the file that
         cannot be read.
     """
-    try:
-        # Through the schema: a setting that did not exist then had what is its default now.
-        stored = with_absolute_paths(from_json((workdir / CONFIG_FILE).read_bytes()))
-    except ConfigError as error:
-        raise ConfigError(f"{workdir / CONFIG_FILE}: {error}; choose another --workdir") from error
-    asked = with_absolute_paths(config)
+    stored, asked = _stored(workdir), with_absolute_paths(config)
     theirs, mine = (as_json(dataclasses.asdict(settings)) for settings in (stored, asked))
     refused, taken = _differences(theirs, mine), _steps_taken(workdir)
     refused += _refused_steps(theirs, mine, taken)
@@ -171,11 +205,9 @@ def _refused_steps(theirs: dict[str, Any], mine: dict[str, Any], taken: dict[str
     return refused
 
 
-def _differences(theirs: dict[str, Any], mine: dict[str, Any]) -> list[str]:
+def _differences(theirs: dict[str, Any], mine: dict[str, Any], free: re.Pattern[str] = _FREE) -> list[str]:
     return [
-        f"{key}: {old!r} there, {new!r} asked"
-        for key, old, new in differences(theirs, mine)
-        if not _FREE.fullmatch(key)
+        f"{key}: {old!r} there, {new!r} asked" for key, old, new in differences(theirs, mine) if not free.fullmatch(key)
     ]
 
 

@@ -13,6 +13,7 @@ from mecap_jax.experiment import workdir as workdir_module
 from mecap_jax.experiment.weights import read_run
 from mecap_jax.experiment.workdir import (
     cache_of,
+    check_finished,
     check_output,
     check_place,
     check_same,
@@ -62,7 +63,7 @@ def _take(workdir, stage, step):
         ["name=other", "sft.steps=150", "grpo.steps=7"],
         ["data.workers=2", "data.cache_mb=1", "data.path=elsewhere", "compilation_cache=there"],
         ["mesh.fsdp=2", "sft.micro_clips=1", "grpo.micro_prompts=1", "checkpoint.every=3", "evaluation.samples=1"],
-        ["task.judge=elsewhere", "task.places=plutchik", "evaluation.rows=text_only"],
+        ["task.judge=elsewhere", "task.places=plutchik", "evaluation.rows=text_only", "task.wheels=wheels.json"],
     ],
 )
 def test_what_does_not_change_what_is_learnt_may_change(run, changes):
@@ -136,6 +137,58 @@ def test_a_row_that_was_left_out_once_is_still_known(run):
     with pytest.raises(ConfigError, match="rows: 'again' has taken 2 steps"):
         claim(run, config("sft.steps=100", row("")))
     claim(run, config("sft.steps=100", row("sft")))
+
+
+@pytest.fixture
+def whole(tmp_path):
+    """A run of two rows on other clips."""
+    claim(tmp_path / "run", config("evaluation.rows=text_only,reward_off", "evaluation.others=other", "sft.steps=9"))
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [],
+        ["mesh.fsdp=2", "data.workers=3", "compilation_cache=there", "sft.micro_clips=1", "evaluation.batch_clips=4"],
+        ["evaluation.rows=reward_off,text_only"],
+        ["evaluation.others=./other"],
+    ],
+)
+def test_a_finished_run_is_what_was_asked_for(whole, changes):
+    usual = ("evaluation.rows=text_only,reward_off", "evaluation.others=other", "sft.steps=9")
+    check_finished(whole, config(*usual, *changes))
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ("seed=1", "seed: 0 there, 1 asked"),
+        ("name=mine", "name: 'grpo' there, 'mine' asked"),
+        ("sft.steps=10", "sft.steps: 9 there, 10 asked"),
+        ("grpo.loss.beta=0.5", "grpo.loss.beta: .* there, 0.5 asked"),
+        ("data.synthetic.contradicting_share=0.4", "data.synthetic.contradicting_share: 0.0 there, 0.4 asked"),
+        ("evaluation.rows=text_only", r"evaluation.rows: \['reward_off', 'text_only'\] there, \['text_only'\] asked$"),
+        ("evaluation.others=", r"evaluation.others: \['.*other'\] there, \[\] asked"),
+        ("evaluation.others=another", r"evaluation.others: \['.*/other'\] there, \['.*/another'\] asked"),
+        ("evaluation.bootstrap=7", "evaluation.bootstrap: 1000 there, 7 asked"),
+        ("task.places=plutchik", "task.places: '' there, 'plutchik' asked"),
+    ],
+)
+def test_a_finished_run_of_something_else_is_refused_with_both_values(whole, change, words):
+    usual = ("evaluation.rows=text_only,reward_off", "evaluation.others=other", "sft.steps=9")
+    with pytest.raises(ConfigError, match=f"run holds a finished run of something else:\n.*{words}"):
+        check_finished(whole, config(*usual, change))
+
+
+def test_a_row_that_has_changed_since_is_refused(whole):
+    text = json.loads((whole / "config.json").read_text())
+    (row,) = (row for row in text["rows"] if row["name"] == "reward_off")
+    row["changes"] = ["grpo.advantage=mean"]
+    (whole / "config.json").write_text(json.dumps(text))
+    usual = ("evaluation.rows=text_only,reward_off", "evaluation.others=other", "sft.steps=9")
+    with pytest.raises(ConfigError, match=r"rows.reward_off.changes: \['grpo.advantage=mean'\] there, \['grpo.advan"):
+        check_finished(whole, config(*usual))
 
 
 def test_paths_mean_the_same_from_anywhere(tmp_path, monkeypatch):
