@@ -3,10 +3,11 @@
   python scripts/reproduce.py [--seeds=0,1,2] [--root=runs/reproduce]
   python scripts/reproduce.py --config=configs/erv.py --root=runs/erv [--rows=reward_off] [--others=DIR]
 
-Each seed is a run of its own, `ROOT/seed-N`; what is finished is not done again. How many steps of SFT fit into the
-time of the main stage is measured in the first seed and holds for all. Tables of captions go into the section "results"
-of the document and of `README.md`, those of another recipe into the section of its name, or of `--section` (where
-`--change` makes another experiment of it, say).
+Each seed is a run of its own, `ROOT/seed-N`; what is finished is not done again, and refused where it is something
+else. How many steps of SFT fit into the time of the main stage is measured in the first seed and holds for all. The
+tables of `configs/grpo.py` go into the section "results" of the document and of `README.md`, those of another recipe
+into the section of its name. A recipe with `--change` or an argument is another experiment: its tables go into the
+section of the document that `--section` names.
 """
 
 import shutil
@@ -20,15 +21,18 @@ from absl import app, flags
 from mecap_jax.command_line import local_paths, run
 from mecap_jax.config import Config, ConfigError, load
 from mecap_jax.evaluation.reproduction import (
+    MAIN_SECTION,
     claims_table,
     replace_section,
+    section_of,
     seed_tables,
     seeds_tables,
     summary_table,
 )
-from mecap_jax.evaluation.tables import results_table
 from mecap_jax.experiment.setup import USER_ERRORS
 from mecap_jax.experiment.story import CONTROL, evaluated_again
+from mecap_jax.experiment.weights import CONFIG_FILE, read_report
+from mecap_jax.experiment.workdir import check_finished, check_same, is_claimed
 from mecap_jax.json_files import read_json_object
 from mecap_jax.text_files import error_message
 from mecap_jax.training.logging import RunLogger
@@ -39,9 +43,10 @@ _CONFIG = flags.DEFINE_string("config", "configs/grpo.py", "Recipe.")
 _CHANGES = flags.DEFINE_multi_string("change", [], "KEY=VALUE of the recipe's configuration; can be repeated.")
 _ROWS = flags.DEFINE_list("rows", None, "Rows of comparison; by default all that the recipe offers.")
 _OTHERS = flags.DEFINE_list("others", [], "Directories of further clips that every stage is evaluated on.")
-_SECTION = flags.DEFINE_string("section", None, "Section of the document that tables of recognition go into.")
+_SECTION = flags.DEFINE_string("section", None, "Section of the document that the tables go into.")
 _PROJECT = Path(__file__).parents[1]
 _DOCUMENT = "docs/reproduction.md"
+_NEEDED = {"seed", "eval", "confidence", "ablation", "intervals", "data", "test", "made"}  # of a report
 local_paths("root", "others")
 
 
@@ -50,31 +55,54 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     try:
         _reproduce()
-    except USER_ERRORS as error:
+    except (*USER_ERRORS, OSError, ValueError) as error:
         sys.exit(error_message(error))
 
 
 def _reproduce() -> None:
     settings = [*_CHANGES.value, *_evaluation(load(_CONFIG.value, _CHANGES.value))]
-    captions = load(_CONFIG.value, settings).task.name == "captioning"
-    section = "results" if captions else _SECTION.value or Path(_CONFIG.value.partition(":")[0]).stem
-    documents = [_PROJECT / name for name in ((_DOCUMENT, "README.md") if captions else (_DOCUMENT,))]
+    seeds = _seeds()
+    asked = {seed: load(_CONFIG.value, [f"seed={seed}", *settings]) for seed in seeds}
+    section = _section()
+    documents = [_PROJECT / name for name in ((_DOCUMENT, "README.md") if section == MAIN_SECTION else (_DOCUMENT,))]
+    workdirs = {seed: Path(_ROOT.value) / f"seed-{seed}" for seed in seeds}
+    # Before hours of training, not after.
     for document in documents:
-        _replace(document, section, None)  # before hours of training, not after
-    workdirs = [Path(_ROOT.value) / f"seed-{int(seed)}" for seed in _SEEDS.value]
-    for seed, workdir in zip(_SEEDS.value, workdirs):
-        _train(int(seed), settings, workdir, workdirs[0] / CONTROL)
-    reports = [_report(workdir, int(seed), settings) for seed, workdir in zip(_SEEDS.value, workdirs)]
-    if captions:
-        claims = claims_table(reports)
-        texts = [f"{claims}\n{results_table(reports)}\n{seed_tables(reports)}", f"{summary_table(reports)}\n{claims}"]
-    else:
-        with RunLogger(None) as logger:
-            seeds = [evaluated_again(workdir, logger)[1] for workdir in workdirs]
-        texts = [seeds_tables(reports, [{"": found.results} | found.others for found in seeds])]
+        _replace(document, section, None)
+    for seed, workdir in workdirs.items():
+        _check(workdir, asked[seed])
+    for seed, workdir in workdirs.items():
+        _train(seed, settings, workdir, workdirs[seeds[0]] / CONTROL)
+    reports = [_report(workdir) for workdir in workdirs.values()]
+    with RunLogger(None) as logger:
+        found = [evaluated_again(workdir, logger)[1] for workdir in workdirs.values()]
+    ablation = [of_seed.ablation for of_seed in found]
+    tables = seeds_tables(reports, [{"": of_seed.results} | of_seed.others for of_seed in found], ablation)
+    texts = [tables]
+    if section == MAIN_SECTION:
+        claims = claims_table(reports, [of_seed.results for of_seed in found], ablation)
+        texts = [f"{tables}\n{seed_tables(reports)}", f"{summary_table(reports)}\n{claims}"]
     for document, text in zip(documents, texts):
         _replace(document, section, text)
         print(f"written: {document}")
+
+
+def _seeds() -> list[int]:
+    try:
+        seeds = [int(seed) for seed in _SEEDS.value]
+    except ValueError as error:
+        raise ConfigError(f"--seeds: {error}") from error
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ConfigError(f"--seeds: {','.join(_SEEDS.value)} must be one or more different numbers")
+    return seeds
+
+
+def _section() -> str:
+    """The section that the tables go into. Raises as `section_of`."""
+    recipe, _, argument = _CONFIG.value.partition(":")
+    is_main = Path(recipe).resolve() == (_PROJECT / "configs" / "grpo.py").resolve()
+    changes = [*_CHANGES.value, *([f"the argument {argument}"] if argument else [])]
+    return section_of(MAIN_SECTION if is_main else Path(recipe).stem, changes, _SECTION.value)
 
 
 def _evaluation(config: Config) -> list[str]:
@@ -84,8 +112,23 @@ def _evaluation(config: Config) -> list[str]:
     return [f"{key}={','.join(values)}" for key, values in lists.items() if values]
 
 
+def _check(workdir: Path, config: Config) -> None:
+    """Checks that what is in a seed's directory is of this experiment.
+
+    Raises:
+      ConfigError: it is not.
+    """
+    try:
+        if _is_finished(workdir):
+            check_finished(workdir, config)
+        elif is_claimed(workdir):
+            check_same(workdir, config)
+    except ConfigError as error:
+        raise ConfigError(f"{error}\nChoose another --root, or what was asked for there.") from error
+
+
 def _train(seed: int, settings: list[str], workdir: Path, control: Path) -> None:
-    if (workdir / "report.json").exists():
+    if _is_finished(workdir):
         return
     if control.exists() and not (workdir / CONTROL).exists():
         workdir.mkdir(parents=True, exist_ok=True)
@@ -93,22 +136,26 @@ def _train(seed: int, settings: list[str], workdir: Path, control: Path) -> None
     command = [sys.executable, str(_PROJECT / "scripts" / "train.py"), f"--config={_CONFIG.value}"]
     options = [f"--workdir={workdir}", *(f"--config.{item}" for item in [f"seed={seed}", *settings])]
     code = subprocess.run([*command, *options]).returncode
-    if code or not (workdir / "report.json").exists():
+    if code or not _is_finished(workdir):
         sys.exit(f"seed {seed} did not finish; the same command goes on where it stopped")
 
 
-def _report(workdir: Path, seed: int, settings: list[str]) -> dict[str, Any]:
+def _is_finished(workdir: Path) -> bool:
+    """Whether a run has its report, and has not gone on as something else since."""
+    report = read_report(workdir)
+    return bool(report) and report.get("config") == read_json_object(workdir / CONFIG_FILE)
+
+
+def _report(workdir: Path) -> dict[str, Any]:
     """The report of a seed's run.
 
     Raises:
-      ConfigError: it is the report of another seed, or of another recipe.
+      ConfigError: an earlier version wrote it.
     """
-    report = read_json_object(workdir / "report.json")
-    found = (report["config"]["name"], report["seed"])
-    if found != (wanted := (load(_CONFIG.value, settings).name, seed)):
+    report = read_report(workdir)
+    if absent := sorted(_NEEDED - report.keys()):
         raise ConfigError(
-            f"{workdir} holds a run of {found[0]!r} with seed {found[1]}, not of {wanted[0]!r} with seed {wanted[1]}: "
-            "choose another --root"
+            f"the report of {workdir} lacks {', '.join(absent)}: scripts/evaluate.py --report={workdir} writes it anew"
         )
     return report
 
@@ -118,9 +165,11 @@ def _replace(document: Path, section: str, text: str | None) -> None:
     try:
         whole = replace_section(document.read_text(encoding="utf-8"), section, text or "")
     except ValueError as error:
-        sys.exit(f"error: {document}: {error}")
+        raise ConfigError(f"{document}: {error}; write these two lines where the tables are to stand") from error
     if text is not None:
-        document.write_text(whole, encoding="utf-8")
+        partial = document.with_name(f".{document.name}.partial")
+        partial.write_text(whole, encoding="utf-8")
+        partial.replace(document)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ below the estimate. In a simulation with 8 to 20 speakers and Zipf-distributed w
 true vocabulary in under 6 % of the runs, the jackknife in 95 to 99 %.
 
 With few clusters percentile intervals are too narrow: 95 % intervals of a normal mean cover it in 81 % of the runs with
-4 clusters, 87 % with 8, 93 % with 20 and 94.5 % with 40. The report therefore states the number of clusters.
+4 clusters, 87 % with 8, 93 % with 20 and 94.5 % with 40. The report therefore states the number of clusters. Seeds are
+fewer still: over several of them intervals are Student's (`difference_over_seeds`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import numpy as np
 import scipy.sparse
+import scipy.special
 
 _CHUNK = 250  # resamples summed at once; bounds the memory of wide statistics such as the vocabulary
 
@@ -88,8 +90,9 @@ def bootstrap(
     Raises:
       ValueError: lengths differ, or `resamples` or `confidence` is out of range.
     """
-    weights = _Weights(clusters, resamples, confidence, seed)
-    return {name: weights.interval(name, (statistic,), (1.0,)) for name, statistic in statistics.items()}
+    groups = _Clusters(clusters, confidence)
+    weights = groups.resample(resamples, seed)
+    return {name: groups.interval(name, (statistic,), (1.0,), weights) for name, statistic in statistics.items()}
 
 
 def bootstrap_difference(
@@ -105,50 +108,55 @@ def bootstrap_difference(
     Both systems must have captioned the same clips in the same order: each resample draws the same clusters for both,
     so what is common to both (an easy or a hard speaker) cancels. Arguments and errors as in `bootstrap`.
     """
-    weights = _Weights(clusters, resamples, confidence, seed)
+    groups = _Clusters(clusters, confidence)
+    weights = groups.resample(resamples, seed)
     return {
         name: Difference(
-            statistic.value - second[name].value, weights.interval(name, (statistic, second[name]), (1.0, -1.0))
+            statistic.value - second[name].value, groups.interval(name, (statistic, second[name]), (1.0, -1.0), weights)
         )
         for name, statistic in first.items()
         if name in second
     }
 
 
-def bootstrap_over_seeds(
+def difference_over_seeds(
     first: Sequence[Mapping[str, Statistic]],
     second: Sequence[Mapping[str, Statistic]],
     clusters: Sequence[Hashable],
-    resamples: int = 1000,
     confidence: float = 0.95,
-    seed: int = 0,
 ) -> dict[str, Difference]:
     """Returns the mean over training seeds of `first - second`, with an interval over clusters and seeds.
 
-    A resample draws clusters, the same of them for all seeds, and seeds: what a run owes to its seed is chance, too. Of
-    few seeds the interval is too narrow, as it is of few clusters. A metric that `counts_types` has none.
+    Seeds and clusters are crossed: every seed meets the same clusters, as every reader meets the same cases where
+    several read them. The variance is that between seeds plus that between clusters (jackknife) less what both count,
+    and no less than either (two-way clustering, Cameron, Gelbach and Miller 2011, J. Bus. Econ. Stat. 29:238); the
+    interval is Student's with Satterthwaite's degrees of freedom, as for readers and cases (Satterthwaite 1946,
+    Biometrics Bull. 2:110; Hillis 2007, Stat. Med. 26:596). Percentiles of resampled seeds never leave the range of the
+    seeds, which of three holds the true mean three times in four (1 - 2 / 2^3). With three seeds and 12 clusters, and
+    effects of either between none and twice the rest, this interval held the truth in 93 to 99 % of simulated cases and
+    percentiles in 79 to 99; with two seeds in 87 to 98, and percentiles in 69 to 98. One seed has the interval of its
+    clusters, which knows nothing of other seeds.
 
     Args:
       first, second: two systems, metrics by name a seed; all over the same clips, in the same order of seeds.
+      clusters, confidence: as in `bootstrap`.
 
     Raises:
       ValueError: as in `bootstrap`, or the two systems have not the same number of seeds.
     """
     if len(first) != len(second) or not first:
         raise ValueError(f"{len(first)} and {len(second)} seeds do not compare")
-    weights = _Weights(clusters, resamples, confidence, seed)
+    groups = _Clusters(clusters, confidence)
     named = [name for name in first[0] if all(name in found for found in (*first, *second))]
-    return {name: weights.over_seeds(name, [(a[name], b[name]) for a, b in zip(first, second)]) for name in named}
+    return {name: groups.over_seeds(name, [(a[name], b[name]) for a, b in zip(first, second)]) for name in named}
 
 
-class _Weights:
-    """How often each cluster counts in each resample, and the intervals that follow."""
+class _Clusters:
+    """Which clips stand together, and the intervals that follow."""
 
-    def __init__(self, clusters: Sequence[Hashable], resamples: int, confidence: float, seed: int):
+    def __init__(self, clusters: Sequence[Hashable], confidence: float):
         if not clusters:
             raise ValueError("a bootstrap needs at least one clip")
-        if resamples < 1:
-            raise ValueError(f"resamples must be positive, got {resamples}")
         if not 0 < confidence < 1:
             raise ValueError(f"confidence must lie in (0, 1), got {confidence}")
         index = {cluster: i for i, cluster in enumerate(dict.fromkeys(clusters))}
@@ -158,25 +166,31 @@ class _Weights:
         self.membership = scipy.sparse.csr_array(
             (np.ones(self.clips), (rows, np.arange(self.clips))), shape=(self.count, self.clips)
         )
-        rng = self._rng = np.random.default_rng(seed)
-        self.resamples = rng.multinomial(self.count, np.full(self.count, 1 / self.count), size=resamples)
         self.leave_one_out = 1 - np.eye(self.count)
 
-    def interval(self, name: str, terms: tuple[Statistic, ...], signs: tuple[float, ...]) -> tuple[float, float] | None:
+    def resample(self, resamples: int, seed: int) -> np.ndarray:
+        """Returns how often each cluster counts in each resample, int `[resamples, clusters]`."""
+        if resamples < 1:
+            raise ValueError(f"resamples must be positive, got {resamples}")
+        rng = np.random.default_rng(seed)
+        return rng.multinomial(self.count, np.full(self.count, 1 / self.count), size=resamples)
+
+    def interval(
+        self, name: str, terms: tuple[Statistic, ...], signs: tuple[float, ...], resamples: np.ndarray
+    ) -> tuple[float, float] | None:
         """Returns the interval of the signed sum of `terms`."""
         self._check(name, terms)
         value = sum(sign * term.value for sign, term in zip(signs, terms))
         if self.count < 2 or not np.isfinite(value):
             return None
         jackknife = terms[0].counts_types
-        weights = self.leave_one_out if jackknife else self.resamples
+        weights = self.leave_one_out if jackknife else resamples
         draws = sum(sign * self._draws(term, weights) for sign, term in zip(signs, terms))
         draws = draws[np.isfinite(draws)]  # a resample can miss every clip that the metric is defined on
         if not draws.size:
             return None
         if jackknife:
-            error = np.sqrt((self.count - 1) * np.mean((draws - draws.mean()) ** 2))
-            reach = normal_statistics.NormalDist().inv_cdf(self.tails[1]) * error
+            reach = normal_statistics.NormalDist().inv_cdf(self.tails[1]) * np.sqrt(self._jackknife(draws))
             return float(value - reach), float(value + reach)
         low, high = np.quantile(draws, self.tails)
         return float(low), float(high)
@@ -185,17 +199,27 @@ class _Weights:
         """Returns the mean over seeds of first minus second, with its interval over clusters and seeds."""
         for pair in compared:
             self._check(name, pair)
-        value = float(np.mean([a.value - b.value for a, b in compared]))
-        if self.count < 2 or not np.isfinite(value) or compared[0][0].counts_types:
+        values = np.array([a.value - b.value for a, b in compared])
+        value, seeds = float(values.mean()), len(values)
+        draws = np.stack([self._draws(a, self.leave_one_out) - self._draws(b, self.leave_one_out) for a, b in compared])
+        if self.count < 2 or not np.isfinite(value) or not np.isfinite(draws).all():
             return Difference(value, None)
-        draws = np.stack([self._draws(a, self.resamples) - self._draws(b, self.resamples) for a, b in compared])
-        count = len(compared)
-        chosen = self._rng.multinomial(count, np.full(count, 1 / count), size=len(self.resamples)).T
-        means = np.where(chosen, chosen * draws, 0.0).sum(axis=0) / count
-        if not np.isfinite(means).any():
-            return Difference(value, None)
-        low, high = np.quantile(means[np.isfinite(means)], self.tails)
-        return Difference(value, (float(low), float(high)))
+        of_clusters = self._jackknife(draws.mean(axis=0))
+        of_seeds = both = 0.0
+        if seeds > 1:
+            of_seeds = values.var(ddof=1) / seeds
+            # What clusters vary by beyond what all seeds share is chance in which seeds and clusters meet.
+            both = (np.mean([self._jackknife(row) for row in draws]) - of_clusters) / (seeds - 1)
+        variance = max(of_seeds + of_clusters - both, of_seeds, of_clusters)
+        if variance == 0:
+            return Difference(value, (value, value))
+        freedom = variance**2 / (of_seeds**2 / max(1, seeds - 1) + of_clusters**2 / (self.count - 1))
+        reach = float(scipy.special.stdtrit(freedom, self.tails[1]) * np.sqrt(variance))
+        return Difference(value, (value - reach, value + reach))
+
+    def _jackknife(self, draws: np.ndarray) -> float:
+        """The variance of an estimate from those that leave out one cluster each `[clusters]`."""
+        return float((self.count - 1) * np.mean((draws - draws.mean()) ** 2))
 
     def _check(self, name: str, terms: Sequence[Statistic]) -> None:
         for term in terms:

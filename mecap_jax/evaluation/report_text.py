@@ -8,15 +8,18 @@ from typing import Any
 from mecap_jax.evaluation.stage import NEAREST_ANCHOR, StageResult
 from mecap_jax.evaluation.tables import (
     ABLATION_KEYS,
+    ALIKE,
+    COMPARED,
     condition_title,
     escape,
-    excludes_zero,
     format_value,
     markdown_table,
     metric_cell,
     ordered,
     ordered_stages,
+    reward_verdict,
     stage_title,
+    verdict,
 )
 from mecap_jax.json_files import to_json
 
@@ -108,11 +111,21 @@ def _by_stage(scores: Mapping[str, Any]) -> str:
 def _changes(differences: Mapping[str, Mapping[str, Any]]) -> str:
     if not differences:
         return ""
-    return (
+    text = (
         "## What changed\n\n"
         "Paired differences on the same clips: every resample draws the same clusters for both. Bold where the "
         "interval excludes 0; with this many comparisons some will by chance.\n\n" + _differences(differences)
     )
+    return "\n\n".join(filter(None, (text, reward_verdict(_verdicts(differences)))))
+
+
+def _verdicts(differences: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, str]]:
+    """By stage and metric, how `grpo` compares with it."""
+    of_grpo = {pair.removeprefix("grpo - "): row for pair, row in differences.items() if pair.startswith("grpo - ")}
+    return {
+        stage: {key: verdict(row[key]["low"], row[key]["high"]) for key in COMPARED if key in row}
+        for stage, row in of_grpo.items()
+    }
 
 
 def _differences(differences: Mapping[str, Mapping[str, Any]]) -> str:
@@ -127,8 +140,10 @@ def _others(report: Mapping[str, Any]) -> str:
     for name, scores in report["others"].items():
         count = f"{scores['test']['clips']} clips of {scores['test'][clusters]} {escape(clusters)}"
         parts += [f"## On other clips: {escape(name)}", f"{count}; intervals and differences as above."]
-        parts += [_by_stage(scores), *([_differences(scores["differences"])] if scores["differences"] else [])]
-    return "\n\n".join(parts)
+        parts.append(_by_stage(scores))
+        if scores["differences"]:
+            parts += [_differences(scores["differences"]), reward_verdict(_verdicts(scores["differences"]))]
+    return "\n\n".join(filter(None, parts))
 
 
 def _change(key: str, entry: Mapping[str, float | None] | None) -> str:
@@ -136,7 +151,7 @@ def _change(key: str, entry: Mapping[str, float | None] | None) -> str:
         return "unavailable"
     interval = None if entry["low"] is None else (entry["low"], entry["high"])
     text = format_value(key, entry["value"], interval, signed=True)
-    return f"**{text}**" if excludes_zero(entry["low"], entry["high"]) else text
+    return text if verdict(entry["low"], entry["high"]) == ALIKE else f"**{text}**"
 
 
 def _recognition(results: Mapping[str, StageResult], pictures: Mapping[str, str]) -> str:

@@ -1,16 +1,21 @@
-"""What several seeds gave, as Markdown for the documentation: summary, tables by seed, and which claims hold."""
+"""What several seeds gave, as Markdown for the documentation: summary, tables by seed, and what is above what."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from mecap_jax.evaluation.intervals import Difference, bootstrap_over_seeds
+from mecap_jax.evaluation.intervals import Difference, difference_over_seeds
 from mecap_jax.evaluation.stage import StageResult
 from mecap_jax.evaluation.tables import (
+    ABLATION_KEYS,
+    ABOVE,
+    ALIKE,
+    BELOW,
+    COMPARED,
     condition_title,
     escape,
     format_value,
@@ -18,15 +23,26 @@ from mecap_jax.evaluation.tables import (
     metric_cell,
     ordered,
     ordered_stages,
+    pairs,
+    reward_verdict,
     stage_title,
+    verdict,
+    verdict_cells,
 )
 
 Report = Mapping[str, Any]
 SUMMARY_KEYS = (
     "emotion_word_uar emotion_uar emotion_reward bleu_4 rouge_l meteor cider_d vocabulary_size distinct_captions"
 ).split()
-_MUST_RISE = ("emotion_reward", "emotion_uar", "emotion_word_uar")
-_MUST_NOT_FALL = ("bleu_4", "rouge_l", "meteor")
+# A seed's scored stages, by the name of the clips ("": the run's own) and by stage.
+Results = Mapping[str, Mapping[str, StageResult]]
+MAIN_SECTION = "results"  # of the main recipe, in the documentation and in the README
+_FEW_SEEDS = 5
+_UAR = ("emotion_uar", "emotion_word_uar")
+
+
+class ReproductionError(ValueError):
+    """Runs that cannot stand in one table."""
 
 
 def summary_table(reports: Sequence[Report]) -> str:
@@ -45,56 +61,125 @@ def summary_table(reports: Sequence[Report]) -> str:
     return f"{provenance(reports)}\n\n{markdown_table(['metric', *map(stage_title, stages)], rows)}\n"
 
 
-def seeds_tables(reports: Sequence[Report], results: Sequence[Mapping[str, Mapping[str, StageResult]]]) -> str:
-    """Two tables over seeds for the run's own clips, and two for each set of further ones: the mean of every metric of
-    every stage, and the differences between all pairs of stages with their intervals (`bootstrap_over_seeds`).
+def seeds_tables(reports: Sequence[Report], results: Sequence[Results], ablation: Sequence[Results] = ()) -> str:
+    """Three tables over seeds for the run's own clips, and three for each set of further ones: what is above what, the
+    mean of every metric of every stage, and the differences between all pairs of stages with their intervals
+    (`difference_over_seeds`).
 
     Args:
       reports: one a seed.
-      results: one a seed: by name of the clips ("": the run's own) and stage.
+      results: one a seed.
+      ablation: as in `claims_table`, of the run's own clips.
 
     Raises:
-      ValueError: the seeds were evaluated on different clips, or have not the same stages.
+      ReproductionError: the seeds have not the same stages, or stages were evaluated on different clips or speakers.
     """
     intervals = reports[0]["intervals"]
-    brackets = f"{intervals['level']:.0%} intervals (bootstrap over {intervals['clusters']} and seeds)"
+    if any(by_name.keys() != results[0].keys() for by_name in results):
+        raise ReproductionError(
+            f"seeds were evaluated on different sets of clips: {[list(found) for found in results]}"
+        )
+    level, clusters = intervals["level"], intervals["clusters"]
+    brackets = f"{level:.0%} intervals over {clusters} and seeds (two-way variance, Student's t)"
     parts = [provenance(reports, brackets)]
     for name in results[0]:
         parts += [f"The same stages on other clips, {escape(name)}:"] if name else []
-        parts += _means_and_differences([found.get(name, {}) for found in results], intervals)
-    return "\n\n".join(parts) + "\n"
+        found = [by_name[name] for by_name in results]
+        parts.append(claims_table(reports, found, () if name else ablation))
+        parts += _means_and_differences(found, level)
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def _means_and_differences(results: Sequence[Mapping[str, StageResult]], intervals: Mapping[str, Any]) -> list[str]:
-    first = results[0]
-    stages = ordered_stages(first)
-    for found in results[1:]:
-        if found.keys() != first.keys() or found[stages[0]].ids != first[stages[0]].ids:
-            raise ValueError("seeds compare only where they have the same stages and were evaluated on the same clips")
+def claims_table(
+    reports: Sequence[Report], results: Sequence[Mapping[str, StageResult]], ablation: Sequence[Results] = ()
+) -> str:
+    """What is above what over all seeds, by the intervals of paired differences and by nothing else; and what the
+    reward did, where there is a twin without it.
+
+    Args:
+      reports: one a seed.
+      results: one a seed, by stage.
+      ablation: one a seed: by stage and modality, where the stage saw no other.
+
+    Raises:
+      ReproductionError: as in `seeds_tables`.
+    """
+    level, kind = reports[0]["intervals"]["level"], reports[0]["intervals"]["clusters"]
+    seeds = [report["seed"] for report in reports]
+    _check_alike(seeds, results)
+    rows, of_grpo = [], {}
+    for first, second in pairs(results[0]):
+        found = _compare([by_stage[first] for by_stage in results], [by_stage[second] for by_stage in results], level)
+        verdicts = {key: _verdict(found[key]) for key in COMPARED if key in found}
+        rows.append([f"{stage_title(first)} against {stage_title(second)}", *verdict_cells(verdicts)])
+        if first == "grpo":
+            of_grpo[second] = verdicts
+    for stage, conditions in ablation[0].items() if ablation else ():
+        whole = [by_stage[stage] for by_stage in results]
+        for condition in conditions:
+            alone = [by_stage[stage][condition] for by_stage in ablation]
+            _check_alike(seeds, [{stage: a, condition: b} for a, b in zip(whole, alone)])
+            found = _compare(whole, alone, level)
+            title = f"{stage_title(stage)}: {condition_title('all')} against {condition_title(condition)}"
+            rows.append([title, *verdict_cells({key: _verdict(found[key]) for key in ABLATION_KEYS if key in found})])
+    table = markdown_table(["over all seeds", f"{ABOVE} in", f"{BELOW} in", f"{ALIKE} in"], rows, numbers=False)
+    method = (
+        f"By {level:.0%} intervals of paired differences over {kind} and seeds; of so many comparisons some are told "
+        "apart by chance."
+    )
+    return "\n\n".join(filter(None, (method, table, reward_verdict(of_grpo)))) if rows else ""
+
+
+def _check_alike(seeds: Sequence[int], results: Sequence[Mapping[str, StageResult]]) -> None:
+    """Checks that all stages of all seeds were evaluated on the same clips of the same speakers.
+
+    Raises:
+      ReproductionError: names seed and stage, and the clips or the stages that differ.
+    """
+    stages = list(results[0])
+    clusters = {clip.id: clip.cluster for clip in results[0][stages[0]].clips}
+    for seed, found in zip(seeds, results):
+        if found.keys() != results[0].keys():
+            raise ReproductionError(f"seed {seeds[0]} has the stages {stages}, seed {seed} {list(found)}")
+        for stage, result in found.items():
+            theirs = {clip.id: clip.cluster for clip in result.clips}
+            if list(theirs.items()) != list(clusters.items()):
+                differing = sorted({*theirs.items()} ^ {*clusters.items()}) or sorted(clusters.items())
+                named = ", ".join(f"{clip!r} of {cluster!r}" for clip, cluster in differing[:3])
+                raise ReproductionError(
+                    f"seed {seed}, {stage}: evaluated on other clips than seed {seeds[0]}, {stages[0]} "
+                    f"({len(theirs)} and {len(clusters)} clips; different: {named})"
+                )
+
+
+def _compare(first: Sequence[StageResult], second: Sequence[StageResult], level: float) -> dict[str, Difference]:
+    clusters = [clip.cluster for clip in first[0].clips]
+    one, other = ([result.statistics for result in system] for system in (first, second))
+    return difference_over_seeds(one, other, clusters, level)
+
+
+def _verdict(difference: Difference) -> str:
+    return verdict(*(difference.interval or (None, None)))
+
+
+def _means_and_differences(results: Sequence[Mapping[str, StageResult]], level: float) -> list[str]:
+    stages = ordered_stages(results[0])
     metrics = [{stage: result.metrics for stage, result in found.items()} for found in results]
     keys = ordered(key for stage in stages for key in metrics[0][stage])
     rows = [
         [metric_cell(key), *(_mean_cell(key, [found[stage].get(key) for found in metrics]) for stage in stages)]
         for key in keys
     ]
-    clusters = [clip.cluster for clip in first[stages[0]].clips]
-    compared = [key for key in _COMPARED if key in keys]
+    compared = [key for key in COMPARED if key in keys]
     differences = []
     for low, high in itertools.combinations(stages, 2):
-        of_high, of_low = ([found[stage].statistics for found in results] for stage in (high, low))
-        found = bootstrap_over_seeds(of_high, of_low, clusters, intervals["resamples"], intervals["level"])
+        found = _compare([by_stage[high] for by_stage in results], [by_stage[low] for by_stage in results], level)
         cells = [_difference_cell(key, found.get(key)) for key in compared]
         differences.append([f"{stage_title(high)} − {stage_title(low)}", *cells])
     return [
         markdown_table(["metric", *map(stage_title, stages)], rows),
         markdown_table(["difference", *map(metric_cell, compared)], differences),
     ]
-
-
-# What systems are compared in.
-_COMPARED = (
-    "war uar eea fcr epc claims_true wheel_f1 affect_error emotion_word_uar emotion_uar retrieval bleu_4 rouge_l meteor"
-).split()
 
 
 def _mean_cell(key: str, values: Sequence[float | None]) -> str:
@@ -117,13 +202,22 @@ def provenance(reports: Sequence[Report], brackets: str = "") -> str:
     dates = sorted({report["made"]["date"][:10] for report in reports})
     clusters = intervals["clusters"]
     seeds = ", ".join(str(report["seed"]) for report in reports)
-    brackets = brackets or (
-        f"the lowest and the highest bound of the seeds' own {intervals['level']:.0%} intervals (bootstrap over "
-        f"{clusters})"
-    )
+    caveat = ""
+    if not brackets:
+        brackets = (
+            f"the lowest and the highest bound of the seeds' own {intervals['level']:.0%} intervals (bootstrap over "
+            f"{clusters})"
+        )
+        caveat = f" They know nothing of what other seeds would give, and of few {clusters} they are too narrow."
+    if len(reports) < _FEW_SEEDS:
+        caveat += (
+            f" With fewer than {_FEW_SEEDS} seeds intervals mostly speak for the {clusters}, and hold the truth less "
+            f"often than in {intervals['level']:.0%} of the cases."
+        )
     return (
-        f"{data}, {test['clips']} test clips of {test[clusters]} held-out {clusters}; mean of seeds {seeds}; in "
-        f"brackets {brackets}. {made['machine']}, JAX {made['packages']['jax']}, {' and '.join(dates)}."
+        f"{data}, {test['clips']} test clips of {test[clusters]} held-out {clusters}; mean of {len(reports)} "
+        f"{'seed' if len(reports) == 1 else 'seeds'} ({seeds}); in brackets {brackets}.{caveat} {made['machine']}, "
+        f"JAX {made['packages']['jax']}, {' and '.join(dates)}."
     )
 
 
@@ -142,12 +236,12 @@ def seed_tables(reports: Sequence[Report]) -> str:
         ]
         parts += [f"### Seed {report['seed']}", markdown_table(["metric", *map(stage_title, stages)], rows)]
         rows = [
-            [f"{stage_title(stage)}, {condition_title(condition)}", *_cells(found, _MUST_RISE[1:])]
+            [f"{stage_title(stage)}, {condition_title(condition)}", *_cells(found, _UAR)]
             for stage, conditions in report["ablation"].items()
             for condition, found in conditions.items()
         ]
         if rows:
-            parts.append(markdown_table(["what it sees", *map(metric_cell, _MUST_RISE[1:])], rows))
+            parts.append(markdown_table(["what it sees", *map(metric_cell, _UAR)], rows))
     return "\n\n".join(parts) + "\n"
 
 
@@ -155,66 +249,25 @@ def _cells(found: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
     return [format_value(key, found["eval"].get(key), found["confidence"].get(key)) for key in keys]
 
 
-def claims_table(reports: Sequence[Report]) -> str:
-    """Which claims hold in which seeds, computed from the reports; `make reproduce` asks nothing else."""
-    rows = []
-    for title, holds in _claims_by_seed(reports[0]):
-        found = [holds(report) for report in reports]
-        where = ", ".join(str(report["seed"]) for report, ok in zip(reports, found) if ok)
-        rows.append(
-            [title, f"{sum(found)} of {len(found)}" + (f" (seeds {where})" if 0 < sum(found) < len(found) else "")]
+def section_of(own: str, changes: Sequence[str], named: str | None) -> str:
+    """Returns the section that tables go into: the recipe's own one is for the recipe as it is.
+
+    Args:
+      own: the recipe's section.
+      changes: in what it is another experiment.
+      named: the section that was asked for, if any.
+
+    Raises:
+      ReproductionError: tables of something else would take the place of a recipe's own.
+    """
+    section = named or own
+    if section == own and changes or section == MAIN_SECTION != own:
+        why = f"with {', '.join(changes)} these" if changes else "these"
+        raise ReproductionError(
+            f"{why} are not the results of the section {section!r}; they need one of their own (--section=NAME), "
+            "between the lines '<!-- NAME: begin -->' and '<!-- NAME: end -->' of the document"
         )
-    for title, key, one, other in _claims_on_the_mean(reports[0]):
-        means = [float(np.mean([report["eval"][stage][key] for report in reports])) for stage in (one, other)]
-        verdict = "yes" if means[0] > means[1] else "equal" if means[0] == means[1] else "no"
-        rows.append([title, f"{verdict}: {format_value(key, means[0])} against {format_value(key, means[1])}"])
-    return markdown_table(["claim", "holds"], rows, numbers=False) + "\n"
-
-
-def _claims_by_seed(report: Report) -> list[tuple[str, Callable[[Report], bool]]]:
-    stages = report["eval"]
-    claims: list[tuple[str, Callable[[Report], bool]]] = []
-    if {"sft", "text_only"} <= set(stages):
-        claims.append(("SFT above text only in first-word UAR, intervals apart", _apart))
-    for stage, conditions in report["ablation"].items():
-        if len(conditions) > 2:
-            title = f"{stage_title(stage)}: everything above either modality alone, both UARs"
-            claims.append((title, lambda r, stage=stage: _more_is_better(r["ablation"][stage])))
-    if {"sft", "grpo"} <= set(stages):
-        for key in _MUST_RISE:
-            claims.append((f"Emo-GRPO above SFT in {metric_cell(key)}", lambda r, key=key: _gain(r, key) > 0))
-        for key in _MUST_NOT_FALL:
-            title = f"Emo-GRPO not below the lower bound of SFT in {metric_cell(key)}"
-            claims.append((title, lambda r, key=key: _keeps(r, key)))
-    return claims
-
-
-def _claims_on_the_mean(report: Report) -> list[tuple[str, str, str, str]]:
-    wanted = [
-        ("Mean first-word UAR: Emo-GRPO above SFT of equal time", "emotion_word_uar", "grpo", "sft_control"),
-        ("Mean first-word UAR: Emo-GRPO above the semantic reward alone", "emotion_word_uar", "grpo", "grpo_semantic"),
-        ("Mean vocabulary: Emo-GRPO above SFT", "vocabulary_size", "grpo", "sft"),
-    ]
-    return [claim for claim in wanted if {claim[2], claim[3]} <= set(report["eval"])]
-
-
-def _gain(report: Report, key: str) -> float:
-    return report["eval"]["grpo"][key] - report["eval"]["sft"][key]
-
-
-def _keeps(report: Report, key: str) -> bool:
-    value, interval = report["eval"]["grpo"].get(key), report["confidence"]["sft"].get(key)
-    return value is not None and interval is not None and value >= interval[0]
-
-
-def _apart(report: Report) -> bool:
-    (low, _), (_, high) = (report["confidence"][stage]["emotion_word_uar"] for stage in ("sft", "text_only"))
-    return low > high
-
-
-def _more_is_better(conditions: Mapping[str, Any]) -> bool:
-    alone = [found["eval"] for condition, found in conditions.items() if condition != "all"]
-    return all(conditions["all"]["eval"][key] > max(found[key] for found in alone) for key in _MUST_RISE[1:])
+    return section
 
 
 def replace_section(text: str, name: str, body: str) -> str:

@@ -1,4 +1,4 @@
-"""Markdown tables of metrics, and the table over several seeds; all foreign text is escaped."""
+"""Markdown tables of metrics, and what their differences tell; all foreign text is escaped."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ import dataclasses
 import html
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
-
-import numpy as np
 
 _ABBREVIATIONS = ("sft", "grpo", "dapo")
 
@@ -67,6 +64,13 @@ METRICS = {
     "repetition": Metric("Captions that repeat themselves", better="lower"),
     "mean_length": Metric("Mean length (words)", better="", digits=1),
 }
+# What systems are compared in.
+COMPARED = (
+    "war uar eea fcr epc claims_true wheel_f1 affect_error emotion_word_uar emotion_uar emotion_reward retrieval "
+    "bleu_4 rouge_l meteor vocabulary_size"
+).split()
+ABOVE, BELOW, ALIKE = "above", "below", "not told apart"
+REWARD_OFF = "reward_off"  # the row of comparison that is `grpo` without what its reward teaches
 ABLATION_KEYS = ("emotion_uar", "emotion_word_uar", "war", "uar", "wheel_f1")  # what is compared between modalities
 _CONDITIONS = {"audio": "audio only", "video": "video only", "features": "features only", "all": "everything"}
 
@@ -145,52 +149,6 @@ def escape(text: str, limit: int = 400) -> str:
     return text.replace("://", "&#58;//").replace("www.", "www&#46;").replace("@", "&#64;")
 
 
-def results_table(reports: Sequence[Mapping[str, Any]]) -> str:
-    """Combines the `report.json` of several seeds into Markdown: metrics by stage, then the paired differences.
-
-    A cell is the mean over seeds with the range (lowest to highest seed); a difference also says in how many seeds its
-    own interval excludes 0. Stages and metrics that not all seeds have are marked with the number of seeds.
-
-    Raises:
-      ValueError: no reports, a seed that occurs twice, or reports that do not compare (other tokenisation or clips).
-    """
-    if not reports:
-        raise ValueError("a results table needs at least one report")
-    seeds = [report["seed"] for report in reports]
-    if len(set(seeds)) < len(seeds):
-        raise ValueError(f"seeds {seeds} must differ")
-    for key in ("tokenisation", "test"):
-        values = [report[key] for report in reports]
-        if any(value != values[0] for value in values):
-            raise ValueError(f"reports do not compare: {key!r} differs: {values}")
-    stages = ordered_stages(stage for report in reports for stage in report["eval"])
-    keys = ordered(key for report in reports for metrics in report["eval"].values() for key in metrics)
-    rows = []
-    for key in keys:
-        cells = [[report["eval"].get(stage, {}).get(key) for report in reports] for stage in stages]
-        rows.append([metric_cell(key), *(_over_seeds(key, cell) for cell in cells)])
-    parts = [
-        f"Mean over seeds ({', '.join(map(str, seeds))}), in brackets the lowest and the highest.",
-        markdown_table(["metric", *map(stage_title, stages)], rows),
-    ]
-    compared = [pair for pair in pairs(stages) if any(pair_name(*pair) in report["differences"] for report in reports)]
-    if compared:
-        parts += [
-            "Paired differences on the same clips; in parentheses the seeds in which the interval excludes 0.",
-            markdown_table(
-                ["metric", *(f"{stage_title(a)} − {stage_title(b)}" for a, b in compared)],
-                [
-                    [metric_cell(key), *(_difference_over_seeds(key, pair, reports) for pair in compared)]
-                    for key in keys
-                ],
-            ),
-        ]
-    for name in dict.fromkeys(name for report in reports for name in report.get("others", {})):
-        elsewhere = [{"seed": r["seed"], **r["others"][name]} for r in reports if name in r.get("others", {})]
-        parts += [f"On other clips, {escape(name)}:", results_table(elsewhere).strip()]
-    return "\n\n".join(parts) + "\n"
-
-
 def pair_name(first: str, second: str) -> str:
     """Returns the key of a difference in `report.json`, such as "grpo - sft"."""
     return f"{first} - {second}"
@@ -202,22 +160,44 @@ def metric_cell(key: str) -> str:
     return escape(metric.title) + {"higher": " ↑", "lower": " ↓", "": ""}[metric.better]
 
 
-def _over_seeds(key: str, values: Sequence[float | None], signed: bool = False) -> str:
-    present = [value for value in values if value is not None]
-    if not present:
-        return "unavailable"
-    spread = (min(present), max(present)) if len(present) > 1 else None
-    cell = format_value(key, float(np.mean(present)), spread, signed)
-    return cell if len(present) == len(values) else f"{cell} ({len(present)} of {len(values)} seeds)"
+def verdict(low: float | None, high: float | None) -> str:
+    """Returns what the interval of a paired difference tells: that the first is `ABOVE` the second, `BELOW` it, or
+    neither (`ALIKE`: the interval holds 0, or there is none)."""
+    if low is None or high is None or low <= 0 <= high:
+        return ALIKE
+    return ABOVE if low > 0 else BELOW
 
 
-def _difference_over_seeds(key: str, pair: tuple[str, str], reports: Sequence[Mapping[str, Any]]) -> str:
-    found = [report["differences"].get(pair_name(*pair), {}).get(key) for report in reports]
-    cell = _over_seeds(key, [None if entry is None else entry["value"] for entry in found], signed=True)
-    clear = [entry for entry in found if entry is not None and excludes_zero(entry["low"], entry["high"])]
-    return cell if cell == "unavailable" else f"{cell} ({len(clear)})"
+def verdict_cells(verdicts: Mapping[str, str]) -> list[str]:
+    """Returns the metrics that are above, those that are below, and those that are not told apart, as three cells."""
+    return [
+        ", ".join(metric_cell(key) for key in ordered(verdicts) if verdicts[key] == word)
+        for word in (ABOVE, BELOW, ALIKE)
+    ]
 
 
-def excludes_zero(low: float | None, high: float | None) -> bool:
-    """Returns whether an interval lies wholly on one side of 0."""
-    return low is not None and high is not None and (low > 0 or high < 0)
+def reward_verdict(verdicts: Mapping[str, Mapping[str, str]]) -> str:
+    """Returns in words what the reward of `grpo` did, beside its twin without what the reward teaches; "" where there
+    is no twin.
+
+    Args:
+      verdicts: by stage and metric, how `grpo` compares with it.
+    """
+    if REWARD_OFF not in verdicts:
+        return ""
+    twin, start = verdicts[REWARD_OFF], verdicts.get("sft", {})
+    off, sft, rl = stage_title(REWARD_OFF), stage_title("sft"), stage_title("grpo")
+    unearned = [key for key in ordered(start) if start[key] != ALIKE and twin.get(key, ALIKE) == ALIKE]
+    found = [
+        f"{word} in {', '.join(map(metric_cell, keys))}"
+        for word in (ABOVE, BELOW)
+        if (keys := [key for key in ordered(twin) if twin[key] == word])
+    ]
+    text = (
+        f"What the reward did is the difference from “{off}”, the same training without what the reward teaches. "
+        f"{rl} is {'; '.join(found) if found else 'not told apart from it in any of these metrics'}."
+    )
+    if unearned:
+        names = ", ".join(map(metric_cell, unearned))
+        text += f" Told apart from {sft} but not from “{off}”, so not shown to be the reward's: {names}."
+    return text

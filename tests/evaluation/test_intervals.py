@@ -3,12 +3,13 @@ import math
 import numpy as np
 import pytest
 import scipy.sparse
+import scipy.stats
 
 from mecap_jax.evaluation.intervals import (
     Statistic,
     bootstrap,
     bootstrap_difference,
-    bootstrap_over_seeds,
+    difference_over_seeds,
     mean,
 )
 
@@ -120,32 +121,67 @@ def test_bad_arguments_are_named(arguments, message):
         bootstrap(*arguments)
 
 
-def test_differences_over_seeds_equal_a_plain_loop():
+def over_seeds(cells: np.ndarray):
+    """The interval of the mean of what seeds and speakers give `[seeds, speakers]`, against nothing."""
+    nothing = [{"m": mean(np.zeros(cells.shape[1]))}] * len(cells)
+    return difference_over_seeds([{"m": mean(row)} for row in cells], nothing, list(range(cells.shape[1])))["m"]
+
+
+@pytest.mark.parametrize("of_seeds, of_speakers", [(1.0, 0.5), (0.3, 1.0), (1.0, 2.0)])
+def test_few_seeds_and_speakers_are_covered_where_percentiles_fail(of_seeds, of_speakers):
+    rng, seeds, speakers, trials = np.random.default_rng(0), 3, 12, 300
+    covered = percentile = 0
+    for _ in range(trials):
+        cells = of_seeds * rng.normal(size=(seeds, 1)) + of_speakers * rng.normal(size=(1, speakers))
+        cells = cells + 0.5 * rng.normal(size=(seeds, speakers))  # the true mean is 0
+        low, high = over_seeds(cells).interval
+        covered += low <= 0 <= high
+        drawn = [rng.multinomial(n, np.full(n, 1 / n), size=300) / n for n in (seeds, speakers)]
+        low, high = np.quantile(np.einsum("rs,sk,rk->r", drawn[0], cells, drawn[1]), [0.025, 0.975])
+        percentile += low <= 0 <= high
+    assert covered / trials >= 0.9
+    assert percentile < covered - 0.03 * trials
+
+
+def test_the_interval_over_seeds_is_that_of_the_textbook():
+    """Balanced crossed factors: variances of the means from the mean squares of a two-way analysis of variance."""
+    cells = np.random.default_rng(3).normal(size=(4, 9)) + np.arange(4)[:, None] + np.arange(9)
+    seeds, speakers = cells.shape
+    rows, columns, whole = cells.mean(axis=1, keepdims=True), cells.mean(axis=0, keepdims=True), cells.mean()
+    of_seeds = speakers * np.sum((rows - whole) ** 2) / (seeds - 1)
+    of_speakers = seeds * np.sum((columns - whole) ** 2) / (speakers - 1)
+    rest = np.sum((cells - rows - columns + whole) ** 2) / (seeds - 1) / (speakers - 1)
+    variance = (of_seeds + of_speakers - rest) / cells.size
+    of_both = ((of_seeds / cells.size, seeds), (of_speakers / cells.size, speakers))
+    freedom = variance**2 / sum(part**2 / (count - 1) for part, count in of_both)
+    reach = scipy.stats.t.ppf(0.975, freedom) * np.sqrt(variance)
+    found = over_seeds(cells)
+    assert found.value == pytest.approx(whole)
+    np.testing.assert_allclose(found.interval, [whole - reach, whole + reach])
+
+
+def test_what_both_systems_share_cancels_in_every_seed():
     rng = np.random.default_rng(0)
-    speakers = np.repeat(np.arange(10), 6)
-    effects = rng.normal(size=10)[speakers]
-    first = [effects + 0.3 * rng.normal(size=60) + gain for gain in (0.1, 0.5, 0.9)]
-    second = [effects + 0.3 * rng.normal(size=60) for _ in range(3)]
-    a, b = ([{"m": mean(scores)} for scores in system] for system in (first, second))
-    found = bootstrap_over_seeds(a, b, speakers.tolist(), resamples=4000)["m"]
-    assert found.value == pytest.approx(np.mean(first) - np.mean(second))
-    loop = np.random.default_rng(7)
-    differences = np.stack([x - y for x, y in zip(first, second)])
-    means = []
-    for _ in range(4000):
-        clips = np.concatenate([np.flatnonzero(speakers == s) for s in loop.integers(0, 10, size=10)])
-        means.append(differences[loop.integers(0, 3, size=3)][:, clips].mean())
-    np.testing.assert_allclose(found.interval, np.quantile(means, [0.025, 0.975]), atol=0.03)
-    # Seeds are chance, too: what their mean alone would give is narrower.
-    pooled = bootstrap_difference({"m": mean(sum(first) / 3)}, {"m": mean(sum(second) / 3)}, speakers.tolist(), 4000)
-    assert np.ptp(found.interval) > 2 * np.ptp(pooled["m"].interval)
+    hard, speakers = np.repeat(rng.normal(size=10), 6), np.repeat(np.arange(10), 6).tolist()
+    first = [{"m": mean(hard + 0.1), "only": mean(hard)}] * 3
+    found = difference_over_seeds(first, [{"m": mean(hard)}] * 3, speakers)
+    assert found.keys() == {"m"}
+    np.testing.assert_allclose([found["m"].value, *found["m"].interval], 0.1, atol=1e-7)
+    same = difference_over_seeds(first, first, speakers)["m"]
+    assert same.value == 0 and same.interval == (0, 0)
 
 
 def test_one_seed_has_the_interval_of_its_speakers():
     scores = np.random.default_rng(0).normal(size=(2, 40))
     a, b = ({"m": mean(row), "v": _types(row[:, None] > 0)} for row in scores)
-    speakers = np.repeat(np.arange(8), 5).tolist()
-    alone, over = bootstrap_difference(a, b, speakers), bootstrap_over_seeds([a], [b], speakers)
-    assert over["m"] == alone["m"] and over["v"].interval is None
+    speakers = np.repeat(np.arange(8), 5)
+    found = difference_over_seeds([a], [b], speakers.tolist())
+    means = (scores[0] - scores[1]).reshape(8, 5).mean(axis=1)
+    reach = scipy.stats.t.ppf(0.975, 7) * means.std(ddof=1) / np.sqrt(8)
+    np.testing.assert_allclose(found["m"].interval, [means.mean() - reach, means.mean() + reach])
+    assert found["v"].interval is not None  # a jackknife can count types
     with pytest.raises(ValueError, match="2 and 1 seeds do not compare"):
-        bootstrap_over_seeds([a, a], [b], speakers)
+        difference_over_seeds([a, a], [b], speakers.tolist())
+    assert difference_over_seeds([a], [b], ["one"] * 40)["m"].interval is None
+    with pytest.raises(ValueError, match="'m' covers 40 clips, but 39 have a cluster"):
+        difference_over_seeds([a], [b], speakers.tolist()[:-1])

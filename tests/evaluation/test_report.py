@@ -8,7 +8,6 @@ from markdown_it import MarkdownIt
 from PIL import Image
 
 from mecap_jax.evaluation.report import write_report
-from mecap_jax.evaluation.tables import results_table
 from tests.evaluation.conftest import make_stage
 
 HOSTILE = 'a | b\n\n# x <script>alert(1)</script> <img src="x"> `c` **d** [e](http://f.g)'
@@ -137,10 +136,17 @@ def test_unavailable_metrics_say_why(tmp_path, stages, no_java, corpus):
     assert "there is no Java" in text
 
 
-def test_reports_of_two_seeds_combine(tmp_path, stages, written):
-    other = _write(tmp_path, stages, seed=4)
-    table = results_table([written[1], other])
-    assert "seeds (3, 4)" in table and "GRPO − SFT" in table
+def test_a_report_credits_the_reward_with_what_its_twin_lacks(tmp_path, stages, written):
+    """Whatever Emo-GRPO gains over SFT: where the twin without reward is the same, nothing is the reward's."""
+    results = {"sft": stages["sft"], "grpo": stages["grpo"], "reward_off": stages["grpo"]}
+    report = _write(tmp_path, stages, results=results, others={"there": results})
+    gain = report["differences"]["grpo - sft"]["emotion_uar"]
+    assert gain["low"] > 0
+    text = (tmp_path / "report.md").read_text()
+    assert text.count("GRPO is not told apart from it in any of these metrics.") == 2  # on the other clips, too
+    (line,) = {line for line in text.splitlines() if "not shown to be the reward's" in line}
+    assert "Emotion UAR, nearest anchor ↑" in line.partition("the reward's: ")[2]
+    assert "What the reward did" not in (written[0] / "report.md").read_text()
 
 
 def test_bad_input_is_named(tmp_path, stages):

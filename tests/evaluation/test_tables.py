@@ -1,7 +1,15 @@
 import pytest
 from markdown_it import MarkdownIt
 
-from mecap_jax.evaluation.tables import escape, format_value, markdown_table, pairs, results_table
+from mecap_jax.evaluation.tables import (
+    escape,
+    format_value,
+    markdown_table,
+    pairs,
+    reward_verdict,
+    verdict,
+    verdict_cells,
+)
 
 HOSTILE = [
     "a | b",
@@ -43,43 +51,32 @@ def test_values():
     assert format_value("meteor", None) == "unavailable"
 
 
-def _report(seed, grpo, low, **changes):
-    stages = {"sft": {"emotion_uar": 0.5, "meteor": None}, "grpo": {"emotion_uar": grpo, "meteor": None}}
-    difference = {"value": grpo - 0.5, "low": low, "high": grpo}
-    report = {"seed": seed, "eval": stages, "differences": {"grpo - sft": {"emotion_uar": difference}}}
-    return report | {"tokenisation": "ptb", "test": {"clips": 3}} | changes
-
-
-def test_table_over_seeds_by_hand():
-    text = results_table([_report(0, 0.7, 0.1), _report(1, 0.9, -0.1), _report(2, 0.8, 0.2)])
-    assert "seeds (0, 1, 2)" in text
-    assert "| Emotion UAR, nearest anchor ↑ | 0.500 [0.500, 0.500] | 0.800 [0.700, 0.900] |" in text
-    assert "| METEOR ↑ | unavailable | unavailable |" in text
-    assert "| Emotion UAR, nearest anchor ↑ | +0.300 [+0.200, +0.400] (2) |" in text
-
-
 def test_stages_are_compared_once():
     assert pairs(["sft", "text_only", "sft_control"]) == [("sft", "text_only"), ("sft", "sft_control")]
     assert pairs(["text_only", "grpo", "sft"]) == [("grpo", "sft"), ("grpo", "text_only"), ("text_only", "sft")]
     assert pairs(["grpo", "other"]) == [("grpo", "other")] and pairs(["sft"]) == []
 
 
-def test_a_stage_that_one_seed_lacks_is_marked():
-    short = _report(1, 0.9, 0.1, eval={"sft": {"emotion_uar": 0.6}}, differences={})
-    text = results_table([_report(0, 0.7, 0.1), short])
-    assert "0.550 [0.500, 0.600] | 0.700 (1 of 2 seeds) |" in text
-    assert "+0.200 (1 of 2 seeds) (1) |" in text
-
-
 @pytest.mark.parametrize(
-    ("reports", "message"),
-    [
-        ([], "at least one report"),
-        ([_report(0, 0.7, 0.1)] * 2, r"seeds \[0, 0\] must differ"),
-        ([_report(0, 0.7, 0.1), _report(1, 0.7, 0.1, tokenisation="words")], "'tokenisation' differs"),
-        ([_report(0, 0.7, 0.1), _report(1, 0.7, 0.1, test={"clips": 4})], "'test' differs"),
-    ],
-)
-def test_reports_that_do_not_combine(reports, message):
-    with pytest.raises(ValueError, match=message):
-        results_table(reports)
+    "low, high, word",
+    [(0.1, 0.2, "above"), (-0.2, -0.1, "below"), (-0.1, 0.2, "not told apart"), (None, None, "not told apart"),
+     (0.0, 0.2, "not told apart"), (-0.2, 0.0, "not told apart")],
+)  # fmt: skip
+def test_an_interval_says_one_of_three_things(low, high, word):
+    assert verdict(low, high) == word
+
+
+def test_metrics_stand_under_what_was_told_of_them():
+    cells = verdict_cells({"meteor": "above", "war": "above", "affect_error": "below", "uar": "not told apart"})
+    assert cells == ["WAR ↑, METEOR ↑", "Distance to the right emotion ↓", "UAR ↑"]
+
+
+def test_what_the_twin_without_reward_does_is_not_the_rewards():
+    gains = {"war": "above", "uar": "above", "eea": "not told apart"}
+    assert reward_verdict({"sft": gains}) == ""
+    text = reward_verdict({"sft": gains, "reward_off": gains | {"uar": "not told apart"}})
+    assert "GRPO is above in WAR ↑." in text
+    assert "Told apart from SFT but not from “Reward off”, so not shown to be the reward's: UAR ↑." in text
+    text = reward_verdict({"sft": gains, "reward_off": dict.fromkeys(gains, "not told apart")})
+    assert "GRPO is not told apart from it in any of these metrics." in text and "the reward's: WAR ↑, UAR ↑." in text
+    assert "below in WAR ↑" in reward_verdict({"reward_off": {"war": "below"}})  # a model without SFT

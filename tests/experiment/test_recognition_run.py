@@ -66,37 +66,56 @@ def test_the_report_is_on_recognition(finished):
 
 
 @pytest.mark.slow
-def test_tables_over_seeds_go_into_the_section_of_the_recipe(finished, tmp_path):
+def test_tables_over_seeds_go_into_the_section_that_was_named(finished, shared, tmp_path):
     workdir, report = finished
     for name in ("scripts/reproduce.py", "docs/reproduction.md", "configs/r1_omni.py", "configs/grpo.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(name, tmp_path / name)
+    document = tmp_path / "docs" / "reproduction.md"
+    document.write_text(document.read_text() + "<!-- small: begin -->\n<!-- small: end -->\n")
     for seed in (0, 1):  # the same run as two seeds
         directory = tmp_path / "runs" / f"seed-{seed}"
         directory.mkdir(parents=True)
         for path in workdir.iterdir():
-            if path.name != "report.json":
+            if path.name not in ("report.json", "config.json"):
                 (directory / path.name).symlink_to(path)
-        named = {**report, "seed": seed, "config": {**report["config"], "name": "r1_omni"}}
-        (directory / "report.json").write_text(json.dumps(named))
+        config = {**report["config"], "seed": seed}
+        (directory / "config.json").write_text(json.dumps(config))
+        (directory / "report.json").write_text(json.dumps({**report, "seed": seed, "config": config}))
     (tmp_path / "runs" / "seed-2").symlink_to(tmp_path / "runs" / "seed-1")
+    changes = [f"--change={item}" for item in [*SMALL, *SETTINGS, *shared] if not item.startswith("evaluation.rows")]
 
     def reproduce(*arguments):
         command = [sys.executable, "scripts/reproduce.py", "--config=configs/r1_omni.py", "--root=runs", "--seeds=0,1"]
+        command += [*changes, "--rows=sft_labels", "--section=small"]
         return subprocess.run([*command, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120)
 
-    before = (tmp_path / "docs" / "reproduction.md").read_text()
-    refused = [reproduce("--section=absent"), reproduce("--rows=absent"), reproduce("--seeds=0,2")]
-    assert [run.returncode for run in refused] == [1, 1, 1]
-    assert "seed-2 holds a run of 'r1_omni' with seed 1, not of 'r1_omni' with seed 2" in refused[2].stderr
-    assert "'<!-- absent: begin -->'" in refused[0].stderr and "'absent'" in refused[1].stderr
-    assert (tmp_path / "docs" / "reproduction.md").read_text() == before
+    before = document.read_text()
+    other = ["--seeds=2", "--change=grpo.loss.beta=0.5", "--rows=", "--others=docs"]
+    for arguments, words in (
+        (["--section=absent"], ["'<!-- absent: begin -->'"]),
+        (["--section=r1_omni"], ["are not the results of the section 'r1_omni'"]),
+        (
+            other,
+            [
+                "runs/seed-2 holds a finished run of something else:",
+                "seed: 1 there, 2 asked",
+                "grpo.loss.beta: 0.04 there, 0.5 asked",
+                "evaluation.rows: ['sft_labels'] there, [] asked",
+                f"evaluation.others: [] there, ['{tmp_path}/docs'] asked",
+            ],
+        ),
+    ):
+        refused = reproduce(*arguments)
+        assert refused.returncode == 1 and all(word in refused.stderr for word in words), refused.stderr
+        assert "Traceback" not in refused.stderr and refused.stdout == ""
+    assert document.read_text() == before
 
     done = reproduce()
     assert done.returncode == 0, done.stderr
-    section = (tmp_path / "docs" / "reproduction.md").read_text().partition("<!-- r1_omni: begin -->")[2]
-    section = section.partition("<!-- r1_omni: end -->")[0]
-    assert "mean of seeds 0, 1;" in section and "and seeds)" in section
+    section = document.read_text().partition("<!-- small: begin -->")[2].partition("<!-- small: end -->")[0]
+    assert document.read_text().partition("<!-- small: begin -->")[0] == before.partition("<!-- small: begin -->")[0]
+    assert "mean of 2 seeds (0, 1);" in section and "and seeds (" in section and "| GRPO against SFT |" in section
     war = report["eval"]["grpo"]["war"]
     (line,) = (line for line in section.splitlines() if line.startswith("| WAR"))
     assert line.split(" | ")[2] == f"{war:.3f}"

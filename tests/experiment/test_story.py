@@ -11,6 +11,7 @@ import pytest
 from mecap_jax.config import ConfigError, load
 from mecap_jax.evaluation.decoding import Caption
 from mecap_jax.evaluation.java_tools import Meteor
+from mecap_jax.evaluation.reproduction import seeds_tables
 from mecap_jax.experiment import story
 from mecap_jax.experiment.scoring import evaluate_checkpoint, score_captions
 from mecap_jax.experiment.setup import reopen
@@ -168,11 +169,17 @@ def test_the_report_is_written_again_without_captioning(finished, monkeypatch):
     before = (workdir / "report.md").read_text()
     (workdir / "report.md").unlink()
     monkeypatch.setattr(story, "stage_trainable", lambda *_: pytest.fail("weights are read"))
+    evaluated, scored = story.evaluated_again, []
+    monkeypatch.setattr(story, "evaluated_again", lambda *asked: scored.append(evaluated(*asked)) or scored[-1])
     with RunLogger(None) as logger:
         again = story.report_again(workdir, logger)
     same = report.keys() - {"made", "timing"}
     assert {key: again[key] for key in same} == {key: report[key] for key in same}
     assert (workdir / "report.md").read_text().splitlines()[:1] == before.splitlines()[:1]
+    ((_, found),) = scored
+    tables = seeds_tables([again], [{"": found.results}], [found.ablation])
+    for compared in ("GRPO against SFT, control", "Text only against SFT", "GRPO: everything against video only"):
+        assert f"| {compared} |" in tables
 
 
 @pytest.mark.slow
