@@ -55,19 +55,25 @@ def open_clip(data: bytes, kind: str) -> Iterator[OpenClip]:
     """Opens a clip without access to anything else (probing could pick a playlist).
 
     Raises:
-      MediaError: it refers to another file, or its best streams want a decoder that is not listed.
+      MediaError: its header is damaged, it refers to another file, or its best streams want a decoder that is not
+        listed.
     """
-    with av.open(
-        io.BytesIO(data),
-        format=kind,
-        metadata_errors="replace",
-        io_open=_refuse_reference,
-        container_options={
-            "max_streams": "32",
-            "format_whitelist": kind,
-            "codec_whitelist": ",".join(_SOUND_DECODERS + _PICTURE_DECODERS),
-        },
-    ) as container:
+    options = {
+        "max_streams": "32",
+        "format_whitelist": kind,
+        "codec_whitelist": ",".join(_SOUND_DECODERS + _PICTURE_DECODERS),
+    }
+    try:
+        opened = av.open(
+            io.BytesIO(data),
+            format=kind,
+            metadata_errors="replace",
+            io_open=_refuse_reference,
+            container_options=options,
+        )
+    except av.FFmpegError as error:
+        raise MediaError(f"truncated or corrupt {kind} file: what it begins with cannot be read") from error
+    with opened as container:
         sound = container.streams.best("audio")
         moving = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
         picture = moving[0] if moving and kind in VIDEO_KINDS else None
@@ -88,6 +94,26 @@ def _prepare(stream: av.stream.Stream | None, decoders: list[str], options: dict
 
 def _refuse_reference(url: str, flags: int, options: dict) -> None:
     raise MediaError("refers to another file")
+
+
+def frames(clip: OpenClip, stream: av.AudioStream | av.VideoStream) -> Iterator[av.AudioFrame | av.VideoFrame]:
+    """Yields the decoded frames of a stream.
+
+    Raises:
+      MediaError: one cannot be decoded; says up to where they could, in seconds on the clip's time line.
+    """
+    end = clip.origin
+    try:
+        for frame in clip.container.decode(stream):
+            if frame.time is not None:
+                end = frame.time + float((frame.duration or 0) * frame.time_base)
+            yield frame
+    except av.FFmpegError as error:
+        # What it says itself is a number and the name of a function.
+        what, promised = "sound" if stream.type == "audio" else "pictures", promised_end(clip, stream)
+        there = f"{end - clip.origin:.2f} s" + (f" of {promised:.2f} s" if promised else "")
+        lost = f"its {what} cannot be decoded beyond {there}"
+        raise MediaError(f"truncated or corrupt {clip.kind} file: {lost}") from error
 
 
 def check_length(clip: OpenClip, stream: av.stream.Stream, end: float, slack: float) -> None:

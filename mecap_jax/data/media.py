@@ -81,7 +81,8 @@ def _raises_media_error(function: Callable) -> Callable:
         except MediaError:
             raise
         except Exception as error:  # the libraries raise a dozen unrelated types on hostile bytes
-            reason = " ".join(str(error).split()) or type(error).__name__
+            said = getattr(error, "strerror", None) or str(error)  # without the number of an error of libav's
+            reason = " ".join(said.split()) or type(error).__name__
             raise MediaError(f"cannot be decoded, corrupt or truncated: {reason:.200}") from error
 
     return wrapper

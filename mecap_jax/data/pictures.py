@@ -12,7 +12,7 @@ import numpy as np
 from av.sidedata.sidedata import Type as SideData
 
 from mecap_jax.data.containers import MediaError
-from mecap_jax.data.demuxing import MAX_PIXELS, VIDEO_KINDS, check_length, open_clip
+from mecap_jax.data.demuxing import MAX_PIXELS, VIDEO_KINDS, check_length, frames, open_clip
 from mecap_jax.data.resize import resize_bicubic
 
 MAX_FRAME_RATE = 240
@@ -129,7 +129,7 @@ def _decode_frames(
     with open_clip(data, kind) as clip:
         spans: list[tuple[float | None, float]] = []
         pixels, keep, seen, size = {}, set(wanted), 0, None
-        for i, frame in enumerate(clip.container.decode(clip.picture)):
+        for i, frame in enumerate(frames(clip, clip.picture)):
             start = None if frame.pts is None else float(frame.pts * frame.time_base)
             if frame.is_corrupt:
                 raise MediaError(f"corrupt or truncated: frame {i} is damaged")

@@ -9,7 +9,7 @@ import numpy as np
 import soxr
 
 from mecap_jax.data.containers import MediaError
-from mecap_jax.data.demuxing import VIDEO_KINDS, OpenClip, check_length, open_clip, promised_end
+from mecap_jax.data.demuxing import VIDEO_KINDS, OpenClip, check_length, frames, open_clip, promised_end
 
 MAX_CHANNELS = 8
 MAX_SAMPLE_RATE = 192_000
@@ -50,8 +50,8 @@ def _read_sound(clip: OpenClip, max_seconds: float, left: float) -> tuple[np.nda
     """
     stream, rate, blocks = clip.sound, 0, []
     origin = clip.origin if clip.kind in VIDEO_KINDS else None
-    position = frames = moved = 0
-    for frame in clip.container.decode(stream):
+    position = count = moved = 0
+    for frame in frames(clip, stream):
         rate = rate or _checked_rate(frame.sample_rate)
         if frame.is_corrupt:
             raise MediaError("corrupt or truncated: its sound is damaged")
@@ -68,12 +68,12 @@ def _read_sound(clip: OpenClip, max_seconds: float, left: float) -> tuple[np.nda
             raise MediaError(f"corrupt: its sound goes back in time at {position / rate:.2f} s")
         if position + gap + len(block) > left * rate:
             raise MediaError(f"longer than {max_seconds:g} s")
-        frames, moved = frames + 1, moved + bool(blocks and gap)
+        count, moved = count + 1, moved + bool(blocks and gap)
         blocks += [np.zeros(max(gap, 0), np.float32), block[max(-gap, 0) :]]
         position += len(blocks[-2]) + len(blocks[-1])
     if not position:
         raise MediaError("has no audio samples")
-    if moved > 3 + frames // 64:
+    if moved > 3 + count // 64:
         raise MediaError("corrupt: time stamps and sampling rate of its sound contradict each other")
     slack = max(0.1, 4 * (stream.codec_context.frame_size or 0) / rate)  # encoder delay and padding
     check_length(clip, stream, position / rate, slack)
