@@ -174,15 +174,19 @@ class ClipRecord:
 
 
 def describe(rows: Sequence[ClipRecord], source: Mapping[str, Any]) -> dict[str, Any]:
-    """What a manifest says that data are: whether a program made them, which corpora, captions in which languages.
+    """What a manifest says that data are: whether a program made them, which corpora, speech and captions in which
+    languages, as far as they are known.
 
-    Returns `synthetic` (bool), `datasets` and `caption_languages` (clips by name, the most frequent first).
+    Returns `synthetic` (bool), `datasets`, `speech_languages` and `caption_languages` (clips by name, the most frequent
+    first).
     """
-    languages = Counter(language for row in rows if (language := row.caption_language))
+    speech = Counter(row.language for row in rows if row.language and (row.has_audio or row.transcript))
+    captions = Counter(language for row in rows if (language := row.caption_language))
     return {
         "synthetic": source.get("importer") == "synthetic",
         "datasets": dict(Counter(row.dataset for row in rows).most_common()),
-        "caption_languages": dict(languages.most_common()),
+        "speech_languages": dict(speech.most_common()),
+        "caption_languages": dict(captions.most_common()),
     }
 
 

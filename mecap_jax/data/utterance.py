@@ -39,7 +39,7 @@ class Utterance:
       video: an encoded video file (mp4, mkv, webm), or None. Its sound track is the audio where `audio` is None.
       features: precomputed features by name, each float16 or float32 `[frames, dim]` (one frame per utterance or many).
       transcript: what was said.
-      language: BCP-47 code of the speech ("en", "zh").
+      language: BCP-47 code of the speech ("en", "zh"), "" where it is not known.
       labels: emotion label by modality ("text", "audio", "video", "multimodal"); modalities may disagree.
       valence: continuous valence in [-2, 2] (EmotionTalk's scale), where annotated.
       captions: references by kind ("emotion", "style", "speaker", "overall").

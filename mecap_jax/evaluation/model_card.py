@@ -208,7 +208,12 @@ def _data(export: Export) -> str:
         return "## Data\n\nThe run left no record of its data."
     rows = [["source", escape(_source(data) or "not recorded")]]
     rows.append(["synthetic", "yes" if _synthetic(export) else "no"])
-    for key, title in (("datasets", "corpora (clips)"), ("caption_languages", "languages of the captions (clips)")):
+    counted = {
+        "datasets": "corpora (clips)",
+        "speech_languages": "languages of the speech (clips)",
+        "caption_languages": "languages of the captions (clips)",
+    }
+    for key, title in counted.items():
         if data.get(key):
             rows.append([title, ", ".join(f"{escape(str(name))} ({count})" for name, count in data[key].items())])
     for split, counts in (data.get("splits") or {}).items():

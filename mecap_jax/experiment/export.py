@@ -221,5 +221,5 @@ def _data_facts(config: Config, workdir: Path) -> Mapping[str, Any]:
     if not manifest.is_file():
         return {}
     fields = read_json_object(manifest)
-    names = ("source", "synthetic", "datasets", "caption_languages", "splits", "licences", "quarantined")
+    names = "source synthetic datasets speech_languages caption_languages splits licences quarantined".split()
     return {name: fields[name] for name in names if name in fields}

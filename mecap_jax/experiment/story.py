@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from mecap_jax.config import Config, ConfigError, RowConfig, chosen_rows
+from mecap_jax.data.manifest import describe
 from mecap_jax.data.shards import ShardReader
 from mecap_jax.distributed import first_process
 from mecap_jax.evaluation.decoding import Caption
@@ -302,7 +303,9 @@ def _data_summary(bench: Workbench) -> dict[str, Any]:
     """Counts for the report."""
     manifest, dataset = bench.reader.manifest, bench.dataset
     return {
-        **{key: manifest[key] for key in ("source", "synthetic", "datasets", "caption_languages", "splits")},
+        "source": manifest["source"],
+        **describe(bench.reader.index, manifest["source"]),
+        "splits": manifest["splits"],
         "evaluated_split": dataset.evaluated_split,
         "used": {split: len(dataset.clips(split)) for split in ("train", "validation", "test")},
         "sft_clips": len(dataset.clips("train", "sft")),

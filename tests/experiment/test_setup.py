@@ -80,6 +80,7 @@ def test_the_manifest_says_what_the_data_are(tmp_path):
             dataset="mine" if i else "theirs",
             split="train",
             speaker="a",
+            language=("de", "zh", "de", "")[i],
             audio=audio_file(seconds=0.2),
             captions={"overall": texts} if texts else {},
             attributes={"caption_language": "de"} if i > 1 else {},
@@ -90,6 +91,7 @@ def test_the_manifest_says_what_the_data_are(tmp_path):
     reader = ShardReader(tmp_path / "shards")
     assert reader.manifest["synthetic"] is False and reader.manifest["datasets"] == {"mine": 3, "theirs": 1}
     assert reader.manifest["caption_languages"] == {"en": 1, "zh": 1, "de": 1}
+    assert reader.manifest["speech_languages"] == {"de": 2, "zh": 1}  # one is not known
     assert [row.caption_language for row in reader.index] == ["en", "zh", "de", ""]
 
 
@@ -286,6 +288,7 @@ def test_real_voices_in_two_commands(tmp_path):
     manifest = prepare("folder", SHARED, tmp_path / "shards", progress=False, captions="templates")
     assert manifest["records"] == 456 and not manifest["synthetic"]
     assert manifest["datasets"] == {"RAVDESS": 300, "EMO-DB": 156} and manifest["caption_languages"] == {"en": 456}
+    assert manifest["speech_languages"] == {"en": 300, "de": 156}
     assert set(manifest["licences"]) == {"CC BY-NC-SA 4.0", "CC0-1.0"}
     (tmp_path / "run").mkdir()
     bench = set_up(recipe(f"data.path={tmp_path / 'shards'}"), tmp_path / "run", logger := Said())

@@ -14,7 +14,7 @@ All paths are relative to the directory.
 | `speaker` | string | the id: every clip counts as a speaker of its own |
 | `dialogue` | string | |
 | `transcript` | string | "" |
-| `language` | BCP-47 code of the speech; usual names ("Chinese", "cn") are taken for codes, others refused | "en" |
+| `language` | BCP-47 code of the speech; usual names ("Chinese", "cn") are taken for codes, others refused | told from the transcript's script (Latin counts as "en"), unknown without a transcript |
 | `label` or `emotion` | emotion of the whole clip, e.g. "happy", "Anger" | |
 | `labels` | object: "text", "audio", "video", "multimodal" -> emotion | |
 | `valence` | number in [-2, 2] | |
@@ -55,7 +55,7 @@ from mecap_jax.data import media
 from mecap_jax.data.importers import BadClip, Duplicate, ImporterError, ImportSettings, Pending, tables
 from mecap_jax.data.importers.feature_files import find_features, read_features
 from mecap_jax.data.importers.files import read_clip
-from mecap_jax.data.language import language_code
+from mecap_jax.data.language import caption_language, language_code
 from mecap_jax.data.stills import is_jpeg, one_frame_video
 from mecap_jax.data.utterance import CAPTION_KINDS, MODALITIES, SPLITS, Utterance, serialize
 from mecap_jax.json_files import parse_json, to_json
@@ -321,12 +321,13 @@ class _Clip:
 
 def _told(row: Row, splits: Mapping[str, str] | None, settings: ImportSettings) -> dict[str, Any]:
     """Returns the fields of an utterance that follow from its row alone."""
-    as_they_are = ("dialogue", "transcript", "language", "rationale", "attributes", "licence")
+    as_they_are = ("dialogue", "transcript", "rationale", "attributes", "licence")
     return {
         "id": row.get("id", ""),
         "dataset": row.get("dataset", "folder"),
         "split": _split(row, splits),
         "speaker": _speaker(row),
+        "language": row.get("language") or caption_language([row.get("transcript", "")]),
         "labels": _labels(row, settings),
         "valence": _valence(row),
         "captions": _captions(row),

@@ -53,6 +53,7 @@ def rows(input: Path, settings: ImportSettings) -> list[Entry]:
             "dataset": "merr",
             "video": str(clips[name]),
             "transcript": known.get("text"),
+            "language": "zh",  # of MER2023's films and shows
             "label": checked_label(known.get("pseu_emotion", labels.get(name)), LABELS, settings),
             "rationale": rationale.strip(),
         }

@@ -303,6 +303,7 @@ def test_merrs_rationales_explain_their_labels(tmp_path):
     put(tmp_path, {"MERR_coarse_grained.txt": "sample_2 12 happy\n"})
     good, bad = read("merr", tmp_path)
     assert good["merr_sample_2"].rationale == "He smiles." and good["merr_sample_2"].label == "happy"
+    assert good["merr_sample_2"].language == "zh"
     assert bad == ["MERR_coarse_grained.json, 'sample_3': it holds no rationale"]
     put(tmp_path, {"MERR_fine_grained.json": {"sample_1": fine, "sample_2": [], "sample_4": fine}})
     good, bad = read("merr", tmp_path)

@@ -90,7 +90,7 @@ def test_features_in_emotiontalks_layout_are_found_by_clip(directory):
 
 def test_defaults(directory):
     (utterance,) = read(directory, {"audio": "wav/a.wav", "split": "test", "caption": "Calm.", "label": "calm"})
-    assert (utterance.id, utterance.speaker, utterance.dataset, utterance.language) == ("a", "a", "folder", "en")
+    assert (utterance.id, utterance.speaker, utterance.dataset, utterance.language) == ("a", "a", "folder", "")
     assert utterance.captions == {"overall": ("Calm.",)} and utterance.label == "calm"
     assert utterance.video is None and utterance.valence is None and utterance.transcript == ""
     (listed,) = read(directory, {"id": "x", "transcript": "Hello.", "split": "test", "captions": ["One.", "Two."]})
@@ -431,5 +431,7 @@ def test_names_of_languages_become_codes_and_others_are_refused_by_clip(director
         row | {"id": "c", "language": "xx"},
     )
     assert (named.language, named.attributes["caption_language"]) == ("zh", "zh")
+    untold = [row | {"id": text, "transcript": text} for text in ("我不去。", "I said no.")]
+    assert [item.language for item in read(directory, *untold)] == ["zh", "en"]
     for bad, id, name in ((unknown, "b", "Klingon"), (spoken, "c", "xx")):
         assert isinstance(bad, BadClip) and bad.id == id and f"'{name}' is no code of a language" in bad.reason
