@@ -6,26 +6,29 @@ import dataclasses
 import functools
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array
-from PIL import Image
 
 from mecap_jax import json_files
 from mecap_jax.data.features import HOP, SAMPLE_RATE, log_mel
+from mecap_jax.experiment.encoder_settings import WHISPER_SECONDS, PictureSettings, WaveformSettings, WhisperSettings
 from mecap_jax.models.bert import fill_network
 from mecap_jax.models.checkpoints.safetensors_files import TensorFiles
 from mecap_jax.models.encoders import pictures, waveform, whisper
 
 POOLED, LAST_FOUR = "pooled", "last4"
-_WHISPER_SAMPLES = 30 * SAMPLE_RATE
-_LADDER = 1.25  # padded lengths of sound grow by this factor: few programs, at most a quarter of the work for nothing
+_WHISPER_SAMPLES = WHISPER_SECONDS * SAMPLE_RATE
+# Seconds that a window of sound is padded to, the last one being the longest window: few programs, and memory that does
+# not grow with the sound. MER's and EmotionTalk's extractors cut at 10 s, too.
+_LADDER = (1, 1.6, 2.5, 4, 6.3, 10)
+Parsed = TypeVar("Parsed")
 
 
 class EncoderError(ValueError):
@@ -49,28 +52,29 @@ def load_encoder(path: str | Path) -> FrozenEncoder:
     directory = Path(path)
     if not directory.is_dir():
         raise EncoderError(f"no such directory: {directory}")
-    config = _read(directory / "config.json")
+    kind = _parsed(directory / "config.json", _kind)
+    config = _parsed(directory / "config.json", kind.config.from_hugging_face)
+    settings = _parsed(directory / "preprocessor_config.json", lambda found: kind.read_settings(found, config))
+    return kind(directory, config, settings)
+
+
+def _kind(config: Mapping[str, Any]) -> type[FrozenEncoder]:
     kind = str(config.get("model_type")).partition("_")[0]
     if kind not in _KINDS:
-        raise EncoderError(
-            f"{directory / 'config.json'}: model_type {config.get('model_type')!r:.40} is none of {', '.join(_KINDS)}"
-        )
-    settings = _read(directory / "preprocessor_config.json")
-    try:
-        return _KINDS[kind](directory, config, settings)
-    except KeyError as error:
-        raise EncoderError(f"{directory / 'preprocessor_config.json'}: {error} is missing") from error
-    except ValueError as error:
-        if type(error) is not ValueError:
-            raise
-        raise EncoderError(f"{directory}: {error}") from error
+        raise ValueError(f"model_type {config.get('model_type')!r:.40} is none of {', '.join(_KINDS)}")
+    return _KINDS[kind]
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _parsed(path: Path, read: Callable[[dict[str, Any]], Parsed]) -> Parsed:
+    """What `read` makes of the JSON object in a file; its errors name the file."""
     try:
-        return json_files.read_json_object(path)
+        found = json_files.read_json_object(path)
     except (OSError, ValueError) as error:
         raise EncoderError(str(error)) from None
+    try:
+        return read(found)
+    except ValueError as error:
+        raise EncoderError(f"{path}: {error}") from error
 
 
 def _checksum(tensors: TensorFiles) -> str:
@@ -94,14 +98,18 @@ class FrozenEncoder:
       modality: "audio" or "video": what `prepare` takes.
       rate: states a second of sound; None for pictures.
       layers: how many; state 0 is what goes into the first, -1 and `layers` what comes out of the last.
+      described: what states depend on beside the weights, as JSON types by dotted name.
     """
 
     modality = "audio"
     rate: float | None = None
+    config: type
 
-    def __init__(self, directory: Path, tensors: TensorFiles, network: nnx.Module, layers: int):
-        self.name, self.layers = directory.resolve().name, layers
+    def __init__(self, directory: Path, tensors: TensorFiles, network: nnx.Module, config: Any, settings: Any):
+        self.name, self.layers = directory.resolve().name, config.layers
         self.weights_sha256 = _checksum(tensors)
+        parts = {"config": dataclasses.asdict(config), "preprocessor": dataclasses.asdict(settings)}
+        self.described = {name: value for part in parts.items() for name, value in _dotted(*part)}
         graphdef, state = nnx.split(network)
         self._params = jax.device_put(state)
         self._run = jax.jit(functools.partial(self._apply, graphdef), static_argnames="layer")
@@ -118,8 +126,7 @@ class FrozenEncoder:
           EncoderError: there is no such layer.
         """
         self.check(layer)
-        arrays = [x.array for x in inputs]
-        batch, lengths = jnp.asarray(self._batch(arrays)), jnp.array([len(x) for x in arrays], jnp.int32)
+        batch, lengths = jnp.asarray(self._batch(inputs)), jnp.array([len(x.array) for x in inputs], jnp.int32)
         found = np.asarray(self._run(self._params, batch, lengths, layer=layer), np.float32)
         return [row[: x.states] for row, x in zip(found, inputs)]
 
@@ -131,6 +138,11 @@ class FrozenEncoder:
             raise EncoderError(f"{self.name} has no layer {layer!r:.40}, only {names}")
         if layer == LAST_FOUR and self.layers < 4:
             raise EncoderError(f"{self.name} has {self.layers} layers, not four")
+
+    @classmethod
+    def read_settings(cls, settings: Mapping[str, Any], config: Any) -> Any:
+        """Reads a `preprocessor_config.json`; raises ValueError that names what is not implemented."""
+        raise NotImplementedError
 
     def prepare(self, medium: np.ndarray) -> list[Prepared]:
         """Cuts samples `[S]` at 16 kHz, or frames uint8 `[F, H, W, 3]` that `shrink` gave, into what `encode` takes.
@@ -148,8 +160,8 @@ class FrozenEncoder:
         """The shape that a piece has in a batch: those of one shape can be encoded together."""
         return piece.array.shape
 
-    def _batch(self, inputs: Sequence[np.ndarray]) -> np.ndarray:
-        return np.stack(inputs)
+    def _batch(self, inputs: Sequence[Prepared]) -> np.ndarray:
+        return np.stack([x.array for x in inputs])
 
     @staticmethod
     def _apply(graphdef: nnx.GraphDef, params: Any, batch: Array, lengths: Array, layer: int | str) -> Array:
@@ -160,24 +172,25 @@ class FrozenEncoder:
 
 class _Whisper(FrozenEncoder):
     rate = 50.0
+    config = whisper.WhisperConfig
 
-    def __init__(self, directory: Path, config: Mapping[str, Any], settings: Mapping[str, Any]):
-        read = whisper.WhisperConfig.from_hugging_face(config)
-        if read.positions != _WHISPER_SAMPLES // HOP // 2:
-            raise ValueError(f"max_source_positions {read.positions} is not implemented, only 1500 is")
-        if settings.get("feature_size", read.bands) != read.bands:
-            raise ValueError(f"num_mel_bins is {read.bands}, feature_size {settings['feature_size']!r:.40}")
+    def __init__(self, directory: Path, config: whisper.WhisperConfig, settings: WhisperSettings):
         tensors = TensorFiles(directory)
         prefix = next((p for p in ("model.encoder.", "encoder.") if f"{p}conv1.weight" in tensors), "")
         network = fill_network(
-            lambda: whisper.WhisperEncoder(read, rngs=nnx.Rngs(0)),
+            lambda: whisper.WhisperEncoder(config, rngs=nnx.Rngs(0)),
             tensors,
             whisper.rules(prefix),
             whisper.IGNORED,
             directory,
         )
-        self._bands = read.bands
-        super().__init__(directory, tensors, network, read.layers)
+        self._bands = config.bands
+        super().__init__(directory, tensors, network, config, settings)
+
+    @classmethod
+    def read_settings(cls, settings: Mapping[str, Any], config: whisper.WhisperConfig) -> WhisperSettings:
+        """See `FrozenEncoder.read_settings`."""
+        return WhisperSettings.read(settings, config.bands)
 
     def prepare(self, medium: np.ndarray) -> list[Prepared]:
         """Log-mel frames of the sound, by windows of 30 s of which the last is filled up with silence."""
@@ -193,60 +206,82 @@ class _Whisper(FrozenEncoder):
 
 
 class _Waveform(FrozenEncoder):
-    rate = 50.0
+    rate = SAMPLE_RATE / waveform.STRIDE
+    config = waveform.WaveformConfig
 
-    def __init__(self, directory: Path, config: Mapping[str, Any], settings: Mapping[str, Any]):
-        self._config = read = waveform.WaveformConfig.from_hugging_face(config)
-        if settings.get("sampling_rate", SAMPLE_RATE) != SAMPLE_RATE:
-            raise ValueError(f"sampling_rate {settings['sampling_rate']!r:.40} is not implemented, only 16000 is")
-        self._normalise = settings.get("do_normalize", True)
+    def __init__(self, directory: Path, config: waveform.WaveformConfig, settings: WaveformSettings):
+        self._config, self._normalise = config, settings.do_normalize
+        self._counts = tuple(config.state_count(int(seconds * SAMPLE_RATE)) for seconds in _LADDER)
         tensors = TensorFiles(directory, waveform.published_name)
         first = "feature_projection.projection.weight"
         prefix = next((p for p in ("hubert.", "wav2vec2.") if f"{p}{first}" in tensors), "")
         network = fill_network(
-            lambda: waveform.WaveformEncoder(read, rngs=nnx.Rngs(0)),
+            lambda: waveform.WaveformEncoder(config, rngs=nnx.Rngs(0)),
             tensors,
-            waveform.rules(read, prefix),
+            waveform.rules(config, prefix),
             waveform.IGNORED,
             directory,
         )
-        super().__init__(directory, tensors, network, read.layers)
+        super().__init__(directory, tensors, network, config, settings)
+        self.described["window_states"] = self._counts[-1]
+
+    @classmethod
+    def read_settings(cls, settings: Mapping[str, Any], config: waveform.WaveformConfig) -> WaveformSettings:
+        """See `FrozenEncoder.read_settings`."""
+        return WaveformSettings.read(settings)
 
     def prepare(self, medium: np.ndarray) -> list[Prepared]:
-        """The whole sound, with mean 0 and variance 1 where the extractor has it so."""
-        samples = medium.astype(np.float32)
-        if len(samples) < self._config.shortest:
-            raise ValueError(f"{len(samples)} samples are fewer than the {self._config.shortest} of one state")
+        """The sound, with mean 0 and variance 1 where the extractor has it so, by windows of at most 10 s.
+
+        All are about equally long, so that no state is left with nothing around it, and they overlap by the 5 ms that
+        the convolutions look ahead: together they have the states of the whole sound, one every 20 ms.
+        """
+        samples, shortest = medium.astype(np.float32), self._config.shortest
+        if len(samples) < shortest:
+            raise ValueError(f"{len(samples)} samples are fewer than the {shortest} of one state")
         if self._normalise:
             samples = (samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)
-        return [Prepared(samples, self._config.state_count(len(samples)))]
+        states = self._config.state_count(len(samples))
+        windows = math.ceil(states / self._counts[-1])
+        edges = [states * n // windows for n in range(windows + 1)]
+        ends = [(edge - 1) * waveform.STRIDE + shortest for edge in edges[1:-1]] + [len(samples)]
+        return [
+            Prepared(samples[first * waveform.STRIDE : end], last - first)
+            for first, last, end in zip(edges, edges[1:], ends)
+        ]
 
     def shape(self, piece: Prepared) -> tuple[int, ...]:
         """See `FrozenEncoder.shape`."""
-        return (padded_length(len(piece.array)),)
+        states = next(count for count in self._counts if piece.states <= count)
+        return (self._config.shortest + states * waveform.STRIDE - 1,)  # the longest sound of so many states
 
-    def _batch(self, inputs: Sequence[np.ndarray]) -> np.ndarray:
-        size = padded_length(max(map(len, inputs)))
-        return np.stack([np.pad(x, (0, size - len(x))) for x in inputs])
+    def _batch(self, inputs: Sequence[Prepared]) -> np.ndarray:
+        (size,) = max(map(self.shape, inputs))
+        return np.stack([np.pad(x.array, (0, size - len(x.array))) for x in inputs])
 
 
 class _Pictures(FrozenEncoder):
     modality = "video"
+    config = pictures.PictureConfig
 
-    def __init__(self, directory: Path, config: Mapping[str, Any], settings: Mapping[str, Any]):
-        read = pictures.PictureConfig.from_hugging_face(config)
-        self._settings = PictureSettings.read(settings, read.image)
+    def __init__(self, directory: Path, config: pictures.PictureConfig, settings: PictureSettings):
+        self._settings = settings
         tensors = TensorFiles(directory)
         prefix = "vision_model." if any(key.startswith("vision_model.") for key in tensors) else ""
         network = fill_network(
-            lambda: pictures.PictureEncoder(read, rngs=nnx.Rngs(0)),
+            lambda: pictures.PictureEncoder(config, rngs=nnx.Rngs(0)),
             tensors,
-            pictures.rules(read, prefix),
+            pictures.rules(config, prefix),
             pictures.IGNORED,
             directory,
-            read.patch_shape,
+            config.patch_shape,
         )
-        super().__init__(directory, tensors, network, read.layers)
+        super().__init__(directory, tensors, network, config, settings)
+
+    @classmethod
+    def read_settings(cls, settings: Mapping[str, Any], config: pictures.PictureConfig) -> PictureSettings:
+        """See `FrozenEncoder.read_settings`."""
+        return PictureSettings.read(settings, config.image)
 
     def prepare(self, medium: np.ndarray) -> list[Prepared]:
         """Every frame, normalised."""
@@ -261,7 +296,6 @@ class _Pictures(FrozenEncoder):
     @staticmethod
     def _apply(graphdef: nnx.GraphDef, params: Any, batch: Array, lengths: Array, layer: int | str) -> Array:
         states, pooled = nnx.merge(graphdef, params)(batch)
-        # Of a layer, the mean over patches.
         return (pooled if layer == POOLED else _choose(states, layer).mean(axis=1))[:, None]
 
 
@@ -274,73 +308,10 @@ _KINDS = {
 }
 
 
-def padded_length(samples: int) -> int:
-    """The length that sound is padded to: one of a ladder of lengths from a second on."""
-    steps = math.ceil(math.log(max(samples / SAMPLE_RATE, 1.0), _LADDER) - 1e-9)
-    return max(samples, math.ceil(SAMPLE_RATE * _LADDER**steps))
-
-
-@dataclasses.dataclass(frozen=True)
-class PictureSettings:
-    """What `preprocessor_config.json` says: sizes in pixels, statistics by channel.
-
-    Attributes:
-      shortest, size: what the shorter side is resized to, or else both (height, width).
-      crop: side of the middle that is cut out, or None.
-    """
-
-    shortest: int | None
-    size: tuple[int, int] | None
-    crop: int | None
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    @classmethod
-    def read(cls, settings: Mapping[str, Any], image: int) -> PictureSettings:
-        """Reads the settings for pictures of `image` pixels a side.
-
-        Raises:
-          KeyError, ValueError: what is missing, or not implemented.
-        """
-        implemented = {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": 3}
-        implemented |= {"rescale_factor": 1 / 255}
-        for name, value in implemented.items():
-            if settings.get(name, value) != value:
-                raise ValueError(f"{name} {settings[name]!r:.40} is not implemented, only {value!r} is")
-        size = settings["size"]
-        size = {"shortest_edge": size} if isinstance(size, int) else size
-        crop = settings.get("crop_size", image) if settings.get("do_center_crop", False) else None
-        crop = crop["height"] if isinstance(crop, dict) and crop.get("height") == crop.get("width") else crop
-        shortest = size.get("shortest_edge") if isinstance(size, dict) else None
-        both = (size.get("height"), size.get("width")) if isinstance(size, dict) and shortest is None else None
-        given = crop or (both if both and both[0] == both[1] else None)
-        if (given if isinstance(given, int) else (given or (None,))[0]) != image or (shortest or image) < image:
-            raise ValueError(f"pictures of size {size} and crop {crop} do not come out as {image} x {image}")
-        mean, std = (settings[name] for name in ("image_mean", "image_std"))
-        if not all(
-            isinstance(x, list) and len(x) == 3 and all(type(v) in (int, float) for v in x) for x in (mean, std)
-        ):
-            raise ValueError(f"image_mean and image_std must be three numbers each, got {mean!r:.60} and {std!r:.60}")
-        if not all(np.isfinite([*mean, *std])) or min(std) <= 0:
-            raise ValueError(f"image_std must be positive, got {std}")
-        return cls(shortest, both, crop, tuple(mean), tuple(std))
-
-    def fit(self, frame: np.ndarray) -> np.ndarray:
-        """Returns uint8 `[image, image, 3]` of a frame uint8 `[H, W, 3]`: resized and cut."""
-        picture = Image.fromarray(frame)
-        if self.size:
-            picture = picture.resize(self.size[::-1], Image.Resampling.BICUBIC)
-        else:
-            width, height = picture.size
-            # The longer side is cut off, not rounded.
-            short, long = self.shortest, int(self.shortest * max(width, height) / min(width, height))
-            picture = picture.resize((short, long) if width <= height else (long, short), Image.Resampling.BICUBIC)
-        if self.crop:
-            left, top = ((side - self.crop) // 2 for side in picture.size)
-            picture = picture.crop((left, top, left + self.crop, top + self.crop))
-        return np.asarray(picture)
-
-    def normalise(self, frame: np.ndarray) -> np.ndarray:
-        """Returns float32 pixels with the statistics of training taken off."""
-        pixels = frame.astype(np.float32) / np.float32(255)
-        return (pixels - np.float32(self.mean)) / np.float32(self.std)
+def _dotted(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """The values in nested dictionaries, by their path."""
+    if not isinstance(value, Mapping):
+        yield name, value
+        return
+    for key, inner in value.items():
+        yield from _dotted(f"{name}.{key}", inner)

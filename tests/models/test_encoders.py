@@ -11,7 +11,7 @@ import transformers
 from safetensors.numpy import load_file, save_file
 
 from mecap_jax.models.checkpoints.table import CheckpointError
-from mecap_jax.experiment.frozen_encoder import LAST_FOUR, POOLED, EncoderError, load_encoder, padded_length
+from mecap_jax.experiment.frozen_encoder import LAST_FOUR, POOLED, EncoderError, load_encoder
 
 RATE = 16_000
 TRANSFORMER = dict(hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=48)
@@ -47,6 +47,7 @@ SOUND = {
         transformers.Wav2Vec2Config(codevector_dim=8, proj_codevector_dim=8, **SPEECH, **WIDE)
     ),
 }
+CLIP_CONFIGS = (transformers.CLIPConfig, transformers.CLIPVisionConfig)
 CLIP_TEXT = dict(vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
 PICTURES = {
     "clip": lambda: transformers.CLIPModel(
@@ -129,9 +130,16 @@ def test_states_of_sound_equal_those_of_transformers(sound, layer):
         np.testing.assert_allclose(actual, expected[: len(actual)], atol=1e-4, rtol=0)
 
 
-def test_whisper_hears_long_sound_by_windows(tmp_path):
+@pytest.fixture(scope="module")
+def whisper_files(tmp_path_factory):
+    """(model, its extractor, the directory)"""
     model, extractor = randomised(whisper()), transformers.WhisperFeatureExtractor()
-    encoder = load_encoder(save(tmp_path, model, extractor))
+    return model, extractor, save(tmp_path_factory.mktemp("whisper"), model, extractor)
+
+
+def test_whisper_hears_long_sound_by_windows(whisper_files):
+    model, extractor, directory = whisper_files
+    encoder = load_encoder(directory)
     samples = noise(30.5)
     first, second = encoder.prepare(samples)
     assert (first.states, second.states) == (1500, 25)
@@ -154,15 +162,39 @@ def test_vectors_of_pictures_equal_those_of_transformers(tower, layer):
                 expected = getattr(expected, name, expected)
         else:
             states = getattr(model, "vision_model", model)(pixels, output_hidden_states=True).hidden_states
-            expected = states[layer].mean(dim=1)
+            patches = slice(1 if isinstance(model.config, CLIP_CONFIGS) else 0, None)  # without CLIP's class token
+            expected = states[layer][:, patches].mean(dim=1)
     assert np.std(expected.numpy(), axis=0).max() > 1e-3  # the pictures are told apart
     np.testing.assert_allclose(actual, expected.numpy(), atol=1e-4, rtol=0)
 
 
-def test_padding_has_one_of_few_lengths():
-    lengths = {padded_length(samples) for samples in range(1, 60 * RATE, 997)}
-    assert len(lengths) < 22 and min(lengths) == RATE
-    assert all(samples <= padded_length(samples) <= max(RATE, 1.26 * samples) for samples in range(1, 60 * RATE, 997))
+def test_long_sound_is_heard_by_windows(hubert):
+    model, encoder = transformers.HubertModel.from_pretrained(hubert).eval(), load_encoder(hubert)
+    samples = noise(23.7)
+    whole = transformers.Wav2Vec2FeatureExtractor()(samples, sampling_rate=RATE).input_values[0]
+    windows = encoder.prepare(samples)
+    assert [window.states for window in windows] == [395, 395, 395] and max(len(x.array) for x in windows) <= 10 * RATE
+    with torch.no_grad():
+        frames = model.feature_extractor(torch.tensor(whole)[None]).shape[-1]
+    assert sum(window.states for window in windows) == frames == (len(samples) - 40) // 320 + 1
+    begin = 0
+    for window, actual in zip(windows, encoder.encode(windows, -1)):
+        np.testing.assert_array_equal(window.array, whole[begin * 320 :][: len(window.array)])
+        with torch.no_grad():
+            expected = model(torch.tensor(window.array)[None]).last_hidden_state[0].numpy()
+        np.testing.assert_allclose(actual, expected, atol=1e-4, rtol=0)
+        begin += window.states
+
+
+def test_sound_of_any_length_has_few_shapes(hubert):
+    encoder, shapes = load_encoder(hubert), set()
+    for samples in [*range(40, 12 * RATE, 997), 10 * RATE - 1, 10 * RATE, 10 * RATE + 1, 601 * RATE]:
+        pieces = encoder.prepare(np.zeros(samples, np.float32))
+        assert (len(pieces) == 1) == (samples < 500 * 320 + 40)  # what transformers gives for 10 s is 499 states
+        for piece in pieces:
+            shapes.add(shape := encoder.shape(piece))
+            assert len(piece.array) <= shape[0] <= max(RATE, 1.6 * len(piece.array)) + 320
+    assert len(shapes) == 6 and max(shapes) < (10.1 * RATE,)
 
 
 def broken(directory, tmp_path, **changes):
@@ -193,6 +225,8 @@ def hubert(tmp_path_factory):
         ({"num_attention_heads": 5}, "a width of 32 does not divide over 5 heads"),
         ({"conv_dim": [8, "12", 12]}, "must be lists of positive integers"),
         ({"conv_stride": [5, 4]}, "must be of one length"),
+        ({"conv_stride": [5, 4, 1]}, "conv_stride [5, 4, 1] is not implemented, only a state every 320 samples is"),
+        ({"conv_kernel": [10, 3, 9999]}, "conv_kernel [10, 3, 9999] needs 199980 samples for a state"),
         ({"hidden_act": "relu"}, "activation 'relu' is none of gelu"),
         ({"layer_norm_eps": "x"}, "layer_norm_eps must be a number from 0 to 1, got 'x'"),
         ({"conv_pos_batch_norm": True}, "conv_pos_batch_norm True is not implemented"),
@@ -232,21 +266,87 @@ def test_what_else_is_missing_is_named(hubert, tmp_path):
         load_encoder(directory)
 
 
+PICTURE_SETTINGS = [
+    ({"image_mean": [0.5]}, "image_mean must be three numbers up to 1000.0, got [0.5]"),
+    ({"image_mean": [True, 0, 0]}, "image_mean must be three numbers"),
+    ({"image_std": [0.5, 0.0, 0.5]}, "image_std must be at least 0.001, got [0.5, 0.0, 0.5]"),
+    ({"image_std": [0.5, 1e-30, 0.5]}, "image_std must be at least 0.001"),
+    ({"image_std": [10**400, 1, 1]}, "image_std must be three numbers"),
+    ({"image_std": None}, "image_std must be three numbers"),
+    ({"resample": 2}, "resample 2 is not implemented, only 3 is"),
+    ({"do_rescale": None}, "do_rescale None is not implemented, only True is"),
+    ({"do_pad": True}, "do_pad True is not implemented"),
+    ({"do_center_crop": "no"}, "do_center_crop must be true or false, got 'no'"),
+    ({"size": {"height": 16, "width": 32}}, "do not come out as 32 x 32"),
+    ({"size": {"shortest_edge": 32}}, "do not come out as 32 x 32"),
+    ({"size": None}, "size must be shortest_edge, or height and width in pixels, got None"),
+    ({"size": {"shortest_edge": 32.5}, "do_center_crop": True}, "size must be shortest_edge, or height and width"),
+    ({"size": {"shortest_edge": 32, "longest_edge": 64}}, "size must be shortest_edge, or height and width"),
+    ({"size": {"shortest_edge": 60000}, "do_center_crop": True}, "is not between 32 and 256 pixels"),
+    ({"size": {"height": 16, "width": 64}, "do_center_crop": True}, "16 x 64 is not between 32 and 256 pixels"),
+    ({"crop_size": {"height": 32, "width": 16}, "do_center_crop": True}, "do not come out as 32 x 32"),
+    ({"crop_size": {"height": "32"}, "do_center_crop": True}, "crop_size must be height and width in pixels"),
+]
+
+
+@pytest.fixture(scope="module")
+def siglip(tmp_path_factory):
+    processor = transformers.SiglipImageProcessorPil(size={"height": 32, "width": 32})
+    return save(tmp_path_factory.mktemp("siglip"), PICTURES["siglip vision"](), processor)
+
+
+@pytest.mark.parametrize("changes, words", PICTURE_SETTINGS)
+def test_pictures_are_prepared_as_published_or_refused(siglip, changes, words):
+    check_refused(siglip, changes, words)
+
+
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"image_mean": [0.5]}, "image_mean and image_std must be three numbers each"),
-        ({"image_std": [0.5, 0.0, 0.5]}, "image_std must be positive"),
-        ({"resample": 2}, "resample 2 is not implemented, only 3 is"),
-        ({"size": {"height": 16, "width": 32}}, "do not come out as 32 x 32"),
-        ({"size": None}, "do not come out as 32 x 32"),
+        ({"sampling_rate": 8000}, "sampling_rate 8000 is not implemented, only 16000 is"),
+        ({"feature_size": 80}, "feature_size 80 is not implemented, only 1 is"),
+        ({"do_normalize": "yes"}, "do_normalize must be true or false, got 'yes'"),
     ],
 )
-def test_pictures_are_prepared_as_published_or_refused(tmp_path, changes, words):
-    processor = transformers.SiglipImageProcessorPil(size={"height": 32, "width": 32})
-    directory = save(tmp_path, PICTURES["siglip vision"](), processor)
+def test_samples_are_prepared_as_published_or_refused(hubert, changes, words):
+    check_refused(hubert, changes, words)
+
+
+@pytest.mark.parametrize(
+    "name, value, only",
+    [
+        ("feature_size", 128, 80),
+        ("sampling_rate", 8000, 16000),
+        ("hop_length", 80, 160),
+        ("n_fft", 512, 400),
+        ("chunk_length", 20, 30),
+        ("padding_side", "left", "right"),
+        ("padding_value", 1.0, 0.0),
+        ("dither", 0.1, 0.0),
+    ],
+)
+def test_spectrograms_are_prepared_as_published_or_refused(whisper_files, name, value, only):
+    check_refused(whisper_files[2], {name: value}, f"{name} {value!r} is not implemented, only {only!r} is")
+
+
+def check_refused(directory, changes, words):
     path = directory / "preprocessor_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    with pytest.raises(EncoderError) as error:
-        load_encoder(directory)
-    assert words in str(error.value)
+    before = path.read_text()
+    path.write_text(json.dumps(json.loads(before) | changes))
+    try:
+        with pytest.raises(EncoderError) as error:
+            load_encoder(directory)
+        assert words in str(error.value) and str(path) in str(error.value)
+    finally:
+        path.write_text(before)
+
+
+def test_a_picture_of_one_line_does_not_fill_the_memory(tower):
+    _, processor, directory = tower
+    encoder = load_encoder(directory)
+    line = np.zeros((1, 5000, 3), np.uint8)
+    if "CLIP" in type(processor).__name__:  # resized by its shorter side
+        with pytest.raises(ValueError, match="aspect ratio of 1 x 5000 exceeds 200"):
+            encoder.shrink(line)
+    else:
+        assert encoder.shrink(line).shape == (32, 32, 3)

@@ -103,10 +103,11 @@ class PictureEncoder(nnx.Module):
         self.projection = nnx.Linear(width, config.projection, use_bias=False, rngs=rngs) if config.projection else None
 
     def __call__(self, pictures: Float[Array, "B H W C"]) -> tuple[list[Float[Array, "B T D"]], Float[Array, "B E"]]:
-        """Returns the input of each layer and the output of the last one, and the vector of each picture.
+        """Returns the patches' input of each layer and output of the last one, and the vector of each picture.
 
-        The vector is what text is compared with: CLIP's projected class token (where the projection is there), or what
-        SigLIP's probe attends to. SigLIP's last state is normalised, CLIP's is not, as published.
+        CLIP's class token is no patch. The vector is what text is compared with: the projected class token (where the
+        projection is there), or what SigLIP's probe attends to. SigLIP's last state is normalised, CLIP's is not, as
+        published.
         """
         batch, height, width, channels = pictures.shape
         size = self.patch
@@ -125,7 +126,7 @@ class PictureEncoder(nnx.Module):
             return states, self.probe(states[-1])
         states = every_state(self.blocks, x, mask, lambda last: last)
         pooled = self.norm(states[-1][:, 0])
-        return states, pooled if self.projection is None else self.projection(pooled)
+        return [state[:, 1:] for state in states], pooled if self.projection is None else self.projection(pooled)
 
 
 class Probe(nnx.Module):

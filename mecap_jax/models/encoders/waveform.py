@@ -7,6 +7,7 @@ A row that is padded gives what it would give alone: norms over time, convolutio
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,6 +37,8 @@ IGNORED = (
     r"classifier\..*", r"layer_weights",
 )  # fmt: skip
 _NORM_EPSILON = 1e-5  # of the norms between convolutions
+STRIDE = 320  # samples between two states of every published encoder of the kind
+_MOST_SAMPLES = 16_000  # that a state may look at; published ones look at 400
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +87,8 @@ class WaveformConfig:
             raise ValueError(f"conv_dim has {len(lists[0])} convolutions, which is out of range")
         if len({len(x) for x in lists}) > 1:
             raise ValueError(f"conv_dim, conv_kernel and conv_stride must be of one length, got {lists}")
+        if math.prod(lists[2]) != STRIDE:
+            raise ValueError(f"conv_stride {lists[2]} is not implemented, only a state every {STRIDE} samples is")
         norm = config.get("feat_extract_norm", "group")
         if norm not in ("group", "layer"):
             raise ValueError(f"feat_extract_norm {norm!r:.40} is neither 'group' nor 'layer'")
@@ -96,7 +101,10 @@ class WaveformConfig:
         widths, kernels, strides = map(tuple, lists)
         projected = switches["feat_proj_layer_norm"]
         bias = switches["conv_bias"]
-        return cls(widths, kernels, strides, bias, norm == "layer", kernel, groups, projected, layers, block)
+        read = cls(widths, kernels, strides, bias, norm == "layer", kernel, groups, projected, layers, block)
+        if read.shortest > _MOST_SAMPLES:
+            raise ValueError(f"conv_kernel {lists[1]} needs {read.shortest} samples for a state, which is out of range")
+        return read
 
     def state_count(self, samples: Any) -> Any:
         """How many states so many samples make."""

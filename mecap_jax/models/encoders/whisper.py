@@ -24,6 +24,7 @@ from mecap_jax.models.encoders.blocks import (
 )
 from mecap_jax.models.layers import gelu
 
+POSITIONS = 1500  # states of a window of 30 s
 IGNORED = (r"(model\.)?decoder\..*", r"proj_out\.weight")
 
 
@@ -47,6 +48,8 @@ class WhisperConfig:
         sizes = dict.fromkeys(names) | {"max_source_positions": 1500}
         found = read_fields(config, sizes, {"activation_function": "gelu", "scale_embedding": False})
         width, layers, heads, hidden, bands, positions = found.values()
+        if positions != POSITIONS:
+            raise ValueError(f"max_source_positions {positions} is not implemented, only {POSITIONS} is")
         return cls(bands, positions, layers, read_block(config, width, heads, hidden, "gelu", 1e-5, key_bias=False))
 
 
