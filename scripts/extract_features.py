@@ -2,8 +2,8 @@
 
 The encoder is a Hugging Face directory of Whisper, wav2vec 2.0, HuBERT (of sound), CLIP or SigLIP (of pictures). Clips
 come from raw files (`--source` says of which corpus, as in prepare_data.py) or from shards (`--data`). Features go to
-INPUT/features/<name>-FRA|-UTT/<id>.npy, where prepare_data.py finds them; what is there is not made again. The exit
-status is 1 where a clip has none.
+INPUT/features/<name>-FRA|-UTT/<id>.npy, where prepare_data.py finds them; what is there of the same media is not made
+again. The exit status is 1 where a clip has none.
 """
 
 import functools
@@ -23,7 +23,9 @@ from mecap_jax.experiment.feature_extraction import (
     Extraction,
     check_name,
     extract,
+    lock_file,
     open_output,
+    refuse_links,
     summarise,
 )
 from mecap_jax.experiment.frozen_encoder import LAST_FOUR, POOLED, EncoderError, load_encoder
@@ -35,7 +37,9 @@ from mecap_jax.training.logging import RunLogger
 _ENCODER = flags.DEFINE_string("encoder", None, "Hugging Face directory of the encoder.", required=True)
 _INPUT = flags.DEFINE_string("input", "", "Directory of raw files.")
 _SOURCE = flags.DEFINE_enum("source", "folder", [x for x in IMPORTERS if x != "synthetic"], "What the input is.")
-_ALLOW_OUTSIDE = flags.DEFINE_bool("allow_outside", False, "Follow absolute paths and links out of the input.")
+_ALLOW_OUTSIDE = flags.DEFINE_bool(
+    "allow_outside", False, "Follow absolute paths and links out of the input or output."
+)
 _DATA = flags.DEFINE_string("data", "", "Directory of shards, instead of raw files.")
 _OUTPUT = flags.DEFINE_string("output", "", "Where the directories of features go; by default INPUT/features.")
 _NAME = flags.DEFINE_string("name", "", "Of the features; by default the name of the encoder's directory.")
@@ -79,7 +83,9 @@ def _extract() -> int:
     output = Path(_OUTPUT.value) if _OUTPUT.value else Path(_INPUT.value) / DIRECTORY
     name, found = _NAME.value or encoder.name, []
     check_name(name)
-    with locked(output / f".{name}.lock", f"{output / name}"), RunLogger(None) as logger:
+    if not _ALLOW_OUTSIDE.value:
+        refuse_links(output if _OUTPUT.value else Path(_INPUT.value), output, name)
+    with locked(lock_file(output, name), f"{output / name}"), RunLogger(None) as logger:
         directories = open_output(output, name, encoder, extraction)
         with logger.progress(f"features by {printable(encoder.name)}", len(clips)) as progress:
             for clip in extract(clips, encoder, extraction, directories):

@@ -1,16 +1,19 @@
 """Features of clips by a frozen encoder, as files in EmotionTalk's layout, which importers find by clip.
 
-`OUTPUT/<name>-FRA/<id>.npy` holds float32 `[states, width]`, `OUTPUT/<name>-UTT/<id>.npy` their mean `[width]`. What is
-there already is not made again; `extractor.json` in each directory says what it was made with.
+`OUTPUT/<name>-FRA/<id>.npy` holds float32 `[states, width]`, `OUTPUT/<name>-UTT/<id>.npy` their mean `[width]`. In each
+directory `extractor.json` says what they were made with, `sources.jsonl` from which media: what is there of the same
+media is not made again, and what is there of others is neither taken for it nor overwritten.
 """
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
+import hashlib
 import io
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,12 +25,13 @@ from mecap_jax.data.inspection import Item, Pending, read
 from mecap_jax.data.manifest import BadClip
 from mecap_jax.data.utterance import Utterance
 from mecap_jax.experiment.frozen_encoder import EncoderError, FrozenEncoder, Prepared
-from mecap_jax.json_files import as_json, read_json_object, write_json
+from mecap_jax.json_files import as_json, parse_json, read_file, read_json_object, to_json, write_json
 from mecap_jax.text_files import printable
 from mecap_jax.threads import ahead
 
 FRAMES, UTTERANCE = "FRA", "UTT"
-_RECORD = "extractor.json"
+_RECORD, _SOURCES = "extractor.json", "sources.jsonl"
+_LARGEST_SOURCES = 2**30  # bytes: millions of clips
 _AHEAD = 4  # decoded clips that wait
 _LONGEST_ID = 240  # bytes: what a file system takes, less endings
 
@@ -54,7 +58,8 @@ class Extraction:
         """What the numbers depend on, as JSON types."""
         of_pictures = {"fps": self.fps, "max_frames": self.max_frames} if encoder.modality == "video" else {}
         layer = self.layer + encoder.layers + 1 if isinstance(self.layer, int) and self.layer < 0 else self.layer
-        return {"encoder": encoder.name, "weights_sha256": encoder.weights_sha256, "layer": layer, **of_pictures}
+        own = {"encoder": encoder.name, "weights_sha256": encoder.weights_sha256, "layer": layer, **of_pictures}
+        return own | encoder.described
 
 
 class Extracted(NamedTuple):
@@ -69,6 +74,24 @@ def check_name(name: str) -> None:
     """Raises `EncoderError` where features cannot be called so."""
     if Path(name).name != name or name.startswith("."):
         raise EncoderError(f"--name: {name!r:.80} is no name of a directory")
+
+
+def refuse_links(root: Path, output: Path, name: str) -> None:
+    """Refuses to write features called `name` in `output` through a link that leads out of `root`.
+
+    Raises:
+      EncoderError: names the link.
+    """
+    directories = [output / f"{name}-{kind}" for kind in (FRAMES, UTTERANCE)]
+    inner = [entry for path in directories if path.is_dir() for entry in os.scandir(path) if entry.is_symlink()]
+    for path in (output, lock_file(output, name), *directories, *map(Path, inner)):
+        if not path.resolve().is_relative_to(root.resolve()):
+            raise EncoderError(f"{path} leads out of {root}, and nothing is written there (--allow_outside does)")
+
+
+def lock_file(output: Path, name: str) -> Path:
+    """What one process at a time holds that writes features called `name`."""
+    return output / f".{name}.lock"
 
 
 def open_output(output: Path, name: str, encoder: FrozenEncoder, extraction: Extraction) -> dict[str, Path]:
@@ -96,7 +119,20 @@ def open_output(output: Path, name: str, encoder: FrozenEncoder, extraction: Ext
     for directory in directories.values():
         directory.mkdir(parents=True, exist_ok=True)
         write_json(directory / _RECORD, wanted)
+        lines = [to_json({"id": id, "sha256": sha256}) for id, sha256 in _sources(directory).items()]
+        _write(directory / _SOURCES, "".join(f"{line}\n" for line in lines).encode())
     return directories
+
+
+def _sources(directory: Path) -> dict[str, str]:
+    """The sha256 of the medium that each clip's features were made from; a line that a crash cut short is left out."""
+    sources = {}
+    path = directory / _SOURCES
+    for line in read_file(path, _LARGEST_SOURCES).splitlines() if path.is_file() else ():
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            row = parse_json(line)
+            sources[str(row["id"])] = str(row["sha256"])
+    return sources
 
 
 def extract(
@@ -112,8 +148,10 @@ def extract(
       directories: by kind, as `open_output` returns them.
     """
 
+    sources = {directory: _sources(directory) for directory in directories.values()}
+
     def open_clip(clip: Pending) -> _Opened | Extracted:
-        return _open(read(clip), encoder, extraction, directories)
+        return _open(read(clip), encoder, extraction, sources)
 
     batches, seen = _Batches(encoder, extraction), set()
     for opened in ahead(open_clip, clips, _AHEAD):
@@ -133,13 +171,13 @@ def extract(
 class _Opened:
     """A clip whose pieces wait for the encoder."""
 
-    def __init__(self, id: str, pieces: list[Prepared]):
-        self.id, self.pieces = id, pieces
+    def __init__(self, id: str, sha256: str, pieces: list[Prepared]):
+        self.id, self.sha256, self.pieces = id, sha256, pieces
         self.states: list[np.ndarray | None] = [None] * len(pieces)
 
 
 def _open(
-    item: Item, encoder: FrozenEncoder, extraction: Extraction, directories: dict[str, Path]
+    item: Item, encoder: FrozenEncoder, extraction: Extraction, sources: Mapping[Path, Mapping[str, str]]
 ) -> _Opened | Extracted:
     if not isinstance(item, Utterance):
         reason = item.reason if isinstance(item, BadClip) else f"is a copy of {item.of}"
@@ -147,24 +185,35 @@ def _open(
     too_long = len(item.id.encode("utf-8", "surrogateescape")) > _LONGEST_ID
     if Path(item.id).name != item.id or item.id.startswith(".") or "\0" in item.id or too_long:
         return Extracted(item.id, False, "its id is no name of a file")
-    if all((directory / f"{item.id}.npy").is_file() for directory in directories.values()):
-        return Extracted(item.id, False)
     try:
-        return _Opened(item.id, encoder.prepare(_medium(item, encoder, extraction)))
+        medium = _medium(item, encoder)
+        sha256 = hashlib.sha256(medium).hexdigest()
+        there = [path for directory in sources if (path := directory / f"{item.id}.npy").is_file()]
+        for path in there:
+            if (found := sources[path.parent].get(item.id)) != sha256:
+                raise ValueError(
+                    f"{path} was made from a file with sha256 {found}, which is {sha256} now; remove it to make it anew"
+                )
+        if len(there) == len(sources):
+            return Extracted(item.id, False)
+        return _Opened(item.id, sha256, encoder.prepare(_decode(medium, encoder, extraction)))
     except ValueError as error:  # media, too
         return Extracted(item.id, False, str(error))
 
 
-def _medium(item: Utterance, encoder: FrozenEncoder, extraction: Extraction) -> np.ndarray:
-    if encoder.modality == "video":
-        if item.video is None:
-            raise ValueError("it has no video")
-        frames = media.decode_video(item.video, extraction.max_frames, extraction.fps, shrink=encoder.shrink)
-        return frames.pixels
-    sound = item.video if item.audio is None else item.audio
-    if sound is None:
-        raise ValueError("it has no sound")
-    return media.decode_audio(sound, SAMPLE_RATE)
+def _medium(item: Utterance, encoder: FrozenEncoder) -> bytes:
+    """The encoded file that the features are made from."""
+    pictures = encoder.modality == "video"
+    medium = item.video if pictures or item.audio is None else item.audio
+    if medium is None:
+        raise ValueError("it has no video" if pictures else "it has no sound")
+    return medium
+
+
+def _decode(medium: bytes, encoder: FrozenEncoder, extraction: Extraction) -> np.ndarray:
+    if encoder.modality == "audio":
+        return media.decode_audio(medium, SAMPLE_RATE)
+    return media.decode_video(medium, extraction.max_frames, extraction.fps, shrink=encoder.shrink).pixels
 
 
 class _Batches:
@@ -181,22 +230,20 @@ class _Batches:
             pieces.append((clip, number))
             if len(pieces) == self._size:
                 yield from self._run(pieces)
+                pieces.clear()
 
     def finish(self) -> Iterator[_Opened]:
-        """Encodes what is left."""
-        for pieces in self._waiting.values():
-            yield from self._run(pieces)
+        """Encodes what is left, short pieces beside long ones; only the last batch is smaller, with its own program."""
+        left = [waiting for pieces in self._waiting.values() for waiting in pieces]
+        left.sort(key=lambda waiting: -len(waiting[0].pieces[waiting[1]].array))
+        for i in range(0, len(left), self._size):
+            yield from self._run(left[i : i + self._size])
 
-    def _run(self, pieces: list[tuple[_Opened, int]]) -> Iterator[_Opened]:
-        if not pieces:
-            return
+    def _run(self, pieces: Sequence[tuple[_Opened, int]]) -> Iterator[_Opened]:
         inputs = [clip.pieces[number] for clip, number in pieces]
-        filled = [*inputs, *[inputs[-1]] * (self._size - len(inputs))]  # one program a shape
-        for (clip, number), states in zip(pieces, self._encoder.encode(filled, self._layer)):
+        for (clip, number), states in zip(pieces, self._encoder.encode(inputs, self._layer)):
             clip.states[number] = states
-        complete = dict.fromkeys(clip for clip, _ in pieces if all(states is not None for states in clip.states))
-        pieces.clear()
-        yield from complete
+        yield from dict.fromkeys(clip for clip, _ in pieces if all(states is not None for states in clip.states))
 
 
 def _save(clip: _Opened, directories: dict[str, Path]) -> Extracted:
@@ -204,16 +251,18 @@ def _save(clip: _Opened, directories: dict[str, Path]) -> Extracted:
     if not np.isfinite(states).all():
         return Extracted(clip.id, False, "its states are not finite")
     for kind, directory in directories.items():
-        _write(directory / f"{clip.id}.npy", states if kind == FRAMES else states.mean(axis=0))
+        with (directory / _SOURCES).open("a", encoding="utf-8") as file:  # first: features never lack their line
+            file.write(to_json({"id": clip.id, "sha256": clip.sha256}) + "\n")
+        data = io.BytesIO()
+        np.save(data, states if kind == FRAMES else states.mean(axis=0), allow_pickle=False)
+        _write(directory / f"{clip.id}.npy", data.getvalue())
     return Extracted(clip.id, True)
 
 
-def _write(path: Path, array: np.ndarray) -> None:
+def _write(path: Path, content: bytes) -> None:
     """Writes a file as a whole: an interrupted run leaves none that is half there."""
-    data = io.BytesIO()
-    np.save(data, array, allow_pickle=False)
     temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_bytes(data.getvalue())
+    temporary.write_bytes(content)
     os.replace(temporary, path)
 
 

@@ -2,7 +2,9 @@
 
 import tests.torch_reference  # noqa: F401, I001 - declares torchvision operators before transformers is imported
 
+import hashlib
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -84,6 +86,53 @@ def test_sound_is_extracted_once_and_found_by_the_importer(encoders, folder, cap
     prepare("folder", folder, folder / "shards", progress=False)
     reader = ShardReader(folder / "shards")
     assert [reader[i].features.keys() for i in range(4)] == [{"hubert-FRA", "hubert-UTT"}] * 4
+
+
+def test_features_of_another_file_or_another_setting_are_not_taken_for_these(encoders, folder, tmp_path, capsys):
+    (folder / "d.wav").unlink()
+    copy = tmp_path / "encoder" / "hubert"
+    shutil.copytree(encoders / "hubert", copy)
+    arguments = (f"--encoder={copy}", f"--input={folder}", "--kind=UTT", "--batch=3")
+    run(*arguments)
+    path = folder / "features" / "hubert-UTT" / "a.npy"
+    sources = path.with_name("sources.jsonl")
+    before = hashlib.sha256((folder / "a.wav").read_bytes()).hexdigest()
+    assert json.dumps({"id": "a", "sha256": before}) in sources.read_text().splitlines()
+    (folder / "a.wav").write_bytes(audio_file(seconds=0.9))
+    after, kept = hashlib.sha256((folder / "a.wav").read_bytes()).hexdigest(), path.read_bytes()
+    with sources.open("a") as file:
+        file.write('{"id": "b", "sha')  # a crash
+    capsys.readouterr()
+    assert run(*arguments) == 1
+    said = capsys.readouterr().err
+    assert f"a: {path} was made from a file with sha256 {before}, which is {after} now; remove it" in said
+    assert "0 clips made, 2 there already, 2 without features" in said and path.read_bytes() == kept
+    path.unlink()
+    run(*arguments)
+    assert "1 clips made, 2 there already" in capsys.readouterr().err and path.read_bytes() != kept
+    assert [json.loads(line)["id"] for line in sources.read_text().splitlines()].count("b") == 1
+
+    for file, changes, words in (
+        ("preprocessor_config.json", {"do_normalize": False}, "preprocessor.do_normalize: True there, False asked"),
+        ("config.json", {"hidden_act": "gelu_new"}, "config.block.activation: 'gelu' there, 'gelu_new' asked"),
+    ):
+        before = (copy / file).read_text()
+        (copy / file).write_text(json.dumps(json.loads(before) | changes))
+        assert words in run(*arguments)
+        (copy / file).write_text(before)
+
+
+@pytest.mark.parametrize("link", ["features", "features/hubert-UTT", "features/.hubert.lock",
+                                  "features/hubert-FRA/.a.npy.partial"])  # fmt: skip
+def test_nothing_is_written_through_links(encoders, folder, tmp_path_factory, link):
+    outside, path = tmp_path_factory.mktemp("outside"), folder / link
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(outside / "x" if path.suffix else outside)
+    arguments = (f"--encoder={encoders / 'hubert'}", f"--input={folder}")
+    assert f"{path} leads out of {folder}, and nothing is written there" in run(*arguments)
+    assert not list(outside.iterdir())
+    if link == "features":
+        assert run(*arguments, "--allow_outside") == 1 and (outside / "hubert-UTT" / "a.npy").exists()
 
 
 def test_features_of_another_layer_go_elsewhere(encoders, folder, capsys):
