@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mecap_jax.config import ConfigError, load
+from mecap_jax.config import ConfigError, load, to_json
 from mecap_jax.data.importers import prepare
 from mecap_jax.experiment.scoring import evaluate_checkpoint
 from mecap_jax.experiment.trained_task import TrainedTask
@@ -80,5 +80,9 @@ def test_what_is_missing_is_named(model, tmp_path):
     failed = evaluate(f"--checkpoint={model}", f"--data={tmp_path}", f"--output={tmp_path / 'scores.json'}")
     assert failed.returncode == 1 and "prepare_data.py" in failed.stderr and "Traceback" not in failed.stderr
     assert not (tmp_path / "scores.json").exists()
+    (tmp_path / "config.json").write_text(to_json(load("configs/grpo.py")))
+    (tmp_path / "shards.json").write_text("{")
+    failed = evaluate(f"--report={tmp_path}")
+    assert failed.returncode == 1 and "shards.json is not JSON" in failed.stderr and "Traceback" not in failed.stderr
     failed = evaluate("--report=a", f"--checkpoint={model}", "--output=b")
     assert failed.returncode != 0 and "--report alone" in failed.stdout + failed.stderr

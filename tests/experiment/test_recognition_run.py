@@ -113,6 +113,10 @@ def test_tables_over_seeds_go_into_the_section_that_was_named(finished, shared, 
 
     done = reproduce()
     assert done.returncode == 0, done.stderr
+    (tmp_path / "runs" / "seed-1" / "report.json").write_text("{")
+    refused = reproduce("--seeds=2")
+    assert refused.returncode == 1 and refused.stderr.startswith("error: runs/seed-2/report.json is not JSON")
+    assert refused.stderr.count("\n") == 1
     section = document.read_text().partition("<!-- small: begin -->")[2].partition("<!-- small: end -->")[0]
     assert document.read_text().partition("<!-- small: begin -->")[0] == before.partition("<!-- small: begin -->")[0]
     assert "mean of 2 seeds (0, 1);" in section and "and seeds (" in section and "| GRPO against SFT |" in section
