@@ -55,12 +55,9 @@ ROWS = (
         "sft_control",
         "sft",
         after="sft",
-        changes=(
-            "sft.steps=100",
-            "sft.optimizer.learning_rate=1e-3",
-            "sft.optimizer.warmup_steps=10",
-            "sft.validate_every=0",
-        ),
+        changes=("sft.optimizer.learning_rate=1e-3", "sft.optimizer.warmup_steps=10", "sft.validate_every=0"),
+        steps_of="grpo",
+        steps_each=2.0,
     ),
     # Emo-GRPO whose reward teaches nothing: what its rollouts, divergence and supervised share do by themselves.
     RowConfig("reward_off", "grpo", after="sft", changes=("grpo.advantage=none",)),
@@ -71,8 +68,8 @@ ROWS = (
 )
 
 
-# The emotion, what is said of no other clip of the same emotion, and words as people put them. The weights are such that
-# of fifty ways to earn more than an honest caption none pays (tests/rewards/test_caption_hacks.py).
+# The emotion, what is said of no other clip of the same emotion, and words as people put them. The weights are such
+# that of fifty ways to earn more than an honest caption none pays (tests/rewards/test_caption_hacks.py).
 _REWARD = (
     RewardSpec("emotion", 2.0, options={"over": "mean"}),
     RewardSpec("distinctiveness", 2.0, options={"among": "emotion"}),

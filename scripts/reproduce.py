@@ -1,6 +1,6 @@
 """The results of a recipe over several seeds, with every row of comparison, written into `docs/reproduction.md`.
 
-  python scripts/reproduce.py [--seeds=0,1,2] [--root=runs/reproduce]
+  python scripts/reproduce.py [--seeds=0,1,2,3,4] [--root=runs/reproduce]
   python scripts/reproduce.py --config=configs/erv.py --root=runs/erv [--rows=reward_off] [--others=DIR]
 
 Each seed is a run of its own, `ROOT/seed-N`; what is finished is not done again, and refused where it is something
@@ -37,7 +37,7 @@ from mecap_jax.json_files import read_json_object
 from mecap_jax.text_files import error_message
 from mecap_jax.training.logging import RunLogger
 
-_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of the training runs.")
+_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2", "3", "4"], "Seeds of the training runs.")
 _ROOT = flags.DEFINE_string("root", "runs/reproduce", "Directory of the runs.")
 _CONFIG = flags.DEFINE_string("config", "configs/grpo.py", "Recipe.")
 _CHANGES = flags.DEFINE_multi_string("change", [], "KEY=VALUE of the recipe's configuration; can be repeated.")

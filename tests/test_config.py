@@ -75,7 +75,7 @@ def test_overrides_reach_nested_fields_with_the_right_type():
         ("grpo.loss.kl=k1", ("grpo.loss.kl", "must be 'k2', 'k3' or 'k3_corrected'")),
         ("grpo.loss.clip_dual=1", ("grpo.loss.clip_dual", "above 1")),
         ("grpo.reward.terms.emotion.weight=1e308", ("grpo.reward.terms[0].weight", "less than or equal to 1000000")),
-        ("grpo.reward.terms.joy.weight=1", ("no reward term 'joy'", "emotion, semantic, rouge_l")),
+        ("grpo.reward.terms.joy.weight=1", ("no reward term 'joy'", "emotion, distinctiveness, fluency")),
         ("grpo.reward.terms=emotion=much", ("'emotion=much'", "the weight 'much' is no number")),
         ("grpo.reward.terms=emotion,emotion", ("'grpo.reward.terms'", "'emotion' is there twice")),
         ("grpo.reward.terms.emotion.gate=emotion", ("'grpo.reward.terms'", "the gate 'emotion' of 'emotion'")),
@@ -96,7 +96,7 @@ def test_overrides_reach_nested_fields_with_the_right_type():
         ("data.modalities=audio,audio", ("data.modalities", "twice")),
         ("data.modalities=features", ("data.modalities", "no part for 'features'")),
         ("data.min_pixels=60000", ("data.min_pixels", "must not exceed data.max_pixels")),
-        ("data.sft_share=1", ("grpo.clips", "data.sft_share")),
+        ("grpo.clips=held_out", ("grpo.clips", "data.sft_share")),
         ("evaluation.rows=sft_contol", ("'evaluation.rows'", "no row 'sft_contol'; it has text_only, sft_control")),
         ("model.decoder.mrope_section=(1,1,1)", ("model.decoder.mrope_section", "head_dim")),
         ("model.decoder.num_key_value_heads=3", ("num_key_value_heads", "divide")),
@@ -159,11 +159,11 @@ def test_combinations_of_stages():
 
 
 def test_a_row_of_comparison_is_the_run_with_small_changes():
-    config = load(RECIPE, ["sft.steps=7", "evaluation.rows=sft_control,text_only"])
+    config = load(RECIPE, ["sft.steps=7", "grpo.steps=11", "evaluation.rows=sft_control,text_only"])
     again, blind = chosen_rows(config)
-    assert (again.after, again.time_of, blind.after) == ("sft", "grpo", "")
+    assert (again.after, again.steps_of, blind.after) == ("sft", "grpo", "")
     changed = row_config(config, again)
-    assert (changed.sft.steps, changed.sft.clips, changed.sft.optimizer.learning_rate) == (7, "all", 1e-3)
+    assert (changed.sft.steps, changed.sft.references, changed.sft.optimizer.learning_rate) == (22, 2, 1e-3)
     expected = dataclasses.replace(config.data, modalities=(), tower_cache=False)
     assert row_config(config, blind).data == expected and row_config(config, blind).grpo == config.grpo
 

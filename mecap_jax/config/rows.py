@@ -33,10 +33,16 @@ def row_config(config: Config, row: RowConfig) -> Config:
             raise ConfigError(f"row {row.name!r}: {change!r} changes what all rows must share: {', '.join(_SHARED)}")
     evaluation = dataclasses.replace(config.evaluation, rows=())
     try:
-        changed = override(dataclasses.replace(config, evaluation=evaluation), row.changes)
+        changed = override(dataclasses.replace(config, evaluation=evaluation), (*row.changes, *_steps(config, row)))
         return validate(_beside_cache(config, changed))
     except ConfigError as error:
         raise ConfigError(f"row {row.name!r}: {error}") from error
+
+
+def _steps(config: Config, row: RowConfig) -> tuple[str, ...]:
+    """How many steps a row takes that are counted by those of another stage, as a change."""
+    of = getattr(config, row.steps_of) if row.steps_of else None
+    return () if of is None else (f"{row.stage}.steps={max(1, round(row.steps_each * of.steps))}",)
 
 
 def _beside_cache(config: Config, changed: Config) -> Config:

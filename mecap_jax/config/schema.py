@@ -429,6 +429,8 @@ class RowConfig:
         `grpo`, but for the task's name and what says which clips there are: a row must be comparable.
       time_of: a stage whose time its steps are to take, by the median step of both; "" takes as many steps as the
         stage does.
+      steps_of, steps_each: a stage for each step of which it takes `steps_each`: as many floating-point operations, on
+        any machine.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
@@ -436,6 +438,8 @@ class RowConfig:
     after: Literal["", "sft"] = ""
     changes: tuple[str, ...] = ()
     time_of: Literal["", "sft", "grpo"] = ""
+    steps_of: Literal["", "sft", "grpo"] = ""
+    steps_each: PositiveFloat = 1.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -148,7 +148,7 @@ def _rows(config: Config) -> Problems:
             yield "evaluation.rows", f"this recipe has no row {name!r}; it has {', '.join(offered) or 'none'}"
             continue
         row = offered[name]
-        for stage in (row.stage, row.after, row.time_of):
+        for stage in (row.stage, row.after, row.time_of, row.steps_of):
             if stage and getattr(config, stage) is None:
                 yield "evaluation.rows", f"{name} needs {stage}, which this run leaves out"
 

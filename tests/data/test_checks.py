@@ -11,7 +11,7 @@ from mecap_jax.tasks.captioning import Captioning
 from tests.data.clips import record
 from tests.rewards.conftest import TableEncoder
 
-SIZES = ("data.sft_share=0.5", "sft.batch_clips=8", "grpo.prompts=8", "grpo.micro_prompts=0")
+SIZES = ("data.sft_share=0.5", "grpo.clips=held_out", "sft.batch_clips=8", "grpo.prompts=8", "grpo.micro_prompts=0")
 RECIPE = load("configs/grpo.py", SIZES)
 LABELS = ("happy", "sad", "angry")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mecap_jax.config import ConfigError, load
+from mecap_jax.config import ConfigError, RowConfig, load
 from mecap_jax.evaluation.decoding import Caption
 from mecap_jax.evaluation.java_tools import Meteor
 from mecap_jax.evaluation.reproduction import seeds_tables
@@ -114,6 +114,19 @@ def test_what_a_workdir_holds(finished):
 
 
 @pytest.mark.slow
+def test_steps_in_the_time_of_another_stage_are_measured_once(finished, tmp_path):
+    _, workdir, report = finished
+    shutil.copy(workdir / "metrics.jsonl", tmp_path)
+    with RunLogger(None) as logger:
+        bench = dataclasses.replace(reopen(workdir, None, logger), workdir=tmp_path)
+    row, seconds = RowConfig("again", "sft", time_of="grpo"), report["timing"]["steps"]
+    steps = story._steps_in_time_of(bench, row)
+    assert steps == max(1, round(2 * seconds["grpo"] / seconds["sft"]))
+    (tmp_path / "metrics.jsonl").unlink()
+    assert story._steps_in_time_of(bench, row) == steps
+
+
+@pytest.mark.slow
 def test_logs_name_metrics_as_trl_does(finished):
     _, workdir, _ = finished
     rows = [row for row in read_jsonl(workdir / "metrics.jsonl") if row["stage"] == "grpo"]
@@ -133,7 +146,7 @@ def test_logs_name_metrics_as_trl_does(finished):
     sample = groups[0]["completions"][0]
     assert {"text", "reward", "rewards", "advantage", "degenerate", "finished"} <= set(sample)
     assert groups[0]["prompt"] and "transcript" in groups[0]
-    assert {"emotion", "semantic"} <= set(sample["rewards"])
+    assert {"emotion", "fluency"} <= set(sample["rewards"])
 
 
 @pytest.mark.slow
