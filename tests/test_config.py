@@ -158,6 +158,18 @@ def test_combinations_of_stages():
         validate(dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, buckets=buckets)))
 
 
+def test_the_control_costs_as_much_as_reinforcement_learning():
+    """Counted in tokens through the decoder, a gradient as three passes (docs/protocol.md)."""
+    config = load(RECIPE, ["evaluation.rows=sft_control"])
+    (control,) = chosen_rows(config)
+    prompt, grpo, sft = 104, config.grpo, config.sft  # tokens of the synthetic corpus's prompts
+    sampled = prompt + grpo.group_size * grpo.max_new_tokens  # by the policy, and scored by the reference policy
+    learnt = sampled + grpo.loss.references * sft.max_target_tokens
+    of_grpo = grpo.prompts * (2 * sampled + 3 * learnt)
+    of_sft = sft.batch_clips * 3 * (prompt + sft.references * sft.max_target_tokens)
+    assert of_grpo / of_sft == pytest.approx(control.steps_each, rel=0.05)
+
+
 def test_a_row_of_comparison_is_the_run_with_small_changes():
     config = load(RECIPE, ["sft.steps=7", "grpo.steps=11", "evaluation.rows=sft_control,text_only"])
     again, blind = chosen_rows(config)
