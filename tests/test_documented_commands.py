@@ -3,31 +3,38 @@
 import ast
 import dataclasses
 import re
-import shlex
 from pathlib import Path
 
 import pytest
 
 from mecap_jax.config import ConfigError, SyntheticConfig, load, validate_devices
+from tests import documented
+from tests.documented import ROOT
 
-ROOT = Path(__file__).parents[1]
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-
-
-def documented():
-    """(words of the command, its comment) of every command of ours in a block of shell."""
-    for page in PAGES:
-        text = page.read_text(encoding="utf-8")
-        for block in re.finditer(r"^```(?:sh|bash|shell|console)\n(.*?)^```", text, re.M | re.S):
-            for line in block[1].replace("\\\n", " ").splitlines():
-                if line.startswith("python scripts/"):
-                    words = shlex.split(line, comments=True)
-                    yield pytest.param(words[1:], line.partition("   #")[2], id=f"{page.name}: {line[7:70]}")
-
-
-COMMANDS = list(documented())
+COMMANDS = [
+    pytest.param(words, comment, id=f"{page.name}: {line[7:70]}")
+    for page, line, words, comment in documented.commands()
+]
 REPRODUCING = [command for command in COMMANDS if command.values[0][0] == "scripts/reproduce.py"]
 TRAINING = [command for command in COMMANDS if command.values[0][0] == "scripts/train.py"]
+
+
+# Which tests run what the README trains in this workdir: the same words, made small by settings behind them.
+RUN_IN = {
+    "runs/grpo": "test_train_together.py",
+    "runs/large": "test_train_together.py",
+    "runs/two": "test_train_together.py",
+    "runs/branch": "test_train_together.py",
+    "runs/seed-1": "test_story.py",
+    "runs/decoder": "test_tower_cache.py",
+    "runs/adapters": "test_adapters.py",
+    "runs/r1_omni": "test_recognition_run.py",
+    "runs/erv": "test_recognition_run.py",
+    "runs/emo_r3": "test_reflection_run.py",
+    "runs/smoke": "test_recipes.py",
+    "runs/brief": "test_train_together.py",
+    "runs/dapo": "test_train_together.py",
+}
 
 
 def defined_flags(path: Path) -> set[str]:
@@ -69,6 +76,19 @@ def test_recipes_run_on_the_devices_they_name(words, comment):
                 validate_devices(config, count)
         else:
             validate_devices(config, count)
+
+
+@pytest.mark.parametrize("words, comment", TRAINING)
+def test_a_training_command_is_run_where_it_needs_nothing_published(words, comment):
+    options = dict(word[2:].split("=", 1) for word in words if word.startswith("--"))
+    if load(str(ROOT / options["config"])).backbone:
+        return  # the same families and options run as random miniatures in test_recipes.py
+    if options["workdir"] == "runs/mine":
+        # The first command, on shards that it names: all whole runs of the tests do.
+        assert words == [*documented.training("runs/grpo")[:2], "--workdir=runs/mine", "--config.data.path=SHARDS"]
+        return
+    tests = (ROOT / "tests" / "experiment" / RUN_IN[options["workdir"]]).read_text(encoding="utf-8")
+    assert re.search(rf'(training|overrides|made_tiny)\("{options["workdir"]}"', tests)
 
 
 @pytest.mark.parametrize("words, comment", REPRODUCING)

@@ -26,7 +26,15 @@ from mecap_jax.evaluation.predictions import PredictionsError
 from mecap_jax.experiment.backbone import check_backbone
 from mecap_jax.experiment.checks import check_stages, check_trainable, checked_against
 from mecap_jax.experiment.forecast import first_forecast
-from mecap_jax.experiment.weights import PROCESSOR, check_init_from, read_processor, read_run, run_of
+from mecap_jax.experiment.weights import (
+    PROCESSOR,
+    check_init_from,
+    check_start,
+    note_start,
+    read_processor,
+    read_run,
+    run_of,
+)
 from mecap_jax.experiment.workbench import Workbench
 from mecap_jax.experiment.workdir import cache_of, check_same, claim, claim_data, data_of, is_claimed
 from mecap_jax.json_files import to_json
@@ -77,6 +85,8 @@ def set_up(config: Config, workdir: Path, logger: RunLogger) -> Workbench:
     check_init_from(config)
     check_trainable(config)
     stored = check_same(workdir, config) if resumed else None
+    if resumed:
+        check_start(workdir, config)
     if config.grpo is not None:
         make_task(config).check_rewards(config.grpo.reward)
     encoder = load_encoder(config)
@@ -98,6 +108,7 @@ def set_up(config: Config, workdir: Path, logger: RunLogger) -> Workbench:
     config = checked_against(reader, config, logger)
     first_process(lambda: claim_data(workdir, reader))
     if not resumed:
+        first_process(lambda: note_start(workdir, config))
         first_process(lambda: save_processor(config, reader, workdir / PROCESSOR))
     if not resumed and not config.encoder.anchors:
         first_process(lambda: make_anchors(config, reader, encoder).save(workdir / ANCHORS))

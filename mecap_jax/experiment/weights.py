@@ -11,9 +11,10 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from mecap_jax.config import Config, ConfigError, differences, from_json, validate
+from mecap_jax.data.manifest import sha256
 from mecap_jax.data.processor import Processor
 from mecap_jax.data.training_facts import read_facts
-from mecap_jax.json_files import as_json, read_json_object
+from mecap_jax.json_files import as_json, read_json_object, write_json
 from mecap_jax.model_config import ModelConfig
 from mecap_jax.models.checkpoints.hub import (
     PROJECTOR_FILE,
@@ -26,8 +27,10 @@ from mecap_jax.models.lora import merge_lora
 from mecap_jax.models.parameters import merge_params, split_params
 from mecap_jax.train_state import abstract_model, init_params
 from mecap_jax.training.checkpointing import latest_step, load_params
+from mecap_jax.training.checksums import CHECKSUMS
 
 CONFIG_FILE = "config.json"  # what was asked for, in the workdir
+START = "start.json"  # which checkpoint of another run this one started from, in the workdir
 PROCESSOR = "processor"  # tokenizer, chat template and settings, in the workdir
 
 
@@ -84,6 +87,40 @@ def check_init_from(config: Config) -> None:
     ]
     if different:
         raise ConfigError(f"config key 'init_from': {checkpoint} is of another model:\n  " + "\n  ".join(different))
+
+
+def note_start(workdir: Path, config: Config) -> None:
+    """Notes which checkpoint of another run this one starts from, if any."""
+    if config.init_from:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_json(workdir / START, _start_of(config))
+
+
+def check_start(workdir: Path, config: Config) -> None:
+    """Refuses what a run started from where the other run has trained on since: it would be other parameters.
+
+    Raises:
+      ConfigError: names both checkpoints.
+    """
+    if not config.init_from or not (workdir / START).is_file():
+        return
+    then, now = read_json_object(workdir / START), _start_of(config)
+    if then != now:
+        steps = (f"step {start['step']} (sha256 {start['sha256'][:12]})" for start in (then, now))
+        raise ConfigError(
+            f"config key 'init_from': {config.init_from} is not what {workdir} started from: "
+            f"{' there, '.join(steps)} now"
+        )
+
+
+def _start_of(config: Config) -> dict[str, Any]:
+    checkpoint = Path(config.init_from)
+    if (step := latest_step(checkpoint)) is None:
+        raise ConfigError(f"config key 'init_from': no checkpoint in {checkpoint}")
+    sums = checkpoint / str(step) / CHECKSUMS
+    if not sums.is_file():
+        raise CheckpointError(f"the checkpoint {sums.parent} is damaged ({CHECKSUMS} is missing)")
+    return {"step": step, "sha256": sha256(sums)}
 
 
 def starting_params(
@@ -179,12 +216,14 @@ def stage_params(
       wanted: which parameters, by dotted path.
 
     Raises:
-      CheckpointError: as `stage_trainable`, or where the run started has changed.
+      CheckpointError: as `stage_trainable`, or the backbone has changed.
+      ConfigError: the stage of another run where it started has changed.
     """
     trainable, frozen = split_params(abstract_model(config.model, mesh)[1], config.trainable)
     trained = stage_trainable(config, workdir, mesh, stage) if any(map(wanted, flatten(trainable))) else {}
-    rest = _starting(config, mesh, select_params(frozen, wanted))
-    return merge_params(select_params(trained, wanted), rest)
+    if frozen := select_params(frozen, wanted):
+        check_start(workdir, config)
+    return merge_params(select_params(trained, wanted), _starting(config, mesh, frozen))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,7 +36,7 @@ _MACHINE = re.compile(
     r"(checkpoint|mesh)\..*|compilation_cache|data\.(workers|cache_mb)|(sft|grpo)\.micro_(clips|prompts)|"
     r"evaluation\.batch_clips"
 )
-_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 
 
 def check_place(workdir: Path) -> None:

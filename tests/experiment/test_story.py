@@ -1,18 +1,22 @@
 """The whole story in small: synthetic media files, SFT, Emo-GRPO, comparison rows, report; stopped and resumed."""
 
 import dataclasses
+import functools
+import gc
 import json
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from mecap_jax.config import ConfigError, RowConfig, load
+from mecap_jax.config.overrides import override as override_config
 from mecap_jax.evaluation.decoding import Caption
 from mecap_jax.evaluation.java_tools import Meteor
 from mecap_jax.evaluation.reproduction import seeds_tables
-from mecap_jax.experiment import story
+from mecap_jax.experiment import stages, story, weights
 from mecap_jax.experiment.scoring import evaluate_checkpoint, score_captions
 from mecap_jax.experiment.setup import reopen
 from mecap_jax.models.checkpoints.table import CheckpointError
@@ -20,6 +24,7 @@ from mecap_jax.rewards.anchors import Anchors
 from mecap_jax.training.checkpointing import latest_step
 from mecap_jax.training.logging import RunLogger, read_jsonl
 from mecap_jax.training.stopping import Interrupted
+from tests import documented
 
 SMALL = (
     "data.synthetic.clips=90",
@@ -65,8 +70,8 @@ def small(*overrides):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, shared):
-    """A run that was stopped in the middle of each main stage."""
-    config = small(*shared)
+    """A run that was stopped in the middle of each main stage; the README's with rows of comparison, in small."""
+    config = load("configs/grpo.py", [*documented.overrides("runs/seed-1"), *SMALL, *shared])
     workdir = tmp_path_factory.mktemp("story") / "run"
     with pytest.raises(Interrupted, match="sft: stopped after step 2 of 3"):
         story.run(config, workdir, lambda step: step == 2)
@@ -96,6 +101,9 @@ def test_the_report_holds_every_stage_and_metric(finished):
         assert set(METRICS) <= set(report["eval"][stage])
         low, high = report["confidence"][stage]["emotion_reward"]
         assert low <= report["eval"][stage]["emotion_reward"] <= high
+    assert sum(report["data"]["speech_languages"].values()) == sum(report["data"]["caption_languages"].values())
+    assert set(report["data"]["speech_languages"]) == {"en", "zh"}
+    assert r"| speech\_languages | " in (workdir / "report.md").read_text()
     assert report["data"]["synthetic"] is True and report["data"]["quarantined"] == []
     assert report["data"]["used"]["train"] == report["data"]["sft_clips"] + report["data"]["held_out_from_sft"]
     assert report["timing"]["total_s"] > 0 and set(report["timing"]["steps"]) == stages
@@ -244,10 +252,59 @@ def test_what_earns_nothing_in_training_earns_nothing_in_evaluation(finished):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "override, beside, moves",
+    [("grpo.loss.beta=0", 0, False), ("grpo.loss.beta=0.04", 1, False), ("grpo.reference_sync_steps=2", 0, True)],
+)
+def test_a_reference_policy_is_held_only_where_it_is_asked_for(
+    finished, tmp_path, monkeypatch, override, beside, moves
+):
+    """`beside` counts copies of what trains that are no part of the state."""
+    _, workdir, _ = finished
+    with RunLogger(None) as logger:
+        bench = dataclasses.replace(reopen(workdir, None, logger), workdir=tmp_path)
+    model = weights.open_model(bench.config, bench.mesh)
+    start = functools.partial(weights.stage_trainable, bench.config, workdir, bench.mesh, "sft")
+    copy = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(model.trainable))
+    found = []
+
+    def held():
+        gc.collect()
+        return sum(x.nbytes for x in jax.live_arrays())
+
+    def begin(name, abstract, initial, *_, **__):
+        found.append(round((held() - before) / copy, 1))
+        state = initial()
+        found.append(round((held() - before - sum(x.nbytes for x in jax.tree.leaves(state))) / copy, 1))
+        found.append(state.reference is not None)
+
+    monkeypatch.setattr(stages, "run_stage", begin)
+    before, config = held(), override_config(bench.config, [override])
+    stages.train_grpo(bench, "again", config.grpo, model, start, lambda step: False)
+    assert found == [beside, beside, moves]
+
+
+@pytest.mark.slow
+def test_a_finished_stage_goes_on_with_more_steps_until_another_has_started_from_it(finished, tmp_path):
+    config, workdir, _ = finished
+    more = dataclasses.replace(config, sft=dataclasses.replace(config.sft, steps=4))
+    with pytest.raises(ConfigError, match="sft.steps: 3 there, 4 asked; grpo has started from step 3"):
+        story.run(more, workdir)
+    kept = {path: path.stat().st_mtime_ns for path in (workdir / "checkpoints" / "sft").rglob("*")}
+    assert kept and (workdir / "report.json").is_file()
+    shutil.copytree(workdir, tmp_path / "run", ignore=shutil.ignore_patterns("grpo*", "text_only", "sft_control"))
+    with pytest.raises(Interrupted, match="sft: stopped after step 4 of 4"):
+        story.run(more, tmp_path / "run", lambda step: True)
+    rows = [row for row in read_jsonl(tmp_path / "run" / "metrics.jsonl") if row["stage"] == "sft"]
+    before = [row for row in read_jsonl(workdir / "metrics.jsonl") if row["stage"] == "sft"]
+    assert rows[:3] == before and [row["step"] for row in rows] == [1, 2, 3, 4]
+
+
+@pytest.mark.slow
 def test_another_configuration_is_refused(finished):
     config, workdir, _ = finished
-    other = small(f"data.path={config.data.path}", "seed=1")
-    with pytest.raises(ConfigError, match="seed: 0 there, 1 asked"):
+    other = dataclasses.replace(config, seed=2)
+    with pytest.raises(ConfigError, match="seed: 1 there, 2 asked"):
         story.run(other, workdir)
 
 

@@ -3,9 +3,12 @@ a user does with it then, on one device."""
 
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import chex
@@ -20,9 +23,9 @@ from mecap_jax.training.checkpointing import load_params
 from mecap_jax.training.logging import read_jsonl
 from mecap_jax.training.stopping import Interrupted
 from tests.data.clips import audio_file, video_file
+from tests.documented import commands, training
 from tests.experiment.test_story import SMALL
 from tests.test_distributed import pair
-from tests.test_documented_commands import COMMANDS
 from tests.xla_flags import xla_flags
 
 ROOT = Path(__file__).parents[2]
@@ -39,6 +42,21 @@ def stop(samples):
     if jax.process_index() == 1 and len(calls) == 2 and not sent.exists():
         sent.touch()
         os.kill(os.getpid(), signal.SIGTERM)
+    return [0.0] * len(samples)
+"""
+# Another one, which changes what the disk takes, where a file beside it says so.
+FAULTY = """
+import os, pathlib, resource
+
+def faulty(samples):
+    fault = pathlib.Path(__file__).with_name("fault")
+    kind = fault.read_text() if fault.exists() else ""
+    if kind == "full":
+        for descriptor in os.listdir("/proc/self/fd"):
+            if os.path.realpath(f"/proc/self/fd/{descriptor}").endswith("metrics.jsonl"):
+                os.dup2(os.open("/dev/full", os.O_WRONLY), int(descriptor))
+    if kind == "quota":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (65536, resource.RLIM_INFINITY))
     return [0.0] * len(samples)
 """
 # Seven clips and five prompts divide over nothing; parameters are divided over devices of both processes.
@@ -72,17 +90,23 @@ def runs(tmp_path_factory, shared):
     root = tmp_path_factory.mktemp("together")
     directories = {name: root / "runs" / name for name in ("grpo", "two", "one_after_two")}
     (root / "reward.py").write_text(REWARD)
-    overrides = [*SMALL, *OPTIONS, *shared, f"grpo.reward.terms=emotion=2,{root / 'reward.py'}:stop=1"]
-    recipe = str(ROOT / "configs" / "grpo.py")
-    command = ["scripts/train.py", f"--config={recipe}", *(f"--config.{item}" for item in overrides)]
-    run(*command, f"--workdir={directories['grpo']}", cwd=root, devices=4)
-    together = [str(ROOT / command[0]), *command[1:], f"--workdir={directories['two']}"]
-    stopped = pair(*together, env=environment(2), cwd=root)
+    (root / "configs").symlink_to(ROOT / "configs")
+    overrides = [*shared, f"grpo.reward.terms=emotion=2,{root / 'reward.py'}:stop=1"]
+    run(*made_tiny("runs/grpo", *overrides), cwd=root, devices=4)
+    script, *arguments = made_tiny("runs/two", *overrides)
+    stopped = pair(str(ROOT / script), *arguments, env=environment(2), cwd=root)
     shutil.copytree(directories["two"], directories["one_after_two"])
-    run(*command, f"--workdir={directories['one_after_two']}", cwd=root, devices=4)
-    for code, _, stderr in pair(*together, env=environment(2), cwd=root):
+    run(*made_tiny("runs/large", *overrides), "--workdir=runs/one_after_two", cwd=root, devices=4)
+    for code, _, stderr in pair(str(ROOT / script), *arguments, env=environment(2), cwd=root):
         assert code == 0, stderr
-    return load(recipe, overrides), directories, stopped
+    return load(str(ROOT / "configs" / "grpo.py"), [*SMALL, *OPTIONS, *overrides]), directories, stopped
+
+
+def made_tiny(workdir, *overrides):
+    """The README's command that trains in this workdir, made small by further settings."""
+    words = training(workdir)
+    without = ("sft.",) if "--config.sft=None" in words else ()
+    return [*words, *(f"--config.{item}" for item in (*SMALL, *OPTIONS, *overrides) if not item.startswith(without))]
 
 
 @pytest.mark.slow
@@ -128,14 +152,112 @@ def test_the_same_parameters(runs, name, stage):
 
 
 @pytest.mark.slow
-def test_what_four_devices_trained_is_evaluated_on_one(runs, tmp_path):
+def test_what_four_devices_trained_is_evaluated_on_one_and_by_two_processes(runs, tmp_path):
     alone = runs[1]["grpo"]
-    arguments = (f"--checkpoint={alone / 'checkpoints' / 'grpo'}", "--split=test", f"--output={tmp_path / 'out.json'}")
-    run("scripts/evaluate.py", *arguments, cwd=alone.parents[1])
-    scores = json.loads((tmp_path / "out.json").read_text())["eval"]
+    arguments = (f"--checkpoint={alone / 'checkpoints' / 'grpo'}", "--split=test", "--output=out.json")
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    said = run("scripts/evaluate.py", *arguments, cwd=tmp_path / "one").stdout
+    assert "BLEU-4" in said
+    command = (str(ROOT / "scripts" / "evaluate.py"), *arguments)
+    (first, *_), (second, *_) = ended = pair(*command, env=environment(2), cwd=tmp_path / "two")
+    assert (first, second) == (0, 0), ended
+    # One of the two writes, for both.
+    lines = [[line for line in out.splitlines() if not line.startswith("[Gloo]")] for _, out, _ in ended]
+    assert list(map(len, lines)) == [len(said.splitlines()), 0]
     expected = json.loads((alone / "report.json").read_text())["eval"]["grpo"]
-    # A metric that is not available is None in both.
-    assert scores == {k: x if x is None else pytest.approx(x, rel=1e-3, abs=1e-3) for k, x in expected.items()}
+    rows = [[row["caption"], row["finished"]] for row in read_jsonl(alone / "evaluations" / "grpo.predictions.jsonl")]
+    for name in ("one", "two"):
+        assert sorted(os.listdir(tmp_path / name)) == ["out.json", "predictions.jsonl"]
+        scores = json.loads((tmp_path / name / "out.json").read_text())["eval"]
+        # A metric that is not available is None in both.
+        assert scores == {k: x if x is None else pytest.approx(x, rel=1e-3, abs=1e-3) for k, x in expected.items()}
+        found = read_jsonl(tmp_path / name / "predictions.jsonl")
+        assert [[row["caption"], row["finished"]] for row in found] == rows
+
+
+@pytest.mark.slow
+def test_another_run_starts_from_a_stage(runs, shared):
+    """Its steps are so small that it ends where it began."""
+    config, directories, _ = runs
+    root = directories["grpo"].parents[1]
+    still = ("grpo.steps=1", "grpo.optimizer.learning_rate=1e-12")
+    run(*made_tiny("runs/branch", *shared, *still), cwd=root, devices=4)
+    branch = root / "runs" / "branch"
+    assert os.listdir(branch / "checkpoints") == ["grpo"]
+    assert json.loads((branch / "config.json").read_text())["grpo"]["loss"]["name"] == "dapo"
+    assert json.loads((branch / "report.json").read_text())["eval"].keys() == {"grpo"}
+    _, abstract = abstract_model(config.model, make_mesh(config.mesh))
+    start, others, end = (
+        jax.device_get(load_params(path, abstract, describe(config)))
+        for path in (*(directories["grpo"] / "checkpoints" / stage for stage in ("sft", "grpo")),
+                     branch / "checkpoints" / "grpo")
+    )  # fmt: skip
+    chex.assert_trees_all_close(end, start, atol=1e-9)
+    with pytest.raises(AssertionError):
+        chex.assert_trees_all_close(others, start, atol=1e-9)
+    # Its reference policy is what it started from: with more steps there, it would be another one.
+    (sft := directories["grpo"] / "checkpoints" / "sft").joinpath("1").rename(sft / "2")
+    done = attempt(*made_tiny("runs/branch", *shared, *still, "grpo.steps=2"), cwd=root, devices=4)
+    (sft / "2").rename(sft / "1")
+    assert done.returncode == 1 and re.search(r"'init_from': .*step 1 .* there, step 2 .* now", done.stderr), (
+        done.stderr
+    )
+
+
+def stop(command, cwd, moment):
+    """Sends SIGTERM to a command when `moment` says so: it has to end within seconds."""
+    with (cwd / "said").open("w+") as file:
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / command[0]), *command[1:]], env=environment(4), cwd=cwd, stderr=file
+        )
+        try:
+            while not moment():
+                assert process.poll() is None, (cwd / "said").read_text()
+                time.sleep(0.01)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=20) == Interrupted.STATUS
+        finally:
+            process.kill()
+    said = (cwd / "said").read_text()
+    assert "SIGTERM: stopping" in said and "the same command resumes" in said and "Traceback" not in said
+
+
+@pytest.mark.slow
+def test_a_signal_outside_of_training_loses_nothing_that_was_finished(tmp_path, shared):
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (example,) = re.findall(r"```python\n(# brevity.py.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (tmp_path / "brevity.py").write_text(example)
+    command = made_tiny("runs/brief", "grpo.steps=1", shared[1])
+    cache, workdir = tmp_path / "cache", tmp_path / "runs" / "brief"
+    stop(command, tmp_path, lambda: any(cache.glob(".synthetic-*.building/*")))
+    assert not list(cache.glob("synthetic-*")) and not workdir.joinpath("config.json").exists()
+    predictions = workdir / "evaluations" / "sft.predictions.jsonl"
+    stop(command, tmp_path, predictions.exists)
+    assert not (workdir / "report.json").exists()
+    finished = [predictions, *(workdir / "checkpoints").rglob("*"), *cache.glob("synthetic-*/*")]
+    times = {path: path.stat().st_mtime_ns for path in finished}
+    run(*command, cwd=tmp_path, devices=4)
+    assert {path: path.stat().st_mtime_ns for path in finished} == times
+    assert json.loads((workdir / "report.json").read_text())["eval"].keys() == {"sft", "grpo"}
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_a_run_in_one_line_and_with_room_it_goes_on(tmp_path, shared):
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "faulty.py").write_text(FAULTY)
+    terms = "grpo.reward.terms=emotion=2,faulty.py:faulty=1"
+    command = made_tiny("runs/dapo", *shared, terms, "grpo.steps=2", "checkpoint.every=1")
+    for kind, reason in (("full", "No space left on device"), ("quota", "File too large")):
+        (tmp_path / "fault").write_text(kind)
+        done = attempt(*command, cwd=tmp_path, devices=4)
+        assert done.returncode == 1 and "Traceback" not in done.stderr
+        (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert "runs/dapo" in line and reason in line and line.endswith("the same command goes on from there")
+    (tmp_path / "fault").unlink()
+    run(*command, cwd=tmp_path, devices=4)
+    rows = read_jsonl(tmp_path / "runs" / "dapo" / "metrics.jsonl")
+    assert [(row["stage"], row["step"]) for row in rows] == [("sft", 1), ("grpo", 1), ("grpo", 2)]
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +291,7 @@ USABLE = {
 @pytest.mark.parametrize("begins, left", USABLE.items())
 def test_a_documented_command_runs(user, begins, left):
     """As it stands in the README, on one device."""
-    (words,) = (words for words, _ in (command.values for command in COMMANDS) if " ".join(words).startswith(begins))
+    (words,) = (words for *_, words, _ in commands() if " ".join(words).startswith(begins))
     done = run(*words, cwd=user)
     if isinstance(left, str):
         assert (user / left).exists()
@@ -177,8 +299,12 @@ def test_a_documented_command_runs(user, begins, left):
         assert tuple(line.partition(": ")[0] for line in done.stdout.splitlines()) == left
 
 
-def run(script, *arguments, cwd, devices=1):
-    command = [sys.executable, str(ROOT / script), *arguments]
-    done = subprocess.run(command, env=environment(devices), cwd=cwd, capture_output=True, text=True)
+def run(*command, cwd, devices=1):
+    done = attempt(*command, cwd=cwd, devices=devices)
     assert done.returncode == 0, done.stderr
     return done
+
+
+def attempt(script, *arguments, cwd, devices):
+    command = [sys.executable, str(ROOT / script), *arguments]
+    return subprocess.run(command, env=environment(devices), cwd=cwd, capture_output=True, text=True)
