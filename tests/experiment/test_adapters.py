@@ -2,12 +2,13 @@
 
 import dataclasses
 import functools
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
-from mecap_jax.config import ConfigError
+from mecap_jax.config import ConfigError, load
 from mecap_jax.experiment import stages, weights
 from mecap_jax.experiment.checks import check_trainable
 from mecap_jax.experiment.setup import set_up
@@ -15,11 +16,12 @@ from mecap_jax.models.checkpoints.table import CheckpointError, flatten
 from mecap_jax.models.parameters import merge_params, split_params
 from mecap_jax.rl.rollout import RolloutEngine
 from mecap_jax.training.logging import RunLogger
-from tests.experiment.test_story import small
+from tests import documented
+from tests.experiment.test_story import SMALL, small
 
 ADAPTERS = (
-    "trainable=()",
-    "model.lora={'rank': 2, 'targets': ('language_model.layers.*_proj', 'audio_tower.*fc1'), 'dropout': 0.1}",
+    "model.lora.rank=2",
+    "model.lora.dropout=0.1",
     "sft.steps=2",
     "sft.references=1",
     "grpo.steps=2",
@@ -41,7 +43,8 @@ def run(tmp_path_factory, shared):
             references.append(reference_params)
             super().__init__(graphdef, reference_params, *rest)
 
-    config, workdir = small(*shared, *ADAPTERS), tmp_path_factory.mktemp("adapters")
+    config = load("configs/grpo.py", [*documented.overrides("runs/adapters"), *SMALL, *shared, *ADAPTERS])
+    workdir = tmp_path_factory.mktemp("adapters")
     with pytest.MonkeyPatch.context() as patch, RunLogger(workdir) as logger:
         patch.setattr(stages, "RolloutEngine", Recorded)
         bench = set_up(config, workdir, logger)
@@ -102,6 +105,23 @@ def test_a_run_branches_from_a_stage_of_another(run):
     for path, words in ((checkpoint.parent / "none", "no checkpoint in"), (bench.workdir, "expected RUN/checkpoints")):
         with pytest.raises(ConfigError, match=f"'init_from': {words}"):
             weights.check_init_from(dataclasses.replace(branch, init_from=str(path)))
+
+
+@pytest.mark.slow
+def test_what_a_run_started_from_stays_what_it_was(run, tmp_path):
+    bench, *_ = run
+    shutil.copytree(bench.workdir / "checkpoints" / "sft", stage := tmp_path / "run" / "checkpoints" / "sft")
+    branch = dataclasses.replace(bench.config, init_from=str(stage), sft=None)
+    weights.note_start(tmp_path, branch)
+    weights.check_start(tmp_path, branch)
+    (stage / "2").rename(stage / "3")
+    with pytest.raises(ConfigError, match=r"'init_from': .* step 2 \(sha256 \w+\) there, step 3 \(sha256 \w+\) now"):
+        weights.check_start(tmp_path, branch)
+    # What is frozen comes from there; without anything frozen, nothing is asked of it.
+    shutil.copytree(stage, tmp_path / "checkpoints" / "grpo")
+    with pytest.raises(ConfigError, match="'init_from': .* is not what"):
+        weights.stage_params(branch, tmp_path, bench.mesh, "grpo")
+    weights.stage_params(branch, tmp_path, bench.mesh, "grpo", lambda path: path.endswith(("lora_a", "lora_b")))
 
 
 @pytest.mark.slow

@@ -9,7 +9,9 @@ from mecap_jax.config import ConfigError, chosen_rows, load, row_config
 from mecap_jax.experiment import story
 from mecap_jax.training.checkpointing import latest_step
 from mecap_jax.training.logging import read_jsonl
+from tests import documented
 
+SHOWN = documented.training("runs/smoke")[1].removeprefix("--config=configs/")
 FAMILIES = (
     "qwen2_5_omni_3b",
     "qwen2_5_omni_7b",
@@ -96,7 +98,7 @@ def test_the_vision_tower_trains_where_the_pattern_says_so():
 @pytest.mark.parametrize(
     "recipe",
     [
-        "grpo.py:qwen2_5_omni_3b,smoke",
+        SHOWN,
         "grpo.py:qwen2_5_omni_7b,lora,smoke",
         "grpo.py:qwen2_5_vl_3b,smoke",
         "grpo.py:features_qwen2_5_0_5b,smoke",
@@ -108,7 +110,7 @@ def test_smoke(recipe, common, shared, tmp_path):
     # On eight simulated devices; a step of Emo-GRPO has four prompts, and fills up the rest.
     shards = common / ("smoke-shards-features" if "features" in recipe else "smoke-shards")
     overrides = [f"data.path={shards}", "data.source=synthetic"]
-    if recipe != "grpo.py:qwen2_5_omni_3b,smoke":  # one of them takes the whole sentence encoder
+    if recipe != SHOWN:  # one of them takes the whole sentence encoder
         overrides += [override for override in shared if override.startswith("encoder.")]
     config = dataclasses.replace(load(f"configs/{recipe}", overrides), checkpoint=load("configs/grpo.py").checkpoint)
     report = story.run(config, tmp_path / "run")

@@ -21,6 +21,7 @@ from mecap_jax.experiment.weights import read_run
 from mecap_jax.models.checkpoints.table import CheckpointError
 from mecap_jax.tasks.labels import label_set
 from mecap_jax.training.logging import RunLogger, read_jsonl
+from tests import documented
 from tests.data.clips import audio_file
 from tests.experiment.test_story import SMALL
 
@@ -32,19 +33,31 @@ SETTINGS = (
     "grpo.group_size=2",
     "grpo.max_new_tokens=16",
     "grpo.validate_every=1",
-    "grpo.reward.terms=accuracy,format,overlong",
-    "grpo.reward.terms.overlong.options={'buffer': 4}",
     "evaluation.ablation=False",
-    "evaluation.rows=sft_labels",
 )
+TERMS = ("grpo.reward.terms=accuracy,format,overlong", "grpo.reward.terms.overlong.options={'buffer': 4}")
+TINY = [item for item in SMALL if not item.startswith("evaluation.rows")]
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, shared):
     workdir = tmp_path_factory.mktemp("recognition") / "run"
-    small = [item for item in SMALL if not item.startswith("evaluation.rows")]
-    config = load("configs/r1_omni.py", [*small, *SETTINGS, *shared])
+    asked = documented.overrides("runs/r1_omni")
+    config = load("configs/r1_omni.py", [*asked, *TINY, *SETTINGS, *TERMS, "evaluation.rows=sft_labels", *shared])
     return workdir, story.run(config, workdir)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_meteor")
+def test_erv_is_compared_with_itself_without_its_third_reward(tmp_path, shared):
+    report = story.run(
+        load("configs/erv.py", [*documented.overrides("runs/erv"), *TINY, *SETTINGS, *shared]), tmp_path / "run"
+    )
+    assert report["eval"].keys() == report["confidence"].keys() == {"sft", "grpo", "grpo_r1_omni"}
+    rows = [row for row in read_jsonl(tmp_path / "run" / "metrics.jsonl") if row["stage"] != "sft"]
+    terms = {"rewards/accuracy/mean", "rewards/format/mean", "rewards/explanation/mean"}
+    assert [row["stage"] for row in rows] == ["grpo", "grpo_r1_omni"]
+    assert terms <= rows[0].keys() and terms - rows[1].keys() == {"rewards/explanation/mean"}
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from mecap_jax.data.shards import ShardReader
 from mecap_jax.experiment import story
 from mecap_jax.experiment.setup import set_up
 from mecap_jax.training.logging import RunLogger, read_jsonl
+from tests import documented
 from tests.experiment.test_story import SMALL
 
 SETTINGS = (
@@ -21,7 +22,6 @@ SETTINGS = (
     "grpo.group_size=2",
     "grpo.max_new_tokens=24",
     "grpo.validate_every=1",
-    "evaluation.rows=",
 )
 
 
@@ -30,7 +30,7 @@ def finished(tmp_path_factory, shared):
     root = tmp_path_factory.mktemp("reflection")
     small = [item for item in SMALL if not item.startswith(("evaluation.rows", "model.audio"))]
     paths = (shared[1], f"data.path={root / 'shards'}", f"evaluation.others={root / 'pencil'}")
-    config = load("configs/emo_r3.py", [*small, *SETTINGS, *paths])
+    config = load("configs/emo_r3.py", [*documented.overrides("runs/emo_r3"), *small, *SETTINGS, *paths])
     prepare("synthetic", None, root / "shards", config.data.synthetic, progress=False)
     other = dataclasses.replace(config.data.synthetic, clips=20, domain="other")
     prepare("synthetic", None, root / "pencil", other, progress=False)
@@ -45,7 +45,9 @@ def test_the_policy_is_asked_and_its_replies_are_kept(finished):
         assert line["timing_s/policy_judge"] > 0 and line["rewards/reflection/failures"] == 0
         assert line["rewards/reflection/missing"] == 0 and line["validation/rewards/reflection"] is None
         assert np.isfinite(line["validation/reward"])
-    for group in read_jsonl(workdir / "completions.jsonl"):
+    groups = read_jsonl(workdir / "completions.jsonl")
+    assert {group["stage"] for group in groups} == {"grpo", "grpo_steps", "reward_off"}
+    for group in (group for group in groups if group["stage"] == "grpo"):  # the rows do not ask, or teach nothing
         for completion in group["completions"]:
             said, read = completion["replies"]["reflection"], completion["rewards"]["format"] == 1
             assert all(isinstance(reply, str) if read else reply is None for reply in said) and len(said) == 2
@@ -58,7 +60,8 @@ def test_other_clips_are_part_of_the_report(finished):
     workdir, report = finished
     found = report["others"]["pencil"]
     assert found["test"]["clips"] == 4 and found["test"]["ids_sha256"] != report["test"]["ids_sha256"]
-    assert found["eval"].keys() == {"sft", "grpo"} and found["differences"].keys() == {"grpo - sft"}
+    assert found["eval"].keys() == report["eval"].keys() == {"sft", "grpo", "grpo_steps", "reward_off"}
+    assert found["differences"].keys() == report["differences"].keys() > {"grpo - sft"}
     assert {"war", "format"} <= found["eval"]["grpo"].keys() == found["confidence"]["grpo"].keys()
     text = (workdir / "report.md").read_text()
     assert "## On other clips: pencil\n\n4 clips of " in text

@@ -31,13 +31,14 @@ from mecap_jax.tasks.captioning import Captioning
 from mecap_jax.train_state import init_params
 from mecap_jax.training.logging import RunLogger, read_jsonl
 from mecap_jax.training.stopping import Interrupted
+from tests import documented
 from tests.experiment.test_story import small
 from tests.training.harness import Alphabetical
 
 FROZEN = (
     "data.tower_cache=True",
     "data.augment={'modality_dropout': 0.5}",
-    r"trainable=language_model\..*",
+    *documented.overrides("runs/decoder"),
     "mesh.fsdp=2",
     "sft.steps=2",
     "sft.optimizer.name=adamw",
