@@ -103,11 +103,23 @@ class FeatureProjectorConfig:
       names: the features that are read, in this order.
       dims: width of each.
       hidden_size: width of the two-layer projection.
+      layers: how many layers of an encoder stand side by side in each, of which the projector learns a mix; () where
+        all are of one.
     """
 
     names: tuple[str, ...]
     dims: tuple[PositiveInt, ...]
     hidden_size: PositiveInt
+    layers: tuple[PositiveInt, ...] = ()
+
+    def misfit(self) -> str:
+        """Why names, dims and layers do not fit together, or ""."""
+        if len(self.names) != len(self.dims):
+            return f"{len(self.names)} names and {len(self.dims)} dims"
+        if self.layers and len(self.layers) != len(self.dims):
+            return f"{len(self.dims)} dims and {len(self.layers)} layers"
+        uneven = [pair for pair in zip(self.dims, self.layers) if pair[0] % pair[1]]
+        return f"a width of {uneven[0][0]} does not divide into {uneven[0][1]} layers" if uneven else ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,7 +28,7 @@ from mecap_jax.experiment.feature_extraction import (
     refuse_links,
     summarise,
 )
-from mecap_jax.experiment.frozen_encoder import LAST_FOUR, POOLED, EncoderError, load_encoder
+from mecap_jax.experiment.frozen_encoder import ALL, LAST_FOUR, POOLED, EncoderError, load_encoder
 from mecap_jax.experiment.setup import USER_ERRORS
 from mecap_jax.locking import locked
 from mecap_jax.text_files import error_message, printable
@@ -44,8 +44,8 @@ _DATA = flags.DEFINE_string("data", "", "Directory of shards, instead of raw fil
 _OUTPUT = flags.DEFINE_string("output", "", "Where the directories of features go; by default INPUT/features.")
 _NAME = flags.DEFINE_string("name", "", "Of the features; by default the name of the encoder's directory.")
 _LAYER = flags.DEFINE_string(
-    "layer", "", f"A layer's number (0: its input, -1: the last), {LAST_FOUR} (the sum of four; default for sound) or "
-    f"{POOLED} (one vector a picture; default for pictures)."
+    "layer", "", f"A layer's number (0: its input, -1: the last), {LAST_FOUR} (the sum of four; default for sound), "
+    f"{ALL} (side by side, for model.features.layers) or {POOLED} (one vector a picture; default for pictures)."
 )  # fmt: skip
 _KINDS = flags.DEFINE_multi_enum("kind", [FRAMES, UTTERANCE], [FRAMES, UTTERANCE], "Every state, or their mean.")
 _FPS = flags.DEFINE_float("fps", 2.0, "Pictures a second; 0: --max_frames of every clip.", lower_bound=0)

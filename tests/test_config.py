@@ -95,6 +95,10 @@ def test_overrides_reach_nested_fields_with_the_right_type():
         ("data.modalities=smell", ("data.modalities[0]", "must be 'audio', 'video' or 'features'")),
         ("data.modalities=audio,audio", ("data.modalities", "twice")),
         ("data.modalities=features", ("data.modalities", "no part for 'features'")),
+        (
+            "model.features={'names': ('x',), 'dims': (5,), 'hidden_size': 2, 'layers': (2,)}",
+            ("model.features", "a width of 5 does not divide into 2 layers"),
+        ),
         ("data.min_pixels=60000", ("data.min_pixels", "must not exceed data.max_pixels")),
         ("grpo.clips=held_out", ("grpo.clips", "data.sft_share")),
         ("evaluation.rows=sft_contol", ("'evaluation.rows'", "no row 'sft_contol'; it has text_only, sft_control")),

@@ -57,6 +57,8 @@ def _modalities(config: Config) -> Problems:
     parts = {"audio": model.audio, "video": model.vision, "features": model.features}
     if len(set(used)) < len(used):
         yield "data.modalities", "names a modality twice"
+    if model.features is not None and (misfit := model.features.misfit()):
+        yield "model.features", misfit
     for name in used:
         if parts[name] is None:
             yield "data.modalities", f"the model has no part for {name!r}"

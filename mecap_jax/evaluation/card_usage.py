@@ -123,6 +123,7 @@ def _features(model: ModelConfig, max_new_tokens: int) -> str:
         "\n"
         'weights = load_file(f"{directory}/feature_projector.safetensors", device=str(model.device))\n'
         "x = torch.as_tensor(features).to(model.device, model.dtype)\n"
+        f"{_mix(model) if model.features.layers else ''}"
         'x = torch.nn.functional.layer_norm(x, x.shape[-1:], weights["norm.weight"], weights["norm.bias"])\n'
         'x = torch.nn.functional.gelu(torch.nn.functional.linear(x, weights["fc1.weight"], weights["fc1.bias"]))\n'
         'x = torch.nn.functional.linear(x, weights["fc2.weight"], weights["fc2.bias"])\n'
@@ -133,4 +134,17 @@ def _features(model: ModelConfig, max_new_tokens: int) -> str:
         "    prompt_states = torch.cat([embed(before), x[None], embed(after)], dim=1)\n"
         f"    tokens = model.generate(inputs_embeds=prompt_states, max_new_tokens={max_new_tokens}, do_sample=False)\n"
         "caption = tokenizer.decode(tokens[0], skip_special_tokens=True)"
+    )
+
+
+def _mix(model: ModelConfig) -> str:
+    return (
+        "# Columns that hold several layers of an encoder become the mix of them that was learned.\n"
+        'parts, mix = [], weights.get("mix")\n'
+        f"for part, count in zip(x.split({list(model.features.dims)}, -1), {list(model.features.layers)}):\n"
+        "    if count > 1:\n"
+        "        share, mix = mix[:count].float().softmax(0).to(x.dtype), mix[count:]\n"
+        "        part = (part.unflatten(-1, (count, -1)) * share[:, None]).sum(-2)\n"
+        "    parts.append(part)\n"
+        "x = torch.cat(parts, -1)\n"
     )

@@ -221,6 +221,7 @@ class _Batches:
 
     def __init__(self, encoder: FrozenEncoder, extraction: Extraction):
         self._encoder, self._layer, self._size = encoder, extraction.layer, extraction.batch
+        self._frames = FRAMES in extraction.kinds
         self._waiting: dict[Any, list[tuple[_Opened, int]]] = collections.defaultdict(list)
 
     def add(self, clip: _Opened) -> Iterator[_Opened]:
@@ -242,19 +243,21 @@ class _Batches:
     def _run(self, pieces: Sequence[tuple[_Opened, int]]) -> Iterator[_Opened]:
         inputs = [clip.pieces[number] for clip, number in pieces]
         for (clip, number), states in zip(pieces, self._encoder.encode(inputs, self._layer)):
-            clip.states[number] = states
+            # All layers of every state of a long sound would fill the memory.
+            clip.states[number] = states if self._frames else states.mean(axis=0, keepdims=True)
         yield from dict.fromkeys(clip for clip, _ in pieces if all(states is not None for states in clip.states))
 
 
 def _save(clip: _Opened, directories: dict[str, Path]) -> Extracted:
-    states = np.concatenate(clip.states)
-    if not np.isfinite(states).all():
+    if not all(np.isfinite(states).all() for states in clip.states):
         return Extracted(clip.id, False, "its states are not finite")
+    counts = [piece.states for piece in clip.pieces]
+    mean = np.average([states.mean(axis=0) for states in clip.states], axis=0, weights=counts).astype(np.float32)
     for kind, directory in directories.items():
         with (directory / _SOURCES).open("a", encoding="utf-8") as file:  # first: features never lack their line
             file.write(to_json({"id": clip.id, "sha256": clip.sha256}) + "\n")
         data = io.BytesIO()
-        np.save(data, states if kind == FRAMES else states.mean(axis=0), allow_pickle=False)
+        np.save(data, np.concatenate(clip.states) if kind == FRAMES else mean, allow_pickle=False)
         _write(directory / f"{clip.id}.npy", data.getvalue())
     return Extracted(clip.id, True)
 

@@ -23,7 +23,7 @@ from mecap_jax.models.bert import fill_network
 from mecap_jax.models.checkpoints.safetensors_files import TensorFiles
 from mecap_jax.models.encoders import pictures, waveform, whisper
 
-POOLED, LAST_FOUR = "pooled", "last4"
+POOLED, LAST_FOUR, ALL = "pooled", "last4", "all"
 _WHISPER_SAMPLES = WHISPER_SECONDS * SAMPLE_RATE
 # Seconds that a window of sound is padded to, the last one being the longest window: few programs, and memory that does
 # not grow with the sound. MER's and EmotionTalk's extractors cut at 10 s, too.
@@ -86,6 +86,8 @@ def _checksum(tensors: TensorFiles) -> str:
 
 
 def _choose(states: Sequence[Array], layer: int | str) -> Array:
+    if layer == ALL:
+        return jnp.concatenate(states, axis=-1)
     return sum(states[-4:]) if layer == LAST_FOUR else states[layer]
 
 
@@ -119,8 +121,9 @@ class FrozenEncoder:
 
         Args:
           layer: a layer's states by number; `LAST_FOUR`, the sum of the last four (as MER's and EmotionTalk's
-            extractors have it for HuBERT and wav2vec 2.0); or, of pictures, `POOLED`: the one vector of each, where a
-            layer gives the mean over its patches.
+            extractors have it for HuBERT and wav2vec 2.0); `ALL`, every state from 0 on side by side, of which a
+            projector learns a mix (`FeatureProjectorConfig.layers`); or, of pictures, `POOLED`: the one vector of each,
+            where a layer gives the mean over its patches.
 
         Raises:
           EncoderError: there is no such layer.
@@ -132,7 +135,7 @@ class FrozenEncoder:
 
     def check(self, layer: int | str) -> None:
         """Raises `EncoderError` where there is no such layer."""
-        known = {LAST_FOUR, *((POOLED,) if self.modality == "video" else ())}
+        known = {ALL, LAST_FOUR, *((POOLED,) if self.modality == "video" else ())}
         if not (layer in known if isinstance(layer, str) else -self.layers - 1 <= layer <= self.layers):
             names = ", ".join([*sorted(known), f"0 to {self.layers}"])
             raise EncoderError(f"{self.name} has no layer {layer!r:.40}, only {names}")

@@ -75,6 +75,8 @@ def train_from(backbone, family, root, lora=None, **changes):
 
     def change(config):
         features = config.model.features
+        if features:  # means and deviations, as if they were two layers
+            features = dataclasses.replace(features, layers=(2, 1))
         model = dataclasses.replace(read_config(backbone), param_dtype="float32", features=features, lora=lora)
         return dataclasses.replace(config, backbone=str(backbone), model=model, **changes)
 

@@ -255,7 +255,7 @@ def test_what_else_is_missing_is_named(hubert, tmp_path):
         load_encoder(tmp_path / "absent")
     directory = broken(hubert, tmp_path)
     encoder = load_encoder(directory)
-    with pytest.raises(EncoderError, match="has no layer 5, only last4, 0 to 4"):
+    with pytest.raises(EncoderError, match="has no layer 5, only all, last4, 0 to 4"):
         encoder.encode(encoder.prepare(noise(1)), 5)
     with pytest.raises(EncoderError, match="has no layer 'pooled'"):
         encoder.encode(encoder.prepare(noise(1)), POOLED)

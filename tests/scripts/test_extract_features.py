@@ -88,6 +88,17 @@ def test_sound_is_extracted_once_and_found_by_the_importer(encoders, folder, cap
     assert [reader[i].features.keys() for i in range(4)] == [{"hubert-FRA", "hubert-UTT"}] * 4
 
 
+def test_all_layers_stand_side_by_side_and_pool_over_every_window(encoders, folder):
+    (folder / "d.wav").write_bytes(audio_file(seconds=12.3))
+    assert run(f"--encoder={encoders / 'hubert'}", f"--input={folder}", "--layer=all", "--kind=UTT") == 0
+    encoder = load_encoder(encoders / "hubert")
+    pieces = encoder.prepare(media.decode_audio((folder / "d.wav").read_bytes()))
+    assert len(pieces) == 2
+    layers = [np.concatenate(encoder.encode(pieces, layer)).mean(axis=0) for layer in range(5)]
+    found = np.load(folder / "features" / "hubert-UTT" / "d.npy", allow_pickle=False)
+    np.testing.assert_allclose(found, np.concatenate(layers), atol=1e-4)
+
+
 def test_features_of_another_file_or_another_setting_are_not_taken_for_these(encoders, folder, tmp_path, capsys):
     (folder / "d.wav").unlink()
     copy = tmp_path / "encoder" / "hubert"
@@ -181,7 +192,7 @@ def test_pictures_of_shards_are_extracted(encoders, folder, tmp_path, capsys):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (("--input=DIR", "--layer=9"), "hubert has no layer 9, only last4, 0 to 4"),
+        (("--input=DIR", "--layer=9"), "hubert has no layer 9, only all, last4, 0 to 4"),
         (("--input=DIR", "--layer=first"), "hubert has no layer 'first'"),
         (("--input=absent",), "needs an input directory, got 'absent'"),
         (("--data=DIR", "--output=DIR"), "manifest.json"),

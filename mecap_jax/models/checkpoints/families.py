@@ -128,6 +128,7 @@ LAYOUTS: dict[str, Layout] = {
 
 # Precomputed features are no part of the published models: their projector stands in files of its own beside them.
 PROJECTOR = (
+    TensorRule("mix", "feature_projector.mix"),  # where features hold several layers
     *_norm(("", "feature_projector."), "norm", bias=True),
     *linear(("", "feature_projector."), "fc1", bias=True),
     *linear(("", "feature_projector."), "fc2", bias=True),

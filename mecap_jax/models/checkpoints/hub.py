@@ -40,9 +40,15 @@ def read_model(directory: Path) -> ModelConfig:
         return model
     fields = read_json(path)
     try:
-        features = FeatureProjectorConfig(tuple(fields["names"]), tuple(fields["dims"]), fields["hidden_size"])
+        lists = (tuple(fields["names"]), tuple(fields["dims"]))
+        features = FeatureProjectorConfig(*lists, fields["hidden_size"], tuple(fields.get("layers", ())))
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path} must hold names, dims and hidden_size ({error!r})") from None
+    sizes = (*features.dims, *features.layers, features.hidden_size)
+    if any(type(size) is not int or size < 1 for size in sizes):
+        raise CheckpointError(f"{path}: dims, layers and hidden_size must be positive integers, got {sizes!r:.80}")
+    if misfit := features.misfit():
+        raise CheckpointError(f"{path}: {misfit}")
     return dataclasses.replace(model, features=features)
 
 
