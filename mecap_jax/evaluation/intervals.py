@@ -213,7 +213,9 @@ class _Clusters:
         variance = max(of_seeds + of_clusters - both, of_seeds, of_clusters)
         if variance == 0:
             return Difference(value, (value, value))
-        freedom = variance**2 / (of_seeds**2 / max(1, seeds - 1) + of_clusters**2 / (self.count - 1))
+        # In shares of the variance, whose square may be smaller than any number (BLEU of texts that share no word).
+        shares = (of_seeds / variance) ** 2 / max(1, seeds - 1) + (of_clusters / variance) ** 2 / (self.count - 1)
+        freedom = 1 / shares if shares else 1.0
         reach = float(scipy.special.stdtrit(freedom, self.tails[1]) * np.sqrt(variance))
         return Difference(value, (value - reach, value + reach))
 

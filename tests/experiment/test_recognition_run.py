@@ -96,7 +96,7 @@ def test_tables_over_seeds_go_into_the_section_that_was_named(finished, shared, 
         (directory / "config.json").write_text(json.dumps(config))
         (directory / "report.json").write_text(json.dumps({**report, "seed": seed, "config": config}))
     (tmp_path / "runs" / "seed-2").symlink_to(tmp_path / "runs" / "seed-1")
-    changes = [f"--change={item}" for item in [*SMALL, *SETTINGS, *shared] if not item.startswith("evaluation.rows")]
+    changes = [f"--change={item}" for item in [*TINY, *SETTINGS, *TERMS, *shared]]
 
     def reproduce(*arguments):
         command = [sys.executable, "scripts/reproduce.py", "--config=configs/r1_omni.py", "--root=runs", "--seeds=0,1"]
