@@ -179,14 +179,7 @@ class _Whisper(FrozenEncoder):
 
     def __init__(self, directory: Path, config: whisper.WhisperConfig, settings: WhisperSettings):
         tensors = TensorFiles(directory)
-        prefix = next((p for p in ("model.encoder.", "encoder.") if f"{p}conv1.weight" in tensors), "")
-        network = fill_network(
-            lambda: whisper.WhisperEncoder(config, rngs=nnx.Rngs(0)),
-            tensors,
-            whisper.rules(prefix),
-            whisper.IGNORED,
-            directory,
-        )
+        network = whisper.load(directory, tensors, config)
         self._bands = config.bands
         super().__init__(directory, tensors, network, config, settings)
 
@@ -270,15 +263,7 @@ class _Pictures(FrozenEncoder):
     def __init__(self, directory: Path, config: pictures.PictureConfig, settings: PictureSettings):
         self._settings = settings
         tensors = TensorFiles(directory)
-        prefix = "vision_model." if any(key.startswith("vision_model.") for key in tensors) else ""
-        network = fill_network(
-            lambda: pictures.PictureEncoder(config, rngs=nnx.Rngs(0)),
-            tensors,
-            pictures.rules(config, prefix),
-            pictures.IGNORED,
-            directory,
-            config.patch_shape,
-        )
+        network = pictures.load(directory, tensors, config)
         super().__init__(directory, tensors, network, config, settings)
 
     @classmethod

@@ -228,12 +228,20 @@ def load_bert(path: Path, config: BertConfig) -> Bert:
     Raises:
       CheckpointError: no safetensors file, or what is in it does not fit (see `load_tensors`); names the file.
     """
-    tensors = TensorFiles(path.parent, single=path.name)
+    tensors = TensorFiles(path.parent, _current_name, single=path.name)
     prefix = config.key_prefix if any(key.startswith(config.key_prefix) for key in tensors) else ""
     # The heads of pre-training (masked words, next sentences) say nothing about a sentence.
     heads = [r"cls\.(predictions|seq_relationship)\..*", r"lm_head\..*"] if prefix else []
     ignored = [*ignored_tensors(prefix), *heads]
     return fill_network(lambda: Bert(config, rngs=nnx.Rngs(0)), tensors, encoder_rules(prefix, ""), ignored, path)
+
+
+def _current_name(key: str) -> str:
+    """Files made before 2019, such as those of bert-base-uncased, call a norm's weight and bias gamma and beta."""
+    return re.sub(r"LayerNorm\.(gamma|beta)$", lambda old: f"LayerNorm.{_OLD_NAMES[old.group(1)]}", key)
+
+
+_OLD_NAMES = {"gamma": "weight", "beta": "bias"}
 
 
 def encoder_rules(key_prefix: str, path_prefix: str) -> list[TensorRule]:

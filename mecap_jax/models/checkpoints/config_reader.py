@@ -110,7 +110,8 @@ class Fields:
             self.problem(name, f" = {value!r:.60} is not implemented")
 
 
-def _decoder(fields: Fields, *, tied: bool, multimodal: bool, qwen3: bool = False) -> DecoderConfig:
+def read_decoder(fields: Fields, *, tied: bool, multimodal: bool, qwen3: bool = False) -> DecoderConfig:
+    """The decoder that the remaining fields describe; there must be no others."""
     hidden, heads = fields.number("hidden_size"), fields.number("num_attention_heads")
     layers = fields.number("num_hidden_layers")
     theta, section = _rope(fields, multimodal)
@@ -240,7 +241,7 @@ def omni_thinker(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def read_omni(fields: Fields, config: Mapping[str, Any]) -> ModelConfig:
     tied = fields.flag("tie_word_embeddings", False)
-    decoder = _decoder(fields.inner("text_config"), tied=tied, multimodal=True)
+    decoder = read_decoder(fields.inner("text_config"), tied=tied, multimodal=True)
     vision = fields.inner("vision_config")
     vision.allow("tokens_per_second")  # Omni's positions follow `position_id_per_seconds`
     parsed = ModelConfig(
@@ -251,7 +252,7 @@ def read_omni(fields: Fields, config: Mapping[str, Any]) -> ModelConfig:
         vision=_vision(vision, decoder.hidden_size),
         position_id_per_seconds=fields.number("position_id_per_seconds", 25),
         seconds_per_chunk=fields.number("seconds_per_chunk", 2.0, float),
-        param_dtype=_dtype(fields, omni_thinker(config), config),
+        param_dtype=read_dtype(fields, omni_thinker(config), config),
     )
     fields.finish()
     return parsed
@@ -271,14 +272,14 @@ def read_whole_omni(fields: Fields, config: Mapping[str, Any]) -> ModelConfig:
 
 def read_vl(fields: Fields, config: Mapping[str, Any]) -> ModelConfig:
     tied = fields.flag("tie_word_embeddings", False)
-    vision, dtype = fields.inner("vision_config"), _dtype(fields, config)
+    vision, dtype = fields.inner("vision_config"), read_dtype(fields, config)
     text = config.get("text_config")
     if isinstance(text, Mapping) and text.get("tie_word_embeddings") is True:
         tied = True  # where versions before 5 put it
     if text is None:  # the published files hold the decoder's fields beside the tower
-        decoder = _decoder(fields, tied=tied, multimodal=True)
+        decoder = read_decoder(fields, tied=tied, multimodal=True)
     else:
-        decoder = _decoder(fields.inner("text_config"), tied=tied, multimodal=True)
+        decoder = read_decoder(fields.inner("text_config"), tied=tied, multimodal=True)
         if isinstance(text, Mapping):
             fields.allow(*text)  # versions 4.5x repeat the decoder's fields outside, and read the inner ones
         fields.finish()
@@ -295,12 +296,12 @@ def read_vl(fields: Fields, config: Mapping[str, Any]) -> ModelConfig:
 
 def read_text(fields: Fields, config: Mapping[str, Any]) -> ModelConfig:
     tied = fields.flag("tie_word_embeddings", False)
-    family, dtype = config["model_type"], _dtype(fields, config)
-    decoder = _decoder(fields, tied=tied, multimodal=False, qwen3=family == "qwen3")
+    family, dtype = config["model_type"], read_dtype(fields, config)
+    decoder = read_decoder(fields, tied=tied, multimodal=False, qwen3=family == "qwen3")
     return ModelConfig(name=family, family=family, decoder=decoder, param_dtype=dtype)
 
 
-def _dtype(fields: Fields, *configs: Mapping[str, Any]) -> str:
+def read_dtype(fields: Fields, *configs: Mapping[str, Any]) -> str:
     """The dtype that a configuration names, or its enclosing one."""
     for config in configs:
         dtype = config.get("dtype")

@@ -25,7 +25,7 @@ def _norm(prefix: tuple[str, str], name: str, *, bias: bool = False) -> list[Ten
     return rules + ([TensorRule(f"{prefix[0]}{name}.bias", f"{prefix[1]}{name}.bias")] if bias else [])
 
 
-_DECODER = (
+DECODER = (
     TensorRule("model.embed_tokens.weight", "language_model.embed_tokens.embedding"),
     TensorRule("model.norm.weight", "language_model.norm.scale"),
     TensorRule("lm_head.weight", "language_model.lm_head.kernel", "transpose"),
@@ -42,9 +42,9 @@ _DECODER = (
     *_norm(_DECODER_LAYER, "post_attention_layernorm"),
 )
 _AUDIO = (
-    TensorRule("audio_tower.conv1.weight", "audio_tower.conv1.kernel", "convolution_1d"),
+    TensorRule("audio_tower.conv1.weight", "audio_tower.conv1.kernel", "convolution"),
     TensorRule("audio_tower.conv1.bias", "audio_tower.conv1.bias"),
-    TensorRule("audio_tower.conv2.weight", "audio_tower.conv2.kernel", "convolution_1d"),
+    TensorRule("audio_tower.conv2.weight", "audio_tower.conv2.kernel", "convolution"),
     TensorRule("audio_tower.conv2.bias", "audio_tower.conv2.bias"),
     *_norm(("audio_tower.", "audio_tower."), "ln_post", bias=True),
     *linear(("audio_tower.", "audio_tower."), "proj", bias=True),
@@ -114,16 +114,16 @@ LAYOUTS: dict[str, Layout] = {
     "qwen2_5_omni": Layout(
         {"qwen2_5_omni_thinker": read_omni, "qwen2_5_omni": read_whole_omni},
         Table(
-            rules=_DECODER + _AUDIO + _VISION + _SEPARATE_QKV,
+            rules=DECODER + _AUDIO + _VISION + _SEPARATE_QKV,
             # What a whole Qwen2.5-Omni speaks with; captions are text.
             ignored=(r"talker\..*", r"token2wav\..*", _AUDIO_ENDS.replace(".", r"\.")),
             aliases=((r"^thinker\.", ""), *_IN_MEMORY),
         ),
         carried={_AUDIO_ENDS: 2},
     ),
-    "qwen2_5_vl": Layout({"qwen2_5_vl": read_vl}, Table(rules=_DECODER + _VISION + _FUSED_QKV, aliases=_IN_MEMORY)),
-    "qwen2": Layout({"qwen2": read_text}, Table(rules=_DECODER)),
-    "qwen3": Layout({"qwen3": read_text}, Table(rules=_DECODER)),
+    "qwen2_5_vl": Layout({"qwen2_5_vl": read_vl}, Table(rules=DECODER + _VISION + _FUSED_QKV, aliases=_IN_MEMORY)),
+    "qwen2": Layout({"qwen2": read_text}, Table(rules=DECODER)),
+    "qwen3": Layout({"qwen3": read_text}, Table(rules=DECODER)),
 }
 
 # Precomputed features are no part of the published models: their projector stands in files of its own beside them.

@@ -22,7 +22,7 @@ from mecap_jax.model_config import FeatureProjectorConfig, ModelConfig
 from mecap_jax.models.checkpoints.families import LAYOUTS, PROJECTOR
 from mecap_jax.models.checkpoints.hub_config import read_config, read_json
 from mecap_jax.models.checkpoints.safetensors_files import TensorFiles, write_file, write_tensors
-from mecap_jax.models.checkpoints.table import CheckpointError, TensorRule, by_path, flatten, load_tensors
+from mecap_jax.models.checkpoints.table import CheckpointError, Table, TensorRule, by_path, flatten, load_tensors
 
 # Beside the published files, for models that read precomputed features.
 PROJECTOR_CONFIG, PROJECTOR_FILE = "feature_projector.json", "feature_projector.safetensors"
@@ -111,15 +111,28 @@ def load_weights(
     Raises:
       CheckpointError: unknown or missing tensors, wrong shapes or dtypes, truncated files: one error lists them all.
     """
-    table = LAYOUTS[model.family].table
+    patch = _patch_shape(model) if model.vision else ()
+    tied = model.decoder.tie_word_embeddings
+    return load_table(directory, LAYOUTS[model.family].table, tied, abstract_params, wanted=wanted, patch=patch)
+
+
+def load_table(directory: Path, table: Table, tied: bool, abstract_params: Any, **rest) -> Any:
+    """Reads the parameters that a table names into the dtypes and shardings of `abstract_params`.
+
+    Args:
+      tied: whether the decoder's output weights are its embeddings.
+      rest: of `load_tensors`.
+
+    Raises:
+      CheckpointError: as `load_weights`.
+    """
     files = TensorFiles(directory, table.key)
     rules, ignored = table.rules, table.ignored
-    if model.decoder.tie_word_embeddings and {_HEAD, _EMBEDDINGS} <= set(files) and not files.problems:
+    if tied and {_HEAD, _EMBEDDINGS} <= set(files) and not files.problems:
         # Some files hold the output weights a second time; where they are not the embeddings, they are not tied.
         if np.array_equal(files[_HEAD].view(), files[_EMBEDDINGS].view()):
             rules, ignored = tuple(rule for rule in rules if rule.key != _HEAD), (*ignored, re.escape(_HEAD))
-    patch = _patch_shape(model) if model.vision else ()
-    return _load(directory, files, rules, ignored, abstract_params, wanted=wanted, patch=patch)
+    return _load(directory, files, rules, ignored, abstract_params, **rest)
 
 
 def _load(

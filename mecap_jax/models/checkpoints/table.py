@@ -70,8 +70,10 @@ def linear(prefix: tuple[str, str], name: str, *, bias: bool = False) -> list[Te
 _TRANSFORMS: dict[str, tuple[Callable, Callable]] = {
     "none": (lambda x: x, lambda x, shape: x),
     "transpose": (lambda x: x.T, lambda x, shape: x.T),
-    # [out, in, width] <-> [width, in, out]
-    "convolution_1d": (lambda x: x.transpose(2, 1, 0), lambda x, shape: x.transpose(2, 1, 0)),
+    # [out, in, *width] <-> [*width, in, out]
+    "convolution": (lambda x: np.moveaxis(x, (1, 0), (-2, -1)), lambda x, shape: np.moveaxis(x, (-2, -1), (1, 0))),
+    # A convolution of width 1 over rows and columns is one product: [out, in, 1, 1] <-> [in, out].
+    "pointwise": (lambda x: x[:, :, 0, 0].T, lambda x, shape: x.T[:, :, None, None]),
     # A convolution whose stride is its width is one product per patch.
     "patch_convolution": (lambda x: x.reshape(x.shape[0], -1).T, lambda x, shape: x.T.reshape(-1, *shape)),
 }
@@ -107,6 +109,10 @@ class Match:
         """Shape of the published tensor whose parts become parameters of `shape`; `patch` as in `load_tensors`."""
         if self.transform == "patch_convolution":
             first, *rest = (shape[1], *patch)
+        elif self.transform == "convolution":
+            first, *rest = (shape[-1], shape[-2], *shape[:-2])
+        elif self.transform == "pointwise":
+            first, *rest = (*shape[::-1], 1, 1)
         else:
             first, *rest = shape if self.transform == "none" else shape[::-1]
         return (first * len(self.paths), *rest)

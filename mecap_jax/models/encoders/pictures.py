@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from mecap_jax.models.bert import fill_network
+from mecap_jax.models.checkpoints.safetensors_files import TensorFiles
 from mecap_jax.models.checkpoints.table import TensorRule
 from mecap_jax.models.encoders.blocks import (
     ACTIVATIONS,
@@ -146,6 +149,15 @@ class Probe(nnx.Module):
         q, k, v = (split_heads(project(y), self.heads) for project, y in projected)
         y = self.out_proj(attend_within(q, k, v, jnp.ones(x.shape[:2], bool)).reshape(token.shape))
         return (y + self.down(ACTIVATIONS[self.activation](self.up(self.norm(y)))))[:, 0]
+
+
+def load(directory: Path, tensors: TensorFiles, config: PictureConfig) -> PictureEncoder:
+    """Fills a tower with the tensors of a directory. Raises `CheckpointError` where they do not fit."""
+    prefix = "vision_model." if any(key.startswith("vision_model.") for key in tensors) else ""
+    table = rules(config, prefix)
+    return fill_network(
+        lambda: PictureEncoder(config, rngs=nnx.Rngs(0)), tensors, table, IGNORED, directory, config.patch_shape
+    )
 
 
 def rules(config: PictureConfig, tower: str) -> list[TensorRule]:

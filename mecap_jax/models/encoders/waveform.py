@@ -202,7 +202,7 @@ def rules(config: WaveformConfig, prefix: str) -> list[TensorRule]:
     convolution, position = f"{prefix}feature_extractor.conv_layers.{{i}}.", f"{prefix}encoder.pos_conv_embed.conv."
     project = f"{prefix}feature_projection."
     return [
-        TensorRule(f"{convolution}conv.weight", "convolutions.{i}.kernel", "convolution_1d"),
+        TensorRule(f"{convolution}conv.weight", "convolutions.{i}.kernel", "convolution"),
         *([TensorRule(f"{convolution}conv.bias", "convolutions.{i}.bias")] if config.conv_bias else []),
         *norm_rules(f"{convolution}layer_norm", "norms.{i}"),
         *(norm_rules(f"{project}layer_norm", "project_norm") if config.project_norm else []),

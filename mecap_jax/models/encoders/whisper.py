@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,6 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from mecap_jax.models.bert import fill_network
+from mecap_jax.models.checkpoints.safetensors_files import TensorFiles
 from mecap_jax.models.checkpoints.table import TensorRule
 from mecap_jax.models.encoders.blocks import (
     Block,
@@ -74,10 +77,16 @@ class WhisperEncoder(nnx.Module):
         return every_state(self.blocks, x, jnp.ones(x.shape[:2], bool), self.norm)
 
 
+def load(directory: Path, tensors: TensorFiles, config: WhisperConfig) -> WhisperEncoder:
+    """Fills an encoder with the tensors of a directory. Raises `CheckpointError` where they do not fit."""
+    prefix = next((p for p in ("model.encoder.", "encoder.") if f"{p}conv1.weight" in tensors), "")
+    return fill_network(lambda: WhisperEncoder(config, rngs=nnx.Rngs(0)), tensors, rules(prefix), IGNORED, directory)
+
+
 def rules(prefix: str) -> list[TensorRule]:
     """The table of an encoder whose published names begin with `prefix`."""
     return [
-        *(TensorRule(f"{prefix}conv{n}.weight", f"conv{n}.kernel", "convolution_1d") for n in (1, 2)),
+        *(TensorRule(f"{prefix}conv{n}.weight", f"conv{n}.kernel", "convolution") for n in (1, 2)),
         *(TensorRule(f"{prefix}conv{n}.bias", f"conv{n}.bias") for n in (1, 2)),
         TensorRule(f"{prefix}embed_positions.weight", "positions"),
         *block_rules(prefix, "self_attn", ("self_attn_layer_norm", "final_layer_norm"), ("fc1", "fc2"), key_bias=False),
