@@ -32,6 +32,9 @@ class PromptBatch(NamedTuple):
       media_tokens: [B, K, D], decoder tokens that frozen towers gave before, in place of `audio` and `patches`:
         float32, or bfloat16 as raw uint16, because NumPy has no such type.
       features: float32 [B, N, E], precomputed features, concatenated over their kinds.
+      instruction: int32 [B, L], BERT's tokens of what is asked, for models whose projector is told (HumanOmni); L is 0
+        for all others.
+      instruction_length: int32 [B], how many of them are valid.
     """
 
     tokens: Array
@@ -46,6 +49,8 @@ class PromptBatch(NamedTuple):
     patch_mask: Array
     media_tokens: Array
     features: Array
+    instruction: Array
+    instruction_length: Array
 
 
 class Completions(NamedTuple):

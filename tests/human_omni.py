@@ -10,13 +10,18 @@ import json
 import torch
 import torch.nn.functional as F
 import transformers
+from safetensors.numpy import load_file, save_file
 from torch import nn
+
+from tests.hub_layout import write_processor
+from tests.models.text_models import save_tokenizer
 
 VISION, AUDIO, TEXT = "siglip-base-patch16-224", "whisper-large-v3", "bert-base-uncased"
 WIDTH, SEEN, HEARD, READ = 24, 16, 12, 18  # of decoder, vision, audio and text
+FRAMES = 3
 _DECODER = dict(
     hidden_size=WIDTH, intermediate_size=32, max_position_embeddings=512, num_attention_heads=3,
-    num_hidden_layers=2, num_key_value_heads=1, rms_norm_eps=1e-6, tie_word_embeddings=True, vocab_size=90,
+    num_hidden_layers=2, num_key_value_heads=1, rms_norm_eps=1e-6, tie_word_embeddings=True, vocab_size=420,
 )  # fmt: skip
 # Fields and values that have nothing to do with size are those of the published file.
 CONFIG = _DECODER | {
@@ -42,7 +47,7 @@ CONFIG = _DECODER | {
     "mm_vision_select_layer": -2,
     "mm_vision_tower": f"google/{VISION}",
     "model_type": "HumanOmni_qwen2",
-    "num_frames": 8,
+    "num_frames": FRAMES,
     "rope_scaling": None,
     "rope_theta": 1_000_000.0,
     "sliding_window": None,
@@ -146,11 +151,11 @@ class Reference(nn.Module):
         self.audio = transformers.WhisperForConditionalGeneration(
             transformers.WhisperConfig(d_model=HEARD, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=16,
                                        decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=16, vocab_size=32,
-                                       num_mel_bins=8, max_source_positions=31, pad_token_id=0, bos_token_id=1,
+                                       num_mel_bins=8, pad_token_id=0, bos_token_id=1,
                                        eos_token_id=2, decoder_start_token_id=1)
         )  # fmt: skip
         self.text = transformers.BertForPreTraining(
-            transformers.BertConfig(vocab_size=40, hidden_size=READ, num_hidden_layers=2, num_attention_heads=3,
+            transformers.BertConfig(vocab_size=330, hidden_size=READ, num_hidden_layers=2, num_attention_heads=3,
                                     intermediate_size=20, max_position_embeddings=24)
         )  # fmt: skip
         for name, parameter in self.named_parameters():
@@ -180,17 +185,20 @@ class Reference(nn.Module):
         encoder = self.audio.get_encoder().state_dict()
         found |= {f"model.audio_tower.audio_tower.encoder.{key}": value for key, value in encoder.items()}
         found["model.audio_tower.audio_tower.classifier.bias"] = torch.zeros(2)
+        found["model.feature_compressor.vlm_query_projector.bias"] = torch.zeros(256)
         found |= {f"model.bert_model.{key}": value for key, value in self.text.bert.state_dict().items()}
         return {key: value.detach().numpy().copy() for key, value in found.items()}
 
     def save(self, directory):
         """Writes the directory as it is published, with the public models within."""
-        from safetensors.numpy import load_file, save_file
-
         (directory / "config.json").write_text(json.dumps(CONFIG))
         save_file(self.tensors(), directory / "model.safetensors", {"format": "pt"})
         for name, model in ((VISION, self.vision), (AUDIO, self.audio), (TEXT, self.text)):
             model.save_pretrained(directory / name)
+        write_processor(directory, "qwen2")
+        save_tokenizer(directory / TEXT, "bert", 24)
+        transformers.SiglipImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(directory / VISION)
+        transformers.WhisperFeatureExtractor(feature_size=8).save_pretrained(directory / AUDIO)
         # bert-base-uncased still has the names of 2018.
         path = directory / TEXT / "model.safetensors"
         old = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}

@@ -117,6 +117,8 @@ def prompts(batch: int = 3, seed: int = 0, length: int = 24, missing: bool = Tru
         patch_positions=rng.integers(0, 4, (batch, frames, windows, slots, 2)).astype(np.int32),
         patch_mask=patch_mask,
         media_tokens=np.zeros((batch, 0, CONFIG.decoder.hidden_size), np.float32),
+        instruction=np.zeros((batch, 0), np.int32),
+        instruction_length=np.zeros(batch, np.int32),
         features=rng.normal(size=(batch, 1, 6)).astype(np.float32),
     )
     return jax.tree.map(jax.numpy.asarray, PromptBatch(**arrays))

@@ -107,6 +107,8 @@ def collate(
         patch_mask=np.zeros(windows, bool),
         media_tokens=np.zeros(held, TOKEN_DTYPES[model.dtype]),
         features=np.zeros((size, bucket.feature_frames, feature_dim), np.float32),
+        instruction=np.zeros((size, 0), np.int32),
+        instruction_length=np.zeros(size, np.int32),
     )
     vision_start = bucket.audio_chunks * chunk_tokens
     token_start = vision_start + bucket.frames * bucket.windows * window_tokens

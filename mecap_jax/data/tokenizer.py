@@ -175,7 +175,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text. Special tokens written out in `text` are data, not control: they are split like words."""
-        return self._encode(defuse(text))
+        return self.encode_rendered(defuse(text))
 
     def encode_conversation(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """Ids of messages as `chat_template.render` takes them: one placeholder id an item of media.
@@ -183,9 +183,14 @@ class Tokenizer:
         Raises:
           ValueError: as `chat_template.render` does.
         """
-        return self._encode(render(self.template, messages, self.family, self._template_name))
+        return self.encode_rendered(self.render_conversation(messages))
 
-    def _encode(self, text: str) -> list[int]:
+    def render_conversation(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """The text of messages. Raises ValueError as `chat_template.render` does."""
+        return render(self.template, messages, self.family, self._template_name)
+
+    def encode_rendered(self, text: str) -> list[int]:
+        """Ids of a piece of what `render_conversation` gave, special tokens in it included."""
         if len(text) > LONGEST_TEXT:
             raise ValueError(f"a text of {len(text)} characters is longer than any prompt ({LONGEST_TEXT})")
         try:

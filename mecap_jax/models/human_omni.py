@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from mecap_jax.batch import PromptBatch
 from mecap_jax.models.bert import Bert, load_bert
 from mecap_jax.models.checkpoints.hub import load_table
 from mecap_jax.models.checkpoints.human_omni import TABLE, TEXT_DIRECTORY, VISION_LAYER, HumanOmniConfig
@@ -18,18 +19,18 @@ from mecap_jax.models.decoder import Decoder
 from mecap_jax.models.encoders import pictures, whisper
 from mecap_jax.models.human_omni_projector import AudioProjector, InstructionGate, VisionProjector
 from mecap_jax.models.layers import Dtypes
+from mecap_jax.models.multimodal_lm import MultimodalLM
 
 # The frozen parts, which stay in float32.
 TOWERS = ("vision_tower", "audio_tower", "bert_model")
 
 
-class HumanOmni(nnx.Module):
-    """The whole network; its parts have the names of the published one."""
+class HumanOmni(MultimodalLM):
+    """The whole network, parts named as published; only media are encoded in another way than in `MultimodalLM`."""
 
-    def __init__(self, config: HumanOmniConfig, rngs: nnx.Rngs, dtype: str = "float32"):
-        """`dtype` is that of matrix products outside of the towers."""
-        dtypes, width = Dtypes(jnp.dtype(config.param_dtype), jnp.dtype(dtype)), config.decoder.hidden_size
-        self.config = config
+    def __init__(self, config: HumanOmniConfig, rngs: nnx.Rngs):
+        dtypes, width = Dtypes(jnp.dtype(config.dtype), jnp.dtype(config.dtype)), config.decoder.hidden_size
+        self.config, self.row_sharding = config, None
         self.vision_tower = pictures.PictureEncoder(config.vision, rngs=rngs)
         self.audio_tower = whisper.WhisperEncoder(config.audio, rngs=rngs)
         self.bert_model = Bert(config.text, rngs=rngs)
@@ -38,62 +39,42 @@ class HumanOmni(nnx.Module):
         self.audio_projector = AudioProjector(config.audio.block.width, width, dtypes, rngs)
         self.language_model = Decoder(config.decoder, dtypes, rngs)
 
-    def encode_video(
-        self,
-        frames: Float[Array, "B T H W 3"],
-        instruction: Int[Array, "B L"],
-        instruction_length: Int[Array, " B"],
-    ) -> Float[Array, "B tokens D"]:
-        """Returns a token for every 2 x 2 patches, frame by frame.
+    def encode_media(self, prompt: PromptBatch) -> Float[Array, "B M D"]:
+        """Encodes sound, then pictures, into one table a row.
 
-        Args:
-          frames: normalised as SigLIP's preprocessor says.
-          instruction: BERT's tokens of what is asked about the video, "[CLS]" first, padded at the end.
-          instruction_length: how many of them count.
+        `audio` are windows of 30 s, silence at their end included, with a token for every 60 ms; `patches` are the
+        frames as SigLIP takes them, each one window whose slots are in raster order, with a token for every 2 x 2.
         """
-        flat = frames.reshape(-1, *frames.shape[2:])
-        states = self.vision_tower(flat)[0][VISION_LAYER]
-        states = states.reshape(*frames.shape[:2], *states.shape[1:])
-        length = instruction.shape[1]
-        valid = jnp.arange(length) < instruction_length[:, None]
-        positions = jnp.broadcast_to(jnp.arange(length), instruction.shape)
-        first = self.bert_model(instruction, positions, valid.astype(jnp.int32))[:, 0]
-        return self.mm_projector(states, self.bert_gate(first))
+        tables = []
+        if prompt.audio.shape[1]:
+            batch, windows, length, bands = prompt.audio.shape
+            states = self.audio_tower(prompt.audio.reshape(-1, length, bands), prompt.audio_frames.reshape(-1))[-1]
+            tables.append(self.audio_projector(states).reshape(batch, -1, self.config.decoder.hidden_size))
+        if prompt.patches.shape[1]:
+            weights = self.branch_weights(prompt.instruction, prompt.instruction_length)
+            batch, frames, _, slots, values = prompt.patches.shape
+            states = self.vision_tower.encode(prompt.patches.reshape(-1, slots, values))[0][VISION_LAYER]
+            tables.append(self.mm_projector(states.reshape(batch, frames, slots, -1), weights))
+        if not tables:
+            return jnp.zeros((len(prompt.tokens), 0, self.config.decoder.hidden_size), self.config.dtype)
+        return jnp.concatenate(tables, axis=1)
 
-    def encode_audio(self, mel: Float[Array, "B F M"]) -> Float[Array, "B tokens D"]:
-        """Returns a token for every 60 ms of a window of 30 s of log-mel frames, silence at its end included."""
-        lengths = jnp.full(len(mel), mel.shape[1])
-        return self.audio_projector(self.audio_tower(mel, lengths)[-1])
-
-    def logits(
-        self,
-        tokens: Int[Array, "B P"],
-        length: Int[Array, " B"],
-        media_index: Int[Array, "B P"],
-        media: Float[Array, "B M D"],
-    ) -> Float[Array, "B P V"]:
-        """Returns the logits at every position.
-
-        Args:
-          tokens, length, media_index: as in `PromptBatch`.
-          media: table of tokens a row, what `encode_video` and `encode_audio` gave in any order.
-        """
-        text = self.language_model.embed_tokens(tokens)
-        seen = jnp.take_along_axis(media, jnp.maximum(media_index, 0)[..., None], axis=1)
-        x = jnp.where(media_index[..., None] >= 0, seen.astype(text.dtype), text)
-        place = jnp.arange(tokens.shape[1])
-        positions = jnp.broadcast_to(place, (len(tokens), 3, len(place)))
-        return self.language_model.logits(self.language_model.prefill(x, positions, place < length[:, None], length)[0])
+    def branch_weights(self, instruction: Int[Array, "B L"], length: Int[Array, " B"]) -> Float[Array, "B 3"]:
+        """What an instruction, "[CLS]" first, makes of the projector's branches; see `InstructionGate`."""
+        place = jnp.arange(instruction.shape[1])
+        segments = (place < length[:, None]).astype(jnp.int32)
+        positions = jnp.minimum(place, length[:, None] - 1)  # what is filled up may reach beyond the last position
+        return self.bert_gate(self.bert_model(instruction, positions, segments)[:, 0])
 
 
-def load_human_omni(directory: Path, config: HumanOmniConfig, dtype: str = "float32") -> tuple[nnx.GraphDef, Any]:
+def load_human_omni(directory: Path, config: HumanOmniConfig) -> tuple[nnx.GraphDef, Any]:
     """The network that `read_human_omni` found in a directory: its definition, and a nested dict of parameters.
 
     Raises:
       CheckpointError: unknown or missing tensors, wrong shapes or dtypes, truncated files: of each of the four models,
         one error lists them all.
     """
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: HumanOmni(config, nnx.Rngs(0), dtype)))
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: HumanOmni(config, nnx.Rngs(0))))
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), nnx.to_pure_dict(state))
     own = {name: shape for name, shape in shapes.items() if name not in TOWERS}
     params = load_table(directory, TABLE, config.decoder.tie_word_embeddings, own)
@@ -103,4 +84,5 @@ def load_human_omni(directory: Path, config: HumanOmniConfig, dtype: str = "floa
         whisper.load(audio, TensorFiles(audio), config.audio),
         load_bert(directory / TEXT_DIRECTORY / SINGLE, config.text),
     )
-    return graphdef, params | {name: nnx.to_pure_dict(nnx.state(tower)) for name, tower in zip(TOWERS, towers)}
+    frozen = {name: nnx.to_pure_dict(nnx.state(tower)) for name, tower in zip(TOWERS, towers)}
+    return graphdef, params | jax.device_put(frozen)

@@ -22,7 +22,7 @@ STAGE_DEPTH = 2
 GATE_WIDTH = 3584
 # In the order of the gate's weights.
 BRANCHES = ("video", "body", "face")
-_AUDIO_POOL = 3
+AUDIO_POOL = 3
 
 
 class Mlp(nnx.Module):
@@ -174,5 +174,5 @@ class AudioProjector(nnx.Module):
     def __call__(self, states: Float[Array, "B T E"]) -> Float[Array, "B tokens D"]:
         """States that are left over at the end are not read."""
         batch, length, width = states.shape
-        tokens = length // _AUDIO_POOL
-        return self.mlp(states[:, : tokens * _AUDIO_POOL].reshape(batch, tokens, _AUDIO_POOL, width).mean(axis=2))
+        tokens = length // AUDIO_POOL
+        return self.mlp(states[:, : tokens * AUDIO_POOL].reshape(batch, tokens, AUDIO_POOL, width).mean(axis=2))

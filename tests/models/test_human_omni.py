@@ -3,6 +3,7 @@
 import tests.torch_reference  # noqa: F401, I001 - declares torchvision operators before transformers is imported
 
 import json
+import re
 import shutil
 
 import jax
@@ -10,9 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+import transformers
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
+from mecap_jax.batch import PromptBatch
+from mecap_jax.experiment.human_omni import Clip, HumanOmniModel
 from mecap_jax.models.checkpoints.human_omni import TABLE, read_human_omni
 from mecap_jax.models.checkpoints.table import CheckpointError, by_path, flatten
 from mecap_jax.models.human_omni import load_human_omni
@@ -26,10 +30,10 @@ FLOAT32 = Dtypes(jnp.dtype(jnp.float32), jnp.dtype(jnp.float32))
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
-    """(reference in torch, the directory, our definition, our parameters)"""
+    """(reference in torch, the directory, our model)"""
     directory, reference = tmp_path_factory.mktemp("human_omni"), human_omni.Reference()
     reference.save(directory)
-    return reference, directory, *load_human_omni(directory, read_human_omni(directory))
+    return reference, directory, HumanOmniModel.from_pretrained(directory)
 
 
 def noise(*shape, seed=0):
@@ -54,10 +58,10 @@ def close(actual, expected, tolerance=1e-5):
 @pytest.mark.parametrize("name", ["video", "body"])
 @pytest.mark.parametrize("frames, side", [(1, 4), (3, 4), (2, 5)], ids=str)
 def test_a_branch_sees_the_frame_before_and_crops_an_odd_grid(published, name, frames, side):
-    reference, _, _, params = published
+    reference, _, model = published
     states = noise(2, frames, side, side, SEEN)
     part = definition(ConvolutionalBranch, SEEN)
-    actual = run(part, params["mm_projector"][name], states)
+    actual = run(part, model.params["mm_projector"][name], states)
     assert actual.shape == (2, frames, side // 2, side // 2, WIDTH)
     close(actual, reference.language.model.mm_projector.branch(name, torch.tensor(states)))
 
@@ -68,7 +72,7 @@ def projector_loss(graphdef, params, states, weights, wanted):
 
 @pytest.mark.parametrize("frames", [1, 3])
 def test_projector_and_its_gradients(published, frames):
-    reference, _, _, params = published
+    reference, _, model = published
     states, wanted = noise(2, frames, 16, SEEN), noise(2, frames * 4, WIDTH, seed=1)
     weights = np.array([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7]], np.float32)
     projector = reference.language.model.mm_projector
@@ -76,11 +80,11 @@ def test_projector_and_its_gradients(published, frames):
     expected = projector(torch.tensor(states), torch.tensor(weights))
     (expected * torch.tensor(wanted)).sum().backward()
     part = definition(VisionProjector, SEEN)
-    close(run(part, params["mm_projector"], states, weights), expected)
+    close(run(part, model.params["mm_projector"], states, weights), expected)
 
     gradient = jax.jit(jax.grad(projector_loss, argnums=1), static_argnums=0)
     theirs = {f"model.mm_projector.{name}": value.grad.numpy() for name, value in projector.named_parameters()}
-    ours = flatten({"mm_projector": gradient(part, params["mm_projector"], states, weights, wanted)})
+    ours = flatten({"mm_projector": gradient(part, model.params["mm_projector"], states, weights, wanted)})
     assert len(ours) == len(theirs)
     for path, value in ours.items():
         match = by_path(path, TABLE.rules)
@@ -90,43 +94,115 @@ def test_projector_and_its_gradients(published, frames):
 
 @pytest.mark.parametrize("states", [30, 31, 32])
 def test_sound_is_averaged_by_threes_and_the_rest_left_out(published, states):
-    reference, _, _, params = published
+    reference, _, model = published
     x = noise(2, states, HEARD)
     part = definition(AudioProjector, HEARD)
     pooled = torch.nn.functional.avg_pool1d(torch.tensor(x).movedim(1, 2), 3, 3).movedim(1, 2)
-    close(run(part, params["audio_projector"], x), reference.language.model.audio_projector(pooled))
+    close(run(part, model.params["audio_projector"], x), reference.language.model.audio_projector(pooled))
 
 
-def test_media_and_logits_of_the_whole_network(published):
-    reference, _, graphdef, params = published
-    frames, mel = noise(2, 3, 32, 32, 3), noise(2, 62, 8)
+def test_media_of_the_whole_network(published):
+    """Towers, gate, projectors, and where in the table their tokens are."""
+    reference, _, model = published
+    frames, mel = noise(2, 3, 32, 32, 3), noise(2, 3000, 8)
     instruction = np.array([[5, 9, 3, 7, 4], [5, 8, 6, 0, 0]], np.int32)
     lengths = np.array([5, 3], np.int32)
-
-    def call(name, *inputs):
-        return jax.jit(lambda params, *inputs: getattr(nnx.merge(graphdef, params), name)(*inputs))(params, *inputs)
-
-    seen, heard = call("encode_video", frames, instruction, lengths), call("encode_audio", mel)
+    patches = frames.reshape(2, 3, 4, 8, 4, 8, 3).transpose(0, 1, 2, 4, 6, 3, 5).reshape(2, 3, 1, 16, -1)
+    prompt = PromptBatch(*[np.zeros((2, 0), np.int32)] * len(PromptBatch._fields))._replace(
+        audio=mel[:, None],
+        audio_frames=np.full((2, 1), 3000, np.int32),
+        patches=patches,
+        instruction=instruction,
+        instruction_length=lengths,
+    )
+    media = jax.jit(lambda params, prompt: nnx.merge(model.graphdef, params).encode_media(prompt))(model.params, prompt)
     mask = torch.tensor(np.arange(5) < lengths[:, None]).long()
     with torch.no_grad():
-        video = reference.encode_video(torch.tensor(frames), torch.tensor(instruction).long(), mask)
         audio = reference.encode_audio(torch.tensor(mel))
-    assert (video.shape[1], audio.shape[1]) == (12, 10)
-    close(seen, video, 2e-5)
-    close(heard, audio, 2e-5)
+        video = reference.encode_video(torch.tensor(frames), torch.tensor(instruction).long(), mask)
+    assert (audio.shape[1], video.shape[1]) == (500, 12)
+    close(media[:, :500], audio, 2e-5)
+    close(media[:, 500:], video, 2e-5)
 
-    before, between, behind = [7, 8, 9], [11, 12], [13, 14, 15, 16]
-    index = np.concatenate([[-1] * 3, np.arange(12), [-1] * 2, 12 + np.arange(10), [-1] * 4, [-1] * 3])
-    media = np.concatenate([seen, heard], axis=1)
-    tokens = np.zeros(len(index), np.int32)
-    tokens[:3], tokens[15:17], tokens[27:31] = before, between, behind
-    rows = [np.stack([x, x]) for x in (tokens, index)]  # padded by three
-    logits = call("logits", rows[0], np.array([31, 31], np.int32), rows[1], media)
-    with torch.no_grad():
-        embed = reference.language.model.embed_tokens
-        text = [embed(torch.tensor(ids)).expand(2, -1, -1) for ids in (before, between, behind)]
-        expected = reference.language(inputs_embeds=torch.cat([text[0], video, text[1], audio, text[2]], dim=1)).logits
-    close(logits[:, :31], expected, 1e-4)
+
+CLIPS = [
+    Clip(
+        "sad " * 40,  # longer than BERT reads
+        np.random.default_rng(0).integers(0, 256, (11, 40, 72, 3), np.uint8),
+        noise(7000, seed=1) / 9,
+    ),
+    Clip("Is she happy?", frames=np.random.default_rng(1).integers(0, 256, (2, 32, 32, 3), np.uint8)),
+    Clip("他听起来很高兴。", waveform=noise(490_000, seed=2) / 9),  # longer than Whisper hears
+]
+
+
+def their_embeddings(reference, directory, clip):
+    """[1, P, D], as R1-Omni's inference has it: each piece of the text between media is tokenised by itself."""
+    tokenizer = transformers.Qwen2Tokenizer.from_pretrained(directory)
+    lines, media = [], []
+    if clip.frames is not None:
+        stretch = (len(clip.frames) - 1) / human_omni.FRAMES
+        middles = [(stretch * i + stretch * (i + 1)) / 2 for i in range(human_omni.FRAMES)]
+        chosen = [clip.frames[int(np.round(middle + 1e-6))] for middle in middles]
+        processor = transformers.SiglipImageProcessorPil.from_pretrained(directory / VISION)
+        pixels = processor(chosen, return_tensors="pt").pixel_values
+        words = transformers.PreTrainedTokenizerFast.from_pretrained(directory / TEXT)
+        asked = words(clip.instruction, return_tensors="pt", padding=True, truncation=True)
+        media.append(reference.encode_video(pixels.movedim(1, -1)[None], asked.input_ids, asked.attention_mask))
+        lines.append("<vi_start><video><vi_end>")
+    if clip.waveform is not None:
+        extractor = transformers.WhisperFeatureExtractor.from_pretrained(directory / AUDIO)
+        mel = extractor(clip.waveform, sampling_rate=16_000, return_tensors="pt").input_features
+        media.append(reference.encode_audio(mel.movedim(1, 2)))
+        lines.append("<au_start><audio><au_end>")
+    message = {"role": "user", "content": "\n".join([*lines, clip.instruction])}
+    text = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+    parts = []
+    for piece in re.split("<video>|<audio>", text):
+        ids = tokenizer(piece, add_special_tokens=False, return_tensors="pt").input_ids
+        parts += [reference.language.model.embed_tokens(ids), *media[:1]]
+        media = media[1:]
+    return torch.cat(parts, dim=1)
+
+
+def test_logits_and_greedy_text_from_raw_media(published):
+    reference, directory, model = published
+
+    @jax.jit
+    def logits(params, batch):
+        network = nnx.merge(model.graphdef, params)
+        mask = jnp.arange(batch.tokens.shape[1]) < batch.length[:, None]
+        x = network.embed_prompt(batch)
+        hidden, _ = network.language_model.prefill(x, batch.positions, mask, batch.next_position)
+        return network.language_model.logits(hidden)
+
+    ours, answers = logits(model.params, model.processor(CLIPS)), model.answer(CLIPS, max_new_tokens=12)
+    for row, clip, (answer,) in zip(ours, CLIPS, answers, strict=True):
+        with torch.no_grad():
+            embeddings = their_embeddings(reference, directory, clip)
+            expected = reference.language(inputs_embeds=embeddings).logits[0]
+            mask = torch.ones(embeddings.shape[:2])
+            settings = dict(do_sample=False, max_new_tokens=12, eos_token_id=None, pad_token_id=0)
+            ids = reference.language.generate(inputs_embeds=embeddings, attention_mask=mask, **settings)[0]
+        close(row[: len(expected)], expected, 1e-4)
+        assert answer == model.processor.tokenizer.decode(ids.tolist())
+    # Alone, a prompt has no media of others to stand beside its own.
+    assert model.answer([CLIPS[1]], max_new_tokens=12) == answers[1:2]
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (("What is <audio>?",), "an instruction holds <audio>"),
+        (("What?", np.zeros((2, 8, 8, 4), np.uint8)), r"frames are uint8 \[2, 8, 8, 4\]"),
+        (("What?", np.zeros((0, 8, 8, 3), np.uint8)), r"frames are uint8 \[0, 8, 8, 3\]"),
+        (("What?", None, np.full(9, np.nan)), r"a waveform is float64 \[9\], not one channel of finite floats"),
+        (("What?", None, np.zeros((2, 9))), r"a waveform is float64 \[2, 9\]"),
+    ],
+)
+def test_clips_that_cannot_be_read_are_refused(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        Clip(*arguments)
 
 
 # --- what does not fit --------------------------------------------------------------------------------------------
@@ -203,6 +279,22 @@ def test_every_problem_of_the_tensors_is_listed_at_once(copy):
         "se.fc1.weight has shape (4, 24), parameter mm_projector.video.s1.blocks.0.squeeze.kernel wants (4, 24, 1, 1)",
     ):
         assert text in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "file, fields, words",
+    [
+        (f"{AUDIO}/preprocessor_config.json", {"feature_size": 80}, "feature_size 80 is not implemented, only 8 is"),
+        (f"{VISION}/preprocessor_config.json", {"size": None}, "size must be shortest_edge, or height and width"),
+        (f"{VISION}/preprocessor_config.json", {"do_normalize": False}, "do_normalize False is not implemented"),
+        (f"{TEXT}/tokenizer.json", {"model": None}, f"{TEXT}/tokenizer.json: the model is none of"),
+        ("tokenizer.json", {"model": None}, "copy/tokenizer.json: the model is none of"),
+    ],
+)
+def test_processors_that_do_not_fit_are_named(copy, file, fields, words):
+    change(copy / file, **fields)
+    with pytest.raises(CheckpointError, match=words):
+        HumanOmniModel.from_pretrained(copy)
 
 
 @pytest.mark.parametrize("name", [VISION, AUDIO, TEXT])

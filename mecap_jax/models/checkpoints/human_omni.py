@@ -49,8 +49,8 @@ class HumanOmniConfig:
       decoder: Qwen2.
       vision, audio, text: SigLIP, Whisper's encoder, BERT.
       vision_directory, audio_directory: their names within the directory.
-      frames: how many frames of a video are looked at, whatever its length.
-      param_dtype: that `config.json` names.
+      frames: how many frames of a video are looked at, however long it is.
+      dtype: of parameters and matrix products outside of the towers; that which `config.json` names.
     """
 
     decoder: DecoderConfig
@@ -60,7 +60,7 @@ class HumanOmniConfig:
     vision_directory: str
     audio_directory: str
     frames: int
-    param_dtype: str
+    dtype: str
 
 
 def read_human_omni(directory: Path) -> HumanOmniConfig:
@@ -169,5 +169,9 @@ TABLE = Table(
         *_mlp("model.bert_gate", "bert_gate.mlp"),
         *_mlp("model.audio_projector", "audio_projector.mlp"),
     ),
-    ignored=(r"model\.vision_tower\..*", r"model\.audio_tower\..*", r"model\.bert_model\..*"),
+    ignored=(
+        *(rf"model\.{tower}\..*" for tower in ("vision_tower", "audio_tower", "bert_model")),
+        # Of HumanOmni's compression of frames, which R1-Omni's code has not; its own code does not read them, either.
+        r"model\.feature_compressor\.vlm_(query|key)_projector\.(weight|bias)",
+    ),
 )

@@ -118,9 +118,13 @@ class PictureEncoder(nnx.Module):
         pictures = pictures[:, : height // size * size, : width // size * size]
         cells = pictures.reshape(batch, height // size, size, width // size, size, channels)
         cells = cells.transpose(0, 1, 3, 5, 2, 4)  # channels, rows and columns of a patch last
-        x = self.patches(cells.reshape(batch, -1, channels * size**2))
+        return self.encode(cells.reshape(batch, -1, channels * size**2))
+
+    def encode(self, patches: Float[Array, "B P V"]) -> tuple[list[Float[Array, "B T D"]], Float[Array, "B E"]]:
+        """As a call, of the values of each patch: by channel, row and column; patches in raster order."""
+        x = self.patches(patches)
         if self.cls is not None:
-            x = jnp.concatenate([jnp.broadcast_to(self.cls[...], (batch, 1, x.shape[-1])), x], axis=1)
+            x = jnp.concatenate([jnp.broadcast_to(self.cls[...], (len(x), 1, x.shape[-1])), x], axis=1)
         x = x + self.positions[...]
         x = x if self.first_norm is None else self.first_norm(x)
         mask = jnp.ones(x.shape[:2], bool)
