@@ -23,7 +23,7 @@ _MAX_SECONDS = flags.DEFINE_float("max_seconds", MAX_SECONDS, "Longer clips are 
 _ALLOW_OUTSIDE = flags.DEFINE_bool("allow_outside", False, "Follow absolute paths and links out of the input.")
 _LABEL_MAP = flags.DEFINE_string("label_map", None, "JSON or CSV file: raw label -> the label that stands for it.")
 _CAPTIONS = flags.DEFINE_enum(
-    "captions", "own", list(CAPTIONS), "Whether clips without captions get some from templates, made from their labels."
+    "captions", "own", list(CAPTIONS), "Whether clips without captions get some, made from labels, or also from voices."
 )
 _FOLD = flags.DEFINE_integer("fold", FOLD, "Official fold of MAFW and DFEW; ERV tests on the fifth.", 1, 5)
 _VERIFY = flags.DEFINE_bool("verify", False, "Compare the counts with the corpus's official ones; fail if they differ.")

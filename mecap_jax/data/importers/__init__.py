@@ -30,7 +30,7 @@ from rich.progress import track
 from mecap_jax.config import SyntheticConfig
 from mecap_jax.data import media, shards
 from mecap_jax.data.building import remove_unfinished
-from mecap_jax.data.importers import beam_runner, tables, template_captions
+from mecap_jax.data.importers import beam_runner, prosody_captions, tables, template_captions
 from mecap_jax.data.importers.files import MAX_CLIP_BYTES, ImporterError, walk
 from mecap_jax.data.inspection import Inspect, Inspected, Item, Pending, in_processes, in_threads, read
 from mecap_jax.data.shards import BadClip, Duplicate
@@ -59,7 +59,8 @@ IMPORTERS = {
     name: f"mecap_jax.data.importers.{name}"
     for name in "synthetic folder ravdess crema_d dfew emer emotiontalk images mafw meld merr secap".split()
 }
-CAPTIONS = {"own": None, "templates": "en", "templates_zh": "zh"}  # where captions come from -> language of templates
+# Where captions come from -> the language of those that are made.
+CAPTIONS = {"own": None, "templates": "en", "templates_zh": "zh", "prosody": "en"}
 
 FOLD = 5  # of MAFW and DFEW: the one that ERV is tested on
 _USUAL = {"allow_outside": False, "label_map": {}, "captions": "own", "fold": FOLD}
@@ -131,7 +132,8 @@ def prepare(
       allow_outside: as in `ImportSettings`.
       label_map: file of raw and canonical labels, a JSON object or two columns of CSV.
       fold: as in `ImportSettings`.
-      captions: a key of `CAPTIONS`; clips without captions get some from templates in English or in Chinese.
+      captions: a key of `CAPTIONS`; clips without captions get some from templates in English or in Chinese, "prosody"
+        that also say how the voice sounds.
       runner: of Apache Beam ("DirectRunner", …), on which clips are read; None reads them here. It is not part of what
         the shards are made from: they are the same.
       beam_options: its options ("direct_num_workers=4").
@@ -167,7 +169,10 @@ def prepare(
             finished = shards.find_finished(output, described)  # another process may just have made it
             if finished is None:
                 clips = _open(importer, source, input, settings)
-                if (language := CAPTIONS[captions]) is not None:
+                if captions == "prosody":
+                    _say(f"measuring the voices of {len(clips)} clips")
+                    clips = prosody_captions.captioned(clips, max_seconds)
+                elif (language := CAPTIONS[captions]) is not None:
                     clips = [functools.partial(_captioned, clip, language) for clip in clips]
                 inspect = in_processes if hasattr(importer, "IN_PROCESSES") else in_threads
                 if runner is not None:
@@ -278,7 +283,7 @@ def _summary(output: Path, manifest: dict[str, Any], placeholders: Mapping[str, 
         )
     total = manifest["records"]
     if (bare := total - manifest["captioned"].get("overall", 0)) and not manifest["synthetic"]:
-        hint = "--captions=templates makes them from labels"
+        hint = "--captions=templates makes them from labels, --captions=prosody from labels and voices"
         lines.append(f"no captions of kind overall in {bare} of {total} clips: {hint}")
     labels = {label for counts in manifest["splits"].values() for label in counts["labels"]}
     if unknown := sorted(labels.difference(LABELS)):

@@ -11,7 +11,7 @@ A CSV whose first column is `clip` (a file name without its ending) adds facial 
 looked for in the input directory and in a directory `visual` inside, beside or one level above it. Its columns are
 standardised with the train actors' mean and standard deviation.
 
-Labels are the acted emotion, for all modalities. RAVDESS has no captions: `ravdess_captions` composes them from the
+Labels are the acted emotion, for all modalities. RAVDESS has no captions: `prosody_captions` composes them from the
 label, the intensity and the measured voice.
 """
 
@@ -37,11 +37,11 @@ from mecap_jax.data.importers import (
     ImporterError,
     ImportSettings,
     Pending,
-    ravdess_captions,
+    prosody_captions,
     tables,
 )
 from mecap_jax.data.importers.files import is_junk, read_clip, walk
-from mecap_jax.data.importers.ravdess_captions import Levels
+from mecap_jax.data.importers.prosody_captions import Levels
 from mecap_jax.data.utterance import Utterance
 from mecap_jax.text_files import decode_text, printable
 
@@ -52,6 +52,11 @@ _TRAIN_ACTORS = range(1, 15)
 _VALIDATION_ACTORS = range(15, 17)
 # An actor speaks 60 takes: two statements twice, neutral once and seven emotions in two intensities.
 OFFICIAL = {"train": {"clips": 840}, "validation": {"clips": 120}, "test": {"clips": 480}}
+SPEAKER = (
+    "An adult {sex} speaker with a North American accent.",
+    "An adult {person} who talks with a North American accent.",
+    "The speaker is {an_adult} with a North American accent.",
+)
 _MEDIA = (".wav", ".flac", ".mp4")
 _CLIP = "clip"  # the first column of a table of facial features
 _LICENCE = "CC-BY-NC-SA-4.0"
@@ -103,7 +108,8 @@ class Voice:
 def clips(input: Path, settings: ImportSettings) -> list[Pending]:
     """Returns the spoken takes in a directory, ordered by name.
 
-    All voices are measured at once, because a caption compares them.
+    All voices are measured at once, because a caption compares them with the train actors': pitch and melody within
+    a gender.
 
     Raises:
       ImporterError: no RAVDESS files, or facial features that cannot be read.
@@ -134,7 +140,7 @@ def clips(input: Path, settings: ImportSettings) -> list[Pending]:
             transcript=take.statement,
             language="en",
             labels=dict.fromkeys(("audio", "video", "multimodal"), label) if label else {},
-            captions=ravdess_captions.write(label or take.emotion, take.intensity, take.gender, levels, rng),
+            captions=prosody_captions.write(label or take.emotion, take.intensity, take.gender, levels, rng, SPEAKER),
             attributes={
                 "gender": take.gender,
                 "intensity": take.intensity,

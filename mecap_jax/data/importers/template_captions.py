@@ -80,10 +80,7 @@ def fill(utterance: Utterance, language: str) -> Utterance:
     """
     if utterance.label is None:
         return utterance
-    rng = np.random.default_rng(int.from_bytes(hashlib.sha256(utterance.id.encode()).digest()[:8]))
-    attributes = {name.casefold(): value.casefold() for name, value in utterance.attributes.items()}
-    gender = _GENDERS.get(attributes.get("gender", attributes.get("sex", "")))
-    strong = attributes.get("intensity") in _STRONG
+    rng, gender, strong = random_of(utterance), gender_of(utterance), is_strong(utterance)
     states, nouns = phrases(utterance.label, language, strong)
     words = {**_SPEAKER[language][gender], "state": states, "noun": nouns, "degree": _DEGREES[strong]}
     captions = {}
@@ -99,7 +96,26 @@ def fill(utterance: Utterance, language: str) -> Utterance:
     )
 
 
+def random_of(utterance: Utterance) -> np.random.Generator:
+    """Random numbers that are a clip's own, the same every time."""
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(utterance.id.encode()).digest()[:8]))
+
+
+def gender_of(utterance: Utterance) -> str | None:
+    """Returns "male", "female", or None where nobody knows."""
+    return _GENDERS.get(_attribute(utterance, "gender") or _attribute(utterance, "sex"))
+
+
+def is_strong(utterance: Utterance) -> bool:
+    """Whether the emotion is labelled as a strong one."""
+    return _attribute(utterance, "intensity") in _STRONG
+
+
 def _sentence(template: str, words: Mapping[str, tuple[str, ...]], rng: np.random.Generator) -> str:
     chosen = {name: options[rng.integers(len(options))] for name, options in words.items() if options}
     sentence = template.format_map(chosen)
     return sentence[0].upper() + sentence[1:]
+
+
+def _attribute(utterance: Utterance, name: str) -> str:
+    return next((value.casefold() for key, value in utterance.attributes.items() if key.casefold() == name), "")

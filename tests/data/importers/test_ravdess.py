@@ -7,8 +7,8 @@ import re
 import numpy as np
 import pytest
 
-from mecap_jax.data.importers import BadClip, ImporterError, ImportSettings, prepare, ravdess, ravdess_captions
-from mecap_jax.data.importers.ravdess_captions import Levels
+from mecap_jax.data.importers import BadClip, ImporterError, ImportSettings, prepare, prosody_captions, ravdess
+from mecap_jax.data.importers.prosody_captions import Levels
 from mecap_jax.data.inspection import read
 from mecap_jax.data.media import decode_audio
 from mecap_jax.data.shards import ShardReader
@@ -126,7 +126,7 @@ CASES = [(e, i) for e in (*EMOTIONS, "calm") for i in ("normal", "strong") if (e
 def test_captions_name_the_emotion_and_no_other(emotion, intensity):
     rng = np.random.default_rng(0)
     for gender, *levels in itertools.product(("male", "female"), LEVELS, LEVELS, LEVELS, LEVELS):
-        captions = ravdess_captions.write(emotion, intensity, gender, Levels(*levels), rng)
+        captions = prosody_captions.write(emotion, intensity, gender, Levels(*levels), rng, ravdess.SPEAKER)
         assert set(captions) == set(CAPTION_KINDS)
         assert [len(captions[kind]) for kind in ("emotion", "style", "speaker", "overall")] == [1, 1, 1, 5]
         assert len(set(captions["overall"])) == 5
@@ -152,7 +152,7 @@ def test_captions_say_how_the_voice_compares():
     for measure, (level, opposite) in itertools.product(words, (("low", "high"), ("high", "low"))):
         levels = Levels(**{**dict.fromkeys(("pitch", "melody", "loudness", "rate"), "medium"), measure: level})
         for _ in range(50):
-            (style,) = ravdess_captions.write("sad", "normal", "male", levels, rng)["style"]
+            (style,) = prosody_captions.write("sad", "normal", "male", levels, rng)["style"]
             assert re.search(rf"\b({words[measure][level]})\b", style), style
             plain = style.replace("moderately loud", "").replace("comfortably loud", "")
             assert not re.search(rf"\b({words[measure][opposite]})\b(?!-range)", plain), style

@@ -1,18 +1,24 @@
-"""Captions for RAVDESS: the acted emotion and the measured voice, put into words.
+"""Captions that say how a clip sounds: the emotion, and pitch, melody, loudness and tempo as they were measured.
 
-RAVDESS has labels but no captions. A caption here says only what is known: emotion and intensity as acted, gender and
-accent of the actor, and how pitch, melody, loudness and tempo of the recording compare with others.
+A caption says only what is known: emotion and intensity as labelled, the gender, and how the voice compares with
+others: with the speaker's other clips or, where these are few, with men or women of the corpus, or with all of it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 
-from mecap_jax.data.importers.template_captions import REFERENCES
+from mecap_jax.data.importers import template_captions
+from mecap_jax.data.importers.prosody import Prosody, compare, measure
+from mecap_jax.data.importers.template_captions import REFERENCES, gender_of, is_strong, random_of
+from mecap_jax.data.inspection import Item, Pending, read
+from mecap_jax.data.utterance import Utterance
 from mecap_jax.emotions import phrases
+from mecap_jax.threads import ahead
 
 _PITCH = {
     "low": ("low", "deep", "low-pitched"),
@@ -37,6 +43,7 @@ _MELODY = {
 _GENDER = {
     "male": {"person": ("man", "male speaker"), "their": "his", "they": "he", "sex": "male"},
     "female": {"person": ("woman", "female speaker"), "their": "her", "they": "she", "sex": "female"},
+    None: {"person": ("speaker", "person"), "their": "their", "they": "this person", "sex": "speaking"},
 }
 
 _EMOTION_TEMPLATES = (
@@ -47,21 +54,16 @@ _EMOTION_TEMPLATES = (
     "{they} speaks with {noun}.",
 )
 _STYLE_TEMPLATES = (
-    "The voice is {pitch} and {loudness}; the sentence is spoken {rate}, with {melody}.",
+    "The voice is {pitch} and {loudness}; the words are spoken {rate}, with {melody}.",
     "Spoken {rate} in a {loudness}, {pitch} voice with {melody}.",
     "With {melody}, {they} speaks {rate} in a {pitch} and {loudness} voice.",
     "A {pitch}, {loudness} voice that moves {rate}, with {melody}.",
-)
-_SPEAKER_TEMPLATES = (
-    "An adult {sex} speaker with a North American accent.",
-    "An adult {person} who talks with a North American accent.",
-    "The speaker is {an_adult} with a North American accent.",
 )
 _OVERALL_TEMPLATES = (
     "A {person} talks {rate} in a {pitch} and {loudness} voice with {melody}, sounding {state}.",
     "With {noun} in {their} {loudness}, {pitch} voice, the {person} talks {rate}, with {melody}.",
     "The {person} sounds {state}: {their} voice is {loudness} and {pitch}, and {they} speaks {rate}.",
-    "Sounding {state}, the {person} says the sentence {rate}, with {melody} and in a {loudness} voice.",
+    "Sounding {state}, the {person} speaks {rate}, with {melody} and in a {loudness} voice.",
     "{their} {loudness}, {pitch} voice conveys {noun}; {they} speaks {rate}, with {melody}.",
     "{noun} can be heard in {their} {pitch} voice as the {person} talks {rate}, with {melody}.",
     "The {sex} voice, {loudness} and {pitch}, carries {noun}; the words come {rate}.",
@@ -75,9 +77,9 @@ class Levels:
     """How a voice compares with others, each "low", "medium" or "high".
 
     Attributes:
-      pitch: median pitch, among speakers of the same gender.
-      melody: range of pitch, among speakers of the same gender.
-      loudness, rate: among all speakers.
+      pitch: median pitch.
+      melody: range of pitch.
+      loudness, rate: of the speech.
     """
 
     pitch: str
@@ -86,31 +88,77 @@ class Levels:
     rate: str
 
 
+def captioned(clips: Sequence[Pending], max_seconds: float) -> list[Pending]:
+    """Returns clips that get captions of the kinds that they lack when they are read, in English.
+
+    Five of kind "overall" where the label is known, and one of kind "style", that says how they speak; the other kinds
+    are those of `template_captions`, and all where no voice is heard. They depend on the clip and on those that it is
+    compared with: all clips are heard here, before any is captioned.
+    """
+    heard = list(ahead(functools.partial(_hear, max_seconds=max_seconds), clips))
+    levels = compare([prosody for prosody, _ in heard], [groups for _, groups in heard])
+    found = (None if level is None else Levels(**level) for level in levels)
+    return [functools.partial(_captioned, clip, level) for clip, level in zip(clips, found, strict=True)]
+
+
+def _hear(clip: Pending, max_seconds: float) -> tuple[Prosody | None, Sequence[Hashable]]:
+    """Returns what is measured of a clip, and the groups that it is compared within, the nearest first."""
+    item = read(clip)
+    if not isinstance(item, Utterance):
+        return None, [()]
+    # Letters of different languages, and syllables, are not one measure of tempo.
+    corpus = (item.dataset, item.language, bool(item.transcript))
+    groups = [(*corpus, "speaker", item.speaker), (*corpus, "gender", gender_of(item)), corpus]
+    return measure(item, max_seconds), groups
+
+
+def _captioned(clip: Pending, levels: Levels | None) -> Item:
+    item = read(clip)
+    if not isinstance(item, Utterance):
+        return item
+    if levels is not None:
+        intensity = "strong" if is_strong(item) else "normal"
+        captions = write(item.label, intensity, gender_of(item), levels, random_of(item))
+        told = {} if item.captions else {"caption_language": "en"}
+        wanted = {kind: captions[kind] for kind in ("style", "overall") if kind in captions}
+        item = dataclasses.replace(item, captions={**wanted, **item.captions}, attributes={**item.attributes, **told})
+    return template_captions.fill(item, "en")
+
+
 def write(
-    emotion: str, intensity: str, gender: str, levels: Levels, rng: np.random.Generator
+    emotion: str | None,
+    intensity: str,
+    gender: str | None,
+    levels: Levels,
+    rng: np.random.Generator,
+    speaker: Sequence[str] = (),
 ) -> dict[str, tuple[str, ...]]:
     """Writes the captions of one clip: one each of kind "emotion", "style" and "speaker", five of kind "overall".
 
     Args:
-      emotion: a canonical label.
+      emotion: a canonical label; None: captions of kind "style" and "speaker" only.
       intensity: "normal" or "strong".
-      gender: "male" or "female".
+      gender: "male" or "female", None where nobody knows.
+      speaker: templates of that kind; () leaves it out.
     """
     overall = rng.permutation(len(_OVERALL_TEMPLATES))[:REFERENCES]
     chosen = {
         "emotion": [_pick(_EMOTION_TEMPLATES, rng)],
         "style": [_pick(_STYLE_TEMPLATES, rng)],
-        "speaker": [_pick(_SPEAKER_TEMPLATES, rng)],
+        "speaker": [_pick(speaker, rng)] if speaker else [],
         "overall": [_OVERALL_TEMPLATES[i] for i in overall],
     }
     return {
         kind: tuple(_fill(template, _words(emotion, intensity, gender, levels, rng)) for template in templates)
         for kind, templates in chosen.items()
+        if templates and (emotion is not None or kind in ("style", "speaker"))
     }
 
 
-def _words(emotion: str, intensity: str, gender: str, levels: Levels, rng: np.random.Generator) -> Mapping[str, str]:
-    states, nouns = phrases(emotion, strong=intensity == "strong")
+def _words(
+    emotion: str | None, intensity: str, gender: str | None, levels: Levels, rng: np.random.Generator
+) -> Mapping[str, str]:
+    states, nouns = phrases(emotion, strong=intensity == "strong") if emotion is not None else (("",), ("",))
     return {
         **_GENDER[gender],
         "person": _pick(_GENDER[gender]["person"], rng),
@@ -129,5 +177,5 @@ def _fill(template: str, words: Mapping[str, str]) -> str:
     return sentence[0].upper() + sentence[1:]
 
 
-def _pick(options: tuple[str, ...], rng: np.random.Generator) -> str:
+def _pick(options: Sequence[str], rng: np.random.Generator) -> str:
     return options[rng.integers(len(options))]
