@@ -32,6 +32,7 @@ RUN_IN = {
     "runs/erv": "test_recognition_run.py",
     "runs/emo_r3": "test_reflection_run.py",
     "runs/smoke": "test_recipes.py",
+    "runs/voices": "test_real_voices.py",
     "runs/brief": "test_train_together.py",
     "runs/dapo": "test_train_together.py",
 }
