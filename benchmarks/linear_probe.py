@@ -1,6 +1,6 @@
 """What a linear classifier hears in the features of clips.
 
-  python benchmarks/linear_probe.py --data=SHARDS --feature=NAME
+  python benchmarks/linear_probe.py --shards=DIR --feature=NAME
 
 A captioner that reads the same features is held against it: multinomial logistic regression on the utterance features,
 standardised, one classifier for each corpus. Its regularisation is chosen by folds of the train speakers; validation or
@@ -24,9 +24,9 @@ from mecap_jax.data.manifest import ClipRecord
 from mecap_jax.data.shards import ShardError, ShardReader
 from mecap_jax.text_files import error_message
 
-_DATA = flags.DEFINE_string("data", None, "Directory of shards.", required=True)
+_SHARDS = flags.DEFINE_string("shards", None, "Directory of shards.", required=True)
 _FEATURE = flags.DEFINE_string("feature", None, "Name of the features, such as whisper-base-UTT.", required=True)
-local_paths("data")
+local_paths("shards")
 
 _STRENGTHS = tuple(10.0**power for power in range(-4, 2))  # of scikit-learn's C, the inverse of the penalty
 _FOLDS = 5
@@ -96,7 +96,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     try:
-        found = probe(ShardReader(Path(_DATA.value)), _FEATURE.value)
+        found = probe(ShardReader(Path(_SHARDS.value)), _FEATURE.value)
     except (ShardError, OSError) as error:
         sys.exit(error_message(error))
     for row in found:

@@ -9,6 +9,7 @@ they find each other; elsewhere --coordinator_address=HOST:PORT, --num_processes
 """
 
 import sys
+from logging import getLogger
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -57,6 +58,8 @@ def main(argv: list[str], overrides: list[str]) -> None:
         except Exception as error:
             if (problem := storage_problem(error)) is None:
                 raise
+            # Threads that were saving report to an event loop that is gone.
+            getLogger("concurrent.futures").disabled = True
             where = "" if str(workdir) in problem else f"{workdir}: "
             whole = "; what was saved is whole, and the same command goes on from there" if workdir.is_dir() else ""
             sys.exit(f"error: {where}{problem}{whole}")

@@ -10,6 +10,7 @@ It appears under its name only when complete, and a reader refuses it when a sin
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -86,8 +87,9 @@ def write(
     finished = find_finished(directory, source)
     if finished is not None:
         return finished
-    with building(directory) as unfinished:
-        manifest = _build(unfinished, inspect(clips, max_seconds), source, shard_size, max_bad_fraction)
+    # Whatever ends the build ends the processes that read ahead, too, and not when the interpreter is half gone.
+    with building(directory) as unfinished, contextlib.closing(_each(inspect(clips, max_seconds))) as inspected:
+        manifest = _build(unfinished, inspected, source, shard_size, max_bad_fraction)
         manifest = write_manifest(unfinished, {"command": printable(command), "source": source, **manifest})
         try:
             unfinished.rename(directory)
@@ -182,6 +184,10 @@ class ShardReader:
 
 
 # --- building ---------------------------------------------------------------------------------------------------
+
+
+def _each(inspected: Iterable[Inspected]) -> Iterator[Inspected]:
+    yield from inspected
 
 
 def _build(

@@ -42,7 +42,8 @@ def test_every_family_and_stage_has_a_card_with_code_that_parses(family, stage):
     if stage == "text_only":
         assert "waveform" not in card and front(card)["pipeline_tag"] == "text-generation"
     if stage == "grpo_semantic":
-        assert "semantic 0.5" in card and "emotion 1" not in card and "emotion 2" not in card
+        assert "fluency 3" in card or "semantic 0.5" in card
+        assert "emotion 1" not in card and "emotion 2" not in card
 
 
 def test_foreign_text_stays_text():
@@ -118,9 +119,9 @@ def test_the_recipe_names_rewards_steps_and_seed():
     card = render_card(export(config=config))
     for words in (
         "| seed | 5 |",
-        r"emotion 2, semantic 0.5, rouge\_l 0.5",
+        r"emotion 2 (over mean), distinctiveness 2 (among emotion), fluency 3, cider\_d 0.4",
         "KL weight 0.25",
-        "1. SFT: 300 steps",
-        "2. GRPO: 120 steps",
+        "1. SFT: 450 steps",
+        "2. GRPO: 50 steps",
     ):
         assert words in card, words
