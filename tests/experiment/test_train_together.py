@@ -279,7 +279,7 @@ def user(runs):
 
 # Of what the README shows: the commands that the user above can run, and what each leaves or says.
 USABLE = {
-    "scripts/prepare_data.py --source=folder": "SHARDS/manifest.json",
+    "scripts/prepare_data.py --source=folder --input=DIR": "SHARDS/manifest.json",
     "scripts/evaluate.py --checkpoint=runs/mine": "scores.json",
     "scripts/caption.py --checkpoint=runs/mine": ("new.wav",),
     "scripts/caption.py --checkpoint=runs/grpo": ("clip.wav", "interview.mp4", "DIR/a.wav", "DIR/b.mp4"),
