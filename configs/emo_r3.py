@@ -82,9 +82,9 @@ _TINY_RL = dict(
     prompts=12,
     micro_prompts=6,
     group_size=8,
-    temperature=1.0,
-    max_new_tokens=72,
+    temperature=1.0,  # this and the next: not as captioning has them
     degenerate_penalty=0.0,
+    max_new_tokens=72,
     optimizer=OptimizerConfig(learning_rate=5e-4, warmup_steps=10, schedule="linear", **_MUON),
 )
 

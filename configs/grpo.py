@@ -68,8 +68,8 @@ ROWS = (
 )
 
 
-# The emotion, what is said of no other clip of the same emotion, and words as people put them. The weights are such
-# that of fifty ways to earn more than an honest caption none pays (tests/rewards/test_caption_hacks.py).
+# The emotion, what is said of no other clip of the same emotion, and words as people put them. With these weights few
+# of fifty kinds of adversarial captions earn more than an honest one (tests/rewards/test_caption_hacks.py).
 _REWARD = (
     RewardSpec("emotion", 2.0, options={"over": "mean"}),
     RewardSpec("distinctiveness", 2.0, options={"among": "emotion"}),
@@ -92,7 +92,7 @@ def get_config(arg: str = "") -> Config:
 
 def _tiny() -> Config:
     sft = SftConfig(
-        steps=450,  # until more of it teaches nothing: reinforcement learning comes last
+        steps=450,  # reinforcement learning comes last, where more SFT is hardly told from less
         batch_clips=24,
         references=2,
         max_target_tokens=40,

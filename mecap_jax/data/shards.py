@@ -187,6 +187,7 @@ class ShardReader:
 
 
 def _each(inspected: Iterable[Inspected]) -> Iterator[Inspected]:
+    """The same as a generator, which can be closed whatever iterates."""
     yield from inspected
 
 

@@ -1,7 +1,8 @@
-"""Rewards by shared words: ROUGE-L and CIDEr-D, numerically those of `pycocoevalcap` on the same tokens.
+"""Rewards by words: ROUGE-L and CIDEr-D, numerically those of `pycocoevalcap` on the same tokens, and fluency.
 
-Evaluation takes them from the library itself. A reward cannot: the library's CIDEr-D counts document frequencies in the
-batch that it scores instead of in the training captions, and its ROUGE-L takes 45 times as long for a caption.
+Evaluation takes the first two from the library itself. A reward cannot: the library's CIDEr-D counts document
+frequencies in the batch that it scores instead of in the training captions, and its ROUGE-L takes 45 times as long for
+a caption.
 """
 
 from __future__ import annotations

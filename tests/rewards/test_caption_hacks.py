@@ -1,4 +1,4 @@
-"""The default recipe's reward over a table of hacks: none of them pays, and right is told from wrong."""
+"""The default recipe's reward over a table of hacks: few of them ever pay, and right is told from wrong."""
 
 import random
 
@@ -16,7 +16,7 @@ from tests.rewards.caption_hacks import NAMES, Clip, hacks
 
 TRAIN, JUDGED = 400, 60  # clips
 # A caption that is typical of an emotion may be true of a clip, and as close to its other references as the one that
-# is held out: a caption of another clip of the same emotion is in one clip of eight.
+# is held out: a caption of another clip of the same emotion is in one clip of twelve.
 PARAPHRASES = {"typical caption 0": 0.2, "typical caption 1": 0.2, "typical caption 2": 0.2}
 SHARE = 0.1
 
