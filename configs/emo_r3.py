@@ -90,7 +90,7 @@ _TINY_RL = dict(
 
 
 def _rows(tiny: bool) -> tuple[RowConfig, ...]:
-    """What the paper's ablation leaves out, its baseline DAPO, and the twin without what the reward teaches.
+    """What the paper's ablation leaves out, its baseline DAPO, the reflection on the model's own answer, the twin.
 
     All answer in steps. The paper's plain GRPO thinks in one block (`--config.task.protocol=think_boxed`): a run of its
     own, because it needs a cold start of its own.
@@ -100,5 +100,6 @@ def _rows(tiny: bool) -> tuple[RowConfig, ...]:
     return (
         RowConfig("grpo_steps", "grpo", after, (plain,)),
         RowConfig("dapo_steps", "grpo", after, (plain, "grpo.draws=4")),
+        RowConfig("grpo_own_target", "grpo", after, ("grpo.reward.terms.reflection.options={'target': 'own'}",)),
         RowConfig("reward_off", "grpo", after, ("grpo.advantage=none",)),
     )
