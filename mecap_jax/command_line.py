@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,6 +26,8 @@ def _is_local(value: str | Sequence[str] | None) -> bool:
 
 def run(main: Callable[[list[str]], Any]) -> None:
     """Runs a script; its exit status is what `main` returns, 130 where it was interrupted."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # in place of what answered while it was loading
 
     def guarded(argv: list[str]) -> Any:
         try:

@@ -20,6 +20,8 @@ from absl import flags
 from jax._src.distributed import global_state
 from jax.experimental import multihost_utils
 
+from mecap_jax.interruption import Interrupted
+
 _COORDINATOR = flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0, where there are several.")
 _COUNT = flags.DEFINE_integer("num_processes", None, "How many there are; 1: this one alone, whatever a cluster says.")
 _INDEX = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.")
@@ -106,6 +108,9 @@ def _end(error: BaseException) -> None:
         status = error.code
     elif isinstance(error, SystemExit):
         print(error.code, file=sys.stderr)
+    elif isinstance(error, Interrupted):
+        print(error, file=sys.stderr)
+        status = Interrupted.STATUS
     elif isinstance(error, PeerLostError) or (
         isinstance(error, jax.errors.JaxRuntimeError) and any(sign in str(error) for sign in _BROKEN)
     ):

@@ -7,8 +7,14 @@ Anchors come from the train captions in the shards or, with --templates, from fi
 --data the shards give the labels and the mean of the texts.
 """
 
+import signal
 import sys
 from pathlib import Path
+
+from mecap_jax.interruption import answer_signals
+
+if __name__ == "__main__":  # before the imports that take seconds
+    answer_signals({signal.SIGINT: 130})
 
 from absl import app, flags
 

@@ -5,9 +5,15 @@ A CLIP is a wav, flac, ogg, opus, mp3, aac, m4a, mp4, mkv, webm or avi file, a d
 could not be captioned.
 """
 
+import signal
 import sys
 from collections import Counter
 from pathlib import Path
+
+from mecap_jax.interruption import answer_signals
+
+if __name__ == "__main__":  # before the imports that take seconds
+    answer_signals({signal.SIGINT: 130})
 
 import jax
 from absl import app, flags, logging

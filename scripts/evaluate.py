@@ -10,8 +10,14 @@ whatever the run was trained on; several machines join as in `train.py`.
 """
 
 import functools
+import signal
 import sys
 from pathlib import Path
+
+from mecap_jax.interruption import answer_signals
+
+if __name__ == "__main__":  # before the imports that take seconds
+    answer_signals({signal.SIGINT: 130})
 
 import jax
 from absl import app, flags, logging

@@ -3,8 +3,14 @@
 python scripts/export_hf.py --checkpoint=runs/grpo/checkpoints/grpo --output=DIR
 """
 
+import signal
 import sys
 from pathlib import Path
+
+from mecap_jax.interruption import answer_signals
+
+if __name__ == "__main__":  # before the imports that take seconds
+    answer_signals({signal.SIGINT: 130})
 
 from absl import app, flags, logging
 

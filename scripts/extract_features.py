@@ -7,8 +7,14 @@ again. The exit status is 1 where a clip has none.
 """
 
 import functools
+import signal
 import sys
 from pathlib import Path
+
+from mecap_jax.interruption import answer_signals
+
+if __name__ == "__main__":  # before the imports that take seconds
+    answer_signals({signal.SIGINT: 130})
 
 from absl import app, flags, logging
 

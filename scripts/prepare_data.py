@@ -2,11 +2,17 @@
 
 import dataclasses
 import shlex
+import signal
 import sys
+
+from mecap_jax.interruption import answer_signals
+
+if __name__ == "__main__":  # before the imports that take seconds
+    answer_signals({signal.SIGINT: 130})
 
 from absl import app, flags
 
-from mecap_jax.command_line import local_paths
+from mecap_jax.command_line import local_paths, run
 from mecap_jax.config import ConfigError, SyntheticConfig
 from mecap_jax.data.importers import CAPTIONS, FOLD, IMPORTERS, ImporterError, check_counts, prepare
 from mecap_jax.data.media import MAX_SECONDS
@@ -78,4 +84,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run(main)

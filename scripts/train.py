@@ -8,9 +8,15 @@ A run on several machines is this command on each of them, with a workdir that a
 they find each other; elsewhere --coordinator_address=HOST:PORT, --num_processes and --process_id say where they meet.
 """
 
+import signal
 import sys
 from logging import getLogger
 from pathlib import Path
+
+from mecap_jax.interruption import Interrupted, answer_signals
+
+if __name__ == "__main__":  # before the imports that take seconds
+    answer_signals(dict.fromkeys((signal.SIGTERM, signal.SIGINT), Interrupted.STATUS))
 
 from absl import app, flags, logging
 
@@ -45,24 +51,25 @@ def main(argv: list[str], overrides: list[str]) -> None:
     from mecap_jax.experiment import story
     from mecap_jax.experiment.setup import USER_ERRORS
     from mecap_jax.experiment.workdir import storage_problem
-    from mecap_jax.training.stopping import Interrupted, StopSignal
+    from mecap_jax.training.stopping import StopSignal
 
-    with joined(), StopSignal() as should_stop:
-        try:
-            story.run(config, workdir, should_stop)
-        except Interrupted as stop:
-            print(stop, file=sys.stderr)
-            sys.exit(Interrupted.STATUS)
-        except USER_ERRORS as error:
-            sys.exit(error_message(error))
-        except Exception as error:
-            if (problem := storage_problem(error)) is None:
-                raise
-            # Threads that were saving report to an event loop that is gone.
-            getLogger("concurrent.futures").disabled = True
-            where = "" if str(workdir) in problem else f"{workdir}: "
-            whole = "; what was saved is whole, and the same command goes on from there" if workdir.is_dir() else ""
-            sys.exit(f"error: {where}{problem}{whole}")
+    try:
+        with StopSignal() as should_stop, joined():  # in this order: processes may wait long for each other
+            try:
+                story.run(config, workdir, should_stop)
+            except USER_ERRORS as error:
+                sys.exit(error_message(error))
+            except Exception as error:
+                if (problem := storage_problem(error)) is None:
+                    raise
+                # Threads that were saving report to an event loop that is gone.
+                getLogger("concurrent.futures").disabled = True
+                where = "" if str(workdir) in problem else f"{workdir}: "
+                whole = "; what was saved is whole, and the same command goes on from there" if workdir.is_dir() else ""
+                sys.exit(f"error: {where}{problem}{whole}")
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(Interrupted.STATUS)
 
 
 if __name__ == "__main__":

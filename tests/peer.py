@@ -20,8 +20,9 @@ from jax._src.distributed import global_state
 
 from mecap_jax import distributed
 from mecap_jax.config import ConfigError, MeshConfig
+from mecap_jax.interruption import Interrupted
 from mecap_jax.sharding import all_rows, make_mesh
-from mecap_jax.training.stopping import Interrupted, StopSignal, steps_under_way
+from mecap_jax.training.stopping import StopSignal, steps_under_way
 
 
 def prepare(how: str) -> None:

@@ -1,6 +1,7 @@
 """Flags that are paths refuse addresses, all of them; an interrupted script ends in one line."""
 
 import ast
+import os
 import signal
 import subprocess
 import sys
@@ -72,3 +73,20 @@ def test_an_interrupted_script_says_so_in_one_line():
         script.send_signal(signal.SIGINT)
         _, error = script.communicate(timeout=30)
     assert (script.returncode, error) == (130, "error: interrupted\n")
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_a_script_that_is_stopped_while_it_loads_says_so_in_one_line(path, tmp_path):
+    for library in ("absl", "jax"):  # the first of them that a script imports never ends
+        (tmp_path / f"{library}.py").write_text("import time\nprint('loading', flush=True)\ntime.sleep(60)\n")
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{path.parents[1]}"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    started = "import runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "  # as above
+    started += "runpy.run_path(sys.argv[1], run_name='__main__')"
+    stops = {signal.SIGINT: 130} if path.name != "train.py" else {signal.SIGINT: 75, signal.SIGTERM: 75}
+    for number, status in stops.items():
+        with subprocess.Popen([sys.executable, "-c", started, path], text=True, env=environment, **pipes) as script:
+            assert script.stdout.readline() == "loading\n"
+            script.send_signal(number)
+            _, error = script.communicate(timeout=30)
+        assert (script.returncode, error) == (status, f"{number.name}: stopped\n")

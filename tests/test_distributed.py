@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mecap_jax.training.stopping import Interrupted
+from mecap_jax.interruption import Interrupted
 
 ROOT = Path(__file__).parents[1]
 _SLURM_PORTS = 2**16 - 2**12  # JAX lets a job's processes meet at one of these ports, by the job's number

@@ -14,7 +14,7 @@ import mecap_jax
 ROOT = Path(mecap_jax.__file__).parent
 # Upstream first; what stands in one row may not import each other.
 ORDER = (
-    ("families", "field_types"),
+    ("families", "field_types", "interruption"),
     ("distributed", "emotions", "json_files", "locking", "model_config", "text_files", "threads"),
     ("command_line",),
     ("config", "batch", "tokenizer_files"),

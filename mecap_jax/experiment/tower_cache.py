@@ -27,13 +27,13 @@ from mecap_jax.evaluation.decoding import evaluation_places
 from mecap_jax.experiment.weights import RunModel
 from mecap_jax.experiment.workbench import Workbench
 from mecap_jax.experiment.workdir import cache_of
+from mecap_jax.interruption import Interrupted
 from mecap_jax.json_files import as_json, to_json
 from mecap_jax.locking import locked
 from mecap_jax.models.checkpoints.table import flatten
 from mecap_jax.models.multimodal_lm import TOWERS, to_raw
 from mecap_jax.models.parameters import merge_params
 from mecap_jax.sharding import batch_sharding, local_rows, put_batch
-from mecap_jax.training.stopping import Interrupted
 
 _VERSION = 2
 

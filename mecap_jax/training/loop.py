@@ -9,10 +9,11 @@ from typing import Any
 
 import grain
 
+from mecap_jax.interruption import Interrupted
 from mecap_jax.train_state import TrainState
 from mecap_jax.training.checkpointing import StageCheckpoints
 from mecap_jax.training.logging import RunLogger
-from mecap_jax.training.stopping import Interrupted, steps_under_way
+from mecap_jax.training.stopping import steps_under_way
 
 
 class NonFiniteError(RuntimeError):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from mecap_jax.interruption import Interrupted
 from mecap_jax.sharding import all_rows
 
 # A main thread that does not notice within so many seconds is in a compiler, say; all files are written whole or aside,
@@ -20,16 +21,6 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 # Signals are the process's, and so is what they find.
 _taking_steps, _requested = threading.Event(), threading.Event()
-
-
-class Interrupted(BaseException):
-    """The run was asked to stop, and what it has saved is whole; the same command resumes it.
-
-    Scripts then exit with `STATUS`, EX_TEMPFAIL of sysexits.h: not done, and worth another try. Nothing that handles
-    errors of its own may swallow it.
-    """
-
-    STATUS = 75
 
 
 class StopSignal:

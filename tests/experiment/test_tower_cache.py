@@ -24,13 +24,13 @@ from mecap_jax.experiment import stages, tower_cache, weights
 from mecap_jax.experiment import workdir as workdir_module
 from mecap_jax.experiment.checks import check_trainable
 from mecap_jax.experiment.setup import make_tokenizer, set_up
+from mecap_jax.interruption import Interrupted
 from mecap_jax.models.parameters import merge_params
 from mecap_jax.rewards.combine import RewardFunction
 from mecap_jax.sharding import put_batch
 from mecap_jax.tasks.captioning import Captioning
 from mecap_jax.train_state import init_params
 from mecap_jax.training.logging import RunLogger, read_jsonl
-from mecap_jax.training.stopping import Interrupted
 from tests import documented
 from tests.experiment.test_story import small
 from tests.training.harness import Alphabetical

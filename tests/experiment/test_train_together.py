@@ -17,11 +17,11 @@ import pytest
 
 from mecap_jax.config import load
 from mecap_jax.experiment.weights import describe
+from mecap_jax.interruption import Interrupted
 from mecap_jax.sharding import make_mesh
 from mecap_jax.train_state import abstract_model
 from mecap_jax.training.checkpointing import load_params
 from mecap_jax.training.logging import read_jsonl
-from mecap_jax.training.stopping import Interrupted
 from tests.data.clips import audio_file, video_file
 from tests.documented import commands, training
 from tests.experiment.test_story import SMALL

@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 
 from mecap_jax.config import CheckpointConfig, OptimizerConfig
+from mecap_jax.interruption import Interrupted
 from mecap_jax.sharding import replicated
 from mecap_jax.train_state import abstract_state, init_state, make_optimizer, make_update
 from mecap_jax.training.checkpointing import StageCheckpoints
 from mecap_jax.training.logging import RunLogger
 from mecap_jax.training.loop import run_stage
-from mecap_jax.training.stopping import Interrupted
 from tests.training import harness
 
 MATRICES, SIZE = 16, 1 << 21  # 128 MiB of parameters, 384 MiB of state

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from mecap_jax.config import CheckpointConfig
+from mecap_jax.interruption import Interrupted
 from mecap_jax.rewards.combine import RewardFunction
 from mecap_jax.rl.learner import _whitened
 from mecap_jax.training.checkpointing import StageCheckpoints
 from mecap_jax.training.logging import RunLogger, read_jsonl
 from mecap_jax.training.loop import run_stage
-from mecap_jax.training.stopping import Interrupted
 from tests.training import harness
 
 WANTED = 5

@@ -16,6 +16,7 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 
 from mecap_jax.config import CheckpointConfig
+from mecap_jax.interruption import Interrupted
 from mecap_jax.models.checkpoints.table import CheckpointError, flatten
 from mecap_jax.models.parameters import split_params
 from mecap_jax.train_state import TrainState, abstract_model
@@ -23,7 +24,6 @@ from mecap_jax.training.checkpointing import StageCheckpoints, load_params
 from mecap_jax.training.checksums import find_damage
 from mecap_jax.training.logging import RunLogger, read_jsonl
 from mecap_jax.training.loop import NonFiniteError, run_stage
-from mecap_jax.training.stopping import Interrupted
 from tests import miniature
 from tests.training import harness
 

@@ -9,7 +9,8 @@ import pytest
 
 PROGRAM = """
 import hashlib, sys, time
-from mecap_jax.training.stopping import Interrupted, StopSignal, steps_under_way
+from mecap_jax.interruption import Interrupted
+from mecap_jax.training.stopping import StopSignal, steps_under_way
 
 def wait():
     time.sleep(60)

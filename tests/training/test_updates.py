@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import pytest
 
 from mecap_jax.config import CheckpointConfig, ConfigError, LossConfig, load
+from mecap_jax.interruption import Interrupted
 from mecap_jax.rewards.combine import RewardFunction
 from mecap_jax.rl.learner import _only
 from mecap_jax.training.checkpointing import StageCheckpoints
 from mecap_jax.training.logging import RunLogger, read_jsonl
 from mecap_jax.training.loop import run_stage
-from mecap_jax.training.stopping import Interrupted
 from tests.training import harness
 
 replace = dataclasses.replace
