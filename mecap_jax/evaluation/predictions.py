@@ -74,3 +74,9 @@ def read_captions(path: Path, step: int | None) -> dict[str, Caption | None]:
         except (KeyError, TypeError, ValueError) as error:
             raise PredictionsError(f"{path}, line {number}, is no prediction: {error!r}") from error
     return captions
+
+
+def are_scored(path: Path) -> bool:
+    """Whether a file that `read_captions` has read holds scores, too: where scoring failed, it has captions alone."""
+    with path.open("rb") as file:
+        return "reading" in parse_json(file.readline())

@@ -17,7 +17,7 @@ from mecap_jax.data.shards import ShardReader, summarise_bad
 from mecap_jax.data.utterance import SPLITS
 from mecap_jax.evaluation.decoding import Caption, greedy_captions
 from mecap_jax.evaluation.java_tools import Meteor
-from mecap_jax.evaluation.predictions import bare_prediction, predictions, read_captions, write_predictions
+from mecap_jax.evaluation.predictions import are_scored, bare_prediction, predictions, read_captions, write_predictions
 from mecap_jax.evaluation.stage import NEAREST_ANCHOR, StageResult
 from mecap_jax.experiment.published import check_published, open_published, published_settings
 from mecap_jax.experiment.setup import make_anchors, reopen
@@ -160,7 +160,7 @@ def evaluate_stage(
     """Scores what a finished stage says of the clips of these numbers.
 
     The captions are those that the workdir keeps of the stage's newest checkpoint. Where they are not there,
-    `caption` makes them, and they are kept.
+    `caption` makes them, and they are kept before they are scored.
 
     Args:
       condition: what the model got to see, where that was not everything, or which clips these are.
@@ -169,16 +169,22 @@ def evaluate_stage(
     step = latest_step(bench.workdir / "checkpoints" / stage)
     by_id = {bench.dataset.index[number].id: number for number in numbers}
     kept = read_captions(path, step)
-    if by_id.keys() <= kept.keys():
-        captions = {number: said for name, number in by_id.items() if (said := kept[name]) is not None}
-        return score_captions(bench, captions, meteor)
-    captions = caption()
+    known = by_id.keys() <= kept.keys()
+    said = {number: kept[name] for name, number in by_id.items()} if known else caption()
+    captions = {number: one for number, one in said.items() if one is not None}
+    bare = [bare_prediction(name, step, captions.get(number)) for name, number in by_id.items()]
+    if not known:
+        _write(path, bare)  # whatever becomes of their scores
     result = score_captions(bench, captions, meteor)
-    if jax.process_index() == 0:
+    if not (known and are_scored(path)):
         rows = predictions(result, [caption.finished for caption in captions.values()], step)
-        rows += [bare_prediction(name, step, None) for name, number in by_id.items() if number not in captions]
-        write_predictions(path, rows)
+        _write(path, rows + [row for row in bare if row["caption"] is None])
     return result
+
+
+def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    if jax.process_index() == 0:
+        write_predictions(path, rows)
 
 
 def caption_stage(

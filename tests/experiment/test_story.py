@@ -16,14 +16,15 @@ from mecap_jax.config.overrides import override as override_config
 from mecap_jax.evaluation.decoding import Caption
 from mecap_jax.evaluation.java_tools import Meteor
 from mecap_jax.evaluation.reproduction import seeds_tables
-from mecap_jax.experiment import stages, story, weights
+from mecap_jax.evaluation.stage import EvaluatedClip, StageResult
+from mecap_jax.experiment import scoring, stages, story, weights
 from mecap_jax.experiment.scoring import evaluate_checkpoint, score_captions
 from mecap_jax.experiment.setup import reopen
+from mecap_jax.interruption import Interrupted
 from mecap_jax.models.checkpoints.table import CheckpointError
 from mecap_jax.rewards.anchors import Anchors
 from mecap_jax.training.checkpointing import latest_step
 from mecap_jax.training.logging import RunLogger, read_jsonl
-from mecap_jax.training.stopping import Interrupted
 from tests import documented
 
 SMALL = (
@@ -214,6 +215,29 @@ def test_captions_of_another_step_are_not_taken(finished, tmp_path):
     path.write_text(path.read_text().replace('"step": 3', '"step": 2'))
     with RunLogger(None) as logger, pytest.raises(ConfigError, match="no captions of sft from audio only"):
         story.report_again(tmp_path, logger)
+
+
+@pytest.mark.slow
+def test_captions_outlive_a_failure_in_their_scores(finished, tmp_path, monkeypatch):
+    _, workdir, _ = finished
+    with RunLogger(None) as logger:
+        bench = dataclasses.replace(reopen(workdir, None, logger), workdir=tmp_path)
+    (tmp_path / "checkpoints").symlink_to(workdir / "checkpoints")
+    path, decoded, damaged = tmp_path / "evaluations" / "sft.predictions.jsonl", *bench.dataset.clips("test")[:2]
+    said = {decoded: Caption("a low voice", True)}
+
+    def fail(*_):
+        raise MemoryError
+
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(scoring, "score_captions", fail)
+        scoring.evaluate_stage(bench, "sft", [decoded, damaged], None, lambda: said)
+    assert [row["caption"] for row in read_jsonl(path)] == ["a low voice", None]
+    clip = EvaluatedClip(bench.dataset.index[decoded].id, "", ("a",), None)
+    result = StageResult((clip,), ("a low voice",), (None,), {}, {}, "", (), None)
+    monkeypatch.setattr(scoring, "score_captions", lambda *_: result)
+    scoring.evaluate_stage(bench, "sft", [decoded, damaged], None, lambda: pytest.fail("captioned again"))
+    assert [row.get("reading") is None for row in read_jsonl(path)] == [False, True]
 
 
 @pytest.mark.slow
