@@ -25,6 +25,10 @@ from mecap_jax.json_files import parse_json, to_json
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "pycocoevalcap")
 
 
+class ReportError(ValueError):
+    """What a report cannot be made of; the message says what is wrong with it."""
+
+
 def write_report(
     directory: str | Path,
     *,
@@ -68,7 +72,7 @@ def write_report(
       cluster_kind: what clusters are, in the plural.
 
     Raises:
-      ValueError: no results, stages over different clips or tokenisations, `data` without its two keys, a logged step
+      ReportError: no results, stages over different clips or tokenisations, `data` without its two keys, a logged step
         without `step`, a stage in `ablation` that is not in `results`.
     """
     _check(data, results, metrics_log, ablation or {})
@@ -135,28 +139,28 @@ def _check(
     ablation: Mapping[str, Mapping[str, StageResult]],
 ):
     if not results:
-        raise ValueError("a report needs the results of at least one stage")
+        raise ReportError("a report needs the results of at least one stage")
     for key in ("synthetic", "quarantined"):
         if key not in data:
-            raise ValueError(f"the report's data must say {key!r}, it has {sorted(data)}")
+            raise ReportError(f"the report's data must say {key!r}, it has {sorted(data)}")
     unknown = sorted(set(ablation) - set(results))
     if unknown:
-        raise ValueError(f"ablation of {unknown}, but results only of {sorted(results)}")
+        raise ReportError(f"ablation of {unknown}, but results only of {sorted(results)}")
     ablated = {f"{stage}/{key}": result for stage, row in ablation.items() for key, result in row.items()}
     _check_alike({**results, **ablated})
     for i, row in enumerate(metrics_log):
         if ("reward" in row or "loss" in row) and "step" not in row:
-            raise ValueError(f"row {i} of the metrics log has no 'step'")
+            raise ReportError(f"row {i} of the metrics log has no 'step'")
 
 
 def _check_alike(results: Mapping[str, StageResult]) -> None:
     (name, first), *others = results.items()
     for other, result in others:
         if result.ids != first.ids:
-            raise ValueError(f"stages {name!r} and {other!r} captioned different clips")
+            raise ReportError(f"stages {name!r} and {other!r} captioned different clips")
         if result.tokenisation != first.tokenisation:
             both = f"{name!r} ({first.tokenisation}) and {other!r} ({result.tokenisation})"
-            raise ValueError(f"stages {both} are tokenised differently")
+            raise ReportError(f"stages {both} are tokenised differently")
 
 
 def _to_json(report: Mapping[str, Any]) -> str:
@@ -164,7 +168,7 @@ def _to_json(report: Mapping[str, Any]) -> str:
         try:
             json.dumps(part, allow_nan=False)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"report key {key!r} cannot be written as JSON: {error}") from error
+            raise ReportError(f"report key {key!r} cannot be written as JSON: {error}") from error
     return to_json(report, indent=2) + "\n"
 
 

@@ -23,6 +23,7 @@ from mecap_jax.data.training_facts import TrainingFacts, gather_facts, read_fact
 from mecap_jax.distributed import first_process
 from mecap_jax.emotions import EMOTIONS
 from mecap_jax.evaluation.predictions import PredictionsError
+from mecap_jax.evaluation.report import ReportError
 from mecap_jax.experiment.backbone import check_backbone
 from mecap_jax.experiment.checks import check_stages, check_trainable, checked_against
 from mecap_jax.experiment.forecast import first_forecast
@@ -62,6 +63,7 @@ USER_ERRORS = (
     LockedError,
     NonFiniteError,
     PredictionsError,
+    ReportError,
     RewardError,
     SentenceEncoderError,
     ShardError,

@@ -27,10 +27,17 @@ from mecap_jax.experiment.scoring import caption_stage, evaluate_stage
 from mecap_jax.experiment.setup import reopen, set_up
 from mecap_jax.experiment.stages import Start, Stop, train_grpo, train_sft
 from mecap_jax.experiment.tower_cache import with_tower_cache
-from mecap_jax.experiment.weights import RunModel, open_model, read_report, stage_trainable, starting_trainable
+from mecap_jax.experiment.weights import (
+    RunModel,
+    open_model,
+    read_kept,
+    read_report,
+    stage_trainable,
+    starting_trainable,
+)
 from mecap_jax.experiment.workbench import Workbench, common_clips
 from mecap_jax.experiment.workdir import CONFIG_FILE, LOCK, check_place
-from mecap_jax.json_files import read_json_object, write_json
+from mecap_jax.json_files import write_json
 from mecap_jax.locking import locked
 from mecap_jax.models.parameters import merge_params
 from mecap_jax.training.logging import RunLogger, read_jsonl
@@ -146,7 +153,7 @@ def _steps_in_time_of(bench: Workbench, row: RowConfig) -> int:
     median."""
     path = bench.workdir / CONTROL
     first_process(lambda: path.exists() or write_json(path, {"seconds_per_step": _step_seconds(bench.workdir)}))
-    seconds = read_json_object(path)["seconds_per_step"]
+    seconds = read_kept(path, {"seconds_per_step": dict})["seconds_per_step"]
     return max(1, round(getattr(bench.config, row.time_of).steps * seconds[row.time_of] / seconds[row.stage]))
 
 
@@ -284,7 +291,7 @@ def _report(bench: Workbench, evaluated: Evaluated, timing: Mapping[str, Any]) -
     report = write_report(
         bench.workdir,
         seed=config.seed,
-        config=read_json_object(bench.workdir / CONFIG_FILE),  # as it was asked for, on whatever devices this is
+        config=read_kept(bench.workdir / CONFIG_FILE, {}),  # as it was asked for, on whatever devices this is
         data=_data_summary(bench),
         results=evaluated.results,
         metrics_log=log,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,7 @@ def check_start(workdir: Path, config: Config) -> None:
     """
     if not config.init_from or not (workdir / START).is_file():
         return
-    then, now = read_json_object(workdir / START), _start_of(config)
+    then, now = read_kept(workdir / START, {"step": int, "sha256": str}), _start_of(config)
     if then != now:
         steps = (f"step {start['step']} (sha256 {start['sha256'][:12]})" for start in (then, now))
         raise ConfigError(
@@ -275,6 +275,22 @@ def read_processor(workdir: Path, model: ModelConfig) -> Processor:
         return Processor.from_directory(workdir / PROCESSOR, model)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"the processor of the run cannot be read: {error}") from error
+
+
+def read_kept(path: Path, kinds: Mapping[str, type]) -> dict[str, Any]:
+    """The JSON object that a run keeps in a file of its workdir, which must have these keys and types.
+
+    Raises:
+      ConfigError: the file is damaged; names it.
+    """
+    try:
+        found = read_json_object(path)
+        for key, kind in kinds.items():
+            if not isinstance(found.get(key), kind):
+                raise ValueError(f"its {key!r} is {found.get(key)!r}")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} is damaged: {error}") from error
+    return found
 
 
 def read_report(workdir: Path) -> dict[str, Any]:

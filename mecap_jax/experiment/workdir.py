@@ -13,14 +13,15 @@ from typing import Any
 from mecap_jax.config import Config, ConfigError, chosen_rows, differences, from_json, row_config, with_absolute_paths
 from mecap_jax.data.shards import ShardReader
 from mecap_jax.data.training_facts import TrainingFacts
-from mecap_jax.experiment.weights import CONFIG_FILE
-from mecap_jax.json_files import as_json, read_json_object, write_json
+from mecap_jax.experiment.weights import CONFIG_FILE, read_kept
+from mecap_jax.json_files import as_json, write_json
 from mecap_jax.text_files import is_address
 from mecap_jax.training.checkpointing import latest_step
 
 # Held by the process that runs in a workdir; evaluation, captions and export only read, and need no lock.
 LOCK = "run.lock"
 DATA = "shards.json"
+_DATA = {"sha256": str, "directory": str}
 CACHE = Path("cache")  # what can be made again: shards, media tokens, compiled programs
 
 # What may change between the two halves of a run without changing what it learns. Data are compared by their checksums,
@@ -146,7 +147,7 @@ def claim(workdir: Path, asked: Config, facts: TrainingFacts) -> None:
     mine = as_json(dataclasses.asdict(with_absolute_paths(asked)))
     if is_claimed(workdir):
         # What such a row was stays known: it may be asked for again, and must be the same then.
-        theirs = read_json_object(workdir / CONFIG_FILE).get("rows", ())
+        theirs = read_kept(workdir / CONFIG_FILE, {}).get("rows", ())
         mine["rows"] += [row for row in theirs if row["name"] in taken and row["name"] not in names]
     write_json(workdir / CONFIG_FILE, mine)
 
@@ -160,7 +161,7 @@ def claim_data(workdir: Path, reader: ShardReader) -> None:
     mine = {"sha256": reader.checksum, "directory": os.path.abspath(reader.directory)}
     mine["cache"] = str(cache_of(workdir))
     if is_claimed(workdir) and (workdir / DATA).exists():
-        theirs = read_json_object(workdir / DATA)
+        theirs = read_kept(workdir / DATA, _DATA)
         if theirs["sha256"] != mine["sha256"]:
             raise ConfigError(
                 f"config key 'data.path': {workdir} has learnt from other data: sha256 {theirs['sha256'][:12]} "
@@ -173,13 +174,13 @@ def claim_data(workdir: Path, reader: ShardReader) -> None:
 def data_of(workdir: Path) -> Path | None:
     """Where the run's shards were when it last read them, None for a run that has not got so far."""
     path = workdir / DATA
-    return Path(read_json_object(path)["directory"]) if path.exists() else None
+    return Path(read_kept(path, _DATA)["directory"]) if path.exists() else None
 
 
 def cache_of(workdir: Path) -> Path:
     """The cache that the run began with, wherever it goes on; where that is gone, the current directory's."""
     path = workdir / DATA
-    kept = read_json_object(path).get("cache") if is_claimed(workdir) and path.exists() else None
+    kept = read_kept(path, _DATA).get("cache") if is_claimed(workdir) and path.exists() else None
     return Path(os.path.abspath(kept if kept and os.path.isdir(kept) else CACHE))
 
 

@@ -66,7 +66,7 @@ class RunLogger(contextlib.AbstractContextManager):
             path = self._workdir / name
             if not path.exists():
                 continue
-            kept = [row for row in read_jsonl(path) if row["stage"] != stage or row["step"] <= step]
+            kept = [row for row in read_jsonl(path) if row.get("stage") != stage or row.get("step", 0) <= step]
             temporary = path.with_suffix(".tmp")
             temporary.write_text("".join(f"{to_json(row)}\n" for row in kept), encoding="utf-8")
             temporary.replace(path)
@@ -153,10 +153,10 @@ def _duration(seconds: float) -> str:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Rows of a log; a last line that a crash cut short is left out."""
+    """Rows of a log; what is none, such as a last line that a crash cut short, is left out."""
     rows = []
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for line in file:
             with contextlib.suppress(ValueError):
                 rows.append(parse_json(line))
-    return rows
+    return [row for row in rows if isinstance(row, dict)]

@@ -7,7 +7,7 @@ import pytest
 from markdown_it import MarkdownIt
 from PIL import Image
 
-from mecap_jax.evaluation.report import write_report
+from mecap_jax.evaluation.report import ReportError, write_report
 from tests.evaluation.conftest import make_stage
 
 HOSTILE = 'a | b\n\n# x <script>alert(1)</script> <img src="x"> `c` **d** [e](http://f.g)'
@@ -160,6 +160,6 @@ def test_bad_input_is_named(tmp_path, stages):
         ({"timing": {"total_s": math.nan}}, "report key 'timing' cannot be written"),
         ({"config": {"name": {1, 2}}}, "report key 'config' cannot be written"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ReportError, match=message):
             _write(tmp_path, stages, **changes)
     assert not (tmp_path / "report.json").exists()

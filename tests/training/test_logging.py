@@ -38,6 +38,8 @@ def test_rewinding_drops_one_stage_behind_its_checkpoint(tmp_path):
     with quiet(tmp_path) as logger:
         for stage, step in (("sft", 1), ("sft", 2), ("grpo", 1), ("sft", 3)):
             logger.metrics(stage, step, {"loss": 0.0})
+        with (tmp_path / "metrics.jsonl").open("ab") as file:
+            file.write(b"[]\n1\n\xff\n{\n")  # somebody's editor, or a damaged disk
         logger.rewind("sft", 1)
         logger.metrics("sft", 2, {"loss": 9.0})
     rows = [(row["stage"], row["step"], row["loss"]) for row in read_jsonl(tmp_path / "metrics.jsonl")]
