@@ -22,6 +22,7 @@ ORDER = (
     ("data",),
     ("models",),
     ("train_state",),
+    ("throughput",),
     ("generation",),
     ("rewards",),
     ("rl",),

@@ -4,18 +4,17 @@ reaches."""
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 
 from mecap_jax.config import Bucket, Config, GrpoConfig, SftConfig, chosen_rows, row_config
 from mecap_jax.data.fitting import bucket_for
 from mecap_jax.data.synthetic.corpus import SPLIT_SHARES
 from mecap_jax.model_config import ModelConfig
 from mecap_jax.models.checkpoints.table import flatten
+from mecap_jax.throughput import product_seconds
 from mecap_jax.train_state import abstract_model
 from mecap_jax.training.checkpointing import latest_step
 
@@ -23,7 +22,7 @@ from mecap_jax.training.checkpointing import latest_step
 _UTILISATION = 0.2
 _BACKWARD = 2  # a gradient costs twice what its loss does
 _DECODING = 8  # a token that is decoded alone waits for memory: it costs what so many do that are read together
-_ROWS, _TIMED_S = 2048, 0.2  # of the product that is timed
+_ROWS = 2048  # of the product that is timed
 _TELLING_S = 10.0  # a part of this length says how fast the machine is
 _CLIP_CPU_S = 0.09  # processor time of a synthetic clip: to speak, draw and encode it, and its captions for the anchors
 _CLIP_SECONDS = 4.0  # what most synthetic clips last at most
@@ -145,13 +144,7 @@ class Cost:
 def _matmul_rate(model: ModelConfig) -> float:
     """Floating-point operations a second, of all devices of a run, in a product of the decoder's own shape and dtype:
     small matrices are multiplied at a fraction of the rate of large ones."""
-    shape = (model.decoder.hidden_size, model.decoder.intermediate_size)
-    x, w = jnp.ones((_ROWS, shape[0]), model.dtype), jnp.ones(shape, model.dtype)
-    multiply = jax.jit(jnp.matmul)
-    multiply(x, w).block_until_ready()
-    count, began = 0, time.perf_counter()
-    while (seconds := time.perf_counter() - began) < _TIMED_S:
-        multiply(x, w).block_until_ready()
-        count += 1
+    inner, columns = model.decoder.hidden_size, model.decoder.intermediate_size
+    seconds = product_seconds(_ROWS, inner, columns, model.dtype)
     shared = 1 if jax.devices()[0].platform == "cpu" else jax.device_count()  # simulated devices share the cores
-    return 2 * _ROWS * shape[0] * shape[1] * count / seconds * shared
+    return 2 * _ROWS * inner * columns * len(seconds) / sum(seconds) * shared

@@ -24,6 +24,7 @@ from mecap_jax.rewards.watch import RewardWatch
 from mecap_jax.rl.learner import GrpoLearner, mean
 from mecap_jax.rl.rollout import MicroBatch, RolloutEngine
 from mecap_jax.sharding import Division, divide, local_shards, put_batch, shard_count
+from mecap_jax.throughput import peak_flops
 from mecap_jax.train_state import (
     TrainState,
     abstract_state,
@@ -167,11 +168,16 @@ def _grpo(
         ]
 
     def step(state: TrainState, batch: ClipBatch, draw: NextBatch):
-        began = time.perf_counter()
-        first = micro_batches(batch, 0)
-        transfer = time.perf_counter() - began
-        state, result = learner.step(state, first, lambda drawn: micro_batches(draw(), drawn))
-        return state, {**result.metrics, "timing_s/transfer": transfer}, result.groups
+        transfers = []
+
+        def transferred(batch: ClipBatch, drawn: int) -> list[MicroBatch]:
+            began = time.perf_counter()
+            made = micro_batches(batch, drawn)
+            transfers.append(time.perf_counter() - began)
+            return made
+
+        state, result = learner.step(state, transferred(batch, 0), lambda drawn: transferred(draw(), drawn))
+        return state, {**result.metrics, "timing_s/transfer": sum(transfers)}, result.groups
 
     validation = dataset.clips("validation")
 
@@ -298,6 +304,7 @@ def _run(
         logger=bench.logger,
         max_nonfinite=bench.config.max_nonfinite_steps,
         updates_per_step=updates,
+        peak=peak_flops(bench.mesh, bench.config.model.dtype),
         validate=validate,
         validate_every=config.validate_every,
         should_stop=should_stop,

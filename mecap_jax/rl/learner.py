@@ -23,6 +23,7 @@ from mecap_jax.rl.advantages import group_advantages, whitened
 from mecap_jax.rl.objective import Denominators, Sums, TrainExample, denominators, grpo_loss
 from mecap_jax.rl.rollout import JudgedGroups, MicroBatch, Rollout, RolloutEngine, collect_rewards
 from mecap_jax.sharding import all_items, all_rows, local_rows, put_batch
+from mecap_jax.throughput import Counts, ModelFlops, add_up, count, work_metrics
 from mecap_jax.train_state import TrainState, Updater
 
 # A mini-batch: micro-batches, and their prompts' numbers within the step.
@@ -65,6 +66,7 @@ class GrpoLearner:
         """
         self._frozen = frozen
         self._engine, self._config, self._weights, self._mesh = engine, config, reward_weights, mesh
+        self._flops = ModelFlops(graphdef, state.params, frozen)
         loss = functools.partial(grpo_loss, config=config)
         self._optimise = Updater(graphdef, state._replace(reference=None), frozen, optimizer, loss, seed)
 
@@ -119,6 +121,8 @@ class GrpoLearner:
         counted = kept if self._config.draws > 1 else [np.ones_like(part) for part in kept]
         micro_batches = [(example, rollout.micro.rows) for example, rollout in zip(examples, rollouts)]
         parts = self._mini_batches(micro_batches, numbers, counted, bounds)
+        # Before the update, which the host would wait for.
+        work = [_sampled_work(rollout) for rollout in rollouts], [_learnt_work(e) for part in parts for e, _ in part]
         state, sums, totals, norm = self._update(state, parts, len(examples) > 1)
         state = self._with_reference(state, number)
         jax.block_until_ready(norm)
@@ -129,6 +133,7 @@ class GrpoLearner:
             **({"beta": float(self._beta(number - 1))} if self._config.loss.beta_schedule else {}),
             **(_completion_metrics(seen) | _reward_metrics(seen) if len(seen.rewards) else {}),
             **drawing,
+            **self._work_metrics(*jax.device_get(work)),
             **{f"timing_s/{name}": seconds for name, seconds in timing.items()},
         }
         return state, StepResult(metrics, _describe_groups(rollouts, judged, advantages))
@@ -140,6 +145,14 @@ class GrpoLearner:
         timing["reward_wait"] = time.perf_counter() - waiting
         weights = self._weights(step // self._config.updates_per_step)
         return _Sampled(rollouts, judged, *self._advantages(judged, weights), timing)
+
+    def _work_metrics(self, sampled: list[Counts], learnt: list[Counts]) -> dict[str, float]:
+        """What a step did: everything that was sampled is sampled and, with a reference policy, scored once."""
+        work = add_up(sampled)
+        update = self._config.updates * self._flops.gradient(add_up(learnt))
+        passes = 2 if self._config.loss.beta else 1
+        flops = passes * self._flops.forward(work) + update
+        return work_metrics(work, flops) | {"flops/update": update}
 
     def _choose(self, sampled: _Sampled, numbers: list[np.ndarray]) -> tuple[np.ndarray, dict[str, float]]:
         """The numbers of the groups that are learnt from, the first `prompts` mixed ones; and how many there were."""
@@ -259,6 +272,15 @@ def _only(example: TrainExample, kept: Array) -> TrainExample:
     if references is not None:
         references = references._replace(mask=references.mask & kept[:, None, None])
     return example._replace(valid=example.valid & kept, completions=completions, references=references)
+
+
+def _sampled_work(rollout: Rollout) -> Counts:
+    return count(rollout.micro.prompt, rollout.micro.valid, (rollout.generation.mask(),))
+
+
+def _learnt_work(example: TrainExample) -> Counts:
+    references = () if example.references is None else (example.references.mask,)
+    return count(example.prompt, example.valid, (example.completions.mask, *references))
 
 
 _jitted_denominators = jax.jit(denominators, static_argnames="loss")

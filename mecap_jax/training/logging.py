@@ -30,6 +30,8 @@ _SHOWN = {
     "completions/mean_length": "len {:.0f}",
     "validation/reward": "val reward {:.3f}",
     "timing_s/step": "{:.2f} s/step",
+    "perf/clips_per_s": "{:.1f} clips/s",
+    "perf/mfu": "mfu {:.0%}",
 }
 _SECONDS_BETWEEN_LINES = 20.0
 _SPEED_WINDOW = 600.0  # seconds; two steps must fit in, or there is no estimate

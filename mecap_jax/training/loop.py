@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import grain
 
 from mecap_jax.interruption import Interrupted
+from mecap_jax.throughput import throughput
 from mecap_jax.train_state import TrainState
 from mecap_jax.training.checkpointing import StageCheckpoints
 from mecap_jax.training.logging import RunLogger
@@ -42,6 +42,7 @@ def run_stage(
     logger: RunLogger,
     max_nonfinite: int,
     updates_per_step: int = 1,
+    peak: float = 0.0,
     validate: Callable[[TrainState, int], Mapping[str, float]] | None = None,
     validate_every: int = 0,
     should_stop: Callable[[int], bool] = lambda step: False,
@@ -54,6 +55,7 @@ def run_stage(
       initial: makes the state before the first step; not called where there is a checkpoint, so that memory holds one
         state and never two.
       batches: what the steps take one after the other; a checkpoint says how far they are.
+      peak: FLOP/s of all devices; 0 where it is not known, and no utilisation logged.
       updates_per_step: how often a step updates the state; it counts as skipped where all its updates were.
       validate: called every `validate_every` steps and after the last one; its metrics are logged.
       should_stop: asked after every step; the state is saved before the loop ends.
@@ -64,6 +66,7 @@ def run_stage(
       NonFiniteError: `max_nonfinite` steps in a row were skipped.
     """
     iterator = iter(batches)
+    draw = _Draws(iterator)
     start = checkpoints.latest_step or 0
     if start:
         state = checkpoints.restore(abstract, iterator)
@@ -74,10 +77,10 @@ def run_stage(
     with logger.progress(name, steps, start) as progress, steps_under_way() as begin_to_wait:
         for step in range(start + 1, steps + 1):
             began = time.perf_counter()
-            batch = next(iterator)
-            waited = time.perf_counter() - began
-            state, metrics, groups = step_function(state, batch, functools.partial(next, iterator))
-            metrics = {**metrics, "timing_s/data": waited, "timing_s/step": time.perf_counter() - began}
+            state, metrics, groups = step_function(state, draw(), draw)
+            timing = {"timing_s/data": draw.waited(), "timing_s/step": time.perf_counter() - began}
+            metrics = {**metrics, **timing}
+            metrics |= throughput(metrics, peak)
             skipped = int(state.skipped) // updates_per_step
             metrics["skipped_steps_in_a_row"] = float(skipped)
             if validate is not None and (step == steps or (validate_every and step % validate_every == 0)):
@@ -100,3 +103,21 @@ def run_stage(
         if start < steps:
             checkpoints.save(steps, state, iterator)
     return state
+
+
+class _Draws:
+    """Gives one batch more at each call, and knows how long it was waited for."""
+
+    def __init__(self, iterator: Any):
+        self._iterator, self._seconds = iterator, 0.0
+
+    def __call__(self) -> Any:
+        began = time.perf_counter()
+        batch = next(self._iterator)
+        self._seconds += time.perf_counter() - began
+        return batch
+
+    def waited(self) -> float:
+        """Seconds since this was asked last."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds

@@ -13,6 +13,7 @@ from flax import nnx
 from mecap_jax.batch import Array, Completions, PromptBatch
 from mecap_jax.config import SftConfig
 from mecap_jax.generation.scoring import score_completions
+from mecap_jax.throughput import Counts, ModelFlops, add_up, count, work_metrics
 from mecap_jax.train_state import TrainState, Updater
 
 
@@ -79,6 +80,7 @@ class SftLearner:
     ):
         """`state` shows shapes and shardings; it is not consumed. `frozen` holds the parameters that do not train."""
         self._normalization = config.normalization
+        self._flops = ModelFlops(graphdef, state.params, frozen)
         loss = functools.partial(sft_loss, normalization=config.normalization)
         self._update = Updater(graphdef, state, frozen, optimizer, loss, seed)
 
@@ -88,12 +90,19 @@ class SftLearner:
         batches = [(batch, batch.rows) for batch in micro_batches]
         state, seen, norm = self._update(state, batches, divisor, len(batches) > 1)
         losses, totals = zip(*seen)
-        tokens = [jnp.sum(batch.targets.mask) for batch in micro_batches]
-        losses, totals, tokens, norm = jax.device_get((losses, totals, tokens, norm))
-        count = float(sum(tokens))
+        counts = [_count(batch) for batch in micro_batches]
+        losses, totals, counts, norm = jax.device_get((losses, totals, counts, norm))
+        work = add_up(counts)
+        tokens = float(work.completion_tokens)
         return state, {
             "loss": float(sum(losses)),
-            "token_nll": float(sum(totals)) / max(count, 1.0),
+            "token_nll": float(sum(totals)) / max(tokens, 1.0),
             "grad_norm": float(norm),
-            "num_tokens": count,
+            "num_tokens": tokens,
+            **work_metrics(work, self._flops.gradient(work)),
         }
+
+
+def _count(batch: SftBatch) -> Counts:
+    mask = batch.targets.mask
+    return count(batch.prompt, jnp.any(mask, axis=(1, 2)), (mask,))

@@ -145,10 +145,14 @@ def test_logs_name_metrics_as_trl_does(finished):
     parts = [f"timing_s/{name}" for name in ("data", "transfer", "rollout", "reward_wait", "update")]
     assert {"timing_s/reference", *parts} <= set(rows[0])
     assert all(row["timing_s/step"] >= sum(row[part] for part in parts) for row in rows)
+    assert all(row["perf/mfu/update"] > 0 and row["flops/update"] < row["flops"] for row in rows)
     assert [row["rewards/emotion/failures"] for row in rows] == [0, 0]
     for stage in ("sft", "grpo"):
         rows = [row for row in read_jsonl(workdir / "metrics.jsonl") if row["stage"] == stage]
         assert all(row["learning_rate"] > 0 for row in rows)
+        rates = [f"perf/{name}" for name in ("clips_per_s", "prompt_tokens_per_s", "completion_tokens_per_s", "mfu")]
+        assert all(row[name] > 0 for row in rows for name in rates)
+        assert [row["num_clips"] for row in rows] == [{"sft": 8, "grpo": 16}[stage]] * len(rows)
         assert [row["epoch"] / row["step"] for row in rows] == pytest.approx([rows[0]["epoch"]] * len(rows))
     groups = [row for row in read_jsonl(workdir / "completions.jsonl") if row["stage"] == "grpo"]
     assert len(groups) == 2 * 16 and len(groups[0]["completions"]) == 2

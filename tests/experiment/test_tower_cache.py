@@ -177,7 +177,7 @@ def test_both_stages_take_the_same_steps(trained):
     for one, other in zip(plain["metrics"], kept["metrics"]):
         assert one.keys() == other.keys()
         for name in one.keys() - {"time", "stage"}:
-            if not name.startswith("timing_s"):
+            if not name.startswith(("timing_s", "perf", "flops")):  # towers are not run again
                 np.testing.assert_allclose(other[name], one[name], rtol=1e-5, atol=1e-5, err_msg=name)
         # A model that has learnt nothing earns nothing for its captions: letters give groups something to learn from.
         assert one["stage"] == "sft" or (one["frac_reward_zero_std"] == 0 and one["grad_norm"] > 0.01)

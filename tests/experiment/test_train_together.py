@@ -126,7 +126,7 @@ def test_one_run_in_one_directory(runs, name):
     assert "12% of the work is filled up" in stopped[0][2] and "38% of the work is filled up" in stopped[0][2]
     for one, other in zip(*(read_jsonl(path / "metrics.jsonl") for path in (alone, together)), strict=True):
         assert (one["stage"], one["step"]) == (other["stage"], other["step"]) and one.keys() == other.keys()
-        numbers = [name for name in one if name not in ("stage", "time") and not name.startswith("timing_s")]
+        numbers = [name for name in one if name not in ("stage", "time") and not name.startswith(("timing_s", "perf"))]
         for name in numbers:
             assert one[name] == pytest.approx(other[name], rel=1e-3, abs=1e-4), name
     groups = [read_jsonl(path / "completions.jsonl") for path in (alone, together)]

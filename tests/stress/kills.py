@@ -114,8 +114,8 @@ class Run:
         found["files"] = sorted(path.name for path in self.workdir.iterdir())
         found["cache"] = sorted(path.name for path in (self.directory / "cache").iterdir() if path.suffix != ".lock")
         for name in ("metrics", "completions"):  # without times
-            rows = read_jsonl(self.workdir / f"{name}.jsonl")
-            found[name] = [{k: v for k, v in row.items() if not k.startswith(("time", "timing_s"))} for row in rows]
+            rows, of_the_clock = read_jsonl(self.workdir / f"{name}.jsonl"), ("time", "timing_s", "perf")
+            found[name] = [{k: v for k, v in row.items() if not k.startswith(of_the_clock)} for row in rows]
         for path in (self.workdir / "evaluations").iterdir():
             found[path.name] = path.read_text()
         for stage in ("sft", "grpo"):

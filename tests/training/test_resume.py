@@ -61,7 +61,7 @@ def train(directory, kind, stop_after=None, every=0, max_nonfinite=2, step=None)
 
 def _log(directory, name):
     rows = read_jsonl(directory / name)
-    return [{k: v for k, v in row.items() if not k.startswith(("time", "timing_s"))} for row in rows]
+    return [{k: v for k, v in row.items() if not k.startswith(("time", "timing_s", "perf"))} for row in rows]
 
 
 @pytest.fixture(scope="module", params=["sft", "grpo"])
