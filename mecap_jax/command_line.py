@@ -1,7 +1,9 @@
-"""What the scripts share: flags that are paths, and an end in one line where somebody interrupts them."""
+"""What the scripts share: flags that are paths, and an end in one line where somebody or the disk interrupts them."""
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -9,7 +11,7 @@ from typing import Any
 
 from absl import app, flags
 
-from mecap_jax.text_files import is_address
+from mecap_jax.text_files import is_address, printable
 
 
 def local_paths(*names: str, values: flags.FlagValues = flags.FLAGS) -> None:
@@ -25,15 +27,35 @@ def _is_local(value: str | Sequence[str] | None) -> bool:
 
 
 def run(main: Callable[[list[str]], Any]) -> None:
-    """Runs a script; its exit status is what `main` returns, 130 where it was interrupted."""
+    """Runs a script; its exit status is what `main` returns, 130 where it was interrupted, 1 where it cannot write."""
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # in place of what answered while it was loading
 
     def guarded(argv: list[str]) -> Any:
         try:
-            return main(argv)
+            status = main(argv)
+            sys.stdout.flush()
+            return status
         except KeyboardInterrupt:
             print("error: interrupted", file=sys.stderr)
             return 130
+        except BrokenPipeError:  # who reads the output, such as `head`, has enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter says so at its end
+            return 1
+        except Exception as error:
+            if (problem := storage_problem(error)) is None:
+                raise
+            print(f"error: {printable(problem)}", file=sys.stderr)
+            return 1
 
     app.run(guarded)
+
+
+def storage_problem(error: BaseException) -> str | None:
+    """What the disk has against a program, in the system's words, where an error is about that; else None."""
+    if isinstance(error, OSError) and error.errno in _STORAGE:
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+    return next((text for text in map(os.strerror, _STORAGE) if text in str(error)), None)
+
+
+_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)

@@ -20,7 +20,7 @@ if __name__ == "__main__":  # before the imports that take seconds
 
 from absl import app, flags, logging
 
-from mecap_jax.command_line import local_paths
+from mecap_jax.command_line import local_paths, storage_problem
 from mecap_jax.config import ConfigError, load
 from mecap_jax.distributed import joined
 from mecap_jax.text_files import error_message
@@ -50,7 +50,6 @@ def main(argv: list[str], overrides: list[str]) -> None:
     # Only now: nothing above needs a device, and a wrong configuration should not wait for one.
     from mecap_jax.experiment import story
     from mecap_jax.experiment.setup import USER_ERRORS
-    from mecap_jax.experiment.workdir import storage_problem
     from mecap_jax.training.stopping import StopSignal
 
     try:

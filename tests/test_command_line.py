@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from mecap_jax.command_line import local_paths
+from mecap_jax.command_line import local_paths, storage_problem
 from mecap_jax.config import ConfigError, load
 from mecap_jax.text_files import is_address
 
@@ -33,6 +33,10 @@ def test_every_flag_that_is_a_path_is_checked(path):
     }
     (checked,) = calls(path, "local_paths")
     assert {argument.value for argument in checked.args} == defined - NO_PATHS
+
+
+def test_every_script_ends_in_one_line_where_it_cannot_write():
+    assert [path.name for path in SCRIPTS if not calls(path, "run")] == ["train.py"]  # which says more
 
 
 def test_addresses_are_told_from_paths():
@@ -90,3 +94,40 @@ def test_a_script_that_is_stopped_while_it_loads_says_so_in_one_line(path, tmp_p
             script.send_signal(number)
             _, error = script.communicate(timeout=30)
         assert (script.returncode, error) == (status, f"{number.name}: stopped\n")
+
+
+@pytest.mark.parametrize(
+    "error, words",
+    [
+        (OSError(28, "No space left on device", "run/metrics.jsonl"), "run/metrics.jsonl: No space left on device"),
+        (OSError(30, "Read-only file system", "run"), "run: Read-only file system"),
+        (
+            ValueError("INTERNAL: write of 3 bytes failed: No space left on device [tensorstore]"),
+            "No space left on device",
+        ),
+        (ValueError("shapes differ"), None),
+    ],
+)
+def test_what_a_disk_has_against_a_program_is_one_line(error, words):
+    assert storage_problem(error) == words
+
+
+@pytest.mark.parametrize(
+    "body, status, said",
+    [
+        ("open('/dev/full', 'w').write('x' * 10_000)", 1, "error: No space left on device\n"),
+        ("os.mkdir('/dev/null/x')", 1, "error: /dev/null/x: Not a directory\n"),
+        ("raise ValueError('I/O error: File too large (os error 27)')", 1, "error: File too large\n"),
+        ("print('x' * 100_000)", 1, ""),
+        ("print('x')", 1, ""),
+        ("return 3", 3, ""),
+    ],
+    ids=["full", "no directory", "a library's", "nobody reads", "nobody reads the end", "its own"],
+)
+def test_a_script_that_cannot_write_says_so_in_one_line(body, status, said):
+    code = f"import os, sys\nfrom mecap_jax.command_line import run\ndef main(argv):\n    {body}\nrun(main)"
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as output:
+        done = subprocess.run([sys.executable, "-c", code], stdout=output, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (status, said)

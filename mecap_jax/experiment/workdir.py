@@ -37,7 +37,6 @@ _MACHINE = re.compile(
     r"(checkpoint|mesh)\..*|compilation_cache|data\.(workers|cache_mb)|(sft|grpo)\.micro_(clips|prompts)|"
     r"evaluation\.batch_clips"
 )
-_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 
 
 def check_place(workdir: Path) -> None:
@@ -68,13 +67,6 @@ def check_output(path: Path) -> None:
             pass
     except OSError as error:
         raise ConfigError(f"--output: {path} cannot be written: {error.strerror}") from error
-
-
-def storage_problem(error: BaseException) -> str | None:
-    """What the disk has against a run, in the system's words, where an error, whichever library's, is about that."""
-    if isinstance(error, OSError) and error.errno in _STORAGE:
-        return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
-    return next((text for text in map(os.strerror, _STORAGE) if text in str(error)), None)
 
 
 def is_claimed(workdir: Path) -> bool:

@@ -20,7 +20,6 @@ from mecap_jax.experiment.workdir import (
     claim_data,
     data_of,
     is_claimed,
-    storage_problem,
 )
 
 
@@ -318,22 +317,6 @@ def test_a_file_is_no_workdir(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="file is a file"):
         check_place(tmp_path / "file")
-
-
-@pytest.mark.parametrize(
-    "error, words",
-    [
-        (OSError(28, "No space left on device", "run/metrics.jsonl"), "run/metrics.jsonl: No space left on device"),
-        (OSError(30, "Read-only file system", "run"), "run: Read-only file system"),
-        (
-            ValueError("INTERNAL: write of 3 bytes failed: No space left on device [tensorstore]"),
-            "No space left on device",
-        ),
-        (ValueError("shapes differ"), None),
-    ],
-)
-def test_what_a_disk_has_against_a_run_is_one_line(error, words):
-    assert storage_problem(error) == words
 
 
 def test_a_setting_that_did_not_exist_then_had_its_default(run):
