@@ -82,7 +82,7 @@ def _abstract(config: ModelConfig, mesh: Mesh) -> tuple[nnx.GraphDef, nnx.State]
 
 
 def _model(config: ModelConfig, seed: int, mesh: Mesh) -> MultimodalLM:
-    return MultimodalLM(config, nnx.Rngs(seed), batch_sharding(mesh) if mesh.size > 1 else None)
+    return MultimodalLM(config, nnx.Rngs(seed), batch_sharding(mesh))
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:

@@ -1,29 +1,25 @@
 """The Qwen2.5 decoder, with the group's shared prompt as a first-class idea.
 
-`prefill` runs a batch of prompts and returns their keys and values. `extend` runs G continuations of every prompt
-against those keys and values, which are stored once for the whole group. Without a cache `extend` takes whole
-completions (scoring, training); with a cache it takes the next tokens of each (decoding). Both give the same numbers
-as G separate sequences, and gradients flow through the shared prefix.
+`prefill` runs a batch of prompts and returns their keys and values; `extend` takes the next tokens of G continuations
+of every prompt against them (decoding). `run_groups` runs prompts with G whole completions each (scoring, training).
+Both have the prompt once for the whole group, and give the same numbers as G separate sequences; gradients flow through
+it.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from mecap_jax.model_config import DecoderConfig
-from mecap_jax.models.layers import MASKED, Dtypes, Embedding, GatedMlp, Linear, RMSNorm, rotate, split_heads, weigh
-
-
-class KeyValue(NamedTuple):
-    """Keys and values of one layer: prompt [B, P, K, H] or completions [B, G, T, K, H]."""
-
-    keys: Array
-    values: Array
+from mecap_jax.models.attention import KeyValue, attend_group, attend_prompt, plain_group
+from mecap_jax.models.layers import Dtypes, Embedding, GatedMlp, Linear, RMSNorm, rotate, split_heads
 
 
 class Prefix(NamedTuple):
@@ -74,16 +70,35 @@ class DecoderLayer(nnx.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, dtypes, config.rms_norm_eps)
         self.mlp = GatedMlp(config.hidden_size, config.intermediate_size, dtypes, rngs, bias=False)
 
-    def feed_forward(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
+    def prompt(self, x: Float[Array, "B P D"], angles, mesh: Mesh | None) -> tuple[Float[Array, "B P D"], KeyValue]:
+        """A prompt by itself, and its keys and values."""
+        q, k, v = self.self_attn.project(self.input_layernorm(x), *angles)
+        return self._feed_forward(x + self.self_attn.output(attend_prompt(q, k, v, mesh))), KeyValue(k, v)
+
+    def completions(self, x: Float[Array, "B G T D"], angles, attend) -> Float[Array, "B G T D"]:
+        """Continuations of a prompt; `attend` takes their queries, keys and values."""
+        q, k, v = self.self_attn.project(self.input_layernorm(x), *angles)
+        return self._feed_forward(x + self.self_attn.output(attend(q, KeyValue(k, v))))
+
+    def _feed_forward(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class Decoder(nnx.Module):
     """The stack of layers with token embeddings, final norm and output weights."""
 
-    def __init__(self, config: DecoderConfig, dtypes: Dtypes, rngs: nnx.Rngs, *, remat: bool = False):
-        """`remat`: the backward pass computes a layer's inside again instead of keeping it."""
-        self.config, self.remat = config, remat
+    def __init__(
+        self,
+        config: DecoderConfig,
+        dtypes: Dtypes,
+        rngs: nnx.Rngs,
+        *,
+        remat: bool = False,
+        mesh: Mesh | None = None,
+    ):
+        """`remat`: the backward pass computes a layer's inside again instead of keeping it. Without a mesh the decoder
+        runs on the default device."""
+        self.config, self.remat, self.dtype, self.mesh = config, remat, dtypes.compute, mesh
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, dtypes, rngs)
         self.layers = nnx.List([DecoderLayer(config, dtypes, rngs) for _ in range(config.num_hidden_layers)])
         self.norm = RMSNorm(config.hidden_size, dtypes, config.rms_norm_eps)
@@ -101,67 +116,79 @@ class Decoder(nnx.Module):
         next_position: Int[Array, " B"],
     ) -> tuple[Float[Array, "B P D"], Prefix]:
         """Runs the prompts; returns normalised hidden states and the prefix for `extend`."""
-        cos, sin = rotary_angles(positions, self.config)
-        length = x.shape[1]
-        visible = jnp.tril(jnp.ones((length, length), bool)) & mask[:, None, :]
-        cached = []
-        for layer in self.layers:
+        angles = rotary_angles(positions, self.config)
+        x, layers = self._run(lambda layer, x: layer.prompt(x, angles, self.mesh), x)
+        return self.norm(x), Prefix(layers, mask, next_position)
 
-            def run(x, layer=layer):
-                q, k, v = layer.self_attn.project(layer.input_layernorm(x), cos, sin)
-                x = layer.feed_forward(x + layer.self_attn.output(_attend_causal(q, k, v, visible)))
-                return x, KeyValue(k, v)
+    def run_groups(
+        self,
+        prompts: Float[Array, "B P D"],
+        completions: Float[Array, "B G T D"],
+        positions: Int[Array, "B 3 P"],
+        mask: Bool[Array, "B P"],
+        next_position: Int[Array, " B"],
+    ) -> tuple[Float[Array, "B P D"], Float[Array, "B G T D"]]:
+        """Runs the prompts and G whole completions of each; returns normalised hidden states of both."""
+        angles = rotary_angles(positions, self.config)
+        after = next_position[:, None] + jnp.arange(completions.shape[2])
+        completion_angles = [x[:, None] for x in self._text_angles(after)]  # the same for every completion of a group
 
-            x, own = jax.checkpoint(run)(x) if self.remat else run(x)
-            cached.append(own)
-        return self.norm(x), Prefix(cached, mask, next_position)
+        def both(layer: DecoderLayer, x):
+            prompts, completions = x
+            prompts, shared = layer.prompt(prompts, angles, self.mesh)
+            attend = functools.partial(attend_group, shared, mask, mesh=self.mesh)
+            return (prompts, layer.completions(completions, completion_angles, attend)), None
+
+        (prompts, completions), _ = self._run(both, (prompts, completions))
+        return self.norm(prompts), self.norm(completions)
 
     def extend(
         self,
         x: Float[Array, "B G T D"],
         prefix: Prefix,
-        cache: list[KeyValue] | None = None,
+        cache: list[KeyValue],
         step: Int[Array, ""] | int = 0,
         skipped: Int[Array, "B G"] | None = None,
-    ) -> tuple[Float[Array, "B G T D"], list[KeyValue] | None]:
-        """Runs G continuations of every prompt.
+    ) -> tuple[Float[Array, "B G T D"], list[KeyValue]]:
+        """Runs the tokens at `step` .. `step + T - 1` of G continuations of every prompt.
 
-        Without `cache`, x holds whole completions. With it, x holds the tokens at `step` .. `step + T - 1`, whose keys
-        and values are written there, and attention sees the cache up to them.
+        Their keys and values are written into the cache, and attention sees the cache up to them. Layers are compiled
+        one by one here: a loop over them would copy every layer's weights and prefix at every token.
 
         `skipped` says how many places at the beginning of each continuation hold nothing: they take no position, and
         nothing sees them.
 
-        Returns normalised hidden states and the updated cache (None where none was given).
+        Returns normalised hidden states and the updated cache.
         """
         batch, _, length, _ = x.shape
         index = step + jnp.arange(length)
         position = prefix.next_position[:, None] + index[None, :]  # text: one number on all three axes
-        keys_length = length if cache is None else cache[0].keys.shape[2]
-        visible = jnp.arange(keys_length)[None, :] <= index[:, None]
+        keys = jnp.arange(cache[0].keys.shape[2])
+        visible = keys[None, :] <= index[:, None]
         if skipped is None:
-            cos, sin = self._text_angles(position)
-            cos, sin = cos[:, None], sin[:, None]  # the same for every completion of the group
+            angles = [x[:, None] for x in self._text_angles(position)]
         else:
             position = position[:, None] - skipped[..., None]
-            cos, sin = self._text_angles(position.reshape(-1, length))
-            cos, sin = (x.reshape(batch, -1, length, x.shape[-1]) for x in (cos, sin))
-            visible = visible & (jnp.arange(keys_length) >= skipped[..., None])[:, :, None]
+            angles = self._text_angles(position.reshape(-1, length))
+            angles = [x.reshape(batch, -1, length, x.shape[-1]) for x in angles]
+            visible = visible & (keys >= skipped[..., None])[:, :, None]
         updated = []
-        for i, layer in enumerate(self.layers):
+        for layer, prompt, old in zip(self.layers, prefix.layers, cache):
 
-            def run(x, prompt, i=i, layer=layer):
-                q, k, v = layer.self_attn.project(layer.input_layernorm(x), cos, sin)
-                own = KeyValue(k, v)
-                if cache is not None:
-                    own = KeyValue(*(_write(old, new, step) for old, new in zip(cache[i], own)))
-                attended = _attend_group(q, prompt, prefix.mask, own, visible)
-                return layer.feed_forward(x + layer.self_attn.output(attended)), own
+            def attend(q, new: KeyValue, prompt=prompt, old=old):
+                updated.append(KeyValue(*(_write(a, b, step) for a, b in zip(old, new))))
+                return plain_group(prompt, prefix.mask, q, updated[-1], visible)
 
-            # Decoding has no backward pass.
-            x, own = (jax.checkpoint(run) if self.remat and cache is None else run)(x, prefix.layers[i])
-            updated.append(own)
-        return self.norm(x), updated if cache is not None else None
+            x = layer.completions(x, angles, attend)
+        return self.norm(x), updated
+
+    def _run(self, step, x):
+        outputs = []
+        for layer in self.layers:
+            one = functools.partial(step, layer)
+            x, output = (jax.checkpoint(one) if self.remat else one)(x)
+            outputs.append(output)
+        return x, outputs
 
     def _text_angles(self, position: Int[Array, "B T"]) -> tuple[Float[Array, "B T half"], Float[Array, "B T half"]]:
         return rotary_angles(jnp.broadcast_to(position[:, None], (len(position), 3, position.shape[1])), self.config)
@@ -190,63 +217,3 @@ def rotary_angles(
 
 def _write(buffer: Float[Array, "B G S K H"], new: Float[Array, "B G T K H"], step) -> Float[Array, "B G S K H"]:
     return jax.lax.dynamic_update_slice_in_dim(buffer, new.astype(buffer.dtype), step, axis=2)
-
-
-# Attention runs on [batch, key head, query rows, head]: queries that share a key head are rows of one product, and the
-# softmax is divided out after the product with the values. On CPU that is twice as fast as einsums over [B, T, N, H].
-
-
-def _fold_queries(q: Float[Array, "B T N H"], key_heads: int) -> Float[Array, "B K RT H"]:
-    batch, length, heads, head = q.shape
-    q = q.reshape(batch, length, key_heads, heads // key_heads, head) * head**-0.5
-    return q.transpose(0, 2, 3, 1, 4).reshape(batch, key_heads, -1, head)
-
-
-def _attend_causal(q, k, v, visible: Bool[Array, "B P P"]):
-    """q [B, P, N, H] over k, v [B, P, K, H] with grouped queries."""
-    batch, length, heads, head = q.shape
-    key_heads = k.shape[2]
-    k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
-    bias = jnp.tile(jnp.where(visible, 0.0, MASKED), (1, heads // key_heads, 1))[:, None]
-    logits = _products(_fold_queries(q, key_heads), k) + bias
-    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
-    values = weigh(weights, v) / weights.sum(axis=-1, keepdims=True)
-    return values.astype(v.dtype).reshape(batch, key_heads, -1, length, head).transpose(0, 3, 1, 2, 4).reshape(q.shape)
-
-
-def _attend_group(q, prompt: KeyValue, prompt_mask: Bool[Array, "B P"], own: KeyValue, visible: Bool[Array, "*BG T S"]):
-    """q [B, G, T, N, H] over the group's prompt [B, P, K, H] and its own completion [B, G, S, K, H].
-
-    What is `visible` is the same for all completions, or of each by itself. One softmax over both parts; the prompt's
-    keys are read once for all completions of the group.
-    """
-    batch, group, length, heads, head = q.shape
-    key_heads = own.keys.shape[3]
-    shared, folded = heads // key_heads, (batch, key_heads, group, -1)
-    q = q.reshape(batch, group, length, key_heads, shared, head) * head**-0.5
-    q = q.transpose(0, 3, 1, 4, 2, 5)  # B K G R T H
-    prompt_keys, prompt_values = (x.swapaxes(1, 2) for x in prompt)
-    own_keys, own_values = (x.transpose(0, 3, 1, 2, 4) for x in own)
-
-    to_prompt = _products(q.reshape(batch, key_heads, -1, head), prompt_keys)
-    to_prompt += jnp.where(prompt_mask, 0.0, MASKED)[:, None, None, :]
-    bias = jnp.tile(jnp.where(visible, 0.0, MASKED), (shared, 1))  # [*BG, RT, S]
-    to_own = _products(q.reshape(*folded, head), own_keys) + (bias if bias.ndim == 2 else bias[:, None])
-    to_own = to_own.reshape(batch, key_heads, -1, to_own.shape[-1])
-
-    highest = jnp.maximum(to_prompt.max(axis=-1, keepdims=True), to_own.max(axis=-1, keepdims=True))
-    highest = jax.lax.stop_gradient(highest)
-    on_prompt, on_own = jnp.exp(to_prompt - highest), jnp.exp(to_own - highest)
-    total = on_prompt.sum(axis=-1, keepdims=True) + on_own.sum(axis=-1, keepdims=True)
-    values = weigh(on_prompt, prompt_values)
-    values += weigh(on_own.reshape(*folded, on_own.shape[-1]), own_values).reshape(values.shape)
-    values = (values / total).astype(own_values.dtype)
-    return (
-        values.reshape(batch, key_heads, group, shared, length, head)
-        .transpose(0, 2, 4, 1, 3, 5)
-        .reshape(batch, group, length, heads, head)
-    )
-
-
-def _products(q: Float[Array, "*batch Q H"], k: Float[Array, "*batch S H"]) -> Float[Array, "*batch Q S"]:
-    return jnp.einsum("...qh,...sh->...qs", q, k, preferred_element_type=jnp.float32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from mecap_jax.batch import PromptBatch
 from mecap_jax.model_config import ModelConfig
@@ -24,7 +24,7 @@ class MultimodalLM(nnx.Module):
     """Qwen2.5-Omni's thinker, or the part of it that the configuration names."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, row_sharding: jax.sharding.NamedSharding | None = None):
-        """`row_sharding` divides the rows of activations over a mesh; None on a single device.
+        """`row_sharding` divides the rows of activations over a mesh; None on the default device.
 
         Raises:
           ConfigError: a target of `config.lora` matches no projection.
@@ -35,7 +35,8 @@ class MultimodalLM(nnx.Module):
         self.audio_tower = AudioTower(config.audio, width, dtypes, rngs) if config.audio else None
         self.visual = VisionTower(config.vision, width, dtypes, rngs) if config.vision else None
         self.feature_projector = FeatureProjector(config.features, width, dtypes, rngs) if config.features else None
-        self.language_model = Decoder(config.decoder, dtypes, rngs, remat=config.remat)
+        mesh = row_sharding and row_sharding.mesh
+        self.language_model = Decoder(config.decoder, dtypes, rngs, remat=config.remat, mesh=mesh)
         if config.lora:
             add_adapters(self, config.lora, rngs)
 
@@ -60,7 +61,7 @@ class MultimodalLM(nnx.Module):
         A partitioner that is left alone may divide the width instead, because the weights are.
         """
         embedded = self.language_model.embed_tokens(tokens)
-        if self.row_sharding is None:
+        if self.row_sharding is None or self.row_sharding.mesh.size == 1:
             return embedded
         return jax.lax.with_sharding_constraint(embedded, self.row_sharding)
 
@@ -79,25 +80,35 @@ class MultimodalLM(nnx.Module):
 
     def prefill(self, prompt: PromptBatch) -> tuple[Float[Array, "B D"], Prefix]:
         """Runs the prompts once; returns the hidden state that predicts the first completion token, and the prefix."""
-        mask = jnp.arange(prompt.tokens.shape[1]) < prompt.length[:, None]
         hidden, prefix = self.language_model.prefill(
-            self.embed_prompt(prompt), prompt.positions, mask, prompt.next_position
+            self.embed_prompt(prompt), prompt.positions, _valid(prompt), prompt.next_position
         )
-        last = jnp.take_along_axis(hidden, (prompt.length - 1)[:, None, None], axis=1)[:, 0]
-        return last, prefix
+        return _last(hidden, prompt), prefix
 
     def completion_states(self, prompt: PromptBatch, tokens: Int[Array, "B G T"]) -> Float[Array, "B G T D"]:
-        """Hidden states that predict each token of G completions a prompt, from one shared prefill.
+        """Hidden states that predict each token of G completions a prompt, which is run once for all of them.
 
         State t predicts token t: state 0 is the prompt's last, state t > 0 that of token t - 1.
         """
-        last, prefix = self.prefill(prompt)
         batch, group, length = tokens.shape
-        first = jnp.broadcast_to(last[:, None, None, :], (batch, group, 1, last.shape[-1]))
         if length == 1:
-            return first
-        hidden, _ = self.language_model.extend(self.embed_tokens(tokens[..., :-1]), prefix)
-        return jnp.concatenate([first, hidden], axis=2)
+            last, _ = self.prefill(prompt)
+            return jnp.broadcast_to(last[:, None, None, :], (batch, group, 1, last.shape[-1]))
+        before = self.embed_tokens(tokens[..., :-1])
+        prompts, completions = self.language_model.run_groups(
+            self.embed_prompt(prompt), before, prompt.positions, _valid(prompt), prompt.next_position
+        )
+        last = _last(prompts, prompt)
+        first = jnp.broadcast_to(last[:, None, None, :], (batch, group, 1, last.shape[-1]))
+        return jnp.concatenate([first, completions], axis=2)
+
+
+def _valid(prompt: PromptBatch) -> Bool[Array, "B P"]:
+    return jnp.arange(prompt.tokens.shape[1]) < prompt.length[:, None]
+
+
+def _last(hidden: Float[Array, "B P D"], prompt: PromptBatch) -> Float[Array, "B D"]:
+    return jnp.take_along_axis(hidden, (prompt.length - 1)[:, None, None], axis=1)[:, 0]
 
 
 def to_raw(tokens: Float[Array, "*batch D"]) -> Array:
