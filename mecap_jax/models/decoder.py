@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 from mecap_jax.model_config import DecoderConfig
 from mecap_jax.models.attention import KeyValue, attend_group, attend_prompt, plain_group
 from mecap_jax.models.layers import Dtypes, Embedding, GatedMlp, Linear, RMSNorm, rotate, split_heads
+from mecap_jax.models.stack import run_layers
 
 
 class Prefix(NamedTuple):
@@ -183,12 +184,7 @@ class Decoder(nnx.Module):
         return self.norm(x), updated
 
     def _run(self, step, x):
-        outputs = []
-        for layer in self.layers:
-            one = functools.partial(step, layer)
-            x, output = (jax.checkpoint(one) if self.remat else one)(x)
-            outputs.append(output)
-        return x, outputs
+        return run_layers(self.layers, [step] * len(self.layers), x, self.dtype, remat=self.remat)
 
     def _text_angles(self, position: Int[Array, "B T"]) -> tuple[Float[Array, "B T half"], Float[Array, "B T half"]]:
         return rotary_angles(jnp.broadcast_to(position[:, None], (len(position), 3, position.shape[1])), self.config)

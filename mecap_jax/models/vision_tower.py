@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mecap_jax.model_config import VisionTowerConfig
 from mecap_jax.models.layers import Dtypes, GatedMlp, Linear, RMSNorm, attend_within, gelu, rotate, split_heads
+from mecap_jax.models.stack import run_layers
 
 
 class VisionAttention(nnx.Module):
@@ -62,7 +63,7 @@ class VisionTower(nnx.Module):
     """Patches in, decoder tokens out."""
 
     def __init__(self, config: VisionTowerConfig, output_dim: int, dtypes: Dtypes, rngs: nnx.Rngs):
-        self.config = config
+        self.config, self.dtype = config, dtypes.compute
         self.patch_embed = Linear(config.patch_dim, config.hidden_size, (None, "embed"), dtypes, rngs, bias=False)
         self.blocks = nnx.List([VisionBlock(config, dtypes, rngs) for _ in range(config.depth)])
         self.merger = PatchMerger(config, output_dim, dtypes, rngs)
@@ -81,14 +82,16 @@ class VisionTower(nnx.Module):
         x = self.patch_embed(patches)
         cos, sin = _rotary_angles(positions, self.config.hidden_size // self.config.num_heads)
 
-        def whole_frame(a):
-            return a.reshape(batch, frames, windows * slots, *a.shape[4:])
+        def in_windows(block: VisionBlock, x):
+            return block(x, cos, sin, mask), None
 
-        for i, block in enumerate(self.blocks):
-            if i in self.config.fullatt_block_indexes:
-                x = block(whole_frame(x), whole_frame(cos), whole_frame(sin), whole_frame(mask)).reshape(x.shape)
-            else:
-                x = block(x, cos, sin, mask)
+        def in_frames(block: VisionBlock, x):
+            whole = [a.reshape(batch, frames, windows * slots, *a.shape[4:]) for a in (x, cos, sin, mask)]
+            return block(*whole).reshape(x.shape), None
+
+        full = self.config.fullatt_block_indexes
+        steps = [in_frames if i in full else in_windows for i in range(len(self.blocks))]
+        x, _ = run_layers(self.blocks, steps, x, self.dtype)
         x = x.reshape(batch, frames * windows * slots, -1)
         return self.merger(x, self.config.spatial_merge_size**2)
 

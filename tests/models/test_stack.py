@@ -1,0 +1,72 @@
+"""Equal layers in a loop compute what they compute one by one, and name their parameters as before."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from mecap_jax.generation.scoring import score_completions
+from mecap_jax.models import stack
+from mecap_jax.models.lora import Draw, use_dropout
+from mecap_jax.models.parameters import merge_params, split_params
+from tests import miniature
+
+DEEP = dataclasses.replace(
+    miniature.LORA,
+    decoder=dataclasses.replace(miniature.CONFIG.decoder, num_hidden_layers=4),
+    audio=dataclasses.replace(miniature.CONFIG.audio, encoder_layers=3),
+    vision=dataclasses.replace(miniature.CONFIG.vision, depth=4, fullatt_block_indexes=(2,)),
+)
+DROPPING = dataclasses.replace(DEEP, lora=dataclasses.replace(DEEP.lora, dropout=0.3))
+BY_TWOS = 2
+
+
+def gradient(monkeypatch, looped_from, config=DEEP, trainable=(".*",)):
+    """(the gradient as a jitted function, its arguments): of scores of completions by the parameters that train."""
+    monkeypatch.setattr(stack, "LOOPED_FROM", looped_from)
+    graphdef, params = miniature.model(0, config)
+    params, frozen = split_params(miniature.trained_adapters(params), trainable)
+    tokens = jax.random.randint(jax.random.key(1), (3, 2, 5), 4, config.decoder.vocab_size)
+
+    def loss(params):
+        model = nnx.merge(graphdef, merge_params(params, frozen))
+        use_dropout(model, Draw(jnp.uint32(0), jnp.uint32(1), jnp.arange(3)))
+        scores = score_completions(model, miniature.prompts(), tokens)
+        return jnp.mean(scores.logprobs) + jnp.mean(scores.entropy**2), scores.logprobs
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True)), params
+
+
+@pytest.mark.parametrize(
+    "config, tolerance",
+    [
+        (DROPPING, 1e-5),
+        (dataclasses.replace(DEEP, remat=True), 1e-5),
+        (dataclasses.replace(DEEP, dtype="bfloat16"), 0.1),
+    ],
+    ids=["dropout", "remat", "bfloat16"],
+)
+def test_a_loop_is_the_layers_one_by_one(monkeypatch, config, tolerance):
+    """Of all three stacks; gradients of every parameter of every layer included."""
+    f, params = gradient(monkeypatch, stack.LOOPED_FROM, config)
+    (value, logprobs), expected = f(params)
+    f, params = gradient(monkeypatch, BY_TWOS, config)
+    assert f.lower(params).as_text().count("stablehlo.while") > 4
+    (looped_value, looped_logprobs), actual = f(params)
+    np.testing.assert_allclose(looped_value, value, rtol=tolerance)
+    np.testing.assert_allclose(looped_logprobs, logprobs, rtol=tolerance)
+    largest = max(np.abs(x).max() for x in jax.tree.leaves(expected))
+    for (path, a), b in zip(jax.tree.leaves_with_path(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=tolerance * largest, err_msg=jax.tree_util.keystr(path))
+
+
+def test_below_the_first_layer_that_trains_there_is_no_backward_pass(monkeypatch):
+    """Two loops forward, and of the upper layers only one back; towers have nothing that trains."""
+    config = dataclasses.replace(DEEP, lora=None)
+    f, params = gradient(monkeypatch, BY_TWOS, config, (r"language_model\.layers\.[23]\.mlp.*",))
+    decoder = str(jax.make_jaxpr(f)(params)).count("scan[")
+    f, params = gradient(monkeypatch, BY_TWOS, config, (r"language_model\.layers\..*\.mlp.*",))
+    assert decoder == str(jax.make_jaxpr(f)(params)).count("scan[") + 1
