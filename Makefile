@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: train test test-transformers-4 reproduce clean
+.PHONY: train test test-transformers-4 test-plan reproduce clean
 
 train: $(VENV)/.runtime
 	$(BIN)/python scripts/train.py --config=configs/grpo.py $(ARGS)
@@ -16,6 +16,10 @@ test: $(VENV)/.test
 # Exports under transformers 4, in an environment of its own.
 test-transformers-4: $(VENV)/.test $(VENV)-transformers-4/.done
 	MECAP_TRANSFORMERS_4=$(CURDIR)/$(VENV)-transformers-4/bin/python $(BIN)/python -m pytest -q tests/experiment/test_export.py $(ARGS)
+
+# Plans for TPUs, in an environment of their own: where libtpu is installed, JAX looks for a TPU at every start.
+test-plan: $(VENV)/.test $(VENV)-plan/.done
+	MECAP_LIBTPU=$(CURDIR)/$(VENV)-plan/bin/python $(BIN)/python -m pytest -q tests/planning $(ARGS)
 
 reproduce: $(VENV)/.runtime
 	$(BIN)/python scripts/reproduce.py $(ARGS)
@@ -40,5 +44,11 @@ $(VENV)-transformers-4/.done:
 	$(VENV)-transformers-4/bin/pip --disable-pip-version-check install --quiet --no-deps torchvision==0.28.0
 	touch $@
 
+$(VENV)-plan/.done:
+	$(PYTHON) -m venv $(VENV)-plan
+	$(VENV)-plan/bin/pip --disable-pip-version-check install --quiet -r requirements.txt 'libtpu==0.0.42.*'
+	$(VENV)-plan/bin/pip --disable-pip-version-check install --quiet --no-deps -e .
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(VENV)-transformers-4
+	rm -rf $(VENV) $(VENV)-transformers-4 $(VENV)-plan

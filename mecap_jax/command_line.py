@@ -59,3 +59,10 @@ def storage_problem(error: BaseException) -> str | None:
 
 
 _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+
+
+def split_overrides(argv: list[str]) -> tuple[list[str], list[str]]:
+    """Separates `--config.key.path=value` from the flags that absl knows."""
+    prefix = "--config."
+    overrides = [argument[len(prefix) :] for argument in argv if argument.startswith(prefix)]
+    return [argument for argument in argv if not argument.startswith(prefix)], overrides

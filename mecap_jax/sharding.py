@@ -52,21 +52,25 @@ class ShardingRules:
         return PartitionSpec(*placed)
 
 
-def make_mesh(config: MeshConfig) -> Mesh:
-    """A mesh over all devices of all processes. `config.validate_devices` has said whether it fits.
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over all devices of all processes, or over these. `config.validate_devices` has said whether it fits.
 
     Raises:
       ConfigError: devices that share rows are on different hosts.
     """
-    size = jax.device_count() // (config.fsdp * config.tensor) if config.data == -1 else config.data
+    devices = jax.devices() if devices is None else devices
+    size = len(devices) // (config.fsdp * config.tensor) if config.data == -1 else config.data
     mesh = jax.make_mesh(
-        (size, config.fsdp, config.tensor), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3
+        (size, config.fsdp, config.tensor),
+        ("data", "fsdp", "tensor"),
+        axis_types=(AxisType.Auto,) * 3,
+        devices=devices,
     )
     for sharing in mesh.devices.reshape(-1, config.tensor):
         if len({device.process_index for device in sharing}) > 1:
             raise ConfigError(
                 f"config key 'mesh.tensor': {config.tensor} devices share rows, and must be on one host, which has "
-                f"{jax.local_device_count()}"
+                f"{sum(device.process_index == devices[0].process_index for device in devices)}"
             )
     return mesh
 

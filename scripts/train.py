@@ -20,7 +20,7 @@ if __name__ == "__main__":  # before the imports that take seconds
 
 from absl import app, flags, logging
 
-from mecap_jax.command_line import local_paths, storage_problem
+from mecap_jax.command_line import local_paths, split_overrides, storage_problem
 from mecap_jax.config import ConfigError, load
 from mecap_jax.distributed import joined
 from mecap_jax.text_files import error_message
@@ -28,13 +28,6 @@ from mecap_jax.text_files import error_message
 _CONFIG = flags.DEFINE_string("config", None, "Recipe: path/to/recipe.py[:argument].", required=True)
 _WORKDIR = flags.DEFINE_string("workdir", "", "Directory of the run; runs/RECIPE where not given.")
 local_paths("workdir")
-
-
-def split_overrides(argv: list[str]) -> tuple[list[str], list[str]]:
-    """Separates `--config.key.path=value` from the flags that absl knows."""
-    prefix = "--config."
-    overrides = [argument[len(prefix) :] for argument in argv if argument.startswith(prefix)]
-    return [argument for argument in argv if not argument.startswith(prefix)], overrides
 
 
 def main(argv: list[str], overrides: list[str]) -> None:

@@ -27,6 +27,7 @@ ORDER = (
     ("rewards",),
     ("rl",),
     ("training",),
+    ("planning",),
     ("evaluation",),
     ("tasks",),
     ("experiment",),
