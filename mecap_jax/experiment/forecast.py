@@ -120,7 +120,10 @@ class Cost:
         embedding = model.decoder.vocab_size * model.decoder.hidden_size
         layers = of("language_model.layers")
         self.token = 2.0 * (layers + embedding)
-        self.prompt = 2.0 * layers * bucket.prompt_tokens
+        # Of the last layer, a prompt needs keys and values at all positions, and the rest at one.
+        top = f"language_model.layers.{model.decoder.num_hidden_layers - 1}."
+        at_the_end = of(top) - of(f"{top}self_attn.k_proj") - of(f"{top}self_attn.v_proj")
+        self.prompt = 2.0 * ((layers - at_the_end) * bucket.prompt_tokens + at_the_end)
         if model.audio is not None:
             self.prompt += 2.0 * of("audio_tower") * bucket.audio_chunks * model.audio.n_window
         if model.vision is not None:

@@ -100,12 +100,23 @@ def _fold_queries(q: Float[Array, "B T N H"], key_heads: int) -> Float[Array, "B
     return q.transpose(0, 2, 3, 1, 4).reshape(batch, key_heads, -1, head)
 
 
-def plain_prompt(q: Float[Array, "B P N H"], k: Float[Array, "B P K H"], v: Float[Array, "B P K H"]):
+def plain_prompt(
+    q: Float[Array, "B P N H"], k: Float[Array, "B P K H"], v: Float[Array, "B P K H"]
+) -> Float[Array, "B P N H"]:
     """`attend_prompt` with all logits at once."""
-    batch, length, heads, head = q.shape
-    key_heads = k.shape[2]
-    k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
-    logits = _products(_fold_queries(q, key_heads), k) + _bias(_causal(length), heads // key_heads)
+    return _plain(q, KeyValue(k, v), _bias(_causal(q.shape[1]), q.shape[2] // k.shape[2]))
+
+
+def attend_once(q: Float[Array, "B 1 N H"], prompt: KeyValue, seen: Bool[Array, "B P"]) -> Float[Array, "B 1 N H"]:
+    """Attention of one position of a prompt to those that it has seen."""
+    return _plain(q, prompt, jnp.where(seen, 0.0, MASKED)[:, None, None, :])
+
+
+def _plain(q: Float[Array, "B T N H"], prompt: KeyValue, bias: Float[Array, "*#BK #RT S"]) -> Float[Array, "B T N H"]:
+    batch, length, _, head = q.shape
+    key_heads = prompt.keys.shape[2]
+    k, v = (x.swapaxes(1, 2) for x in prompt)
+    logits = _products(_fold_queries(q, key_heads), k) + bias
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
     values = weigh(weights, v) / weights.sum(axis=-1, keepdims=True)
     return values.astype(v.dtype).reshape(batch, key_heads, -1, length, head).transpose(0, 3, 1, 2, 4).reshape(q.shape)

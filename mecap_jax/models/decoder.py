@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from mecap_jax.model_config import DecoderConfig
-from mecap_jax.models.attention import KeyValue, attend_group, attend_prompt, plain_group
+from mecap_jax.models.attention import KeyValue, attend_group, attend_once, attend_prompt, plain_group
 from mecap_jax.models.layers import Dtypes, Embedding, GatedMlp, Linear, RMSNorm, rotate, split_heads
 from mecap_jax.models.stack import run_layers
 
@@ -51,12 +51,16 @@ class Attention(nnx.Module):
         self.q_norm = RMSNorm(config.head_dim, dtypes, config.rms_norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(config.head_dim, dtypes, config.rms_norm_eps) if config.qk_norm else None
 
-    def project(self, x: Float[Array, "*batch dim"], cos, sin):
-        """Returns rotated queries [..., N, H], rotated keys and values [..., K, H]."""
-        q, k = split_heads(self.q_proj(x), self.heads), split_heads(self.k_proj(x), self.kv_heads)
-        if self.q_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        return rotate(q, cos, sin), rotate(k, cos, sin), split_heads(self.v_proj(x), self.kv_heads)
+    def queries(self, x: Float[Array, "*batch dim"], cos, sin) -> Float[Array, "*batch N H"]:
+        """Rotated queries."""
+        q = split_heads(self.q_proj(x), self.heads)
+        return rotate(q if self.q_norm is None else self.q_norm(q), cos, sin)
+
+    def keys_values(self, x: Float[Array, "*batch dim"], cos, sin) -> KeyValue:
+        """Rotated keys, and values [..., K, H]."""
+        k = split_heads(self.k_proj(x), self.kv_heads)
+        k = rotate(k if self.k_norm is None else self.k_norm(k), cos, sin)
+        return KeyValue(k, split_heads(self.v_proj(x), self.kv_heads))
 
     def output(self, x: Float[Array, "*batch heads head"]) -> Float[Array, "*batch dim"]:
         return self.o_proj(x.reshape(*x.shape[:-2], -1))
@@ -73,13 +77,26 @@ class DecoderLayer(nnx.Module):
 
     def prompt(self, x: Float[Array, "B P D"], angles, mesh: Mesh | None) -> tuple[Float[Array, "B P D"], KeyValue]:
         """A prompt by itself, and its keys and values."""
-        q, k, v = self.self_attn.project(self.input_layernorm(x), *angles)
-        return self._feed_forward(x + self.self_attn.output(attend_prompt(q, k, v, mesh))), KeyValue(k, v)
+        normed = self.input_layernorm(x)
+        own = self.self_attn.keys_values(normed, *angles)
+        attended = attend_prompt(self.self_attn.queries(normed, *angles), *own, mesh)
+        return self._feed_forward(x + self.self_attn.output(attended)), own
+
+    def prompt_end(
+        self, x: Float[Array, "B P D"], angles, last: Int[Array, " B"]
+    ) -> tuple[Float[Array, "B 1 D"], KeyValue]:
+        """`prompt` where of all positions only the `last` one is wanted."""
+        own = self.self_attn.keys_values(self.input_layernorm(x), *angles)
+        seen = jnp.arange(x.shape[1]) <= last[:, None]
+        x, *angles = (jnp.take_along_axis(a, last[:, None, None], axis=1) for a in (x, *angles))
+        attended = attend_once(self.self_attn.queries(self.input_layernorm(x), *angles), own, seen)
+        return self._feed_forward(x + self.self_attn.output(attended)), own
 
     def completions(self, x: Float[Array, "B G T D"], angles, attend) -> Float[Array, "B G T D"]:
         """Continuations of a prompt; `attend` takes their queries, keys and values."""
-        q, k, v = self.self_attn.project(self.input_layernorm(x), *angles)
-        return self._feed_forward(x + self.self_attn.output(attend(q, KeyValue(k, v))))
+        normed = self.input_layernorm(x)
+        attended = attend(self.self_attn.queries(normed, *angles), self.self_attn.keys_values(normed, *angles))
+        return self._feed_forward(x + self.self_attn.output(attended))
 
     def _feed_forward(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
         return x + self.mlp(self.post_attention_layernorm(x))
@@ -115,10 +132,21 @@ class Decoder(nnx.Module):
         positions: Int[Array, "B 3 P"],
         mask: Bool[Array, "B P"],
         next_position: Int[Array, " B"],
-    ) -> tuple[Float[Array, "B P D"], Prefix]:
-        """Runs the prompts; returns normalised hidden states and the prefix for `extend`."""
+        last: Int[Array, " B"] | None = None,
+    ) -> tuple[Float[Array, "B Q D"], Prefix]:
+        """Runs the prompts; returns normalised hidden states and the prefix for `extend`.
+
+        With `last`, of this position of each prompt only, [B, 1, D]: the last layer does without the others.
+        """
         angles = rotary_angles(positions, self.config)
-        x, layers = self._run(lambda layer, x: layer.prompt(x, angles, self.mesh), x)
+
+        def below(layer: DecoderLayer, x):
+            return layer.prompt(x, angles, self.mesh)
+
+        def top(layer: DecoderLayer, x):
+            return layer.prompt_end(x, angles, last)
+
+        x, layers = self._run(below, below if last is None else top, x)
         return self.norm(x), Prefix(layers, mask, next_position)
 
     def run_groups(
@@ -126,21 +154,27 @@ class Decoder(nnx.Module):
         prompts: Float[Array, "B P D"],
         completions: Float[Array, "B G T D"],
         positions: Int[Array, "B 3 P"],
-        mask: Bool[Array, "B P"],
+        length: Int[Array, " B"],
         next_position: Int[Array, " B"],
-    ) -> tuple[Float[Array, "B P D"], Float[Array, "B G T D"]]:
-        """Runs the prompts and G whole completions of each; returns normalised hidden states of both."""
+    ) -> tuple[Float[Array, "B 1 D"], Float[Array, "B G T D"]]:
+        """Runs prompts and G whole completions of each.
+
+        Returns normalised hidden states of each prompt's last position, and of the completions.
+        """
         angles = rotary_angles(positions, self.config)
         after = next_position[:, None] + jnp.arange(completions.shape[2])
         completion_angles = [x[:, None] for x in self._text_angles(after)]  # the same for every completion of a group
+        mask = jnp.arange(prompts.shape[1]) < length[:, None]
 
-        def both(layer: DecoderLayer, x):
+        def both(run_prompt, layer: DecoderLayer, x):
             prompts, completions = x
-            prompts, shared = layer.prompt(prompts, angles, self.mesh)
+            prompts, shared = run_prompt(layer, prompts, angles)
             attend = functools.partial(attend_group, shared, mask, mesh=self.mesh)
             return (prompts, layer.completions(completions, completion_angles, attend)), None
 
-        (prompts, completions), _ = self._run(both, (prompts, completions))
+        below = functools.partial(both, functools.partial(DecoderLayer.prompt, mesh=self.mesh))
+        top = functools.partial(both, functools.partial(DecoderLayer.prompt_end, last=length - 1))
+        (prompts, completions), _ = self._run(below, top, (prompts, completions))
         return self.norm(prompts), self.norm(completions)
 
     def extend(
@@ -183,8 +217,9 @@ class Decoder(nnx.Module):
             x = layer.completions(x, angles, attend)
         return self.norm(x), updated
 
-    def _run(self, step, x):
-        return run_layers(self.layers, [step] * len(self.layers), x, self.dtype, remat=self.remat)
+    def _run(self, below, top, x):
+        steps = [below] * (len(self.layers) - 1) + [top]
+        return run_layers(self.layers, steps, x, self.dtype, remat=self.remat)
 
     def _text_angles(self, position: Int[Array, "B T"]) -> tuple[Float[Array, "B T half"], Float[Array, "B T half"]]:
         return rotary_angles(jnp.broadcast_to(position[:, None], (len(position), 3, position.shape[1])), self.config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from mecap_jax.batch import PromptBatch
 from mecap_jax.model_config import ModelConfig
@@ -80,10 +80,11 @@ class MultimodalLM(nnx.Module):
 
     def prefill(self, prompt: PromptBatch) -> tuple[Float[Array, "B D"], Prefix]:
         """Runs the prompts once; returns the hidden state that predicts the first completion token, and the prefix."""
-        hidden, prefix = self.language_model.prefill(
-            self.embed_prompt(prompt), prompt.positions, _valid(prompt), prompt.next_position
+        mask = jnp.arange(prompt.tokens.shape[1]) < prompt.length[:, None]
+        last, prefix = self.language_model.prefill(
+            self.embed_prompt(prompt), prompt.positions, mask, prompt.next_position, prompt.length - 1
         )
-        return _last(hidden, prompt), prefix
+        return last[:, 0], prefix
 
     def completion_states(self, prompt: PromptBatch, tokens: Int[Array, "B G T"]) -> Float[Array, "B G T D"]:
         """Hidden states that predict each token of G completions a prompt, which is run once for all of them.
@@ -95,20 +96,11 @@ class MultimodalLM(nnx.Module):
             last, _ = self.prefill(prompt)
             return jnp.broadcast_to(last[:, None, None, :], (batch, group, 1, last.shape[-1]))
         before = self.embed_tokens(tokens[..., :-1])
-        prompts, completions = self.language_model.run_groups(
-            self.embed_prompt(prompt), before, prompt.positions, _valid(prompt), prompt.next_position
+        last, completions = self.language_model.run_groups(
+            self.embed_prompt(prompt), before, prompt.positions, prompt.length, prompt.next_position
         )
-        last = _last(prompts, prompt)
-        first = jnp.broadcast_to(last[:, None, None, :], (batch, group, 1, last.shape[-1]))
+        first = jnp.broadcast_to(last[:, None], (batch, group, 1, last.shape[-1]))
         return jnp.concatenate([first, completions], axis=2)
-
-
-def _valid(prompt: PromptBatch) -> Bool[Array, "B P"]:
-    return jnp.arange(prompt.tokens.shape[1]) < prompt.length[:, None]
-
-
-def _last(hidden: Float[Array, "B P D"], prompt: PromptBatch) -> Float[Array, "B D"]:
-    return jnp.take_along_axis(hidden, (prompt.length - 1)[:, None, None], axis=1)[:, 0]
 
 
 def to_raw(tokens: Float[Array, "*batch D"]) -> Array:

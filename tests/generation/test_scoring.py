@@ -1,5 +1,6 @@
 """A group behind a shared prompt scores, and differentiates, exactly as separate sequences."""
 
+import dataclasses
 import functools
 
 import chex
@@ -62,6 +63,20 @@ def test_logprobs_and_gradients_equal_separate_sequences(tokens):
     chex.assert_trees_all_close(actual, expected, atol=1e-5)
     chex.assert_trees_all_close(actual_gradient, expected_gradient, atol=1e-6)
     assert max(jnp.abs(g).max() for g in jax.tree.leaves(actual_gradient)) > 0.01
+
+
+def test_the_last_layer_runs_at_the_end_of_a_prompt_only(tokens):
+    """A longer prompt costs it keys and values, and nothing else."""
+    one_layer = dataclasses.replace(miniature.CONFIG.decoder, num_hidden_layers=1)
+    graphdef, params = miniature.model(0, dataclasses.replace(miniature.CONFIG, decoder=one_layer))
+
+    def flops(extra):
+        prompt = miniature.pad_right(miniature.prompts(), extra)
+        lowered = jax.jit(lambda p: score_completions(nnx.merge(graphdef, p), prompt, tokens)).lower(params)
+        return lowered.cost_analysis()["flops"]
+
+    layer = sum(x.size for x in jax.tree.leaves(params["language_model"]["layers"][0]))
+    assert (flops(200) - flops(100)) / (3 * 100) < layer  # a whole layer multiplies twice as many, and has attention
 
 
 def test_padding_is_invisible(tokens):
