@@ -14,7 +14,8 @@ Similarity = Callable[[str, str], float]
 
 _BETWEEN_WORDS = re.compile(r"[,;/|、，；\n\[\]'\"]+")
 
-_MARKUP = re.compile(r"^[\W_]+|[\W_]+$")
+# Looking back keeps it linear: from within a run of marks that stands inside a text no other match is tried.
+_MARKUP = re.compile(r"^[\W_]+|(?<![\W_])[\W_]+$")
 
 
 def same(first: str, second: str) -> float:

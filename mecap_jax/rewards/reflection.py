@@ -31,7 +31,8 @@ _COHERENCE = {
     "zh": "{text}\n哪种情感最符合这段文字？请从以下词语中选一个回答：{labels}。",
 }
 _COMMA = {"en": ", ", "zh": "、"}
-_YES = re.compile(r"[\W_]*(?:yes(?![a-z])|[是对])", re.IGNORECASE)
+# The whole word: "是否" (whether), "对不起" (sorry) and "yesterday" only begin like one.
+_YES = re.compile(r"[\W_]*(?:yes|是的?|对的?)(?!\w)", re.IGNORECASE)
 
 
 def consistency_question(fields: Mapping[str, str], language: str = "en") -> str | None:
@@ -52,7 +53,7 @@ def coherence_question(fields: Mapping[str, str], labels: Sequence[str], languag
 
 
 def consistency(reply: str | None) -> float:
-    """Returns 1 for a reply that begins with yes, else 0; also for None, where nothing could be asked."""
+    """Returns 1 for a reply whose first word is yes, else 0; also for None, where nothing could be asked."""
     return float(reply is not None and _YES.match(reply) is not None)
 
 

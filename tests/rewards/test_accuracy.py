@@ -1,10 +1,11 @@
 """Right, nearly right and wrong answers; what would be judged by nothing is None, and what is malformed earns 0."""
 
 import json
+import time
 
 import pytest
 
-from mecap_jax.rewards.accuracy import SetF1Reward, accuracy, set_f1, split_words
+from mecap_jax.rewards.accuracy import SetF1Reward, accuracy, fold_name, set_f1, split_words
 from mecap_jax.rewards.base import RewardError, Sample
 from mecap_jax.rewards.modality_order import dominant_modality, modality_order
 from mecap_jax.rewards.wheels import load_wheels
@@ -107,6 +108,15 @@ def test_lists_in_whatever_form():
     assert split_words("高兴、自豪。") == ["高兴", "自豪"]
     assert split_words("Happy!, **proud**, “glad” (calm)") == ["happy", "proud", "glad” (calm"]
     assert split_words(" , ") == []
+
+
+def test_hostile_names_take_linear_time():
+    """Of quadratic work a megabyte of marks would cost an hour; a clip's label may be any text."""
+    began = time.process_time()
+    for marks in ("!" * 1_000_000, " *" * 500_000, "_" * 1_000_000):
+        assert fold_name(f"{marks}Happy{marks}") == "happy"
+        assert split_words(f"a{marks}b, sad{marks}")[-1] == "sad"
+    assert time.process_time() - began < 5
 
 
 @pytest.mark.parametrize(

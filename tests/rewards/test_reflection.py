@@ -45,6 +45,11 @@ BY_HAND = [
     ("是的。", "愤怒", "anger", "angry", "gold", (1 + 1) / 2),
     ("不是", "愤怒", "anger", "angry", "gold", (0 + 1) / 2),
     ("否", "恐惧", "anger", "angry", "gold", 0),
+    ("对的，", "恐惧", "anger", "angry", "gold", (1 + 0) / 2),
+    # What only begins like yes in Chinese: "whether it is", "sorry, I cannot say", "the other one".
+    ("是否如实，无法判断", "恐惧", "anger", "angry", "gold", 0),
+    ("对不起，我无法判断。", "恐惧", "anger", "angry", "gold", 0),
+    ("对方", "恐惧", "anger", "angry", "gold", 0),
     # The policy was not asked, or there is nothing to judge by.
     (None, None, "amusement", "amused", "gold", 0),
     (None, "amusement", "amusement", "amused", "gold", (0 + 1) / 2),
