@@ -42,7 +42,7 @@ def faithfulness(
     answers: Sequence[str | None],
     judged: Sequence[str | None],
     gold: Sequence[str | None],
-    unjudged: Sequence[bool] | None = None,
+    unjudged: Sequence[bool],
 ) -> Faithfulness:
     """Compares answers, judged emotions and gold labels; clips without a gold label are left out.
 
@@ -55,7 +55,6 @@ def faithfulness(
     Raises:
       ValueError: lengths differ.
     """
-    unjudged = [False] * len(gold) if unjudged is None else unjudged
     if not len(answers) == len(judged) == len(gold) == len(unjudged):
         raise ValueError(f"{len(answers)} answers, {len(judged)} judged emotions, {len(gold)} gold labels")
     included = np.array([label is not None for label in gold], bool) & ~np.array(unjudged, bool)

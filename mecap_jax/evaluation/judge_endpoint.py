@@ -3,7 +3,8 @@
 Off unless it is asked for. Where it is and its key come from the environment, never from a configuration: that of a
 stranger's run decides neither where texts and key go. What is sent is the explanation and the names of the classes,
 nothing of the clip. A judge that is down, slow or talks nonsense says nothing: the verdict is None, and how often that
-was is counted.
+was is counted. One that replies and names no class has judged: the explanation speaks for none of them, the verdict is
+"", and that is counted, too.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 
 from mecap_jax.json_files import parse_json, to_json
+from mecap_jax.rewards.combine import run_in_daemon
 from mecap_jax.sharding import all_items
 
 _log = logging.getLogger(__name__)
@@ -56,7 +58,7 @@ class EndpointJudge:
     """Asks POST ADDRESS/chat/completions for the class that each explanation speaks for.
 
     Attributes:
-      failures: how many explanations got no verdict, by reason.
+      failures: how many explanations got no verdict, or one that names no class, by reason.
     """
 
     def __init__(
@@ -94,21 +96,28 @@ class EndpointJudge:
         self.failures: dict[str, int] = {}
 
     def __call__(self, texts: Sequence[str]) -> list[str | None]:
-        """Returns a class, or None, for each text; of a run on several machines only the first one asks."""
+        """Returns a class, "" or None for each text; of a run on several machines only the first one asks."""
         return all_items(self._ask_all(texts) if jax.process_index() == 0 else [])
 
     def _ask_all(self, texts: Sequence[str]) -> list[str | None]:
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            replies = list(pool.map(self._ask, texts))
+            replies = list(pool.map(self._ask_in_time, texts))
         for _, reason in replies:
             if reason:
                 if reason not in self.failures:
-                    _log.warning("the judge %s gave no verdict (logged once a reason, counted): %s", self._url, reason)
+                    _log.warning("the judge %s named no class (logged once a reason, counted): %s", self._url, reason)
                 self.failures[reason] = self.failures.get(reason, 0) + 1
         return [verdict for verdict, _ in replies]
 
+    def _ask_in_time(self, text: str) -> tuple[str | None, str]:
+        """The same, whatever takes its time: a name that is looked up and headers have no time-out of their own."""
+        try:
+            return run_in_daemon(lambda: self._ask(text), "judge").result(timeout=self._timeout_s)
+        except TimeoutError:
+            return None, "TimeoutError"
+
     def _ask(self, text: str) -> tuple[str | None, str]:
-        """A verdict, or None and the reason."""
+        """A verdict, or what there is in place of one and the reason."""
         comma = "、" if self._language == "zh" else ", "
         question = _QUESTION[self._language].format(text=text, labels=comma.join(self._labels))
         messages = [{"role": "user", "content": question}]
@@ -128,4 +137,4 @@ class EndpointJudge:
             return None, f"{type(getattr(error, 'reason', None) or error).__name__}"
         except (AttributeError, IndexError, KeyError, TypeError, ValueError):
             return None, "a reply that is none of a chat"
-        return verdict, "" if verdict else "a reply that names no class"
+        return (verdict, "") if verdict else ("", "a reply that names no class")

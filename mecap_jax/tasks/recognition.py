@@ -316,9 +316,9 @@ class Recognition:
         and `uar` (weighted and unweighted average recall) and `recall/LABEL`; `label_kl` and `label_js` (divergence of
         the answers' distribution from that of the gold labels, in nats); with `places` `affect_error` (mean distance
         of answer and gold label); with a judge and a protocol that explains also `eea`, `fcr`, `epc` and the four
-        quadrants of ERV. A malformed answer is wrong in all of them. With `wheels` also `wheel_f1`, `wheel_precision`,
-        `wheel_recall` and their mean `wheel_average` (`evaluation.open_vocabulary`); of an open vocabulary these and
-        `format` are all.
+        quadrants of ERV, of the clips that the judge has a verdict for. A malformed answer is wrong in all of them.
+        With `wheels` also `wheel_f1`, `wheel_precision`, `wheel_recall` and their mean `wheel_average`
+        (`evaluation.open_vocabulary`); of an open vocabulary these and `format` are all.
 
         Raises:
           ValueError: lengths differ, or a gold label that is not in the label set.
@@ -350,14 +350,14 @@ class Recognition:
             statistics["affect_error"] = affect_error(answers, truth, self.places)
         if judge is not None and self.explains:
             explained = [i for i, parts in enumerate(fields) if parts]
-            judged: list[str | None] = [None] * len(fields)
+            judged: list[str | None] = [""] * len(fields)  # a malformed answer explains nothing
             verdicts = judge([self.explanation(fields[i]) for i in explained]) if explained else ()
             for i, emotion in zip(explained, verdicts):
                 judged[i] = emotion
+            silent = [verdict is None for verdict in judged]
             if self.judge == ENDPOINT:  # any other judge has an answer to everything
-                silent = [verdict is None for verdict in judged]
                 statistics["judge_silent"] = mean(silent, np.array([bool(parts) for parts in fields]))
-            told = faithfulness(answers, judged, truth)
+            told = faithfulness(answers, judged, truth, silent)
             statistics |= {"eea": told.eea, "fcr": told.fcr, "epc": told.epc, **told.quadrants}
         return Scores(tuple(answers), statistics, found)
 

@@ -14,7 +14,7 @@ from mecap_jax.models.text_directory import TextModelError
 from mecap_jax.rewards.explanation import Verifier, verifier_labels
 from mecap_jax.tasks.labels import LabelSet, label_set
 
-# The class that each of these explanations speaks for; None where it names none.
+# The class that each of these explanations speaks for; "" where it speaks for none, None where there is no verdict.
 Judge = Callable[[Sequence[str]], Sequence[str | None]]
 
 

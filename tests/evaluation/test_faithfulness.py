@@ -20,7 +20,7 @@ CLIPS = [
 
 
 def test_by_hand():
-    found = faithfulness(*zip(*CLIPS))
+    found = faithfulness(*zip(*CLIPS), [False] * len(CLIPS))
     assert found.eea.value == pytest.approx(3 / 8)
     assert found.fcr.value == pytest.approx(1 / 8)
     assert found.epc.value == pytest.approx(2 / 8)
@@ -37,4 +37,4 @@ def test_clips_that_the_judge_never_saw_are_left_out():
 
 def test_lengths_are_checked():
     with pytest.raises(ValueError, match="1 answers, 0 judged emotions, 1 gold labels"):
-        faithfulness(["sad"], [], ["sad"])
+        faithfulness(["sad"], [], ["sad"], [False])

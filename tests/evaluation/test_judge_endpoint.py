@@ -1,5 +1,6 @@
 """A judge behind an address: its verdicts, and what becomes of one that is down, slow, or talks nonsense."""
 
+import contextlib
 import http.server
 import json
 import threading
@@ -38,6 +39,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
             status = 500
         elif "slow" in question:
             time.sleep(3.0)
+        elif "creeps" in question:  # each byte of a header in time, and the last one never
+            with contextlib.suppress(OSError):
+                for byte in b"HTTP/1.1 200 " + b"x" * 60:
+                    self.wfile.write(bytes([byte]))
+                    time.sleep(0.1)
+            return
         self.send_response(status)
         self.end_headers()
         try:
@@ -71,12 +78,14 @@ def test_verdicts_come_back_in_order_and_failures_are_counted(server, monkeypatc
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     asked = judge(timeout_s=1.5)  # what answers has time to, on a busy machine, too
     texts = ["It is loud.", "sorry", "nonsense", "a list", "broken", "slow", "It is loud again.", "broken", "drops"]
-    assert asked(texts) == ["angry", None, None, None, None, None, "angry", None, None]
+    began = time.monotonic()
+    assert asked([*texts, "creeps"]) == ["angry", "", None, None, None, None, "angry", None, None, None]
+    assert time.monotonic() - began < 5  # two rounds of eight at a time
     assert asked.failures == {
         "a reply that names no class": 1,
         "a reply that is none of a chat": 2,
         "status 500": 2,
-        "TimeoutError": 2,
+        "TimeoutError": 3,
     }
     assert len(caplog.records) == 4 and "secret" not in caplog.text
     path, key, body = server.seen[0]
@@ -117,14 +126,15 @@ def test_a_run_may_name_one(server):
     labels = ("angry", "sad", "angry", "sad")
     records = [clip(0, labels={"multimodal": label}, rationale="Loud.") for label in labels]
     texts = ["<think>It is loud.</think><answer>angry</answer>"] * 2 + [
-        "<think>sorry</think><answer>angry</answer>",
+        "<think>It is broken.</think><answer>angry</answer>",
         "no answer",
     ]
     task = make_task(config)
     assert task.check(config, records, records, records).problems == [] and server.seen == []
     result = task.evaluate([Answer(*pair, True) for pair in zip(records, texts)], Judges(None, None, ()), None)
     found = result.metrics
-    assert (found["eea"], found["epc"], found["judge_silent"]) == (1 / 4, 2 / 4, 1 / 3)
+    # The clip without a verdict is no clip whose explanation is wrong.
+    assert (found["eea"], found["epc"], found["judge_silent"]) == pytest.approx((1 / 3, 2 / 3, 1 / 3))
     assert result.confidence(resamples=10).keys() == found.keys()  # a malformed answer is a clip, too
     nameless = load("configs/r1_omni.py", ["task.judge=endpoint"])
     (problem,) = make_task(nameless).check(nameless, records, records, records).problems
