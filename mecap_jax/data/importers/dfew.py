@@ -1,9 +1,10 @@
 """Importer for DFEW, clips of films with seven emotions (Jiang et al. 2020).
 
-Reads the folds `EmoLabel_DataSplit/{train,test}(single-labeled)/set_N.csv` with the columns `video_name` (a number) and
-`label` (1 to 7). The fold is `--fold`; ERV tests on the fifth. Videos are found by their number anywhere in the
-directory ("00012.mp4" or "12.mp4"), because the archives' parts are unpacked in different ways; the releases that hold
-pictures instead of videos are not read. There is no validation split, and every clip counts as a speaker of its own.
+Reads the folds `EmoLabel_DataSplit/{train,test}(single-labeled)/set_N.csv`, or else `single_{train,test}set_N.csv`
+anywhere, as ERV reads them: the first column is the name of a clip (a number), the second its label (1 to 7). The fold
+is `--fold`; ERV tests on the fifth. Videos are found by their number anywhere in the directory ("00012.mp4" or
+"12.mp4"), because the archives' parts are unpacked in different ways; the releases that hold pictures instead of videos
+are not read. There is no validation split, and every clip counts as a speaker of its own.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ def rows(input: Path, settings: ImportSettings) -> list[Entry]:
     Raises:
       ImporterError: no tables of that fold, or a clip is there twice.
     """
-    paths = require(input, *(f"EmoLabel_DataSplit/{split}(single-labeled)/set_{settings.fold}.csv" for split in SPLITS))
+    paths = [next(iter(sorted(input.rglob(f"single_{split}set_{settings.fold}.csv"))), None) for split in SPLITS]
+    official = [f"EmoLabel_DataSplit/{split}(single-labeled)/set_{settings.fold}.csv" for split in SPLITS]
+    if None in paths or any((input / name).is_file() for name in official):
+        paths = require(input, *official)
     found = find_by_stem(input, (".mp4", ".avi"), settings.allow_outside)
     clips: dict[int, Path] = {}
     for stem, path in found.items():
@@ -33,11 +37,11 @@ def rows(input: Path, settings: ImportSettings) -> list[Entry]:
     def row(line: dict | ValueError, split: str) -> dict:
         if isinstance(line, ValueError):
             raise line
-        name, label = line.get("video_name", ""), line.get("label", "")
+        name, label = [*line.values(), "", ""][:2]
         if not (name.isascii() and name.isdigit()):
-            raise ValueError(f"'video_name' must be a number, got {name!r:.80}")
+            raise ValueError(f"the name of a clip must be a number, got {name!r:.80}")
         if label not in map(str, range(1, 8)):
-            raise ValueError(f"'label' must be 1 to 7, got {label!r:.80}")
+            raise ValueError(f"a label must be 1 to 7, got {label!r:.80}")
         if int(name) not in clips:
             raise ValueError(f"no such clip: {name!r}")
         clip, label = str(clips[int(name)]), LABELS[int(label) - 1]

@@ -62,11 +62,13 @@ def rows(input: Path, settings: ImportSettings) -> list[Entry]:
       ImporterError: none of these files is there, or the table is none.
     """
     files: dict[str, dict[str, Path]] = {}
+    table, entries = _read_table(input)
     for kind in _KINDS:
         for path in walk(input / kind / "json", settings.allow_outside):
             if path.suffix.lower() == ".json":
-                files.setdefault(path.stem, {})[kind] = Path(kind, "json", path)
-    table, entries = _read_table(input)
+                named = Path(kind, "json", path)
+                if (first := files.setdefault(path.stem, {}).setdefault(kind, named)) is not named:
+                    entries.append((repr(str(named)), ValueError(f"the clip has a file there already: {str(first)!r}")))
     if not files and not table:
         raise ImporterError(
             f"{input} holds no EmotionTalk: no {'/json, '.join(_KINDS)}/json with JSON files, and no {_TABLES[0]}"
@@ -114,6 +116,8 @@ def _read_table(input: Path) -> tuple[dict[str, dict[str, Any]], list[Entry]]:
                 raise line
             id = Path(line.get("file_name", "")).stem
             captions = parse_captions(line["content"]) if "content" in line else {}
+            if id in found:
+                raise ValueError(f"{id!r} is there twice")
             found[id] = {"emotion": line.get("emotion"), "captions": captions}
         except ValueError as error:
             wrong.append((f"{path.name}, line {number}", error))

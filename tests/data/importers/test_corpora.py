@@ -114,6 +114,16 @@ def test_emotiontalks_captions_come_from_the_authors_table_where_the_archive_has
     assert problem.startswith("audio.csv, line 4: captions are no Python dictionary: malformed node")
 
 
+def test_a_clip_that_a_copy_of_emotiontalk_names_twice_is_listed(tmp_path):
+    id = "G00002_04_05_007"
+    put(tmp_path, emotiontalk(id) | {f"Audio/json/copy/{id}.json": {"emotion_result": "happy"}})
+    put(tmp_path, {"audio.csv": f"file_name,emotion\n{id},angry\n{id}.wav,sad\n"})
+    good, bad = read("emotiontalk", tmp_path)
+    assert list(good) == [id] and good[id].labels["audio"] == "angry"
+    assert bad[0] == f"audio.csv, line 3: {id!r} is there twice"
+    assert "Audio/json/copy/" in bad[1] and "has a file there already: 'Audio/json/G00002/" in bad[1]
+
+
 @pytest.mark.parametrize(
     "text, message",
     [
@@ -235,11 +245,24 @@ def test_dfew_is_divided_by_its_folds(tmp_path):
     }
     assert bad == [
         "train(single-labeled)/set_5.csv, line 3: no such clip: '7'",
-        "train(single-labeled)/set_5.csv, line 4: 'label' must be 1 to 7, got '8'",
+        "train(single-labeled)/set_5.csv, line 4: a label must be 1 to 7, got '8'",
     ]
     put(tmp_path, {"Clip/original/part_2/12.mp4": b"another"})
     with pytest.raises(ImporterError, match="holds clip 12 twice"):
         read("dfew", tmp_path)
+
+
+def test_dfews_folds_may_have_the_names_that_erv_reads(tmp_path):
+    put(tmp_path, {f"DFEW/clip/{number}.mp4": b"clip" for number in (1, 2)})
+    put(tmp_path, {"DFEW/label/single_trainset_5.csv": "video_name,label\n1,4\n"})
+    with pytest.raises(ImporterError, match="lacks EmoLabel_DataSplit"):
+        read("dfew", tmp_path)
+    put(tmp_path, {"DFEW/label/single_testset_5.csv": "name,annotation\n2,6\n"})
+    good, bad = read("dfew", tmp_path)
+    assert not bad and {id: (clip.split, clip.label) for id, clip in good.items()} == {
+        "dfew_00001": ("train", "angry"),
+        "dfew_00002": ("test", "disgusted"),
+    }
 
 
 def test_meld_is_read_as_it_unpacks(tmp_path):
