@@ -101,7 +101,7 @@ def test_collectives_as_a_tpu_compiler_writes_them():
 
 %async_computation (param: bf16[16,128]) -> bf16[64,128] {
   %param = bf16[16,128]{1,0:T(8,128)(2,1)} parameter(0)
-  ROOT %gathered = bf16[64,128]{1,0:T(8,128)(2,1)} all-gather(%param), channel_id=7, replica_groups=[1,4]<=[4], dimensions={0}
+  ROOT %gathered = bf16[64,128]{1,0} all-gather(%param), channel_id=7, replica_groups=[1,4]<=[4], dimensions={0}
 }
 
 ENTRY %main (p: bf16[16,128], q: f32[32]) -> f32[8] {
