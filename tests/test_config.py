@@ -81,6 +81,7 @@ def test_overrides_reach_nested_fields_with_the_right_type():
         ("grpo.reward.terms.emotion.gate=emotion", ("'grpo.reward.terms'", "the gate 'emotion' of 'emotion'")),
         ("grpo.reward.terms.emotion.gate=joy", ("'grpo.reward.terms'", "the gate 'joy' of 'emotion' is no other term")),
         ("grpo.reward.terms.emotion.schedule=((5,1.0),(5,2.0))", ("'grpo.reward.terms'", "later and later steps")),
+        ("grpo.reward.terms.emotion.schedule_over=semantic", ("'grpo.reward.terms'", "'emotion' has no schedule")),
         ("rows=({'name': 'No', 'stage': 'sft'},)", ("rows[0].name", "pattern")),
         ("rows=({'name': 'sft', 'stage': 'sft'},)", ("'rows'", "a name of its own")),
         ("sft.optimizer.clip_norm=nan", ("sft.optimizer.clip_norm", "valid number", "'nan'")),
@@ -140,6 +141,27 @@ def test_all_that_is_wrong_is_named_at_once():
     wrong = dataclasses.replace(config, seed=-1, grpo=dataclasses.replace(config.grpo, top_p=0))
     with pytest.raises(ConfigError, match=r"'seed': .*\(got -1\); config key 'grpo.top_p': .*\(got 0\)"):
         validate(wrong)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["loss.name=dapo", "loss.clip_low=0.2", "loss.clip_high=0.28", "draws=4", "mask_truncated=True"],
+        ["loss.name=dr_grpo", "advantage=mean"],
+        ["loss.name=gspo", "loss.clip_low=3e-4", "loss.clip_high=4e-4"],
+        ["loss.name=cispo", "loss.clip_high=4.0"],
+        ["loss.name=sapo", "loss.sapo_positive=1.0", "loss.sapo_negative=1.05"],
+        ["advantage=leave_one_out", "loss.kl=k2"],
+        ["advantage=per_reward", "updates=2", "minibatches=3", "loss.kl=k3_corrected"],
+        ["reference_sync_steps=64", "reference_mix=0.6", "loss.beta_schedule=((0, 1.0), (500, 0.25))"],
+        ["reward.combine=product", "reward.terms.fluency.schedule=((0, 0.0), (50, 1.0))"],
+        ["reward.terms.fluency.gate=emotion", "reward.terms.fluency.gate_above=0.4"],
+        ["reward.terms.fluency.schedule=((0.3, 0.0), (0.6, 1.0))", "reward.terms.fluency.schedule_over=emotion"],
+    ],
+    ids=" ".join,
+)
+def test_every_algorithm_is_a_matter_of_settings(settings):
+    load(RECIPE, [f"grpo.{setting}" for setting in settings])
 
 
 def test_combinations_of_stages():

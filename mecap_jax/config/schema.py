@@ -286,6 +286,8 @@ class RewardSpec:
       schedule: (step, factor): what the weight is multiplied with, linearly between the steps that are named, constant
         before the first and behind the last; () is 1 throughout. The first step has the number 0. Validation takes the
         factor of the last step.
+      schedule_over: a term that takes the place of the step: its mean over the completions that were sampled together,
+        so that a weight may grow, or fade, with accuracy. A term without a value counts as 0 there.
       options: the term's own settings. One that may name a directory takes a path with a "/" in it ("./roberta").
     """
 
@@ -293,12 +295,13 @@ class RewardSpec:
     weight: Weight = 1.0
     gate: str = ""
     gate_above: Weight = 0.0
-    schedule: tuple[tuple[NonNegativeInt, Factor], ...] = ()
+    schedule: tuple[tuple[NonNegativeFloat, Factor], ...] = ()
+    schedule_over: str = ""
     options: Mapping[str, bool | int | float | str] = dataclasses.field(default_factory=dict, hash=False)
 
 
-def schedule_factor(schedule: Sequence[tuple[int, float]], step: int | None) -> float:
-    """The factor of a `RewardSpec.schedule` at a step; None: behind the last one that is named."""
+def schedule_factor(schedule: Sequence[tuple[float, float]], step: float | None) -> float:
+    """The factor of a `RewardSpec.schedule` at a step (or a mean); None: behind the last one that is named."""
     if not schedule:
         return 1.0
     steps, factors = zip(*schedule)
@@ -311,7 +314,8 @@ class RewardConfig:
 
     Attributes:
       terms: what is judged; each is logged by itself.
-      combine: "sum" of the weighted terms, or their "product".
+      combine: "sum" of the weighted terms, or their "product", which is negative where any of them is: two faults are
+        no merit.
       timeout_s: a term that takes longer for a micro-group has failed for it.
       validation_timeout_s: the same for the answers to all validation clips.
     """

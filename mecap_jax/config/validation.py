@@ -107,7 +107,7 @@ def _objective(config: Config) -> Problems:
     if not any(spec.weight for spec in reward.terms):
         yield "grpo.reward.terms", "every weight is 0, nothing would be learnt"
     elif (idle := _idle_step(reward.terms)) is not None:
-        yield "grpo.reward.terms", f"at step {idle} every weight is 0, and nothing would be learnt"
+        yield "grpo.reward.terms", f"at step {idle:g} every weight is 0, and nothing would be learnt"
     if reward.combine == "product" and config.grpo.advantage == "per_reward":
         yield "grpo.advantage", "per_reward normalises terms before they are added up; grpo.reward.combine must be sum"
     for spec in reward.terms:
@@ -117,6 +117,11 @@ def _objective(config: Config) -> Problems:
             yield "grpo.reward.terms", f"the gate {spec.gate!r} of {spec.name!r} is no other term"
         if not _is_ordered(spec.schedule):
             yield "grpo.reward.terms", f"the schedule of {spec.name!r} must name later and later steps"
+        if spec.schedule_over and (spec.schedule_over not in names or not spec.schedule):
+            yield (
+                "grpo.reward.terms",
+                f"{spec.name!r} has no schedule, or over {spec.schedule_over!r}, which is no term",
+            )
     if config.grpo.minibatches > config.grpo.prompts:
         yield "grpo.minibatches", f"{config.grpo.minibatches}, but a step has only {config.grpo.prompts} prompts"
     if config.grpo.reference_sync_steps and not config.grpo.loss.beta:
@@ -129,16 +134,23 @@ def _objective(config: Config) -> Problems:
         yield "grpo.loss.clip_dual", "must be above 1, or 0 for none"
 
 
-def _is_ordered(schedule: Sequence[tuple[int, float]]) -> bool:
+def _is_ordered(schedule: Sequence[tuple[float, float]]) -> bool:
     steps = [step for step, _ in schedule]
     return steps == sorted(set(steps))
 
 
-def _idle_step(terms: Sequence[RewardSpec]) -> int | None:
-    """The first step that some schedule names at which no term counts; between two of them factors are linear."""
-    named = sorted({0, *(step for spec in terms for step, _ in spec.schedule)})
-    idle = (step for step in named if not any(spec.weight * schedule_factor(spec.schedule, step) for spec in terms))
-    return next(idle, None)
+def _idle_step(terms: Sequence[RewardSpec]) -> float | None:
+    """The first step that some schedule names at which no term counts; between two of them factors are linear.
+
+    A term whose schedule goes over another one's mean may have the smallest of its factors at any step.
+    """
+
+    def counts(spec: RewardSpec, step: float) -> bool:
+        factors = [factor for _, factor in spec.schedule] if spec.schedule_over else []
+        return bool(spec.weight * min([*factors, schedule_factor(() if factors else spec.schedule, step)]))
+
+    named = sorted({0, *(step for spec in terms if not spec.schedule_over for step, _ in spec.schedule)})
+    return next((step for step in named if not any(counts(spec, step) for spec in terms)), None)
 
 
 def _rows(config: Config) -> Problems:

@@ -147,7 +147,7 @@ def _grpo(
     optimizer = make_optimizer(config.optimizer, config.steps * config.updates_per_step)
     abstract = abstract_state(model.trainable, optimizer, mesh)
     abstract = abstract._replace(reference=abstract.params) if moving else abstract
-    learner = GrpoLearner(graphdef, abstract, frozen, engine, optimizer, config, reward.weights_at, mesh, seed)
+    learner = GrpoLearner(graphdef, abstract, frozen, engine, optimizer, config, mesh, seed)
     # Not more at a time than a mini-batch has, where that is possible: what is part of two is computed twice.
     each = -(-config.prompts // shard_count(mesh))
     division = divide(config.prompts, mesh, min(config.micro_prompts or each, max(1, each // config.minibatches)))

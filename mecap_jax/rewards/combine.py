@@ -32,7 +32,8 @@ class Term(NamedTuple):
     weight: float
     gate: str = ""
     gate_above: float = 0.0
-    schedule: tuple[tuple[int, float], ...] = ()
+    schedule: tuple[tuple[float, float], ...] = ()
+    schedule_over: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +47,7 @@ class RewardBatch:
       degenerate: n reasons why a sample is refused, None for proper text.
       failed: bool [n] by name, samples for which a term failed instead of having nothing to say.
       failures: what went wrong, by the name of the term.
+      seconds: how long each term took, beside the others and the device; 0 for one that failed.
     """
 
     total: np.ndarray
@@ -53,6 +55,7 @@ class RewardBatch:
     degenerate: tuple[str | None, ...]
     failed: Mapping[str, np.ndarray]
     failures: Mapping[str, str]
+    seconds: Mapping[str, float]
 
 
 class RewardFunction:
@@ -64,6 +67,7 @@ class RewardFunction:
 
     Attributes:
       weights: weight by term, at the last step of its schedule.
+      followed: the terms whose means weights follow.
       reasons: the newest failure of each term that ever failed.
     """
 
@@ -83,13 +87,16 @@ class RewardFunction:
           how: "sum" or "product" of the terms, each times its weight.
 
         Raises:
-          ValueError: no terms, two of one name, a gate that is no term, or gates in a circle.
+          ValueError: no terms, two of one name, a gate or what a schedule goes over is no term, or gates in a circle.
         """
         names = [reward.name for reward, *_ in terms]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"reward terms need different names, at least one: got {names}")
         self._terms = {name: Term(*term) for name, term in zip(names, terms)}
         self._order = _behind_gates({name: term.gate for name, term in self._terms.items()})
+        self.followed = tuple(sorted({term.schedule_over for term in self._terms.values()} - {""}))
+        if missing := set(self.followed) - set(names):
+            raise ValueError(f"schedules over what is no term: {sorted(missing)}")
         self._timeout_s, self._refuse, self._how = timeout_s, refuse, how
         self._hanging: dict[str, Future] = {}
         self._lock = threading.Lock()
@@ -105,9 +112,21 @@ class RewardFunction:
         """The same terms for another purpose: a call that hangs there does not count as hanging here."""
         return RewardFunction(tuple(self._terms.values()), timeout_s, self._refuse, self._how)
 
-    def weights_at(self, step: int | None) -> dict[str, float]:
-        """Weight by term at a step; None: behind the last one of every schedule."""
-        return {name: float(term.weight) * schedule_factor(term.schedule, step) for name, term in self._terms.items()}
+    def weights_at(self, step: int | None, terms: Mapping[str, np.ndarray] = MappingProxyType({})) -> dict[str, float]:
+        """Weight by term at a step; None: behind the last one of every schedule.
+
+        Args:
+          terms: values of the `followed` terms; without them their schedules are at their end.
+        """
+        means = {name: _mean(terms[name]) if name in terms and step is not None else None for name in self.followed}
+        return {
+            name: float(term.weight) * schedule_factor(term.schedule, means.get(term.schedule_over, step))
+            for name, term in self._terms.items()
+        }
+
+    def total(self, terms: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np.ndarray:
+        """What samples earn together with these values by term and these weights: `combine`."""
+        return combine(terms, weights, self._how)
 
     def __call__(
         self, samples: Sequence[Sample], step: int | None = None, unasked: Mapping[str, str] = MappingProxyType({})
@@ -122,11 +141,12 @@ class RewardFunction:
         running = [self._start(term.reward, samples, unasked.get(name)) for name, term in self._terms.items()]
         reasons = tuple(self._refuse and self._refuse(sample.completion, sample.finished) for sample in samples)
         degenerate = np.array([reason is not None for reason in reasons], bool)
-        terms, failed, failures = {}, {}, {}
+        terms, failed, failures, seconds = {}, {}, {}, dict.fromkeys(self._terms, 0.0)
         weights = self.weights_at(step)
         for (name, weight), future in zip(weights.items(), running):
             try:
-                values, failed[name] = _checked(self._collect(name, future, deadline), len(samples), weight)
+                said, seconds[name] = self._collect(name, future, deadline)
+                values, failed[name] = _checked(said, len(samples), weight)
                 problem = _describe_refused(values[failed[name]], weight)
             except Exception as error:
                 values, failed[name] = np.full(len(samples), np.nan), np.ones(len(samples), bool)
@@ -139,7 +159,8 @@ class RewardFunction:
         for name in self._order:
             if gate := self._terms[name].gate:
                 terms[name] = _gated(terms[name], terms[gate], self._terms[name].gate_above)
-        return RewardBatch(combine(terms, weights, self._how), terms, reasons, failed, failures)
+        total = self.total(terms, self.weights_at(step, terms))
+        return RewardBatch(total, terms, reasons, failed, failures, seconds)
 
     def submit(
         self, samples: Sequence[Sample], step: int | None = None, unasked: Mapping[str, str] = MappingProxyType({})
@@ -153,15 +174,15 @@ class RewardFunction:
             future.set_exception(RuntimeError(problem))
             return future
         if not samples:  # of which a term may not think
-            future.set_result([])
+            future.set_result(([], 0.0))
             return future
         if earlier is not None and not earlier.done():
             # One more thread a batch, for as long as the run lasts, would help nobody.
             future.set_exception(TimeoutError("an earlier batch that timed out is still running"))
             return future
-        return run_in_daemon(lambda: reward(samples), f"reward {reward.name}")
+        return run_in_daemon(lambda: _timed(reward, samples), f"reward {reward.name}")
 
-    def _collect(self, name: str, future: Future, deadline: float) -> Any:
+    def _collect(self, name: str, future: Future, deadline: float) -> tuple[Any, float]:
         try:
             error = future.exception(timeout=max(0.0, deadline - time.monotonic()))
         except TimeoutError:
@@ -182,19 +203,36 @@ class RewardFunction:
 def combine(terms: Mapping[str, np.ndarray], weights: Mapping[str, float], how: str = "sum") -> np.ndarray:
     """Sum or product of the weighted terms that have a value; NaN where none has. A term of weight 0 is left out.
 
+    A product with a negative factor is negative: of two of them none makes up for the other.
+
     Args:
-      terms: float64 [n] by name.
+      terms: float [...] by name, of one shape.
+
+    Returns:
+      float64 [...].
     """
-    counted = [weights[name] * values for name, values in terms.items() if weights[name]]
+    counted = [weights[name] * np.asarray(values, np.float64) for name, values in terms.items() if weights[name]]
     if not counted:
-        return np.full(len(next(iter(terms.values()))), np.nan)
+        return np.full(next(iter(terms.values())).shape, np.nan)
     if how == "sum":
-        total = np.zeros(len(counted[0]))
+        total = np.zeros(counted[0].shape)
         for values in counted:
             total += np.where(np.isnan(values), 0.0, values)
     else:
-        total = np.nanprod(counted, axis=0)
+        size, fault = np.abs(np.nanprod(counted, axis=0)), np.any(np.less(counted, 0), axis=0)
+        total = np.where(fault, -size, size)
     return np.where(np.isnan(counted).all(axis=0), np.nan, total)
+
+
+def _mean(values: np.ndarray) -> float:
+    """The mean of what is there; 0 where nothing is."""
+    present = np.asarray(values, np.float64)[np.isfinite(values)]
+    return float(present.mean()) if present.size else 0.0
+
+
+def _timed(reward: Reward, samples: Sequence[Sample]) -> tuple[Any, float]:
+    began = time.perf_counter()
+    return reward(samples), time.perf_counter() - began
 
 
 def _behind_gates(gates: Mapping[str, str]) -> list[str]:
@@ -297,7 +335,7 @@ def build_reward(
     context: Any,
     refuse: Callable[[str, bool], str | None] | None = None,
 ) -> RewardFunction:
-    """Returns the reward that `config` describes; terms of weight 0 are left out, unless they are a gate.
+    """Returns the reward that `config` describes; terms of weight 0 are left out, unless another one depends on them.
 
     Args:
       makers: as in `check_terms`.
@@ -308,16 +346,17 @@ def build_reward(
       ConfigError: a term that cannot be made, or no term at all.
     """
     check_terms(config, makers)
-    gates = {spec.gate for spec in config.terms}
+    needed = {name for spec in config.terms for name in (spec.gate, spec.schedule_over)}
     terms = []
     for spec in config.terms:
-        if not spec.weight and spec.name not in gates:
+        if not spec.weight and spec.name not in needed:
             continue
         try:
             made = load_custom(spec.name) if is_custom(spec.name) else makers[spec.name](context, **spec.options)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"config key 'grpo.reward.terms': {spec.name!r}: {error}") from error
-        terms.append(Term(made, spec.weight, _short(spec.gate), spec.gate_above, spec.schedule))
+        over = _short(spec.schedule_over)
+        terms.append(Term(made, spec.weight, _short(spec.gate), spec.gate_above, spec.schedule, over))
     try:
         return RewardFunction(terms, config.timeout_s, refuse, config.combine)
     except ValueError as error:

@@ -1,7 +1,8 @@
 """Advantages within a group of completions of one prompt.
 
 NaN marks a completion without a reward (a reward that failed or timed out): it is left out of its group's statistics
-and gets advantage 0. A group whose rewards do not vary has nothing to say and gets advantage 0 as well.
+and gets advantage 0. A group whose rewards do not vary has nothing to say and gets advantage 0 as well; under GDPO one
+in which no term varies.
 """
 
 from __future__ import annotations
@@ -31,15 +32,17 @@ def group_advantages(
       terms, weights: the terms by themselves, for "per_reward".
 
     Returns:
-      Advantages, and which groups have no variance in their rewards.
+      Advantages, and which groups have no variance in them, or in their rewards.
     """
-    degenerate = _spread(rewards) <= _EPSILON
     if method == "per_reward":
         if terms is None or weights is None:
             raise ValueError("per_reward advantages need the reward terms and their weights")
         normalised = jnp.where(jnp.isnan(terms), 0.0, _standardise(terms))
         advantages = jnp.sum(weights[:, None, None] * normalised, axis=0)
+        # Not of the rewards: completions that earn as much in all, one by one term and one by another, do differ here.
+        degenerate = _spread(jnp.where(jnp.isnan(rewards), jnp.nan, advantages)) <= _EPSILON
         return jnp.where(jnp.isnan(rewards) | degenerate[:, None], 0.0, advantages), degenerate
+    degenerate = _spread(rewards) <= _EPSILON
     centred = rewards - jnp.nanmean(rewards, axis=-1, keepdims=True)
     if method == "group":
         advantages = _standardise(rewards)

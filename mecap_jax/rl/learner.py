@@ -56,16 +56,11 @@ class GrpoLearner:
         engine: RolloutEngine,
         optimizer: optax.GradientTransformation,
         config: GrpoConfig,
-        reward_weights: Callable[[int], Mapping[str, float]],
         mesh: Mesh,
         seed: int,
     ):
-        """`state` shows shapes and shardings; it is not consumed. `frozen` holds the parameters that do not train.
-
-        `reward_weights` gives the weight of every term of the reward by name, at a step.
-        """
-        self._frozen = frozen
-        self._engine, self._config, self._weights, self._mesh = engine, config, reward_weights, mesh
+        """`state` shows shapes and shardings; it is not consumed. `frozen` holds the parameters that do not train."""
+        self._frozen, self._engine, self._config, self._mesh = frozen, engine, config, mesh
         self._flops = ModelFlops(graphdef, state.params, frozen)
         loss = functools.partial(grpo_loss, config=config)
         self._optimise = Updater(graphdef, state._replace(reference=None), frozen, optimizer, loss, seed)
@@ -98,9 +93,10 @@ class GrpoLearner:
             kept = [mixed & np.isin(n, chosen) for mixed, n in zip(kept, numbers)]
             bounds = np.append(chosen, _NO_MORE)[np.arange(1, minibatches) * len(chosen) // minibatches]
         apart = [self._apart(groups) for groups in judged]
+        counted = kept if self._config.draws > 1 else [np.ones_like(part) for part in kept]
         if self._config.advantage == "per_reward":
-            counted = [np.isfinite(groups.total) & ~out for groups, out in zip(judged, apart)]
-            advantages = _whitened(advantages, [part & rows[:, None] for part, rows in zip(counted, kept)])
+            own = [np.isfinite(groups.total) & ~out for groups, out in zip(judged, apart)]
+            advantages = _whitened(advantages, [part & rows[:, None] for part, rows in zip(own, counted)])
         if self._config.advantage != "none":
             penalty = np.float32(self._config.degenerate_penalty)
             advantages = [np.where(out, -penalty, values) for out, values in zip(apart, advantages)]
@@ -118,7 +114,6 @@ class GrpoLearner:
         ]
         updating = time.perf_counter()
         number = step // self._config.updates_per_step + 1
-        counted = kept if self._config.draws > 1 else [np.ones_like(part) for part in kept]
         micro_batches = [(example, rollout.micro.rows) for example, rollout in zip(examples, rollouts)]
         parts = self._mini_batches(micro_batches, numbers, counted, bounds)
         # Before the update, which the host would wait for.
@@ -143,7 +138,9 @@ class GrpoLearner:
         waiting = time.perf_counter()
         judged = [collect_rewards(rollout) for rollout in rollouts]
         timing["reward_wait"] = time.perf_counter() - waiting
-        weights = self._weights(step // self._config.updates_per_step)
+        for name in self._engine.reward.weights:
+            timing[f"rewards/{name}"] = sum(groups.seconds[name] for groups in judged)
+        weights, judged = self._weighted(judged, step // self._config.updates_per_step)
         return _Sampled(rollouts, judged, *self._advantages(judged, weights), timing)
 
     def _work_metrics(self, sampled: list[Counts], learnt: list[Counts]) -> dict[str, float]:
@@ -153,6 +150,20 @@ class GrpoLearner:
         passes = 2 if self._config.loss.beta else 1
         flops = passes * self._flops.forward(work) + update
         return work_metrics(work, flops) | {"flops/update": update}
+
+    def _weighted(self, judged: list[JudgedGroups], step: int) -> tuple[dict[str, float], list[JudgedGroups]]:
+        """The weights of the terms, and the groups with their totals by them.
+
+        Where weights follow the mean of a term, it is that of all that was sampled together, on all processes and in
+        all micro-batches.
+        """
+        reward = self._engine.reward
+        if not reward.followed:
+            return reward.weights_at(step), judged
+        every = all_rows({n: np.concatenate([groups.terms[n] for groups in judged]) for n in reward.followed})
+        weights = reward.weights_at(step, every)
+        totals = [reward.total(groups.terms, weights).astype(np.float32) for groups in judged]
+        return weights, [dataclasses.replace(groups, total=total) for groups, total in zip(judged, totals)]
 
     def _choose(self, sampled: _Sampled, numbers: list[np.ndarray]) -> tuple[np.ndarray, dict[str, float]]:
         """The numbers of the groups that are learnt from, the first `prompts` mixed ones; and how many there were."""
@@ -245,7 +256,7 @@ class _Sampled(NamedTuple):
 
 def _whitened(advantages: list[np.ndarray], counted: list[np.ndarray]) -> list[np.ndarray]:
     """GDPO's last step: mean and deviation are those of all advantages of the step that count, on all processes: of
-    judged completions in groups that are mixed and learnt from."""
+    judged completions of the whole batch, or of the groups that dynamic sampling chose."""
     values, which = all_rows((np.concatenate(advantages), np.concatenate(counted)))
     if not which.any():
         return [np.zeros_like(advantage) for advantage in advantages]

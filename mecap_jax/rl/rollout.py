@@ -102,6 +102,11 @@ class RolloutEngine:
         self._tokenizer, self._read, self._reward, self._mesh, self._seed = tokenizer, read, reward, mesh, seed
         self._judge = PolicyJudge(graphdef, tokenizer, mesh)
 
+    @property
+    def reward(self) -> RewardFunction:
+        """What judges."""
+        return self._reward
+
     def run(
         self, params: Any, micro_batches: list[MicroBatch], step: int, reference_params: Any = None
     ) -> tuple[list[Rollout], dict[str, float]]:
@@ -215,12 +220,14 @@ class JudgedGroups:
       terms: float32 [B_local, G] by name, unweighted.
       failed: bool [B_local, G] by name, where a term failed.
       degenerate: object [B_local, G], why a completion earns nothing, None for proper text.
+      seconds: how long each term took.
     """
 
     total: np.ndarray
     terms: dict[str, np.ndarray]
     failed: dict[str, np.ndarray]
     degenerate: np.ndarray
+    seconds: dict[str, float]
 
 
 def collect_rewards(rollout: Rollout) -> JudgedGroups:
@@ -238,4 +245,5 @@ def collect_rewards(rollout: Rollout) -> JudgedGroups:
         terms={name: grouped(values, nothing) for name, values in batch.terms.items()},
         failed={name: grouped(values, False) for name, values in batch.failed.items()},
         degenerate=grouped(batch.degenerate, None),
+        seconds=dict(batch.seconds),
     )

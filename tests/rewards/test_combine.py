@@ -449,10 +449,44 @@ def test_a_schedule_moves_a_weight():
     assert function.weights == {"a": 2.0, "b": 1.0} and function.weights_at(15) == {"a": 1.0, "b": 1.0}
 
 
+def test_a_schedule_may_go_over_the_mean_of_another_term():
+    """EmotionThinker's: reasoning is paid for once answers are right, from a fifth of them on, in full from three."""
+    ramp = ((0.2, 0.0), (0.6, 1.0))
+    right = [1.0, 0.0, 0.0, None, 1.0]  # a mean of 1/2, of four
+    terms = [
+        Combined(Term("why", [1.0, 0.0, 0.0, 0.0, 0.0]), 2.0, schedule=ramp, schedule_over="right"),
+        Combined(Term("right", right), 0.0),
+        Combined(Term("form", [1.0] * 5), 1.0),
+    ]
+    function = RewardFunction(terms, 10)
+    np.testing.assert_allclose(function(texts(5), 7).total, [1 + 2 * 0.75, 1, 1, 1, 1])
+    by_mean = {mean: function.weights_at(0, {"right": np.array([[mean]])})["why"] for mean in (0.0, 0.2, 0.4, 0.9)}
+    assert list(by_mean.values()) == pytest.approx([0, 0, 1, 2])
+    assert function.weights_at(0, {"right": np.full((1, 2), np.nan)})["why"] == 0  # nothing is known to be right
+    assert function.weights["why"] == 2 and function(texts(5)).total[0] == 3  # in validation
+    specs = (RewardSpec("why", 2.0, schedule=ramp, schedule_over="right"), RewardSpec("right", 0.0))
+    makers = {term.reward.name: lambda context, made=term.reward: made for term in terms}
+    assert build_reward(RewardConfig(specs), makers, None).followed == ("right",)
+    with pytest.raises(ValueError, match=r"schedules over what is no term: \['right'\]"):
+        RewardFunction(terms[:1], 10)
+
+
 def test_a_product_is_worth_nothing_where_one_term_is():
     terms = [(Term("a", [0.5, 0.5, None, None]), 1.0), (Term("b", [0.5, 0.0, 0.25, None]), 2.0)]
     batch = RewardFunction(terms, 10, how="product")(texts(4))
     np.testing.assert_array_equal(batch.total, [0.5, 0.0, 0.5, np.nan])
+
+
+def test_two_faults_are_no_merit_in_a_product():
+    """A malformed answer (-1 for its order) that is cut at the longest length (-1) must not earn 1."""
+    terms = [(Term("order", [-1.0, -1.0, 1.0]), 1.0), (Term("overlong", [-1.0, 0.5, 0.5]), 1.0)]
+    np.testing.assert_array_equal(RewardFunction(terms, 10, how="product")(texts(3)).total, [-1.0, -0.5, 0.5])
+
+
+def test_how_long_a_term_took_is_told():
+    terms = [(Term("slow", lambda samples: time.sleep(0.05) or [1.0]), 1.0), (Term("bad", lambda samples: 1 / 0), 1.0)]
+    seconds = RewardFunction(terms, 10)(texts(1)).seconds
+    assert 0.05 <= seconds["slow"] < 5 and seconds["bad"] == 0
 
 
 def test_a_file_is_imported_once_and_files_of_one_name_are_two(tmp_path):

@@ -42,6 +42,17 @@ def test_per_reward_normalises_before_the_sum():
     chex.assert_trees_all_close(np.asarray(advantages), expected.astype(np.float32), atol=1e-3)
 
 
+def test_gdpo_tells_apart_what_earns_as_much_in_all():
+    """Three terms whose sum is 1 for each of four completions: GRPO sees nothing, GDPO what is rare."""
+    terms = np.array([[[1, 0, 0, 0]], [[0, 0.5, 0.5, 0]], [[0, 0.5, 0.5, 1]]], np.float32)
+    ones = jnp.ones(3)
+    advantages, flat = group_advantages(jnp.asarray(terms.sum(0)), "per_reward", terms=jnp.asarray(terms), weights=ones)
+    expected = sum(_expected(term, "group") for term in terms)
+    assert not flat.any() and np.ptp(expected) > 0.5
+    chex.assert_trees_all_close(np.asarray(advantages), expected.astype(np.float32), atol=1e-3)
+    assert group_advantages(jnp.asarray(terms.sum(0)), "group")[1].all()
+
+
 @pytest.mark.parametrize("method", ["group", "mean", "leave_one_out", "per_reward"])
 def test_a_group_without_variance_has_no_advantage_and_is_counted(method):
     rewards = jnp.array([[0.3, 0.3, 0.3], [0.1, 0.2, 0.3]])

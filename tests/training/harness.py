@@ -173,7 +173,7 @@ def grpo_learner(
     terms = [(Alphabetical(), 1.0), *([(Curious(), 1.0)] if curious else [])]
     reward = RewardFunction(terms, 60, is_degenerate)
     engine = RolloutEngine(graphdef, reference, config, Letters(), lambda text: {}, reward, on, seed=5)
-    return GrpoLearner(graphdef, state, frozen, engine, optimizer, config, reward.weights_at, on, seed=5)
+    return GrpoLearner(graphdef, state, frozen, engine, optimizer, config, on, seed=5)
 
 
 def sft_step(on: Mesh, micro: int = 0, optimizer=None, parts: Parts = EVERYTHING):

@@ -5,11 +5,12 @@ import dataclasses
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from mecap_jax.config import CheckpointConfig, ConfigError, LossConfig, load
 from mecap_jax.interruption import Interrupted
-from mecap_jax.rewards.combine import RewardFunction
+from mecap_jax.rewards.combine import RewardFunction, Term
 from mecap_jax.rl.learner import _only
 from mecap_jax.training.checkpointing import StageCheckpoints
 from mecap_jax.training.logging import RunLogger, read_jsonl
@@ -106,6 +107,65 @@ def test_mini_batches_need_prompts():
         load("configs/grpo.py", ["grpo.minibatches=5", "grpo.prompts=4"])
 
 
+class Odd(harness.Alphabetical):
+    """Says nothing of clips with an even number."""
+
+    def __call__(self, samples):
+        odd = [int(sample.utterance_id.removeprefix("clip-")) % 2 for sample in samples]
+        return [value * o for value, o in zip(super().__call__(samples), odd)]
+
+
+class Long(harness.Alphabetical):
+    """Of another scale; and of one even clip, neither term says anything."""
+
+    name = "long"
+
+    def __call__(self, samples):
+        return [float(len(sample.completion)) * (sample.utterance_id != "clip-4") for sample in samples]
+
+
+def test_gdpo_in_a_step_equals_its_formula(monkeypatch):
+    """Written from the paper (arXiv 2601.05242): normalise each term in its group, add up by weight, then take mean and
+    deviation of the whole batch out, whatever the groups are like."""
+    one = learner(replace(harness.GRPO, advantage="per_reward"))
+    weights = {"alphabetical": 1.0, "long": 0.5}
+    monkeypatch.setattr(one._engine, "_reward", RewardFunction([(Odd(), 1.0), (Long(), 0.5)], 60))
+    groups = one.step(start(), harness.grpo_batch(0, harness.mesh(), MICRO))[1].groups
+    rewards = {name: np.array([[c["rewards"][name] for c in g["completions"]] for g in groups]) for name in weights}
+    total = 0.0
+    for name, weight in weights.items():
+        values = rewards[name]
+        spread = values.std(axis=1, ddof=1, keepdims=True)
+        total = total + weight * (values - values.mean(axis=1, keepdims=True)) / (spread + 1e-4)
+    expected = (total - total.mean()) / (total.std(ddof=1) + 1e-4)
+    actual = np.array([[c["advantage"] for c in g["completions"]] for g in groups])
+    assert any(not group.any() for group in actual.round(4))  # a group that says nothing counts in the deviation
+    np.testing.assert_allclose(actual, expected, atol=2e-3)
+
+
+def test_completions_that_were_cut_may_stay_out_of_the_loss(monkeypatch):
+    """Overlong masking (DAPO): as many tokens fewer count, and the others' gradient is that of a batch without them."""
+    groups = groups_of(harness.GRPO)
+    finished = [c["finished"] for group in groups for c in group["completions"]]
+    assert 0 < sum(finished) < len(finished)
+    whole, masked = (learner(replace(harness.GRPO, mask_truncated=on)) for on in (False, True))
+    seen = []
+    for one in (whole, masked):
+        update = one._update
+
+        def watched(state, parts, accumulate, update=update):
+            seen.append([np.asarray(example.completions.mask) for example, _ in parts[0]])
+            return update(state, parts, accumulate)
+
+        monkeypatch.setattr(one, "_update", watched)
+        one.step(start(), harness.grpo_batch(0, harness.mesh(), MICRO))
+    every, kept = (np.concatenate(masks) for masks in seen)
+    cut = every.any(axis=-1) & ~kept.any(axis=-1)
+    assert cut.sum() == len(finished) - sum(finished)
+    assert (every[cut].sum(axis=-1) == harness.LENGTH).all()  # what is masked is what has no end
+    np.testing.assert_array_equal(kept[~cut], every[~cut])
+
+
 def test_a_term_whose_questions_fail_is_counted_and_harms_no_other(monkeypatch):
     class Broken(harness.Curious):
         def questions(self, sample):
@@ -114,13 +174,35 @@ def test_a_term_whose_questions_fail_is_counted_and_harms_no_other(monkeypatch):
     curious = harness.grpo_learner(harness.mesh(), harness.DESCENT, harness.GRPO, harness.EVERYTHING, True)
     terms = [(harness.Alphabetical(), 1.0), (Broken(), 1.0)]
     monkeypatch.setattr(curious._engine, "_reward", RewardFunction(terms, 60))
-    monkeypatch.setattr(curious, "_weights", curious._engine._reward.weights_at)
     _, result = curious.step(start(), harness.grpo_batch(0, harness.mesh(), MICRO))
     metrics = result.metrics
     judged = (harness.BATCH - 1) * harness.GRPO.group_size
     assert metrics["rewards/curious/failures"] == judged and metrics["rewards/alphabetical/failures"] == 0
     assert metrics["reward"] == pytest.approx(metrics["rewards/alphabetical/mean"])
     assert "ZeroDivisionError" in curious._engine._reward.reasons["curious"]
+
+
+def test_a_weight_follows_the_mean_of_all_that_was_sampled_together(monkeypatch):
+    """Not of a micro-batch: how a step is divided changes nothing."""
+
+    class Even(harness.Alphabetical):
+        name = "even"
+
+        def __call__(self, samples):
+            return [float(sample.utterance_id.endswith(tuple("02468"))) for sample in samples]
+
+    scheduled = Term(harness.Alphabetical(), 2.0, schedule=((0.0, 0.0), (1.0, 1.0)), schedule_over="even")
+    one = learner(harness.GRPO)
+    monkeypatch.setattr(one._engine, "_reward", RewardFunction([scheduled, (Even(), 1.0)], 60))
+    for micro in (MICRO, 0):
+        result = one.step(start(), harness.grpo_batch(0, harness.mesh(), micro))[1]
+        completions = [c for group in result.groups for c in group["completions"]]
+        mean = sum(c["rewards"]["even"] for c in completions) / len(completions)
+        assert 0 < mean < 1
+        for completion in completions:
+            terms = completion["rewards"]
+            assert completion["reward"] == pytest.approx(2 * mean * terms["alphabetical"] + terms["even"], abs=1e-5)
+        assert all(result.metrics[f"timing_s/rewards/{name}"] > 0 for name in ("alphabetical", "even"))
 
 
 # --- the reference policy --------------------------------------------------------------------------------------------
