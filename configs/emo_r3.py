@@ -92,14 +92,18 @@ _TINY_RL = dict(
 def _rows(tiny: bool) -> tuple[RowConfig, ...]:
     """What the paper's ablation leaves out, its baseline DAPO, the reflection on the model's own answer, the twin.
 
-    All answer in steps. The paper's plain GRPO thinks in one block (`--config.task.protocol=think_boxed`): a run of its
-    own, because it needs a cold start of its own.
+    Those of reinforcement learning answer in steps. The paper's plain GRPO thinks in one block: a run of its own
+    (`--config.task.protocol=think_boxed`), because it needs a cold start of its own. Its supervised baseline is taught
+    the labels alone, of all pictures; a backbone learns them in a run of its own, which may also be what EMO-R3 begins
+    from (Cold-Start-Emo, in the README).
     """
     after = "sft" if tiny else ""
     plain = "grpo.reward.terms=accuracy=0.9,format=0.1"  # the authors' math.py
+    labels = ("task.protocol=boxed", "sft.clips=all", "sft.exercises=0.0", "sft.validate_every=0")
     return (
         RowConfig("grpo_steps", "grpo", after, (plain,)),
         RowConfig("dapo_steps", "grpo", after, (plain, "grpo.draws=4")),
         RowConfig("grpo_own_target", "grpo", after, ("grpo.reward.terms.reflection.options={'target': 'own'}",)),
         RowConfig("reward_off", "grpo", after, ("grpo.advantage=none",)),
+        *((RowConfig("sft_labels", "sft", changes=labels),) if tiny else ()),
     )

@@ -172,12 +172,13 @@ _ANSWER = _tag("answer", "the emotion, in one word", "情感，一个词", is_an
 _BOXED = Block("boxed", r"\boxed{", "}", _ANSWER.asks, is_answer=True)
 
 PROTOCOLS: Mapping[str, Protocol] = {
-    # The label alone, as R1-Omni's supervised baseline and EMO-R3's cold start learn it.
+    # The label alone, as R1-Omni's supervised baseline learns it.
     "answer": Protocol((_ANSWER,)),
     # R1-Omni (arXiv 2503.05379) and ERV (arXiv 2510.23506).
     "think_answer": Protocol((_THINK, _ANSWER)),
-    # What EMO-R3 compares with: plain GRPO.
+    # What EMO-R3 compares with: plain GRPO, and the label alone, which its cold start learns, too.
     "think_boxed": Protocol((_THINK, _BOXED)),
+    "boxed": Protocol((_BOXED,)),
     # EMO-R3 (arXiv 2602.23802): trigger, human reflection, conclusion.
     "steps_boxed": Protocol(
         (

@@ -79,6 +79,9 @@ def test_the_recipe_of_emo_r3_says_what_is_published():
     own = load("configs/emo_r3.py", ["evaluation.rows=grpo_own_target"])
     (reflection,) = [spec for spec in row_config(own, *chosen_rows(own)).grpo.reward.terms if spec.name == "reflection"]
     assert reflection.options == {"target": "own"} and reflection.weight == 0.1
+    (row,) = chosen_rows(labels := load("configs/emo_r3.py", ["evaluation.rows=sft_labels"]))
+    alone = row_config(labels, row)
+    assert (row.after, alone.task.protocol, alone.sft.clips, alone.sft.exercises) == ("", "boxed", "all", 0)
     assert load("configs/emo_r3.py:qwen2_5_omni_3b,smoke").sft is not None
     with pytest.raises(ConfigError, match="EMO-R3 is about pictures, and features_qwen2_5_7b sees none"):
         load("configs/emo_r3.py:features_qwen2_5_7b")
