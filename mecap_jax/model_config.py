@@ -153,7 +153,10 @@ class ModelConfig:
       param_dtype: dtype that parameters are stored in ("float32", "bfloat16").
       dtype: dtype of matrix products; softmax, norms, log-probabilities and losses are float32 always.
       remat: keep only what passes between layers for the backward pass and compute the rest again: a third more work
-        for a fraction of the memory.
+        for a fraction of the memory. For the decoder, and for towers that train.
+      remat_keeps: what is kept beside it, by name: "attention" (what comes out of attention by blocks), "projections"
+        (queries, keys, values), "mlp" (the hidden layers). Attention is then computed once, for as much memory as what
+        passes between layers takes.
     """
 
     name: str
@@ -168,6 +171,7 @@ class ModelConfig:
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
+    remat_keeps: tuple[Literal["attention", "projections", "mlp"], ...] = ()
 
     def miniature(self) -> ModelConfig:
         """The same architecture so small that a step takes seconds on a CPU: for trying a recipe, not for training."""

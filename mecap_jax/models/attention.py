@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
@@ -271,7 +272,7 @@ def _stream_forward(q, earlier, visible, ends, own, bias):
         highest, total, values = jax.lax.fori_loop(0, end, add, start)
         return (values / total).astype(q.dtype), highest + jnp.log(total)
 
-    values, normaliser = jax.lax.map(attend, (q, ends, own))
+    values, normaliser = (checkpoint_name(x, "attention") for x in jax.lax.map(attend, (q, ends, own)))
     return values, (q, earlier, visible, ends, own, bias, values, normaliser)
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mecap_jax.model_config import AudioTowerConfig
 from mecap_jax.models.layers import Dtypes, LayerNorm, Linear, attend_within, gelu, split_heads
-from mecap_jax.models.stack import run_layers
+from mecap_jax.models.stack import Running, run_layers
 
 
 class Convolution(nnx.Module):
@@ -69,8 +69,8 @@ class AudioLayer(nnx.Module):
 class AudioTower(nnx.Module):
     """Log-mel chunks in, decoder tokens out."""
 
-    def __init__(self, config: AudioTowerConfig, output_dim: int, dtypes: Dtypes, rngs: nnx.Rngs):
-        self.config, self.dtype = config, dtypes.compute
+    def __init__(self, config: AudioTowerConfig, output_dim: int, dtypes: Dtypes, rngs: nnx.Rngs, running: Running):
+        self.config, self.running = config, running
         self.conv1 = Convolution(config.num_mel_bins, config.d_model, 1, dtypes, rngs)
         self.conv2 = Convolution(config.d_model, config.d_model, 2, dtypes, rngs)
         self.layers = nnx.List([AudioLayer(config, dtypes, rngs) for _ in range(config.encoder_layers)])
@@ -94,7 +94,7 @@ class AudioTower(nnx.Module):
         x = x + jnp.asarray(positions, x.dtype)
         mask = jnp.arange(x.shape[1]) < (frames + 1) // 2
         steps = [lambda layer, x: (layer(x, mask), None)] * len(self.layers)
-        x, _ = run_layers(self.layers, steps, x, self.dtype)
+        x, _ = run_layers(self.layers, steps, x, self.running)
         x = x.reshape(batch * chunks, self.config.chunk_tokens, 2, -1).mean(axis=2)
         x = self.proj(self.ln_post(x))
         return x.reshape(batch, chunks * self.config.chunk_tokens, -1)

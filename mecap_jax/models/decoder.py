@@ -14,13 +14,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from mecap_jax.model_config import DecoderConfig
 from mecap_jax.models.attention import KeyValue, attend_group, attend_once, attend_prompt, plain_group
 from mecap_jax.models.layers import Dtypes, Embedding, GatedMlp, Linear, RMSNorm, rotate, split_heads
-from mecap_jax.models.stack import run_layers
+from mecap_jax.models.stack import Running, run_layers
 
 
 class Prefix(NamedTuple):
@@ -53,14 +54,14 @@ class Attention(nnx.Module):
 
     def queries(self, x: Float[Array, "*batch dim"], cos, sin) -> Float[Array, "*batch N H"]:
         """Rotated queries."""
-        q = split_heads(self.q_proj(x), self.heads)
+        q = split_heads(checkpoint_name(self.q_proj(x), "projections"), self.heads)
         return rotate(q if self.q_norm is None else self.q_norm(q), cos, sin)
 
     def keys_values(self, x: Float[Array, "*batch dim"], cos, sin) -> KeyValue:
         """Rotated keys, and values [..., K, H]."""
-        k = split_heads(self.k_proj(x), self.kv_heads)
-        k = rotate(k if self.k_norm is None else self.k_norm(k), cos, sin)
-        return KeyValue(k, split_heads(self.v_proj(x), self.kv_heads))
+        k, v = (checkpoint_name(project(x), "projections") for project in (self.k_proj, self.v_proj))
+        k, v = split_heads(k, self.kv_heads), split_heads(v, self.kv_heads)
+        return KeyValue(rotate(k if self.k_norm is None else self.k_norm(k), cos, sin), v)
 
     def output(self, x: Float[Array, "*batch heads head"]) -> Float[Array, "*batch dim"]:
         return self.o_proj(x.reshape(*x.shape[:-2], -1))
@@ -110,13 +111,9 @@ class Decoder(nnx.Module):
         config: DecoderConfig,
         dtypes: Dtypes,
         rngs: nnx.Rngs,
-        *,
-        remat: bool = False,
-        mesh: Mesh | None = None,
+        running: Running,
     ):
-        """`remat`: the backward pass computes a layer's inside again instead of keeping it. Without a mesh the decoder
-        runs on the default device."""
-        self.config, self.remat, self.dtype, self.mesh = config, remat, dtypes.compute, mesh
+        self.config, self.running = config, running
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, dtypes, rngs)
         self.layers = nnx.List([DecoderLayer(config, dtypes, rngs) for _ in range(config.num_hidden_layers)])
         self.norm = RMSNorm(config.hidden_size, dtypes, config.rms_norm_eps)
@@ -141,7 +138,7 @@ class Decoder(nnx.Module):
         angles = rotary_angles(positions, self.config)
 
         def below(layer: DecoderLayer, x):
-            return layer.prompt(x, angles, self.mesh)
+            return layer.prompt(x, angles, self.running.mesh)
 
         def top(layer: DecoderLayer, x):
             return layer.prompt_end(x, angles, last)
@@ -169,10 +166,10 @@ class Decoder(nnx.Module):
         def both(run_prompt, layer: DecoderLayer, x):
             prompts, completions = x
             prompts, shared = run_prompt(layer, prompts, angles)
-            attend = functools.partial(attend_group, shared, mask, mesh=self.mesh)
+            attend = functools.partial(attend_group, shared, mask, mesh=self.running.mesh)
             return (prompts, layer.completions(completions, completion_angles, attend)), None
 
-        below = functools.partial(both, functools.partial(DecoderLayer.prompt, mesh=self.mesh))
+        below = functools.partial(both, functools.partial(DecoderLayer.prompt, mesh=self.running.mesh))
         top = functools.partial(both, functools.partial(DecoderLayer.prompt_end, last=length - 1))
         (prompts, completions), _ = self._run(below, top, (prompts, completions))
         return self.norm(prompts), self.norm(completions)
@@ -219,7 +216,7 @@ class Decoder(nnx.Module):
 
     def _run(self, below, top, x):
         steps = [below] * (len(self.layers) - 1) + [top]
-        return run_layers(self.layers, steps, x, self.dtype, remat=self.remat)
+        return run_layers(self.layers, steps, x, self.running)
 
     def _text_angles(self, position: Int[Array, "B T"]) -> tuple[Float[Array, "B T half"], Float[Array, "B T half"]]:
         return rotary_angles(jnp.broadcast_to(position[:, None], (len(position), 3, position.shape[1])), self.config)

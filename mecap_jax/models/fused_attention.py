@@ -84,7 +84,14 @@ def _splash(q, k, v, exist: Bool[Array, "B S"], mask: masks.Mask, mesh: Mesh | N
 
     def attend(q, k, v, exist):
         heads = masks.MultiHeadMask([mask] * q.shape[2])
-        one_row = kernel.make_splash_mha(heads, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret)
+        one_row = kernel.make_splash_mha(
+            heads,
+            block_sizes=sizes,
+            head_shards=1,
+            q_seq_shards=1,
+            residual_checkpoint_name="attention",
+            interpret=interpret,
+        )
         segments = kernel.SegmentIds(jnp.ones(q.shape[:2], jnp.int32), exist.astype(jnp.int32))
         q, k, v = (x.swapaxes(1, 2) for x in (q * q.shape[-1] ** -0.5, k, v))
         return jax.vmap(one_row)(q, k, v, segments).swapaxes(1, 2)

@@ -20,6 +20,7 @@ from mecap_jax.models.encoders import pictures, whisper
 from mecap_jax.models.human_omni_projector import AudioProjector, InstructionGate, VisionProjector
 from mecap_jax.models.layers import Dtypes
 from mecap_jax.models.multimodal_lm import MultimodalLM
+from mecap_jax.models.stack import Running
 
 # The frozen parts, which stay in float32.
 TOWERS = ("vision_tower", "audio_tower", "bert_model")
@@ -30,14 +31,14 @@ class HumanOmni(MultimodalLM):
 
     def __init__(self, config: HumanOmniConfig, rngs: nnx.Rngs):
         dtypes, width = Dtypes(jnp.dtype(config.dtype), jnp.dtype(config.dtype)), config.decoder.hidden_size
-        self.config, self.row_sharding = config, None
+        self.config, self.running = config, Running(dtypes.compute)
         self.vision_tower = pictures.PictureEncoder(config.vision, rngs=rngs)
         self.audio_tower = whisper.WhisperEncoder(config.audio, rngs=rngs)
         self.bert_model = Bert(config.text, rngs=rngs)
         self.bert_gate = InstructionGate(config.text.hidden_size, dtypes, rngs)
         self.mm_projector = VisionProjector(config.vision.block.width, width, dtypes, rngs)
         self.audio_projector = AudioProjector(config.audio.block.width, width, dtypes, rngs)
-        self.language_model = Decoder(config.decoder, dtypes, rngs)
+        self.language_model = Decoder(config.decoder, dtypes, rngs, self.running)
 
     def encode_media(self, prompt: PromptBatch) -> Float[Array, "B M D"]:
         """Encodes sound, then pictures, into one table a row.

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
 Initializer = jax.nn.initializers.Initializer
@@ -126,7 +127,8 @@ class GatedMlp(nnx.Module):
         self.down_proj = Linear(hidden, dim, ("mlp", "embed"), dtypes, rngs, bias=bias)
 
     def __call__(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
-        return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = (checkpoint_name(project(x), "mlp") for project in (self.gate_proj, self.up_proj))
+        return self.down_proj(jax.nn.silu(gate) * up)
 
 
 def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

@@ -14,6 +14,7 @@ from mecap_jax.models.decoder import Decoder, Prefix
 from mecap_jax.models.feature_projector import FeatureProjector
 from mecap_jax.models.layers import Dtypes
 from mecap_jax.models.lora import add_adapters
+from mecap_jax.models.stack import Running
 from mecap_jax.models.vision_tower import VisionTower
 
 # Which of the network's parts encodes a modality.
@@ -31,12 +32,13 @@ class MultimodalLM(nnx.Module):
         """
         dtypes = Dtypes(jnp.dtype(config.param_dtype), jnp.dtype(config.dtype))
         width = config.decoder.hidden_size
-        self.config, self.row_sharding = config, row_sharding
-        self.audio_tower = AudioTower(config.audio, width, dtypes, rngs) if config.audio else None
-        self.visual = VisionTower(config.vision, width, dtypes, rngs) if config.vision else None
+        remat = config.remat_keeps if config.remat else None
+        self.config, self.running = config, Running(dtypes.compute, remat, row_sharding)
+        parts = width, dtypes, rngs, self.running
+        self.audio_tower = AudioTower(config.audio, *parts) if config.audio else None
+        self.visual = VisionTower(config.vision, *parts) if config.vision else None
         self.feature_projector = FeatureProjector(config.features, width, dtypes, rngs) if config.features else None
-        mesh = row_sharding and row_sharding.mesh
-        self.language_model = Decoder(config.decoder, dtypes, rngs, remat=config.remat, mesh=mesh)
+        self.language_model = Decoder(config.decoder, dtypes, rngs, self.running)
         if config.lora:
             add_adapters(self, config.lora, rngs)
 
@@ -56,14 +58,8 @@ class MultimodalLM(nnx.Module):
         return jnp.concatenate(tables, axis=1)
 
     def embed_tokens(self, tokens: Int[Array, "*batch"]) -> Float[Array, "*batch D"]:
-        """Token embeddings, rows divided over the mesh: from here on it is rows that are divided, and weights gathered.
-
-        A partitioner that is left alone may divide the width instead, because the weights are.
-        """
-        embedded = self.language_model.embed_tokens(tokens)
-        if self.row_sharding is None or self.row_sharding.mesh.size == 1:
-            return embedded
-        return jax.lax.with_sharding_constraint(embedded, self.row_sharding)
+        """Token embeddings; from here on it is rows that are divided over a mesh, and weights are gathered."""
+        return self.running.by_rows(self.language_model.embed_tokens(tokens))
 
     def embed_prompt(self, prompt: PromptBatch) -> Float[Array, "B P D"]:
         """Token embeddings with every placeholder replaced by its media token."""

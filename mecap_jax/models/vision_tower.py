@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mecap_jax.model_config import VisionTowerConfig
 from mecap_jax.models.layers import Dtypes, GatedMlp, Linear, RMSNorm, attend_within, gelu, rotate, split_heads
-from mecap_jax.models.stack import run_layers
+from mecap_jax.models.stack import Running, run_layers
 
 
 class VisionAttention(nnx.Module):
@@ -62,8 +62,8 @@ class PatchMerger(nnx.Module):
 class VisionTower(nnx.Module):
     """Patches in, decoder tokens out."""
 
-    def __init__(self, config: VisionTowerConfig, output_dim: int, dtypes: Dtypes, rngs: nnx.Rngs):
-        self.config, self.dtype = config, dtypes.compute
+    def __init__(self, config: VisionTowerConfig, output_dim: int, dtypes: Dtypes, rngs: nnx.Rngs, running: Running):
+        self.config, self.running = config, running
         self.patch_embed = Linear(config.patch_dim, config.hidden_size, (None, "embed"), dtypes, rngs, bias=False)
         self.blocks = nnx.List([VisionBlock(config, dtypes, rngs) for _ in range(config.depth)])
         self.merger = PatchMerger(config, output_dim, dtypes, rngs)
@@ -91,7 +91,7 @@ class VisionTower(nnx.Module):
 
         full = self.config.fullatt_block_indexes
         steps = [in_frames if i in full else in_windows for i in range(len(self.blocks))]
-        x, _ = run_layers(self.blocks, steps, x, self.dtype)
+        x, _ = run_layers(self.blocks, steps, x, self.running)
         x = x.reshape(batch, frames * windows * slots, -1)
         return self.merger(x, self.config.spatial_merge_size**2)
 

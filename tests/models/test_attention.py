@@ -1,14 +1,17 @@
 """Attention that holds one block of logits gives the numbers, and the gradients, of the plain form."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mecap_jax.models import attention, fused_attention
 from mecap_jax.models.attention import KeyValue
+from mecap_jax.sharding import BATCH_AXES
 
 BATCH, HEADS, KEY_HEADS, HEAD = 2, 4, 2, 8
 
@@ -98,6 +101,22 @@ def test_a_long_prompt_takes_no_memory_for_its_logits():
     assert of_prompt < BATCH * HEADS * 1024**2 * 4 / 8
     of_group = temporaries(lambda q, *x: jnp.sum(attention.attend_group(prompt, mask, q, own)), q)
     assert of_group < BATCH * HEADS * 8 * 32 * 1024 * 4
+
+
+def test_blocks_are_not_gathered_on_a_mesh():
+    """Rows and heads stay divided through blocks and loops, forward and backward."""
+    mesh = jax.make_mesh((1, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    by_heads = NamedSharding(mesh, PartitionSpec(BATCH_AXES, None, "tensor"))
+    group_by_heads = NamedSharding(mesh, PartitionSpec(BATCH_AXES, None, None, "tensor"))
+    inputs = jax.device_put((*arrays(300), *arrays(300, 6, 20)[::2]), (*[by_heads] * 3, *[group_by_heads] * 2))
+    mask = jnp.arange(300) < jnp.array([[270], [100]])
+
+    def loss(q, k, v, completions, own):
+        group = attention.streamed_group(KeyValue(k, v), mask, completions, own)
+        return jnp.sum(attention.streamed_prompt(q, k, v) ** 2) + jnp.sum(group**2)
+
+    compiled = jax.jit(jax.grad(loss, range(5))).lower(*inputs).compile().as_text()
+    assert not re.findall(r"(all-gather|all-to-all|collective-permute)\(", compiled)
 
 
 def test_the_fused_kernels_are_the_plain_form():

@@ -10,6 +10,7 @@ from flax import nnx
 
 from mecap_jax.models.decoder import Decoder
 from mecap_jax.models.layers import Dtypes, wide_product
+from mecap_jax.models.stack import Running
 from tests import miniature
 
 HALF = Dtypes(jnp.dtype("float32"), jnp.dtype("bfloat16"))
@@ -18,7 +19,7 @@ HALF = Dtypes(jnp.dtype("float32"), jnp.dtype("bfloat16"))
 @pytest.mark.parametrize("tied", [True, False])
 def test_logits_of_a_bfloat16_model_are_not_rounded(tied):
     config = dataclasses.replace(miniature.CONFIG.decoder, tie_word_embeddings=tied)
-    decoder = Decoder(config, HALF, nnx.Rngs(0))
+    decoder = Decoder(config, HALF, nnx.Rngs(0), Running(HALF.compute))
     hidden = jax.random.normal(jax.random.key(1), (5, config.hidden_size), jnp.bfloat16)
     weights = decoder.embed_tokens.embedding[...].T if tied else decoder.lm_head.kernel[...]
     exact = np.float64(hidden) @ np.float64(weights.astype(jnp.bfloat16))

@@ -1,6 +1,7 @@
 """Equal layers in a loop compute what they compute one by one, and name their parameters as before."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +9,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from mecap_jax.config import MeshConfig
 from mecap_jax.generation.scoring import score_completions
 from mecap_jax.models import stack
 from mecap_jax.models.lora import Draw, use_dropout
 from mecap_jax.models.parameters import merge_params, split_params
+from mecap_jax.sharding import make_mesh, put_batch
+from mecap_jax.train_state import abstract_model, make_gradient
 from tests import miniature
 
 DEEP = dataclasses.replace(
@@ -43,11 +47,10 @@ def gradient(monkeypatch, looped_from, config=DEEP, trainable=(".*",)):
 @pytest.mark.parametrize(
     "config, tolerance",
     [
-        (DROPPING, 1e-5),
-        (dataclasses.replace(DEEP, remat=True), 1e-5),
+        (dataclasses.replace(DROPPING, remat=True, remat_keeps=("mlp",)), 1e-5),
         (dataclasses.replace(DEEP, dtype="bfloat16"), 0.1),
     ],
-    ids=["dropout", "remat", "bfloat16"],
+    ids=["dropout and remat", "bfloat16"],
 )
 def test_a_loop_is_the_layers_one_by_one(monkeypatch, config, tolerance):
     """Of all three stacks; gradients of every parameter of every layer included."""
@@ -64,9 +67,52 @@ def test_a_loop_is_the_layers_one_by_one(monkeypatch, config, tolerance):
 
 
 def test_below_the_first_layer_that_trains_there_is_no_backward_pass(monkeypatch):
-    """Two loops forward, and of the upper layers only one back; towers have nothing that trains."""
+    """A loop over the frozen layers goes forward only; over layers that train, back as well."""
+
+    def loops(trainable):
+        f, params = gradient(monkeypatch, BY_TWOS, dataclasses.replace(DEEP, lora=None), (trainable,))
+        return str(jax.make_jaxpr(f)(params)).count("scan[")
+
+    towers = 2
+    assert loops(r"language_model\.layers\.[23]\.mlp.*") == towers + 1
+    assert loops(r"language_model\.layers\..*\.mlp.*") == towers + 2
+
+
+def products(config, trainable):
+    """How many products the gradient computes, forward and backward."""
+    graphdef, params = miniature.model(0, config)
+    params, frozen = split_params(params, trainable)
+    tokens = jnp.ones((3, 2, 5), jnp.int32)
+
+    def loss(params):
+        model = nnx.merge(graphdef, merge_params(params, frozen))
+        return jnp.sum(score_completions(model, miniature.prompts(), tokens).logprobs)
+
+    return str(jax.make_jaxpr(jax.grad(loss))(params)).count("dot_general")
+
+
+def test_what_rematerialisation_keeps_is_not_computed_again():
+    """In towers that train as in the decoder; frozen towers have nothing to keep."""
+    kept, everything, some = (
+        dataclasses.replace(miniature.CONFIG, remat=remat, remat_keeps=keeps)
+        for remat, keeps in ((False, ()), (True, ()), (True, ("projections", "mlp")))
+    )
+    for trainable in (("language_model.*",), ("visual.*",), ("audio_tower.*",)):
+        counts = [products(config, trainable) for config in (kept, some, everything)]
+        assert counts[0] < counts[1] < counts[2], trainable
+
+
+def test_a_mesh_gathers_weights_in_a_loop_and_not_rows(monkeypatch):
+    """What a loop gathers has the shape of what unrolled layers gather: of one layer, and of a device's own rows."""
+    mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
     config = dataclasses.replace(DEEP, lora=None)
-    f, params = gradient(monkeypatch, BY_TWOS, config, (r"language_model\.layers\.[23]\.mlp.*",))
-    decoder = str(jax.make_jaxpr(f)(params)).count("scan[")
-    f, params = gradient(monkeypatch, BY_TWOS, config, (r"language_model\.layers\..*\.mlp.*",))
-    assert decoder == str(jax.make_jaxpr(f)(params)).count("scan[") + 1
+    prompt, tokens, rows = put_batch((miniature.prompts(4), np.ones((4, 2, 5), np.int32), np.arange(4)), mesh)
+
+    def gathered(looped_from):
+        monkeypatch.setattr(stack, "LOOPED_FROM", looped_from)
+        graphdef, params = abstract_model(config, mesh)
+        loss = make_gradient(graphdef, params, lambda m, b, _: (jnp.sum(score_completions(m, *b).logprobs), None))
+        lowered = loss.lower(params, None, {}, (prompt, tokens), None, Draw(np.uint32(0), np.int32(0), rows))
+        return set(re.findall(r"= (\w+\[[\d,]*\])[^=]* all-gather\(", lowered.compile().as_text()))
+
+    assert gathered(BY_TWOS) <= gathered(stack.LOOPED_FROM) != set()
