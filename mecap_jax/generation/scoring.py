@@ -14,8 +14,8 @@ from jaxtyping import Array, Float, Int
 from mecap_jax.batch import Completions, PromptBatch
 from mecap_jax.models.multimodal_lm import MultimodalLM
 
-# Tokens times vocabulary whose logits are held at once; more are computed chunk by chunk and again in the backward
-# pass. 2^26 float32 values are 256 MiB: a small vocabulary stays in one piece, one of 152k goes by 440 tokens.
+# Tokens times vocabulary whose logits a device holds at once; more are computed chunk by chunk and again in the
+# backward pass. 2^26 float32 values are 256 MiB: a small vocabulary stays in one piece, one of 152k goes by 440 tokens.
 _LOGITS_AT_ONCE = 2**26
 
 
@@ -39,11 +39,13 @@ def score_completions(
     Equal, gradients included, to scoring G separate sequences [prompt, completion].
     """
     hidden = model.completion_states(prompt, tokens)
-    logprobs, entropy = _token_scores(model.language_model, hidden, tokens, temperature)
+    # What a device holds at once is what counts: every chunk reads all output weights, and twice more backwards.
+    rows = len(tokens) if model.row_sharding is None else model.row_sharding.shard_shape(tokens.shape)[0]
+    logprobs, entropy = _token_scores(model.language_model, hidden, tokens, temperature, rows)
     return Scores(logprobs, entropy)
 
 
-def _token_scores(decoder, hidden: Float[Array, "B G T D"], tokens: Int[Array, "B G T"], temperature):
+def _token_scores(decoder, hidden: Float[Array, "B G T D"], tokens: Int[Array, "B G T"], temperature, rows: int):
     temperature = np.reshape(np.asarray(temperature, np.float32), (-1, 1, 1))
 
     def scores(hidden, tokens):
@@ -54,7 +56,7 @@ def _token_scores(decoder, hidden: Float[Array, "B G T D"], tokens: Int[Array, "
         return chosen - normaliser, entropy
 
     batch, group, length = tokens.shape
-    positions_at_once = max(1, _LOGITS_AT_ONCE // (decoder.config.vocab_size * batch * group))
+    positions_at_once = max(1, _LOGITS_AT_ONCE // (decoder.config.vocab_size * rows * group))
     if positions_at_once >= length:
         return scores(hidden, tokens)
     # Chunks run over time, so that the batch axes stay sharded as they are.

@@ -12,7 +12,10 @@ from flax import nnx
 
 from mecap_jax.generation import scoring
 from mecap_jax.generation.scoring import score_completions
+from mecap_jax.sharding import put_batch
+from mecap_jax.train_state import abstract_model
 from tests import miniature
+from tests.training.harness import mesh
 
 GROUP, LENGTH = 3, 6
 
@@ -99,6 +102,46 @@ def test_chunked_logits_change_nothing(tokens, monkeypatch):
     monkeypatch.setattr(scoring, "_LOGITS_AT_ONCE", 4 * vocabulary * tokens.shape[0] * GROUP)  # 6 tokens: 4 + 2
     chunked = jax.jit(jax.value_and_grad(lambda p: loss(p)))(params)  # another function: the cache must not answer
     chex.assert_trees_all_close(whole, chunked, atol=1e-5)
+
+
+def test_chunks_are_counted_on_a_device():
+    """64 prompts x 8 over eight devices go in as many chunks as eight prompts on one: a device holds as many."""
+
+    def chunks(on, rows):
+        decoder = dataclasses.replace(miniature.CONFIG.decoder, vocab_size=151936)
+        graphdef, params = abstract_model(dataclasses.replace(miniature.CONFIG, decoder=decoder), on)
+        prompt = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), miniature.prompts(1))
+        tokens = jax.ShapeDtypeStruct((rows, 8, 96), jnp.int32)
+        program = jax.make_jaxpr(lambda p, b, t: score_completions(nnx.merge(graphdef, p), b, t))(
+            params, prompt, tokens
+        )
+        (length,) = (eqn.params["length"] for eqn in program.eqns if eqn.primitive.name == "scan")
+        return length
+
+    assert chunks(mesh(fsdp=8), 64) == chunks(mesh(), 8) == 16
+    assert chunks(mesh(data=2, tensor=4), 16) == 16
+    assert chunks(mesh(), 64) == 96
+
+
+def test_chunks_on_many_devices_change_nothing(monkeypatch):
+    """Loss and gradient are those of one device without chunks."""
+    rows = 8
+    prompt = miniature.prompts(rows)
+    tokens = jax.random.randint(jax.random.key(3), (rows, GROUP, LENGTH), 4, miniature.CONFIG.decoder.vocab_size)
+
+    def result(on):
+        graphdef, abstract = abstract_model(miniature.CONFIG, on)
+        params = jax.tree.map(lambda x, a: jax.device_put(x, a.sharding), miniature.model()[1], abstract)
+
+        def loss(p, prompt, tokens):
+            scores = score_completions(nnx.merge(graphdef, p), prompt, tokens, 0.9)
+            return jnp.mean(scores.logprobs**2) + jnp.mean(scores.entropy)
+
+        return jax.device_get(jax.jit(jax.value_and_grad(loss))(params, *put_batch((prompt, tokens), on)))
+
+    whole = result(mesh())
+    monkeypatch.setattr(scoring, "_LOGITS_AT_ONCE", 4 * miniature.CONFIG.decoder.vocab_size * GROUP)  # a row a device
+    chex.assert_trees_all_close(result(mesh(data=2, fsdp=4)), whole, atol=1e-5)
 
 
 def test_entropy_is_that_of_the_distribution(tokens):
