@@ -78,7 +78,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 def fitting_mesh(config: MeshConfig) -> MeshConfig:
     """The mesh for what was trained on `config`, on the devices that are there: divided likewise as far as they go."""
     tensor = math.gcd(config.tensor, jax.local_device_count())
-    return MeshConfig(fsdp=math.gcd(config.fsdp, jax.device_count() // tensor), tensor=tensor)
+    return MeshConfig(fsdp=math.gcd(config.fsdp, jax.device_count() // tensor), tensor=tensor, gather=config.gather)
 
 
 def single_device() -> Mesh:
@@ -96,6 +96,16 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows are divided over the `data` and `fsdp` axes."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def gathered(sharding: jax.sharding.Sharding) -> jax.sharding.Sharding:
+    """Where a parameter is once it is no longer divided over `fsdp`; heads and layers stay divided over `tensor`."""
+    if not isinstance(sharding, NamedSharding):
+        return sharding
+    kept = [None if axis == "fsdp" else axis for axis in sharding.spec]
+    while kept and kept[-1] is None:  # see `ShardingRules.spec`
+        kept.pop()
+    return NamedSharding(sharding.mesh, PartitionSpec(*kept))
 
 
 @dataclasses.dataclass(frozen=True)

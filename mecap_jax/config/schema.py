@@ -448,11 +448,19 @@ class RowConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """The device mesh; -1 gives an axis all devices that the others leave."""
+    """The device mesh; -1 gives an axis all devices that the others leave.
+
+    Attributes:
+      data, fsdp, tensor: devices along an axis: copies, parameters divided, heads and layers divided.
+      gather: while completions are sampled, every device (with `tensor`: every group of them) holds all weights, in
+        the dtype of products. False leaves them divided and gathers them layer by layer at every token, for models of
+        which a device has no room for two copies: the policy's and the reference policy's.
+    """
 
     data: Annotated[int, Field(ge=-1)] = -1
     fsdp: PositiveInt = 1
     tensor: PositiveInt = 1
+    gather: bool = True
 
 
 @dataclasses.dataclass(frozen=True)

@@ -195,7 +195,7 @@ def caption_stage(
     with bench.logger.progress(f"captions {name}", len(numbers)) as progress:
         captions = greedy_captions(
             graphdef,
-            params,
+            bench.sampling(params),
             bench.dataset,
             numbers,
             bench.tokenizer,

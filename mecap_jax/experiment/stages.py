@@ -142,8 +142,10 @@ def _grpo(
     validation_reward = reward.with_timeout(config.reward.validation_timeout_s)
     moving = bool(config.reference_sync_steps)  # then it is part of the state
     reference = start() if config.loss.beta and not moving else None
-    policy = None if reference is None else merge_params(reference, frozen)
-    engine = RolloutEngine(graphdef, policy, config, bench.tokenizer, bench.task.read, reward, mesh, seed)
+    read = bench.task.read
+    engine = RolloutEngine(
+        graphdef, reference, frozen, config, bench.tokenizer, read, reward, mesh, seed, bench.sampling
+    )
     optimizer = make_optimizer(config.optimizer, config.steps * config.updates_per_step)
     abstract = abstract_state(model.trainable, optimizer, mesh)
     abstract = abstract._replace(reference=abstract.params) if moving else abstract
@@ -236,7 +238,7 @@ def validation_rewards(
     """Mean rewards of greedy answers, and for how many of them a term failed."""
     captions = greedy_captions(
         graphdef,
-        params,
+        bench.sampling(params),
         bench.dataset,
         numbers,
         bench.tokenizer,

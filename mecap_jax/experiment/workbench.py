@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from jax.sharding import Mesh
 
@@ -13,6 +14,7 @@ from mecap_jax.data.pipeline import ClipDataset, DataError
 from mecap_jax.data.shards import ShardReader
 from mecap_jax.data.tokenizer import Tokenizer
 from mecap_jax.data.utterance import SPLITS
+from mecap_jax.generation.weights import sampling_params
 from mecap_jax.models.sentence_encoder import SentenceEncoder
 from mecap_jax.rewards.anchors import Anchors
 from mecap_jax.tasks.base import Judges, Task
@@ -84,6 +86,10 @@ class Workbench:
         dataset = ClipDataset(reader, data, config.model, self.tokenizer, self.task, config.data.buckets)
         config = dataclasses.replace(config, data=dataset.config)
         return dataclasses.replace(self, reader=reader, dataset=dataset, config=config)
+
+    def sampling(self, params: Any) -> Any:
+        """The run's parameters, or a part of them, as completions are sampled with them."""
+        return sampling_params(params, self.config.model.dtype, self.config.mesh.gather)
 
     @property
     def judges(self) -> Judges:

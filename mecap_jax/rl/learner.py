@@ -18,7 +18,6 @@ from jax.sharding import Mesh
 
 from mecap_jax.batch import Array
 from mecap_jax.config import GrpoConfig, schedule_factor
-from mecap_jax.models.parameters import merge_params
 from mecap_jax.rl.advantages import group_advantages, whitened
 from mecap_jax.rl.objective import Denominators, Sums, TrainExample, denominators, grpo_loss
 from mecap_jax.rl.rollout import JudgedGroups, MicroBatch, Rollout, RolloutEngine, collect_rewards
@@ -60,7 +59,7 @@ class GrpoLearner:
         seed: int,
     ):
         """`state` shows shapes and shardings; it is not consumed. `frozen` holds the parameters that do not train."""
-        self._frozen, self._engine, self._config, self._mesh = frozen, engine, config, mesh
+        self._engine, self._config, self._mesh = engine, config, mesh
         self._flops = ModelFlops(graphdef, state.params, frozen)
         loss = functools.partial(grpo_loss, config=config)
         self._optimise = Updater(graphdef, state._replace(reference=None), frozen, optimizer, loss, seed)
@@ -77,12 +76,9 @@ class GrpoLearner:
         until there are enough mixed groups; `draw` is the same on every process.
         """
         step = int(state.step)
-        params = merge_params(state.params, self._frozen)
-        reference = None if state.reference is None else merge_params(state.reference, self._frozen)
-        sampled, draws = self._sample(params, reference, micro_batches, step), 1
+        sampled, draws = self._sample(state, micro_batches, step), 1
         while draws < self._config.draws and np.sum(all_rows(np.concatenate(sampled.mixed))) < self._config.prompts:
-            sampled, draws = sampled + self._sample(params, reference, draw(draws), step), draws + 1
-        del params, reference  # the state is about to be consumed
+            sampled, draws = sampled + self._sample(state, draw(draws), step), draws + 1
         rollouts, judged, advantages, zero_variance, timing = sampled
         numbers = [np.asarray(local_rows(rollout.micro.rows)) for rollout in rollouts]
         kept, drawing, minibatches = sampled.mixed, {}, self._config.minibatches
@@ -133,8 +129,8 @@ class GrpoLearner:
         }
         return state, StepResult(metrics, _describe_groups(rollouts, judged, advantages))
 
-    def _sample(self, params: Any, reference: Any, micro_batches: list[MicroBatch], step: int) -> _Sampled:
-        rollouts, timing = self._engine.run(params, micro_batches, step, reference)
+    def _sample(self, state: TrainState, micro_batches: list[MicroBatch], step: int) -> _Sampled:
+        rollouts, timing = self._engine.run(state.params, micro_batches, step, state.reference)
         waiting = time.perf_counter()
         judged = [collect_rewards(rollout) for rollout in rollouts]
         timing["reward_wait"] = time.perf_counter() - waiting

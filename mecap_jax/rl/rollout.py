@@ -20,6 +20,7 @@ from mecap_jax.data.questions import Asked
 from mecap_jax.data.tokenizer import Tokenizer
 from mecap_jax.generation.sampler import Generation, generate
 from mecap_jax.generation.scoring import completion_logprobs
+from mecap_jax.models.parameters import merge_params
 from mecap_jax.rewards.base import Sample, checked_questions, described
 from mecap_jax.rewards.combine import RewardBatch, RewardFunction
 from mecap_jax.rl.policy_judge import PolicyJudge
@@ -86,19 +87,24 @@ class RolloutEngine:
     def __init__(
         self,
         graphdef: nnx.GraphDef,
-        reference_params: Any,
+        reference: Any,
+        frozen: Any,
         config: GrpoConfig,
         tokenizer: Tokenizer,
         read: Callable[[str], Mapping[str, str]],
         reward: RewardFunction,
         mesh: Mesh,
         seed: int,
+        sampling: Callable[[Any], Any],
     ):
-        """`reference_params` is None where the KL weight is 0, or where the reference policy moves (see `run`).
+        """`reference` is the part of the reference policy that trains, beside `frozen`; None where the KL weight is 0,
+        or where it moves (see `run`).
 
-        `read` gives the parts of a completion by name, which rewards see beside its text.
+        `read` gives the parts of a completion by name, which rewards see beside its text. `sampling` makes of
+        parameters what is sampled and scored with, see `generation.weights`.
         """
-        self._graphdef, self._reference_params, self._config = graphdef, reference_params, config
+        self._graphdef, self._reference, self._frozen, self._config = graphdef, reference, frozen, config
+        self._sampling = sampling
         self._tokenizer, self._read, self._reward, self._mesh, self._seed = tokenizer, read, reward, mesh, seed
         self._judge = PolicyJudge(graphdef, tokenizer, mesh)
 
@@ -108,24 +114,32 @@ class RolloutEngine:
         return self._reward
 
     def run(
-        self, params: Any, micro_batches: list[MicroBatch], step: int, reference_params: Any = None
+        self, params: Any, micro_batches: list[MicroBatch], step: int, reference: Any = None
     ) -> tuple[list[Rollout], dict[str, float]]:
         """Samples all micro-batches; returns with their rewards under way, and how long what took.
 
-        `reference_params` take the place of the engine's own where the reference policy moves.
-
         The device is given the next micro-batch before the host looks at the last one: while the host decodes text
         and computes rewards, the device samples, and then scores under the reference policy.
+
+        Args:
+          params: the part of the policy that trains.
+          reference: the same of the reference policy, in place of the engine's own, where it moves.
         """
-        reference = self._reference_params if reference_params is None else reference_params
         started = time.perf_counter()
-        generations = [self._generate(params, micro, step) for micro in micro_batches]
+        frozen = self._sampling(self._frozen)
+        policy = merge_params(self._sampling(params), frozen)
+        generations = [self._generate(policy, micro, step) for micro in micro_batches]
         if self._reward.asking:
             # What the policy is asked waits for its turn on the device anyway, and its time is told by itself.
             jax.block_until_ready(generations)
+        else:
+            policy = None  # its copies are let go of as soon as the last program that was given them has run
+        reference = self._reference if reference is None else reference
+        if reference is not None:
+            reference = merge_params(self._sampling(reference), frozen)
         asking, rollouts = 0.0, []
         for micro, generation in zip(micro_batches, generations):
-            rollout, seconds = self._submit(params, reference, micro, generation, step)
+            rollout, seconds = self._submit(policy, reference, micro, generation, step)
             rollouts.append(rollout)
             asking += seconds
         jax.block_until_ready(generations)

@@ -39,9 +39,9 @@ def run(tmp_path_factory, shared):
     references = []
 
     class Recorded(RolloutEngine):
-        def __init__(self, graphdef, reference_params, *rest):
-            references.append(reference_params)
-            super().__init__(graphdef, reference_params, *rest)
+        def __init__(self, graphdef, reference, frozen, *rest):
+            references.append(merge_params(reference, frozen))
+            super().__init__(graphdef, reference, frozen, *rest)
 
     config = load("configs/grpo.py", [*documented.overrides("runs/adapters"), *SMALL, *shared, *ADAPTERS])
     workdir = tmp_path_factory.mktemp("adapters")

@@ -14,8 +14,9 @@ from mecap_jax.batch import Completions
 from mecap_jax.config import GrpoConfig, LossConfig, OptimizerConfig, SftConfig
 from mecap_jax.data.questions import Asked
 from mecap_jax.data.tokenizer import Tokenizer
+from mecap_jax.generation.weights import sampling_params
 from mecap_jax.model_config import ModelConfig
-from mecap_jax.models.parameters import merge_params, split_params
+from mecap_jax.models.parameters import split_params
 from mecap_jax.rewards.base import Question
 from mecap_jax.rewards.combine import RewardFunction
 from mecap_jax.rewards.validity import is_degenerate
@@ -169,10 +170,11 @@ def grpo_learner(
 ) -> GrpoLearner:
     graphdef, state = initial_state(on, optimizer, parts)
     frozen = frozen_params(on, parts)
-    reference = merge_params(initial_state(on, optimizer, parts)[1].params, frozen)
+    reference = initial_state(on, optimizer, parts)[1].params
+    sampling = functools.partial(sampling_params, dtype=parts.model.dtype, gather=True)
     terms = [(Alphabetical(), 1.0), *([(Curious(), 1.0)] if curious else [])]
     reward = RewardFunction(terms, 60, is_degenerate)
-    engine = RolloutEngine(graphdef, reference, config, Letters(), lambda text: {}, reward, on, seed=5)
+    engine = RolloutEngine(graphdef, reference, frozen, config, Letters(), lambda text: {}, reward, on, 5, sampling)
     return GrpoLearner(graphdef, state, frozen, engine, optimizer, config, on, seed=5)
 
 
