@@ -153,7 +153,9 @@ class Captioner:
         *,
         group_size: int = 1,
         temperature: float = 1.0,
+        top_k: int = 0,
         top_p: float = 1.0,
+        min_p: float = 0.0,
         max_new_tokens: int = 64,
         seed: int = 0,
         rows: Sequence[int] | None = None,
@@ -163,7 +165,9 @@ class Captioner:
         Args:
           prompts: what `processor` makes.
           temperature: 0 takes the most likely token each time.
+          top_k: draw from the k most likely tokens; 0: from all.
           top_p: draw from the smallest set of tokens with this much probability (arXiv 1904.09751).
+          min_p: draw from tokens at least this many times as likely as the likeliest (arXiv 2407.01082).
           seed: with it, a prompt's completions depend on its number only, not on the other prompts of the batch.
           rows: number of each prompt; None counts from 0.
 
@@ -176,7 +180,9 @@ class Captioner:
             ("group_size", group_size, group_size >= 1, "at least 1"),
             ("max_new_tokens", max_new_tokens, max_new_tokens >= 1, "at least 1"),
             ("temperature", temperature, 0 <= temperature < np.inf, "a number of at least 0"),
+            ("top_k", top_k, top_k >= 0, "at least 0"),
             ("top_p", top_p, 0 < top_p <= 1, "in (0, 1]"),
+            ("min_p", min_p, 0 <= min_p < 1, "in [0, 1)"),
             ("rows", rows, numbers.shape == (count,), f"one number for each of {count} prompts"),
         ):
             if not holds:
@@ -190,7 +196,9 @@ class Captioner:
             group_size=group_size,
             max_new_tokens=max_new_tokens,
             temperature=float(temperature),
+            top_k=int(top_k),
             top_p=float(top_p),
+            min_p=float(min_p),
             end_ids=self.processor.tokenizer.end_ids,
         )
         tokens, lengths, finished, logprobs = (np.asarray(x)[:count] for x in generation)

@@ -194,7 +194,15 @@ def test_half_precision_files_keep_their_dtype(tmp_path):
 @pytest.mark.parametrize("family", ["qwen3"], indirect=True)
 @pytest.mark.parametrize(
     "setting",
-    [{"group_size": 0}, {"temperature": -1}, {"temperature": float("nan")}, {"top_p": 0}, {"max_new_tokens": 0}]
+    [
+        {"group_size": 0},
+        {"temperature": -1},
+        {"temperature": float("nan")},
+        {"top_k": -1},
+        {"top_p": 0},
+        {"min_p": 1},
+        {"max_new_tokens": 0},
+    ]
     + [{"rows": [1, 2, 3]}],
 )
 def test_settings_out_of_range_are_named(family, setting):

@@ -334,6 +334,9 @@ class GrpoConfig:
       prompts: prompts a step, over all devices; where they do not divide evenly, rows that do not count fill up.
       micro_prompts: most prompts on a device at a time, in rollout and gradient; 0 takes its whole share.
       group_size: completions a prompt.
+      top_k, top_p, min_p: which tokens are drawn from: the k most likely ones (0: all), of those the smallest set with
+        this much probability (1: all), of those that are at least `min_p` times as likely as the likeliest (0: all).
+        Log-probabilities are those before that, in rollout, reference and gradient.
       updates: passes over one rollout.
       minibatches: parts that a pass divides the prompts that are learnt from into, in their order and of one size as
         far as they go, with an optimiser step each; the same parts on any mesh and in any micro-batches.
@@ -363,7 +366,9 @@ class GrpoConfig:
     updates: PositiveInt = 1
     minibatches: PositiveInt = 1
     temperature: PositiveFloat = 1.0
+    top_k: NonNegativeInt = 0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    min_p: ShareBelowOne = 0.0
     max_new_tokens: PositiveInt = 64
     advantage: Literal["group", "mean", "leave_one_out", "per_reward", "none"] = "group"
     degenerate_penalty: NonNegativeFloat = 0.0

@@ -11,7 +11,7 @@ from flax import nnx
 
 from mecap_jax.batch import Array, Completions, PromptBatch
 from mecap_jax.generation.cache import init_cache
-from mecap_jax.generation.sampling import sample_token
+from mecap_jax.generation.sampling import Filters, sample_token
 from mecap_jax.models.multimodal_lm import MultimodalLM
 
 
@@ -37,7 +37,7 @@ class Generation(NamedTuple):
 
 @functools.partial(
     jax.jit,
-    static_argnames=("graphdef", "group_size", "max_new_tokens", "temperature", "top_p", "end_ids"),
+    static_argnames=("graphdef", "group_size", "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "end_ids"),
 )
 def generate(
     graphdef: nnx.GraphDef[MultimodalLM],
@@ -51,7 +51,9 @@ def generate(
     group_size: int,
     max_new_tokens: int,
     temperature: float,
+    top_k: int = 0,
     top_p: float = 1.0,
+    min_p: float = 0.0,
     end_ids: tuple[int, ...],
 ) -> Generation:
     """Samples `group_size` completions a prompt; the loop ends when all are finished.
@@ -66,6 +68,7 @@ def generate(
         None: all count.
       suffix: [B, G, Q], the end of the prompt where it differs within the group, padded on the left; at least one token
         of each counts. None: the prompts are whole.
+      top_k, top_p, min_p: which tokens may be drawn, see `sampling.Filters`.
       end_ids: token ids that end a completion.
     """
     model = nnx.merge(graphdef, params)
@@ -83,43 +86,45 @@ def generate(
     key = jax.random.fold_in(jax.random.key(seed[0]), seed[1])
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
 
+    filters = Filters(top_k, top_p, min_p)
+
     class Carry(NamedTuple):
-        step: Array
-        logits: Array
+        drawn: Array
+        token: Array
         done: Array
         tokens: Array
         logprobs: Array
         cache: list
 
     def unfinished(carry: Carry):
-        return (carry.step < max_new_tokens) & ~jnp.all(carry.done)
+        return (carry.drawn < max_new_tokens) & ~jnp.all(carry.done)
 
-    def advance(carry: Carry) -> Carry:
-        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, carry.step)
-        token, logprob = sample_token(step_keys, carry.logits, temperature, top_p)
+    def draw(carry: Carry, logits: Array) -> Carry:
+        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, carry.drawn)
+        token, logprob = sample_token(step_keys, logits, temperature, filters)
         token = jnp.where(carry.done, end_ids[0], token)
         logprob = jnp.where(carry.done, 0.0, logprob)
-        tokens = jax.lax.dynamic_update_slice_in_dim(carry.tokens, token[..., None], carry.step, axis=2)
-        logprobs = jax.lax.dynamic_update_slice_in_dim(carry.logprobs, logprob[..., None], carry.step, axis=2)
-        token_states = model.embed_tokens(token)[:, :, None]
-        hidden, cache = decoder.extend(token_states, prefix, carry.cache, begin + carry.step, skipped)
-        done = carry.done | jnp.isin(token, ends)
-        return Carry(carry.step + 1, decoder.logits(hidden[:, :, 0]), done, tokens, logprobs, cache)
+        tokens = jax.lax.dynamic_update_slice_in_dim(carry.tokens, token[..., None], carry.drawn, axis=2)
+        logprobs = jax.lax.dynamic_update_slice_in_dim(carry.logprobs, logprob[..., None], carry.drawn, axis=2)
+        return Carry(carry.drawn + 1, token, carry.done | jnp.isin(token, ends), tokens, logprobs, carry.cache)
 
-    first = jnp.broadcast_to(first, (batch, group_size, decoder.config.vocab_size))
-    carry = jax.lax.while_loop(
-        unfinished,
-        advance,
-        Carry(
-            step=jnp.int32(0),
-            logits=first,
-            done=jnp.zeros(shape[:2], bool) if valid is None else jnp.broadcast_to(~valid[:, None], shape[:2]),
-            tokens=jnp.full(shape, end_ids[0], jnp.int32),
-            logprobs=jnp.zeros(shape, jnp.float32),
-            cache=init_cache(prefix, group_size, max_new_tokens) if cache is None else cache,
-        ),
+    def advance(carry: Carry) -> Carry:
+        token_states = model.embed_tokens(carry.token)[:, :, None]
+        hidden, cache = decoder.extend(token_states, prefix, carry.cache, begin + carry.drawn - 1, skipped)
+        return draw(carry._replace(cache=cache), decoder.logits(hidden[:, :, 0]))
+
+    # What was drawn last is not run through the model: nothing follows it.
+    start = Carry(
+        drawn=jnp.int32(0),
+        token=jnp.zeros(shape[:2], jnp.int32),
+        done=jnp.zeros(shape[:2], bool) if valid is None else jnp.broadcast_to(~valid[:, None], shape[:2]),
+        tokens=jnp.full(shape, end_ids[0], jnp.int32),
+        logprobs=jnp.zeros(shape, jnp.float32),
+        cache=init_cache(prefix, group_size, max_new_tokens) if cache is None else cache,
     )
+    first = jnp.broadcast_to(first, (batch, group_size, decoder.config.vocab_size))
+    carry = jax.lax.while_loop(unfinished, advance, draw(start, first))
     ended = jnp.isin(carry.tokens, ends)
-    finished = jnp.any(ended & (jnp.arange(max_new_tokens) < carry.step), axis=-1)
+    finished = jnp.any(ended & (jnp.arange(max_new_tokens) < carry.drawn), axis=-1)
     length = jnp.where(finished, jnp.argmax(ended, axis=-1) + 1, max_new_tokens).astype(jnp.int32)
     return Generation(carry.tokens, length, finished, carry.logprobs)

@@ -160,7 +160,9 @@ class RolloutEngine:
             group_size=self._config.group_size,
             max_new_tokens=self._config.max_new_tokens,
             temperature=self._config.temperature,
+            top_k=self._config.top_k,
             top_p=self._config.top_p,
+            min_p=self._config.min_p,
             end_ids=self._tokenizer.end_ids,
         )
 

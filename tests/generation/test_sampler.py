@@ -8,8 +8,9 @@ import pytest
 from flax import nnx
 
 from mecap_jax.batch import Completions
+from mecap_jax.generation import sampling
 from mecap_jax.generation.sampler import generate
-from mecap_jax.generation.sampling import sample_token
+from mecap_jax.generation.sampling import Filters, sample_token
 from mecap_jax.generation.scoring import completion_logprobs
 from tests import miniature
 from tests.miniature import END
@@ -105,7 +106,7 @@ def test_frequencies_follow_the_softmax():
     logits = jnp.array([1.0, 0.0, -2.0])
     draws = 20_000
     tokens, logprobs = sample_token(
-        jax.random.split(jax.random.key(0), draws), jnp.broadcast_to(logits, (draws, 1, 3)), 2.0, 1.0
+        jax.random.split(jax.random.key(0), draws), jnp.broadcast_to(logits, (draws, 1, 3)), 2.0
     )
     expected = jax.nn.softmax(logits / 2)
     for token in range(3):
@@ -118,9 +119,64 @@ def test_frequencies_follow_the_softmax():
 def test_nucleus_keeps_the_smallest_set_that_reaches_top_p(top_p, allowed):
     logits = jnp.log(jnp.array([0.2, 0.55, 0.22, 0.03]))
     tokens, _ = sample_token(
-        jax.random.split(jax.random.key(0), 3000), jnp.broadcast_to(logits, (3000, 1, 4)), 1.0, top_p
+        jax.random.split(jax.random.key(0), 3000), jnp.broadcast_to(logits, (3000, 1, 4)), 1.0, Filters(top_p=top_p)
     )
     assert set(np.unique(tokens)) == allowed
+
+
+def _allowed(logits, top_k, top_p, min_p):
+    """The same in NumPy, one row at a time, by probabilities: which of its tokens may be drawn."""
+    order = np.argsort(-logits, kind="stable")
+    if top_k:
+        order = order[:top_k]
+    p = np.exp(logits[order] - logits[order].max())
+    p /= p.sum()
+    kept = {int(token) for token, before in zip(order, np.cumsum(p) - p) if top_p >= 1 or before < top_p}
+    return {token for token in kept if logits[token] >= logits.max() + (np.log(min_p) if min_p else -np.inf)}
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [
+        Filters(top_k=1),
+        Filters(top_k=7),
+        Filters(top_p=0.9),  # of one row beyond the likeliest 128
+        Filters(min_p=0.05),
+        Filters(20, 0.8, 0.03),
+        Filters(top_k=1000),  # more than there are
+    ],
+)
+@pytest.mark.parametrize("flat", [0.0, 0.02], ids=["peaked", "flat"])
+def test_only_tokens_behind_all_filters_are_drawn(filters, flat):
+    """Rows of a vocabulary of 400; in the flat case a nucleus has more tokens than are looked at first."""
+    logits = np.random.default_rng(0).normal(size=(3, 2, 400)).astype(np.float32) * 3
+    logits[1] *= flat or 1
+    draws = 400
+    keys = jax.random.split(jax.random.key(1), draws)
+    one = jax.jit(lambda key: sample_token(jax.random.split(key, 3), jnp.asarray(logits), 1.0, filters))
+    tokens, logprobs = jax.lax.map(one, keys)
+    whole = jax.nn.log_softmax(jnp.asarray(logits))
+    for b, g in np.ndindex(3, 2):
+        allowed = _allowed(logits[b, g], *filters)
+        drawn = np.asarray(tokens[:, b, g])
+        assert set(drawn.tolist()) <= allowed
+        if len(allowed) <= 8:
+            likely = {t for t in allowed if np.exp(whole[b, g, t]) / sum(np.exp(whole[b, g, list(allowed)])) > 0.05}
+            assert likely <= set(drawn.tolist())
+        # What training scores: nothing is renormalised.
+        np.testing.assert_allclose(logprobs[:, b, g], whole[b, g, drawn], atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [0.01, 0.3, 3.0])
+def test_the_nucleus_of_a_large_vocabulary_is_exact(scale):
+    """However many tokens it has: what is drawn from is what sorting everything gives."""
+    logits = jax.random.normal(jax.random.key(2), (2, 3, 1000)) * scale
+    for top_p in (0.1, 0.5, 0.95):
+        lowest = sampling._nucleus_of_all(logits, top_p)
+        for b, g in np.ndindex(2, 3):
+            kept = set(np.flatnonzero(np.asarray(logits[b, g]) >= np.asarray(lowest[b, g])).tolist())
+            expected = _allowed(np.asarray(logits[b, g], np.float64), 0, top_p, 0.0)
+            assert len(kept ^ expected) <= 1  # a sum that ends within rounding of top_p
 
 
 def test_a_prompt_may_end_differently_within_its_group():
