@@ -124,6 +124,10 @@ class ModelFlops:
         """Encodes media, runs prompts and completions, and gives logits for the completions."""
         return self._products(self._all, counts) + sum(self._attention(counts).values())
 
+    def encoding(self, counts: Counts) -> float:
+        """Encodes sound and video, and nothing else."""
+        return self.forward(counts._replace(prompt_tokens=0.0, prompt_pairs=0.0, feature_frames=0.0))
+
     def gradient(self, counts: Counts) -> float:
         """Forward and backward: weights that train get a gradient, and what stands behind one of them passes it on.
 

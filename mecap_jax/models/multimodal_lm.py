@@ -19,6 +19,7 @@ from mecap_jax.models.vision_tower import VisionTower
 
 # Which of the network's parts encodes a modality.
 TOWERS = {"audio": "audio_tower", "video": "visual"}
+_MEDIA = ("audio", "audio_frames", "patches", "patch_positions", "patch_mask")
 
 
 class MultimodalLM(nnx.Module):
@@ -56,6 +57,12 @@ class MultimodalLM(nnx.Module):
         if not tables:
             return jnp.zeros((prompt.tokens.shape[0], 0, self.config.decoder.hidden_size), self.config.dtype)
         return jnp.concatenate(tables, axis=1)
+
+    def with_encoded_media(self, prompt: PromptBatch) -> PromptBatch:
+        """The prompts with `media_tokens` in place of sound and video, for programs that are to read them again."""
+        media = self.encode_media(prompt._replace(features=prompt.features[:, :0]))
+        nothing = {name: getattr(prompt, name)[:, :0] for name in _MEDIA}
+        return prompt._replace(**nothing, media_tokens=to_raw(media))
 
     def embed_tokens(self, tokens: Int[Array, "*batch"]) -> Float[Array, "*batch D"]:
         """Token embeddings; from here on it is rows that are divided over a mesh, and weights are gathered."""

@@ -113,7 +113,11 @@ class GrpoLearner:
         micro_batches = [(example, rollout.micro.rows) for example, rollout in zip(examples, rollouts)]
         parts = self._mini_batches(micro_batches, numbers, counted, bounds)
         # Before the update, which the host would wait for.
-        work = [_sampled_work(rollout) for rollout in rollouts], [_learnt_work(e) for part in parts for e, _ in part]
+        work = (
+            [rollout.encoded for rollout in rollouts if rollout.encoded is not None],
+            [_sampled_work(rollout) for rollout in rollouts],
+            [_learnt_work(example) for part in parts for example, _ in part],
+        )
         state, sums, totals, norm = self._update(state, parts, len(examples) > 1)
         state = self._with_reference(state, number)
         jax.block_until_ready(norm)
@@ -139,12 +143,14 @@ class GrpoLearner:
         weights, judged = self._weighted(judged, step // self._config.updates_per_step)
         return _Sampled(rollouts, judged, *self._advantages(judged, weights), timing)
 
-    def _work_metrics(self, sampled: list[Counts], learnt: list[Counts]) -> dict[str, float]:
+    def _work_metrics(self, encoded: list[Counts], sampled: list[Counts], learnt: list[Counts]) -> dict[str, float]:
         """What a step did: everything that was sampled is sampled and, with a reference policy, scored once."""
         work = add_up(sampled)
         update = self._config.updates * self._flops.gradient(add_up(learnt))
         passes = 2 if self._config.loss.beta else 1
         flops = passes * self._flops.forward(work) + update
+        if encoded:
+            flops += self._flops.encoding(add_up(encoded))
         return work_metrics(work, flops) | {"flops/update": update}
 
     def _weighted(self, judged: list[JudgedGroups], step: int) -> tuple[dict[str, float], list[JudgedGroups]]:

@@ -20,11 +20,13 @@ from mecap_jax.data.questions import Asked
 from mecap_jax.data.tokenizer import Tokenizer
 from mecap_jax.generation.sampler import Generation, generate
 from mecap_jax.generation.scoring import completion_logprobs
+from mecap_jax.models.multimodal_lm import TOWERS
 from mecap_jax.models.parameters import merge_params
 from mecap_jax.rewards.base import Sample, checked_questions, described
 from mecap_jax.rewards.combine import RewardBatch, RewardFunction
 from mecap_jax.rl.policy_judge import PolicyJudge
-from mecap_jax.sharding import local_rows
+from mecap_jax.sharding import batch_sharding, local_rows
+from mecap_jax.throughput import Counts, count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +61,8 @@ class Rollout:
       finished, lengths: this process's part, bool and int [B_local, G].
       valid: this process's part, bool [B_local].
       rewards: this process's rewards, in the order of the flattened texts of valid rows.
+      encoded: sound and video that frozen towers were run on beforehand, once for rollout, reference and gradient; None
+        where each of them runs the towers.
       replies: what the policy said to the questions of reward terms, by term, [B_local][G]; rows that are not valid
         have none, and texts have {} where no term asks.
     """
@@ -72,6 +76,7 @@ class Rollout:
     lengths: np.ndarray
     valid: np.ndarray
     rewards: Future[RewardBatch]
+    encoded: Counts | None
     replies: list[list[Mapping[str, tuple[str | None, ...]]]]
 
 
@@ -107,6 +112,10 @@ class RolloutEngine:
         self._sampling = sampling
         self._tokenizer, self._read, self._reward, self._mesh, self._seed = tokenizer, read, reward, mesh, seed
         self._judge = PolicyJudge(graphdef, tokenizer, mesh)
+        self._encode = jax.jit(
+            lambda params, prompt: nnx.merge(graphdef, params).with_encoded_media(prompt),
+            out_shardings=batch_sharding(mesh),
+        )
 
     @property
     def reward(self) -> RewardFunction:
@@ -128,6 +137,10 @@ class RolloutEngine:
         started = time.perf_counter()
         frozen = self._sampling(self._frozen)
         policy = merge_params(self._sampling(params), frozen)
+        encoded = [None] * len(micro_batches)
+        if not params.keys() & set(TOWERS.values()):
+            # Towers of which nothing trains give rollout, reference and gradient the same.
+            micro_batches, encoded = zip(*(self._with_media(policy, micro) for micro in micro_batches))
         generations = [self._generate(policy, micro, step) for micro in micro_batches]
         if self._reward.asking:
             # What the policy is asked waits for its turn on the device anyway, and its time is told by itself.
@@ -138,9 +151,9 @@ class RolloutEngine:
         if reference is not None:
             reference = merge_params(self._sampling(reference), frozen)
         asking, rollouts = 0.0, []
-        for micro, generation in zip(micro_batches, generations):
+        for micro, generation, media in zip(micro_batches, generations, encoded):
             rollout, seconds = self._submit(policy, reference, micro, generation, step)
-            rollouts.append(rollout)
+            rollouts.append(dataclasses.replace(rollout, encoded=media))
             asking += seconds
         jax.block_until_ready(generations)
         sampled = time.perf_counter()
@@ -148,6 +161,12 @@ class RolloutEngine:
         scored = time.perf_counter()
         timing = {"rollout": sampled - started - asking, "reference": scored - sampled}
         return rollouts, timing | ({"policy_judge": asking} if self._reward.asking else {})
+
+    def _with_media(self, params: Any, micro: MicroBatch) -> tuple[MicroBatch, Counts | None]:
+        prompt = micro.prompt
+        if not prompt.audio.shape[1] and not prompt.patches.shape[1]:
+            return micro, None
+        return dataclasses.replace(micro, prompt=self._encode(params, prompt)), count(prompt, micro.valid, ())
 
     def _generate(self, params: Any, micro: MicroBatch, step: int) -> Generation:
         return generate(
@@ -199,8 +218,8 @@ class RolloutEngine:
         replies: list[list[Mapping[str, tuple[str | None, ...]]]] = [[] for _ in texts]
         for sample in samples:
             replies[sample.group].append(sample.replies)
-        rollout = Rollout(micro, generation, completions, reference, texts, finished, lengths, valid, rewards, replies)
-        return rollout, asking
+        judged = (texts, finished, lengths, valid, rewards)
+        return Rollout(micro, generation, completions, reference, *judged, None, replies), asking
 
     def _with_replies(
         self, params: Any, micro: MicroBatch, valid: np.ndarray, samples: list[Sample]

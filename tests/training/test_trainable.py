@@ -12,6 +12,8 @@ from mecap_jax.generation.scoring import completion_logprobs
 from mecap_jax.models.checkpoints.table import flatten
 from mecap_jax.models.lora import ADAPTER_LEAVES, Draw
 from mecap_jax.models.parameters import merge_params, split_params
+from mecap_jax.rl.learner import GrpoLearner
+from mecap_jax.rl.rollout import RolloutEngine
 from mecap_jax.sharding import put_batch
 from mecap_jax.train_state import abstract_model, make_gradient
 from mecap_jax.training.sft import SftBatch, sft_loss
@@ -82,6 +84,28 @@ def test_eight_devices_equal_one():
     actual, metrics = _after(harness.grpo_step(harness.mesh(2, 2, 2), **options))
     chex.assert_trees_all_close(actual.params, expected.params, atol=1e-5)
     chex.assert_trees_all_close(metrics, expected_metrics, atol=1e-4, rtol=1e-4)
+
+
+def test_frozen_towers_run_once_a_step(monkeypatch):
+    """What they make of a clip is handed to reference and gradient; the step is the same."""
+    on, parts = harness.mesh(data=2, fsdp=2), harness.Parts(miniature.CONFIG, (r"language_model\..*",))
+    options = {"micro": 1, "optimizer": harness.DESCENT, "parts": parts}
+    with monkeypatch.context() as patch:
+        patch.setattr(RolloutEngine, "_with_media", lambda self, params, micro: (micro, None))
+        expected, every_time = _after(harness.grpo_step(on, **options))
+    seen, update = [], GrpoLearner._update
+
+    def recorded(self, state, parts, accumulate):
+        seen.extend(example for part in parts for example, _ in part)
+        return update(self, state, parts, accumulate)
+
+    monkeypatch.setattr(GrpoLearner, "_update", recorded)
+    actual, once = _after(harness.grpo_step(on, **options))
+    assert {(e.prompt.audio.shape[1], e.prompt.patches.shape[1]) for e in seen} == {(0, 0)}
+    chex.assert_trees_all_close(actual.params, expected.params, atol=1e-6)
+    for one, other in zip(once, every_time, strict=True):
+        assert one.pop("flops") < other.pop("flops") and one.pop("flops/update") < other.pop("flops/update")
+        assert one == pytest.approx(other, rel=1e-4, abs=1e-5)
 
 
 def test_adapters_follow_the_axes_of_their_kernels():
