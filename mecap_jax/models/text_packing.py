@@ -33,7 +33,10 @@ class PackedTexts:
         apply: Callable[..., Array],
         width: int,
     ):
-        """Keeps the network's parameters on the default device.
+        """Keeps the network's parameters on the host's CPU device, where it runs.
+
+        Rewards are computed while the accelerators sample and score. A program that is launched on one of them would
+        wait in its queue until that is done, and so would the reward's time-out.
 
         Args:
           tokenizer: truncates to the longest text, see `load_tokenizer`.
@@ -46,7 +49,7 @@ class PackedTexts:
         self._tokenizer, self._config, self._width = tokenizer, config, width
         self._lengths = [length for length in _ROW_LENGTHS if length < max_tokens] + [max_tokens]
         graphdef, state = nnx.split(network)
-        self.state = jax.device_put(state)
+        self.state = jax.device_put(state, _host())
         self._forward = jax.jit(functools.partial(_forward, graphdef, apply))
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
@@ -79,6 +82,14 @@ class PackedTexts:
                 batch[2, r, start:end] = segment
                 start = end
         return batch
+
+
+def _host() -> jax.Device | None:
+    """This process's first CPU device; None, the default device, where `JAX_PLATFORMS` leaves CPUs out."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return None
 
 
 def check_texts(texts: Sequence[Any]) -> None:

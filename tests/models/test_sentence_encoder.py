@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 
+import jax
 import numpy as np
 import pytest
 import transformers
@@ -180,6 +181,17 @@ def save_model(directory, family="bert", pooling="mean", tail=(), max_tokens=24,
 @pytest.fixture(scope="module")
 def bert_directory(tmp_path_factory):
     return save_model(tmp_path_factory.mktemp("bert"))
+
+
+def test_it_runs_on_the_host_whatever_the_default_device_is(bert_directory):
+    """An accelerator would let a reward wait behind what was launched before it."""
+    texts = random_texts(5)
+    expected = load_sentence_encoder(str(bert_directory)).encode(texts)
+    with jax.default_device(jax.devices()[3]):
+        encoder = load_sentence_encoder(str(bert_directory))
+        np.testing.assert_array_equal(encoder.encode(texts), expected)
+    host = {jax.local_devices(backend="cpu")[0]}
+    assert all(x.devices() == host for x in jax.tree.leaves(encoder._texts.state))
 
 
 @pytest.mark.parametrize(
