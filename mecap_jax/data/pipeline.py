@@ -229,8 +229,7 @@ class ClipDataset:
 
     def _iterate(self, load: Callable[[int], Any], steps: int) -> grain.IterDataset:
         """Loads batches ahead, in the configured processes."""
-        iterator = grain.MapDataset.range(steps).map(load)
-        iterator = iterator.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
+        iterator = _read_ahead(load, steps, 4)
         if workers := self.config.workers:
             iterator = iterator.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
         return iterator
@@ -247,21 +246,28 @@ class ClipDataset:
 
         The last batch of a bucket is filled up. With `references`, the first ones of each clip are its targets.
         `places` says which rows of each batch this process reads, None: all.
+
+        Two batches are read ahead, in threads: what they decode stays in memory for the next evaluation, and processes
+        would take longer to start than most evaluations.
         """
         places = _all(places, batch_size)
+        plan = evaluation_batches(numbers, self._needs, self.config.buckets, batch_size)
 
         def targets(position: int, asked: Asked) -> list[list[int]]:
             return self.encode_targets(asked.targets, range(references), max_target_tokens)
 
-        for chosen, bucket in evaluation_batches(numbers, self._needs, self.config.buckets, batch_size):
+        def load(batch: int) -> ClipBatch:
+            chosen, bucket = plan[batch]
             taken, counted = take(chosen, places)
-            yield self.assemble(
+            return self.assemble(
                 taken,
                 bucket,
                 counted,
                 targets=targets if references else None,
                 target_length=max_target_tokens,
             )
+
+        return iter(_read_ahead(load, len(plan), 2)) if plan else iter(())
 
     def with_modalities(self, modalities: tuple[str, ...]) -> ClipDataset:
         """The same clips with fewer modalities, for the ablation; decoded clips are shared."""
@@ -372,6 +378,11 @@ class ClipDataset:
             length = joined_length(record.features, self._model.features)
             features = np.broadcast_to(np.float32(0), (length, sum(self._model.features.dims)))
         return DecodedClip(mel, frames, 1.0, features)
+
+
+def _read_ahead(load: Callable[[int], Any], count: int, ahead: int) -> grain.IterDataset:
+    """Loads number after number in threads, up to so many ahead."""
+    return grain.MapDataset.range(count).map(load).to_iter_dataset(grain.ReadOptions(2, ahead))
 
 
 class _Load:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pickle
+import time
 
 import jax
 import numpy as np
@@ -134,6 +135,20 @@ def test_evaluation_visits_every_clip_once(dataset):
     rows = dataset.clips("train")
     seen = [int(row) for batch in dataset.evaluation_batches(rows, 4) for row in batch.numbers[batch.valid]]
     assert sorted(seen) == sorted(rows)
+
+
+def test_evaluation_reads_ahead(dataset, monkeypatch):
+    """The next batches are decoded while the first one is captioned, and not all of them."""
+    rows, made, assemble = dataset.clips("train"), [], dataset.assemble
+    monkeypatch.setattr(dataset, "assemble", lambda *args, **options: made.append(1) or assemble(*args, **options))
+    batches = dataset.evaluation_batches(rows, 1)
+    next(batches)
+    patience = time.monotonic() + 30
+    while len(made) < 2 and time.monotonic() < patience:
+        time.sleep(0.01)
+    assert 2 <= len(made) < len(rows)
+    with pytest.raises(StopIteration):
+        next(dataset.evaluation_batches([], 1))
 
 
 def test_media_stand_where_the_tokens_point(dataset, tokenizer):
