@@ -2,6 +2,8 @@
 
   python scripts/train.py --config=configs/grpo.py --workdir=runs/grpo [--config.grpo.group_size=4]
 
+--profile=10:12 traces three steps of each stage, for TensorBoard and Perfetto.
+
 The same command resumes an interrupted run. SIGTERM and Ctrl-C save and stop; the exit status is 75 then.
 
 A run on several machines is this command on each of them, with a workdir that all share. On TPU pods and under SLURM
@@ -27,14 +29,31 @@ from mecap_jax.text_files import error_message
 
 _CONFIG = flags.DEFINE_string("config", None, "Recipe: path/to/recipe.py[:argument].", required=True)
 _WORKDIR = flags.DEFINE_string("workdir", "", "Directory of the run; runs/RECIPE where not given.")
+_PROFILE = flags.DEFINE_string(
+    "profile", "", "FIRST:LAST, or one step: trace these steps of every stage into WORKDIR/profile."
+)
 local_paths("workdir")
+
+
+def traced_steps(value: str) -> tuple[int, int] | None:
+    """First and last step of a trace, counted from 1.
+
+    Raises:
+      ConfigError: it is neither FIRST:LAST nor a number.
+    """
+    if not value:
+        return None
+    first, _, last = value.partition(":")
+    if not first.isdecimal() or not (last or first).isdecimal() or not 1 <= int(first) <= int(last or first):
+        raise ConfigError(f"--profile: expected FIRST:LAST, two steps counted from 1, or one step; got {value!r}")
+    return int(first), int(last or first)
 
 
 def main(argv: list[str], overrides: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     try:
-        config = load(_CONFIG.value, overrides)
+        config, traced = load(_CONFIG.value, overrides), traced_steps(_PROFILE.value)
     except ConfigError as error:
         sys.exit(error_message(error))
     logging.set_verbosity(logging.WARNING)
@@ -48,7 +67,7 @@ def main(argv: list[str], overrides: list[str]) -> None:
     try:
         with StopSignal() as should_stop, joined():  # in this order: processes may wait long for each other
             try:
-                story.run(config, workdir, should_stop)
+                story.run(config, workdir, should_stop, traced)
             except USER_ERRORS as error:
                 sys.exit(error_message(error))
             except Exception as error:

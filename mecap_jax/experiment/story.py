@@ -46,10 +46,16 @@ from mecap_jax.training.logging import RunLogger, read_jsonl
 CONTROL = "control.json"
 
 
-def run(config: Config, workdir: Path, should_stop: Stop = lambda step: False) -> dict[str, Any]:
+def run(
+    config: Config,
+    workdir: Path,
+    should_stop: Stop = lambda step: False,
+    traced: tuple[int, int] | None = None,
+) -> dict[str, Any]:
     """Runs everything that `config` asks for and returns what `report.json` holds.
 
-    Whatever `workdir` already holds is not done again: the same command resumes an interrupted run.
+    Whatever `workdir` already holds is not done again: the same command resumes an interrupted run. Of the steps
+    `traced`, from the first to the last, every stage writes a trace.
 
     Raises:
       LockedError: another process runs in `workdir`.
@@ -61,7 +67,7 @@ def run(config: Config, workdir: Path, should_stop: Stop = lambda step: False) -
     with contextlib.ExitStack() as stack:
         if first:
             stack.enter_context(locked(workdir / LOCK, str(workdir)))
-        logger = stack.enter_context(RunLogger(workdir, enabled=first))
+        logger = stack.enter_context(RunLogger(workdir, enabled=first, traced=traced))
         with clock.measure("set_up"):
             bench = set_up(config, workdir, logger)
         config = bench.config

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from mecap_jax.json_files import parse_json, to_json
+from mecap_jax.training.profiling import StepTrace
 
 # What a person watches; everything is in metrics.jsonl.
 _SHOWN = {
@@ -40,9 +41,18 @@ _SPEED_WINDOW = 600.0  # seconds; two steps must fit in, or there is no estimate
 class RunLogger(contextlib.AbstractContextManager):
     """Writes the logs of a run into its working directory."""
 
-    def __init__(self, workdir: Path | None, enabled: bool = True, console: Console | None = None):
-        """`enabled` is False for all but the first process; without `workdir` there is only the display."""
-        self._workdir, self._enabled = workdir, enabled
+    def __init__(
+        self,
+        workdir: Path | None,
+        enabled: bool = True,
+        console: Console | None = None,
+        traced: tuple[int, int] | None = None,
+    ):
+        """`enabled` is False for all but the first process; without `workdir` there is only the display.
+
+        `traced` are the first and the last step of every stage of which a trace is written.
+        """
+        self._workdir, self._enabled, self._traced = workdir, enabled, traced
         self._console = console or Console(file=sys.stderr, highlight=False)
         self._tensorboard = _summary_writer(workdir / "tensorboard") if enabled and workdir else None
         self._files: dict[str, Any] = {}
@@ -87,6 +97,12 @@ class RunLogger(contextlib.AbstractContextManager):
         if self._enabled:
             for group in groups:
                 self._write("completions.jsonl", {"stage": stage, "step": step, **group})
+
+    def trace(self, stage: str) -> StepTrace:
+        """What traces the stage's steps that are to be traced, into `profile/STAGE`."""
+        if not self._enabled or self._workdir is None or self._traced is None:
+            return StepTrace(stage, None)
+        return StepTrace(stage, self._workdir / "profile" / stage, *self._traced)
 
     @contextlib.contextmanager
     def progress(self, title: str, total: int, start: int = 0) -> Iterator[Callable[[int, Mapping[str, float]], None]]:

@@ -74,10 +74,15 @@ def run_stage(
     else:
         state = initial()
     logger.rewind(name, start)
-    with logger.progress(name, steps, start) as progress, steps_under_way() as begin_to_wait:
+    with (
+        logger.progress(name, steps, start) as progress,
+        steps_under_way() as begin_to_wait,
+        logger.trace(name) as trace,
+    ):
         for step in range(start + 1, steps + 1):
             began = time.perf_counter()
-            state, metrics, groups = step_function(state, draw(), draw)
+            with trace.step(step):
+                state, metrics, groups = step_function(state, draw(), draw)
             timing = {"timing_s/data": draw.waited(), "timing_s/step": time.perf_counter() - began}
             metrics = {**metrics, **timing}
             metrics |= throughput(metrics, peak)

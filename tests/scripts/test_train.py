@@ -20,6 +20,7 @@ def run(*arguments, cwd):
         (["--config={root}/configs/grpo.py", "--config.grpo.group_size=1"], "config key 'grpo.group_size'"),
         (["--config={root}/configs/grpo.py", "--config.grpo.groupsize=4"], "did you mean 'group_size'"),
         (["--config={root}/configs/absent.py"], "no such file"),
+        (["--config={root}/configs/grpo.py", "--profile=3:2"], "--profile: expected FIRST:LAST"),
         (["--config={root}/configs/grpo.py", "extra"], "unexpected arguments: ['extra']"),
         (["--config={root}/configs/grpo.py", "--wrkdir=x"], "Unknown command line flag 'wrkdir'"),
         ([], "--config"),

@@ -1,7 +1,10 @@
 """What a run writes while it goes: files a program reads, a display a person reads."""
 
+import gzip
 import io
+import json
 
+import jax
 from rich.console import Console
 
 from mecap_jax.json_files import parse_json
@@ -80,6 +83,27 @@ def test_on_a_terminal_there_is_a_bar_with_the_time_left(tmp_path):
     shown = console.file.getvalue()
     assert "compiling" in shown and "grpo" in shown and "2/10" in shown and "reward 0.750" in shown
     assert "0:12:00" in shown  # eight steps of 90 s
+
+
+def test_some_steps_are_traced(tmp_path):
+    """For TensorBoard, and for Perfetto: both are told which steps they see."""
+    with quiet(tmp_path, traced=(2, 3)) as logger:
+        for stage, steps in (("sft", 4), ("grpo", 2), ("short", 1)):  # the second ends within, the third before
+            with logger.trace(stage) as trace:
+                for number in range(1, steps + 1):
+                    with trace.step(number):
+                        jax.numpy.ones(8).block_until_ready()
+    assert {path.name for path in (tmp_path / "profile").iterdir()} == {"sft", "grpo"}
+    for stage, steps in (("sft", {"2", "3"}), ("grpo", {"2"})):
+        (binary,) = (tmp_path / "profile" / stage).rglob("*.xplane.pb")
+        assert binary.stat().st_size > 0
+        (path,) = (tmp_path / "profile" / stage).rglob("perfetto_trace.json.gz")
+        events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+        assert {event["args"]["step_num"] for event in events if event.get("name") == stage} == steps
+    with quiet(tmp_path / "other", enabled=False, traced=(1, 1)) as logger, logger.trace("sft") as trace:
+        with trace.step(1):
+            pass
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_display_without_files(tmp_path):
