@@ -1,6 +1,7 @@
 """What a step does with its rollout: mini-batches, a reference policy that moves, a KL weight that changes."""
 
 import dataclasses
+import threading
 
 import chex
 import jax
@@ -11,6 +12,7 @@ import pytest
 from mecap_jax.config import CheckpointConfig, ConfigError, LossConfig, load
 from mecap_jax.interruption import Interrupted
 from mecap_jax.rewards.combine import RewardFunction, Term
+from mecap_jax.rewards.validity import is_degenerate
 from mecap_jax.rl.learner import _only
 from mecap_jax.training.checkpointing import StageCheckpoints
 from mecap_jax.training.logging import RunLogger, read_jsonl
@@ -203,6 +205,43 @@ def test_a_weight_follows_the_mean_of_all_that_was_sampled_together(monkeypatch)
             terms = completion["rewards"]
             assert completion["reward"] == pytest.approx(2 * mean * terms["alphabetical"] + terms["even"], abs=1e-5)
         assert all(result.metrics[f"timing_s/rewards/{name}"] > 0 for name in ("alphabetical", "even"))
+
+
+class Together(harness.Alphabetical):
+    """Judges a micro-batch only when another one is being judged, too."""
+
+    def __init__(self, parties):
+        self._barrier = threading.Barrier(parties)
+
+    def __call__(self, samples):
+        self._barrier.wait(timeout=60)
+        return super().__call__(samples)
+
+
+def test_rewards_are_computed_beside_the_next_micro_batch_and_change_nothing(monkeypatch):
+    """All micro-batches are sampled before the rewards of any are there; one after the other, the step is the same."""
+    plain = learner(harness.GRPO)
+    micro_batches = harness.grpo_batch(0, harness.mesh(), MICRO)
+    run, usual = plain._engine.run, plain._engine._reward
+
+    def one_by_one(params, micro_batches, step, reference=None):
+        rollouts = []
+        for micro in micro_batches:
+            (rollout,), timing = run(params, [micro], step, reference)
+            rollout.rewards.result()
+            rollouts.append(rollout)
+        return rollouts, timing
+
+    monkeypatch.setattr(plain._engine, "run", one_by_one)
+    expected, result = plain.step(start(), micro_batches)
+    monkeypatch.undo()
+    reward = RewardFunction([(Together(len(micro_batches)), 1.0)], 60, is_degenerate)
+    monkeypatch.setattr(plain._engine, "_reward", reward)
+    actual, overlapped = plain.step(start(), micro_batches)
+    monkeypatch.setattr(plain._engine, "_reward", usual)
+    assert overlapped.metrics["rewards/alphabetical/failures"] == 0 and len(micro_batches) > 2
+    assert overlapped.groups == result.groups
+    chex.assert_trees_all_equal(jax.device_get(actual.params), jax.device_get(expected.params))
 
 
 # --- the reference policy --------------------------------------------------------------------------------------------
