@@ -40,7 +40,8 @@ def score_completions(
     """
     hidden = model.completion_states(prompt, tokens)
     # What a device holds at once is what counts: every chunk reads all output weights, and twice more backwards.
-    rows = len(tokens) if model.row_sharding is None else model.row_sharding.shard_shape(tokens.shape)[0]
+    divided = model.running.rows
+    rows = len(tokens) if divided is None else divided.shard_shape(tokens.shape)[0]
     logprobs, entropy = _token_scores(model.language_model, hidden, tokens, temperature, rows)
     return Scores(logprobs, entropy)
 
