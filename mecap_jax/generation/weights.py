@@ -27,16 +27,18 @@ def sampling_params(params: Any, dtype: str, gather: bool) -> Any:
         times bytes of `dtype` until it is let go of.
     """
     leaves, tree = jax.tree.flatten(params)
-    wanted = [_as_used(x, jnp.dtype(dtype), gather) for x in leaves]
+    wanted = [as_used(x, dtype, gather) for x in leaves]
     changed = [i for i, (x, (to, place)) in enumerate(zip(leaves, wanted)) if not _is_so(x, to, place)]
     if changed:
-        made = _convert(*zip(*(wanted[i] for i in changed)))([leaves[i] for i in changed])
+        made = convert(*zip(*(wanted[i] for i in changed)))([leaves[i] for i in changed])
         for i, x in zip(changed, made):
             leaves[i] = x
     return jax.tree.unflatten(tree, leaves)
 
 
-def _as_used(x: jax.Array, dtype: jnp.dtype, gather: bool) -> tuple[jnp.dtype, jax.sharding.Sharding]:
+def as_used(x: jax.Array | jax.ShapeDtypeStruct, dtype: str, gather: bool) -> tuple[jnp.dtype, jax.sharding.Sharding]:
+    """The dtype and the place in which `sampling_params` gives a parameter, or the shape of one."""
+    dtype = jnp.dtype(dtype)
     rounded = x.ndim > 1 and x.dtype.itemsize > dtype.itemsize
     return dtype if rounded else x.dtype, gathered(x.sharding) if gather else x.sharding
 
@@ -46,6 +48,6 @@ def _is_so(x: jax.Array, dtype: jnp.dtype, place: jax.sharding.Sharding) -> bool
 
 
 @functools.lru_cache(maxsize=16)
-def _convert(dtypes: tuple[jnp.dtype, ...], places: tuple[jax.sharding.Sharding, ...]):
+def convert(dtypes: tuple[jnp.dtype, ...], places: tuple[jax.sharding.Sharding, ...]):
     """One program for all parameters, compiled once a run."""
     return jax.jit(lambda xs: [x.astype(dtype) for x, dtype in zip(xs, dtypes)], out_shardings=list(places))

@@ -28,6 +28,7 @@ class Cost:
     Attributes:
       calls: how often a step runs it.
       arguments_gb, temporaries_gb: of memory by the compiler; None where it gave up because memory does not suffice.
+      copies_gb: weights beside what is kept, in the dtype and the place in which they are sampled with.
       needed_gb: what the compiler says that it needs where it gave up, else None.
       tflops: of products, 1e12, its share of those of all devices; what is computed again in a backward pass counts.
       collective_gb: sent, by kind of collective.
@@ -39,6 +40,7 @@ class Cost:
     calls: int
     arguments_gb: float | None
     temporaries_gb: float | None
+    copies_gb: float
     needed_gb: float | None
     tflops: float
     collective_gb: dict[str, float]
@@ -49,7 +51,7 @@ class Cost:
 def cost_of(program: Program, devices: int) -> Cost:
     """Traces and compiles a program for the devices that its shapes name."""
     began = time.perf_counter()
-    traced = program.trace()
+    traced, copies = program.trace(), gigabytes(program.copies)
     tflops = matmul_flops(traced.jaxpr, program.trips) / devices / 1e12
     try:
         compiled = traced.lower().compile()
@@ -57,13 +59,14 @@ def cost_of(program: Program, devices: int) -> Cost:
         if not (said := _OUT_OF_MEMORY.search(str(error))):
             raise
         needed = float(said[1]) * _GIGA[said[2]]
-        return Cost(program.calls, None, None, needed, tflops, {}, None, time.perf_counter() - began)
+        return Cost(program.calls, None, None, copies, needed, tflops, {}, None, time.perf_counter() - began)
     memory, counted = compiled.memory_analysis(), compiled.cost_analysis() or {}
     sent = collective_bytes(compiled.as_text(), program.trips)
     return Cost(
         program.calls,
         memory.argument_size_in_bytes / 1e9,
         memory.temp_size_in_bytes / 1e9,
+        copies,
         None,
         tflops,
         {kind: size / 1e9 for kind, size in sorted(sent.items())},
@@ -94,7 +97,8 @@ def plan(
     for name, program in {} if counted_only else staged.programs.items():
         costs[name] = cost_of(program, mesh.size)
         tell(f"  {name}: {_in_words(costs[name])}")
-    needed = sum(kept.values()) + max((cost.temporaries_gb or 0.0 for cost in costs.values()), default=0.0)
+    beside = [(cost.temporaries_gb or 0.0) + cost.copies_gb for cost in costs.values()]
+    needed = sum(kept.values()) + max(beside, default=0.0)
     lacking = [cost.needed_gb for cost in costs.values() if cost.needed_gb]
     result = {
         "config": config.name,

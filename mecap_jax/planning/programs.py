@@ -17,9 +17,11 @@ from mecap_jax.config import Bucket, Config
 from mecap_jax.data.collate import collate
 from mecap_jax.generation.sampler import generate
 from mecap_jax.generation.scoring import completion_logprobs
+from mecap_jax.generation.weights import as_used, convert
 from mecap_jax.models.lora import Draw
 from mecap_jax.models.parameters import merge_params, split_params
 from mecap_jax.rl.objective import Denominators, TrainExample, grpo_loss
+from mecap_jax.rl.rollout import encodes_once, make_encode
 from mecap_jax.sharding import Division, batch_sharding, divide, replicated
 from mecap_jax.train_state import abstract_model, abstract_state, make_gradient, make_optimizer, make_update
 from mecap_jax.training.sft import SftBatch, sft_loss
@@ -33,11 +35,13 @@ class Program:
       trace: traces it.
       calls: how often a step runs it.
       trips: how often the body of its loop runs whose end depends on data; 1 where it has none.
+      copies: shapes of weights that are there beside what is kept while it runs; None: none.
     """
 
     trace: Callable[[], jax.stages.Traced]
     calls: int
     trips: int = 1
+    copies: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +81,14 @@ def _plan_grpo(config: Config, mesh: Mesh, bucket: Bucket) -> StagePlan:
     grpo, shapes = config.grpo, _Shapes(mesh)
     division = divide(grpo.prompts, mesh, grpo.micro_prompts)
     rows = division.size * division.shards
-    prompt = shapes.prompts(config, bucket, rows)
+    learning = _Learning(config, grpo.optimizer, grpo.steps * grpo.updates_per_step, mesh)
+    raw = prompt = shapes.prompts(config, bucket, rows)
+    used, gather = _sampling(learning.params, config)
+    programs = {"gather": Program(gather, 1)} if gather else {}
+    if encodes_once(learning.trainable) and (raw.audio.shape[1] or raw.patches.shape[1]):
+        encode = make_encode(learning.graphdef, mesh)
+        prompt = jax.tree.map(lambda x: shapes.rows(x.shape, x.dtype), jax.eval_shape(encode, used, raw))
+        programs["encode"] = Program(functools.partial(encode.trace, used, raw), division.parts)
     group, length = grpo.group_size, grpo.max_new_tokens
     completions = shapes.completions(rows, group, length)
     scores = shapes.rows((rows, group, length), jnp.float32)
@@ -92,11 +103,10 @@ def _plan_grpo(config: Config, mesh: Mesh, bucket: Bucket) -> StagePlan:
         references,
     )
     shared = (Denominators(*[shapes.whole((), jnp.float32)] * 3), shapes.whole((), jnp.float32))
-    learning = _Learning(config, grpo.optimizer, grpo.steps * grpo.updates_per_step, mesh)
     sample = functools.partial(
         generate.trace,
         learning.graphdef,
-        learning.params,
+        used,
         prompt,
         shapes.whole((2,), jnp.uint32),
         shapes.rows((rows,), jnp.int32),
@@ -104,27 +114,46 @@ def _plan_grpo(config: Config, mesh: Mesh, bucket: Bucket) -> StagePlan:
         group_size=group,
         max_new_tokens=length,
         temperature=grpo.temperature,
+        top_k=grpo.top_k,
         top_p=grpo.top_p,
+        min_p=grpo.min_p,
         end_ids=(0,),
     )
     score = functools.partial(
         completion_logprobs.trace,
         learning.graphdef,
-        learning.params,
+        used,
         prompt,
         completions,
         temperature=grpo.temperature,
     )
     loss = functools.partial(grpo_loss, config=grpo)
-    programs = {
-        "sample": Program(sample, division.parts, trips=length),
-        **({"reference": Program(score, division.parts)} if grpo.loss.beta else {}),
-        **learning.programs(loss, example, shared, shapes, rows, division.parts, grpo.updates, grpo.updates_per_step),
-    }
+    copies = used if gather else None
+    programs["sample"] = Program(sample, division.parts, trips=length, copies=copies)
     kept = learning.kept()
     if grpo.loss.beta:
         kept["reference"] = learning.trainable
-    return StagePlan(programs, kept, prompt, division)
+        reference, gather = _sampling(learning.trainable, config)
+        if gather:
+            programs["gather_reference"] = Program(gather, 1)
+        programs["reference"] = Program(score, division.parts, copies=copies)
+    programs |= learning.programs(
+        loss, example, shared, shapes, rows, division.parts, grpo.updates, grpo.updates_per_step
+    )
+    return StagePlan(programs, kept, raw, division)
+
+
+def _sampling(params: Any, config: Config) -> tuple[Any, Callable[[], jax.stages.Traced] | None]:
+    """Parameters as completions are sampled with them, and what traces the program that makes them; None where none is
+    needed (see `generation.weights`)."""
+    leaves, tree = jax.tree.flatten(params)
+    wanted = [as_used(x, config.model.dtype, config.mesh.gather) for x in leaves]
+    used = [jax.ShapeDtypeStruct(x.shape, dtype, sharding=place) for x, (dtype, place) in zip(leaves, wanted)]
+    changed = [i for i, (old, new) in enumerate(zip(leaves, used)) if old != new]
+    if not changed:
+        return params, None
+    trace = functools.partial(convert(*zip(*(wanted[i] for i in changed))).trace, [leaves[i] for i in changed])
+    return jax.tree.unflatten(tree, used), trace
 
 
 def _plan_sft(config: Config, mesh: Mesh, bucket: Bucket) -> StagePlan:

@@ -86,6 +86,20 @@ def _mask(generation: Generation, valid: Array, keep_truncated: Array) -> Comple
     return Completions(generation.tokens, generation.mask() & kept[..., None])
 
 
+def make_encode(graphdef: nnx.GraphDef, mesh: Mesh) -> Callable[[Any, PromptBatch], PromptBatch]:
+    """Returns the compiled (params, prompts) -> the same prompts with media tokens in place of their media."""
+    return jax.jit(
+        lambda params, prompt: nnx.merge(graphdef, params).with_encoded_media(prompt),
+        out_shardings=batch_sharding(mesh),
+    )
+
+
+def encodes_once(trainable: Any) -> bool:
+    """Whether no tower is among the parameters that train: rollout, reference and gradient are then given the same
+    media tokens."""
+    return not trainable.keys() & set(TOWERS.values())
+
+
 class RolloutEngine:
     """Samples groups, has them judged, and scores them under the reference policy."""
 
@@ -112,10 +126,7 @@ class RolloutEngine:
         self._sampling = sampling
         self._tokenizer, self._read, self._reward, self._mesh, self._seed = tokenizer, read, reward, mesh, seed
         self._judge = PolicyJudge(graphdef, tokenizer, mesh)
-        self._encode = jax.jit(
-            lambda params, prompt: nnx.merge(graphdef, params).with_encoded_media(prompt),
-            out_shardings=batch_sharding(mesh),
-        )
+        self._encode = make_encode(graphdef, mesh)
 
     @property
     def reward(self) -> RewardFunction:
@@ -138,8 +149,7 @@ class RolloutEngine:
         frozen = self._sampling(self._frozen)
         policy = merge_params(self._sampling(params), frozen)
         encoded = [None] * len(micro_batches)
-        if not params.keys() & set(TOWERS.values()):
-            # Towers of which nothing trains give rollout, reference and gradient the same.
+        if encodes_once(params):
             micro_batches, encoded = zip(*(self._with_media(policy, micro) for micro in micro_batches))
         generations = [self._generate(policy, micro, step) for micro in micro_batches]
         if self._reward.asking:

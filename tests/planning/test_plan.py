@@ -32,12 +32,15 @@ def test_a_step_is_planned_program_by_program(planned):
     config, mesh, bucket, result, lines = planned
     json.dumps(result, allow_nan=False)
     programs = result["programs"]
-    assert list(programs) == ["sample", "reference", "gradient", "update"] and len(lines) == 4
+    assert list(programs) == ["gather", "sample", "gather_reference", "reference", "gradient", "update"]
+    assert len(lines) == len(programs)
     division = divide(12, mesh, 1)
     assert (division.parts, division.size) == (2, 1)
-    assert [cost["calls"] for cost in programs.values()] == [2, 2, 2, 1] and result["filled_up"] == 0.25
-    # Divided parameters have to be brought together, at every token too, and gradients added up.
-    assert all(sum(programs[name]["collective_gb"].values()) > 0 for name in ("sample", "reference", "gradient"))
+    assert [cost["calls"] for cost in programs.values()] == [1, 2, 1, 2, 2, 1] and result["filled_up"] == 0.25
+    # Divided parameters are brought together once before they are sampled with, and within a gradient.
+    sent = {name: sum(cost["collective_gb"].values()) for name, cost in programs.items()}
+    assert min(sent["gather"], sent["gather_reference"], sent["gradient"]) > 100 * sent["sample"]
+    assert programs["sample"]["copies_gb"] == programs["reference"]["copies_gb"] > result["kept_gb"]["parameters"]
     assert result["fits"] and result["mesh"] == {"data": 1, "fsdp": 8, "tensor": 1}
     seconds = result["seconds_at_least"]
     assert np.isclose(seconds["step"], sum(seconds[name] for name in programs)) and seconds["sample"] > 0
@@ -54,6 +57,24 @@ def test_memory_that_is_counted_is_what_the_compiler_finds(planned):
     gradient = kept["parameters"] + kept["gradient"] + gigabytes(staged.batch)
     assert 0.9 < gradient / result["programs"]["gradient"]["arguments_gb"] <= 1.0
     assert result["needed_gb"] >= sum(kept.values())
+
+
+def test_weights_that_stay_divided_are_brought_together_at_every_token(planned):
+    config, mesh, bucket, result, _ = planned
+    divided = load(RECIPE, ["mesh.fsdp=8", "mesh.gather=False", "grpo.prompts=8"])
+    staged = plan_stage(divided, "grpo", mesh, bucket)
+    assert "gather" not in staged.programs and staged.programs["sample"].copies is None
+    sent = sum(cost_of(staged.programs["sample"], mesh.size).collective_gb.values())
+    once = sum(result["programs"]["gather"]["collective_gb"].values())
+    assert sent > 0.5 * config.grpo.max_new_tokens * once
+
+
+def test_media_are_encoded_once_where_no_tower_trains():
+    config = load("configs/grpo.py:qwen2_5_omni_3b,smoke", ["mesh.fsdp=8", "trainable='language_model.*'"])
+    mesh, bucket = make_mesh(config.mesh), bucket_for(2.0, config.data, config.model)
+    assert "encode" in plan_stage(config, "grpo", mesh, bucket).programs
+    whole = load("configs/grpo.py:qwen2_5_omni_3b,smoke", ["mesh.fsdp=8"])
+    assert "encode" not in plan_stage(whole, "grpo", mesh, bucket).programs
 
 
 def test_a_reward_without_divergence_keeps_no_reference_and_adapters_keep_little(planned):
