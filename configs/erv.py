@@ -27,7 +27,7 @@ def get_config(arg: str = "") -> Config:
         grpo=replace(
             whole.grpo,
             reward=RewardConfig(rewards),  # added up without weights (the authors' run_grpo_ERV.sh)
-            **({} if tiny or smoke else {"group_size": 4}),  # the same script's
+            **({} if tiny or smoke else _RL),
         ),
         rows=(
             # The ablation that the paper makes: without the verifier this is R1-Omni.
@@ -39,3 +39,5 @@ def get_config(arg: str = "") -> Config:
 
 # The authors' finetune_omni_add_reasoning.sh: 331 rationales, 10 epochs, batches of 32; rates as in R1-Omni's.
 _COLD_START = dict(steps=105, batch_clips=32)
+# Their run_grpo_ERV.sh: groups of 4, two epochs; of their checkpoints the 1,044th step ends one, at 16 prompts a step.
+_RL = dict(group_size=4, steps=2088)

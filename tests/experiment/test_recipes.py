@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from mecap_jax.config import ConfigError, chosen_rows, load, row_config
+from mecap_jax.config import ConfigError, chosen_rows, load, row_config, stage_config
 from mecap_jax.experiment import story
 from mecap_jax.training.checkpointing import latest_step
 from mecap_jax.training.logging import read_jsonl
@@ -49,6 +49,8 @@ def test_recipes_of_recognition_say_what_is_published():
             1e-6,
         )
         assert config.grpo.max_new_tokens == 512 and config.sft.optimizer.learning_rate == 2e-5
+        alone = stage_config(config, "sft_labels").sft  # one epoch of 15,306 clips
+        assert (alone.batch_clips, alone.steps, alone.optimizer.learning_rate) == (128, 120, 2e-5)
         assert config.grpo.loss.reference_likelihood == 0  # clips of reinforcement learning have labels only
     # Without its third reward ERV is R1-Omni, on the same cold start.
     tiny = load("configs/erv.py", ["evaluation.rows=grpo_r1_omni"])
