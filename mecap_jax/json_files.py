@@ -4,6 +4,7 @@ in them, read strictly; errors name the file.
 
 from __future__ import annotations
 
+import collections
 import json
 import math
 import os
@@ -43,33 +44,37 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(temporary, path)
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, unique: bool = False) -> Any:
     """Returns the value of a JSON text, of which every number is finite (NaN and Infinity are Python's, not JSON's).
 
+    Args:
+      unique: whether an object may name a key only once; otherwise the last of them counts.
+
     Raises:
-      ValueError: not UTF-8, not JSON, a number that no float holds, or nested too deeply.
+      ValueError: not UTF-8, not JSON, a number that no float holds, a key twice, or nested too deeply.
     """
     try:
-        return _DECODER.decode(text.decode("utf-8-sig") if isinstance(text, bytes) else text)
+        decoder = _UNIQUE_DECODER if unique else _DECODER
+        return decoder.decode(text.decode("utf-8-sig") if isinstance(text, bytes) else text)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 
 
-def read_json_object(path: Path, largest: int = _LARGEST) -> dict[str, Any]:
-    """Reads the JSON object in a file.
+def read_json_object(path: Path, largest: int = _LARGEST, unique: bool = False) -> dict[str, Any]:
+    """Reads the JSON object in a file; `unique` as in `parse_json`.
 
     Raises:
       FileNotFoundError: there is no such file.
       ValueError: it cannot be read, is larger than `largest` bytes, or holds something else.
     """
-    return read_json(path, dict, largest)
+    return read_json(path, dict, largest, unique)
 
 
-def read_json(path: Path, kind: type, largest: int = _LARGEST) -> Any:
+def read_json(path: Path, kind: type, largest: int = _LARGEST, unique: bool = False) -> Any:
     """Reads the JSON value in a file, which must be of this type. Raises as `read_json_object`."""
     content = read_file(path, largest)
     try:
-        value = parse_json(content)
+        value = parse_json(content, unique)
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(value, kind):
@@ -128,4 +133,13 @@ def _finite(text: str) -> float:
     return value
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    counts = collections.Counter(key for key, _ in pairs)
+    if twice := [key for key, count in counts.items() if count > 1]:
+        more = f" (and {len(twice) - 5} more)" if len(twice) > 5 else ""
+        raise ValueError(f"there is more than one value of {', '.join(map(repr, twice[:5]))}{more}")
+    return dict(pairs)
+
+
 _DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_finite)
+_UNIQUE_DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_finite, object_pairs_hook=_once)

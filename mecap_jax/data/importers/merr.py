@@ -31,7 +31,7 @@ def rows(input: Path, settings: ImportSettings) -> list[Entry]:
     if path is None:
         raise ImporterError(f"{input} lacks {_FINE} (or {_COARSE})")
     try:
-        described = read_json_object(path, _LARGEST)
+        described = read_json_object(path, _LARGEST, unique=True)
     except ValueError as error:
         raise ImporterError(str(error)) from error
     listed = path.with_suffix(".txt")

@@ -25,7 +25,7 @@ def rows(input: Path, settings: ImportSettings) -> list[Entry]:
     """
     captions, text, _ = require(input, "fid2captions.json", "text.txt", "wav")
     try:
-        captions = read_json_object(captions)
+        captions = read_json_object(captions, unique=True)
     except ValueError as error:
         raise ImporterError(str(error)) from error
     said = {parts[0]: parts[-1] for line in read_lines(text) if len(parts := line.split(maxsplit=1)) == 2}

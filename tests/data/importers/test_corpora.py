@@ -319,6 +319,23 @@ def test_secaps_captions_are_a_test_set(tmp_path):
     assert bad == ["fid2captions.json, 'tx_emotion_2': a caption must be a string that says something, got ''"]
 
 
+@pytest.mark.parametrize(
+    "source, files, name",
+    [
+        (
+            "secap",
+            {"fid2captions.json": '{"a": "悲", "b": "喜", "a": "悲"}', "text.txt": "", "wav/a.wav": b"a"},
+            "a",
+        ),
+        ("merr", {"MERR_fine_grained.json": '{"x": {}, "x": {"smp_reason_caption": "It."}}'}, "x"),
+    ],
+)
+def test_a_clip_that_an_object_names_twice_is_no_clip_of_either(tmp_path, source, files, name):
+    put(tmp_path, files)
+    with pytest.raises(ImporterError, match=f"there is more than one value of '{name}'"):
+        read(source, tmp_path)
+
+
 def test_merrs_rationales_explain_their_labels(tmp_path):
     fine = {"smp_reason_caption": "The brows are knit.", "pseu_emotion": "worried", "text": "Oh no.", "AU_list": []}
     put(tmp_path, {"video/sample_1.mp4": b"a", "video/sample_2.avi": b"b"})
