@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import signal
 import sys
@@ -32,6 +33,9 @@ def run(main: Callable[[list[str]], Any]) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # in place of what answered while it was loading
 
     def guarded(argv: list[str]) -> Any:
+        for name, value in flags.FLAGS.flag_values_dict().items():
+            if isinstance(value, float) and not math.isfinite(value):  # no bound of a flag refuses NaN
+                sys.exit(f"error: --{name} must be a finite number, got {value}")
         try:
             status = main(argv)
             sys.stdout.flush()

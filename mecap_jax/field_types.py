@@ -22,6 +22,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
 """A share in [0, 1): of what some must always remain, or the decay of a moving average."""
 
+Seconds = Annotated[float, Field(gt=0, le=1e6)]
+"""How long to wait for something."""
+
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """What a generator of random numbers starts from."""
 

@@ -96,6 +96,15 @@ def test_a_script_that_is_stopped_while_it_loads_says_so_in_one_line(path, tmp_p
         assert (script.returncode, error) == (status, f"{number.name}: stopped\n")
 
 
+@pytest.mark.parametrize("flag", ["max_bad_fraction=nan", "max_seconds=nan", "max_seconds=inf"])
+def test_numbers_that_are_not_finite_are_refused_by_flag(flag, tmp_path):
+    command = [SCRIPTS[0].with_name("prepare_data.py"), "--source=synthetic", f"--output={tmp_path / 'out'}"]
+    done = subprocess.run([sys.executable, *command, f"--{flag}"], capture_output=True, text=True)
+    name, _, value = flag.partition("=")
+    assert (done.returncode, done.stderr) == (1, f"error: --{name} must be a finite number, got {value}\n")
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     "error, words",
     [

@@ -86,6 +86,7 @@ def test_overrides_reach_nested_fields_with_the_right_type():
         ("rows=({'name': 'sft', 'stage': 'sft'},)", ("'rows'", "a name of its own")),
         ("sft.optimizer.clip_norm=nan", ("sft.optimizer.clip_norm", "valid number", "'nan'")),
         ("sft.optimizer.clip_norm=1e999", ("sft.optimizer.clip_norm", "finite")),
+        ("grpo.reward.timeout_s=1e30", ("grpo.reward.timeout_s", "less than or equal to 1000000")),
         ("grpo.optimizer.beta2=1", ("grpo.optimizer.beta2", "less than 1")),
         ("seed={1, 2}", ("seed", "valid integer", "{1, 2}")),
         ("trainable=()", ("trainable", "nothing would train")),

@@ -52,6 +52,7 @@ from mecap_jax.config.validation import (
     validate,
     validate_devices,
 )
+from mecap_jax.config.values import checked
 
 __all__ = [
     "AugmentConfig",
@@ -75,6 +76,7 @@ __all__ = [
     "SftConfig",
     "SyntheticConfig",
     "TaskConfig",
+    "checked",
     "chosen_rows",
     "differences",
     "from_json",

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from mecap_jax.field_types import Regex, Seed, Share, ShareBelowOne
+from mecap_jax.field_types import Regex, Seconds, Seed, Share, ShareBelowOne
 from mecap_jax.model_config import ModelConfig
 
 Modality = Literal["audio", "video", "features"]
@@ -52,7 +52,7 @@ class SyntheticConfig:
     clips: PositiveInt = 2000
     seed: Seed = 0
     caption_language: Literal["en", "zh"] = "en"
-    speech_languages: tuple[Literal["en", "zh"], ...] = ("en", "zh")
+    speech_languages: Annotated[tuple[Literal["en", "zh"], ...], Field(min_length=1)] = ("en", "zh")
     conflict_share: Share = 0.4
     contradicting_share: Share = 0.0
     stills: bool = False
@@ -206,7 +206,7 @@ class TaskConfig:
     wheels: str = ""
     judge: str = ""
     judge_model: str = ""
-    judge_timeout_s: PositiveFloat = 30.0
+    judge_timeout_s: Seconds = 30.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -322,8 +322,8 @@ class RewardConfig:
 
     terms: tuple[RewardSpec, ...] = (RewardSpec("emotion"), RewardSpec("semantic", 0.5))
     combine: Literal["sum", "product"] = "sum"
-    timeout_s: PositiveFloat = 60.0
-    validation_timeout_s: PositiveFloat = 600.0
+    timeout_s: Seconds = 60.0
+    validation_timeout_s: Seconds = 600.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ import soundfile
 import soxr
 from PIL import Image
 
-from mecap_jax.config import ConfigError, SyntheticConfig
+from mecap_jax.config import SyntheticConfig, checked
 from mecap_jax.data.features import SAMPLE_RATE, log_mel
 from mecap_jax.data.stills import one_frame_video
 from mecap_jax.data.synthetic import chinese, english, expression, face, mp4, prosody
@@ -87,7 +87,7 @@ def plan(config: SyntheticConfig) -> list[ClipSpec]:
     Raises:
       ConfigError: a setting that the corpus cannot have; the message names the key.
     """
-    _check(config)
+    config = checked(config, "data.synthetic")
     sizes = {split: round(share * config.clips) for split, share in SPLIT_SHARES.items()}
     sizes["train"] = config.clips - sizes["validation"] - sizes["test"]
     rng = np.random.default_rng(config.seed)
@@ -228,23 +228,6 @@ def _draw(spec: ClipSpec) -> _Drawn:
         has_voice=not spec.still,
     )
     return _Drawn(sound, identity, units, facts)
-
-
-def _check(config: SyntheticConfig):
-    languages = tuple(SENTENCES)
-    for key, ok, expected in (
-        ("clips", config.clips > 0, "positive"),
-        ("seed", config.seed >= 0, "at least 0"),
-        ("conflict_share", 0.0 <= config.conflict_share <= 1.0, "in [0, 1]"),
-        ("contradicting_share", 0.0 <= config.contradicting_share <= 1.0, "in [0, 1]"),
-        ("caption_language", config.caption_language in _GRAMMARS, f"one of {tuple(_GRAMMARS)}"),
-        ("domain", config.domain in ("usual", "other"), "usual or other"),
-        ("speech_languages", config.speech_languages != (), "at least one language"),
-        ("speech_languages", set(config.speech_languages) <= set(languages), f"among {languages}"),
-    ):
-        if not ok:
-            value = getattr(config, key)
-            raise ConfigError(f"config key 'data.synthetic.{key}': must be {expected} (got {value!r})")
 
 
 def _plan_split(split: str, size: int, first: int, config: SyntheticConfig, rng: np.random.Generator) -> list[ClipSpec]:

@@ -120,13 +120,15 @@ def test_speech_languages():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (dict(clips=0), "clips.: must be positive .got 0."),
-        (dict(seed=-1), "seed.: must be at least 0 .got -1."),
-        (dict(conflict_share=1.5), r"conflict_share.: must be in \[0, 1\] .got 1.5."),
-        (dict(contradicting_share=-0.1), r"contradicting_share.: must be in \[0, 1\] .got -0.1."),
-        (dict(caption_language="de"), "caption_language.: must be one of .*got 'de'"),
-        (dict(speech_languages=()), "speech_languages.: must be at least one language"),
-        (dict(speech_languages=("en", "de")), "speech_languages.: must be among .*'de'"),
+        (dict(clips=0), "'data.synthetic.clips': must be greater than 0 .got 0."),
+        (dict(seed=-1), "seed': must be greater than or equal to 0 .got -1."),
+        (dict(conflict_share=1.5), "conflict_share': must be less than or equal to 1 .got 1.5."),
+        (dict(conflict_share=float("nan")), "conflict_share': must be .*got nan."),
+        (dict(contradicting_share=-0.1), "contradicting_share': must be greater than or equal to 0 .got -0.1."),
+        (dict(caption_language="de"), "caption_language': must be 'en' or 'zh' .got 'de'"),
+        (dict(speech_languages=()), "speech_languages': .*at least 1 item"),
+        (dict(speech_languages=("en", "de")), r"speech_languages\[1\]': must be 'en' or 'zh' .got 'de'"),
+        (dict(features=("log_mel",)), r"features\[0\]': must be 'log_mel-UTT' or 'log_mel-FRA'"),
     ],
 )
 def test_impossible_settings_are_refused(settings, message):
