@@ -64,6 +64,7 @@ CAPTIONS = {"own": None, "templates": "en", "templates_zh": "zh", "prosody": "en
 
 FOLD = 5  # of MAFW and DFEW: the one that ERV is tested on
 _USUAL = {"allow_outside": False, "label_map": {}, "captions": "own", "fold": FOLD}
+_LONGEST_LABEL = 300  # characters: several words may be one label, a caption in the wrong column is none
 _PIECE = 1 << 14  # bytes of a medium by which it is told from another one of its size
 
 
@@ -89,7 +90,7 @@ class ImportSettings:
         """Returns the label that stands for a corpus' own one, None where there is none.
 
         Raises:
-          ValueError: the label is empty.
+          ValueError: the label is empty, or too long to be one.
         """
         canonical = canonical_label(raw)
         mapped = self.label_map.get(raw.strip(), self.label_map.get(canonical))
@@ -97,6 +98,8 @@ class ImportSettings:
             self.placeholders[canonical] += 1
             return None
         mapped = canonical if mapped is None else mapped
+        if len(mapped) > _LONGEST_LABEL:
+            raise ValueError(f"{mapped!r:.40} is no label: it has {len(mapped)} characters (at most {_LONGEST_LABEL})")
         return canonical_label(mapped) if mapped else None
 
 

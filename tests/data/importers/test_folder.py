@@ -124,6 +124,10 @@ def test_defaults(directory):
         ({"split": "eval"}, "split 'eval' is none of train, validation, test"),
         ({"labels": {"smell": "happy"}}, "'labels' has 'smell'"),
         ({"label": "sad", "labels": {"multimodal": "happy"}}, "'label' is 'sad', but the multimodal label is 'happy'"),
+        (
+            {"label": "a caption in the wrong column " * 20},
+            "'a caption in the wrong .* is no label: it has 599 char",
+        ),
         ({"valence": 7}, r"'valence' must be a number in \[-2, 2\], got 7"),
         ({"valence": "high"}, "'valence' must be a number"),
         ({"valence": True}, "'valence' must be a number"),
