@@ -16,6 +16,15 @@ def _compiles(pattern: str) -> str:
     return pattern
 
 
+def _is_file_name(name: str) -> str:
+    if name in ("", ".", "..") or "/" in name or "\0" in name:
+        raise ValueError("must be the name of a directory, and no path")
+    return name
+
+
+FileName = Annotated[str, AfterValidator(_is_file_name)]
+"""The name of a directory that there may be."""
+
 Share = Annotated[float, Field(ge=0, le=1)]
 """A share of something, in [0, 1]."""
 

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from mecap_jax.field_types import Regex, Seconds, Seed, Share, ShareBelowOne
+from mecap_jax.field_types import FileName, Regex, Seconds, Seed, Share, ShareBelowOne
 from mecap_jax.model_config import ModelConfig
 
 Modality = Literal["audio", "video", "features"]
@@ -481,6 +481,7 @@ class Config:
     """Everything about a run; `sft` or `grpo` set to None leaves that stage out.
 
     Attributes:
+      name: what reports call the run, and its workdir below `runs` where no other is named.
       rows: what the recipe offers to hold the result against; `evaluation.rows` says which ones are trained.
       backbone: directory in the Hugging Face layout that weights, tokenizer and processor come from; "" trains a
         tokenizer on the data and starts from random weights.
@@ -493,7 +494,7 @@ class Config:
       compilation_cache: directory of the persistent compilation cache; `JAX_COMPILATION_CACHE_DIR` goes before it.
     """
 
-    name: str
+    name: FileName
     model: ModelConfig
     seed: Seed = 0
     backbone: str = ""
