@@ -130,7 +130,7 @@ def load_encoder(config: Config) -> SentenceEncoder:
     """
     try:
         encoder = load_sentence_encoder(config.encoder.path)
-    except SentenceEncoderError as error:
+    except (CheckpointError, SentenceEncoderError) as error:
         raise ConfigError(f"config key 'encoder.path': {error}") from error
     if config.encoder.anchors:
         try:

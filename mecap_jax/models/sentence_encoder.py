@@ -19,6 +19,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from mecap_jax.models.bert import Bert, BertConfig, first_tokens, load_bert, token_sums, unimplemented
+from mecap_jax.models.checkpoints.safetensors_files import SINGLE, TensorFiles
+from mecap_jax.models.checkpoints.table import CheckpointError, all_finite
 from mecap_jax.models.text_directory import (
     TextModelError,
     load_tokenizer,
@@ -238,22 +240,48 @@ class HostSentenceEncoder(_CachingEncoder):
                 f"{directory} is no BERT, RoBERTa or XLM-R encoder with mean or CLS pooling, so it runs through "
                 f"sentence-transformers, which cannot be imported ({error}): pip install 'mecap_jax[torch]'"
             ) from error
-        for path in sorted(directory.rglob("tokenizer.json")):
-            try:
-                check_tokenizer(path)
-            except ValueError as error:
-                raise TextModelError(str(error)) from None
-        self._model = SentenceTransformer(
-            str(directory),
-            device="cpu",
-            local_files_only=True,
-            trust_remote_code=False,
-            model_kwargs={"use_safetensors": True},
-        )
-        super().__init__(name, weights_sha256, len(self._model.encode("", show_progress_bar=False)))
+        _check_host_files(directory)
+        try:
+            self._model = SentenceTransformer(
+                str(directory),
+                device="cpu",
+                local_files_only=True,
+                trust_remote_code=False,
+                model_kwargs={"use_safetensors": True},
+            )
+            dim = len(self._model.encode("", show_progress_bar=False))
+        except Exception as error:  # the libraries raise whatever a damaged file makes of them
+            raise TextModelError(
+                f"{directory} cannot be loaded by sentence-transformers: {type(error).__name__}: {error!s:.500}"
+            ) from error
+        super().__init__(name, weights_sha256, dim)
 
     def _embed(self, texts: list[str]) -> np.ndarray:
         return self._model.encode(texts, normalize_embeddings=True, show_progress_bar=False).astype(np.float32)
+
+
+def _check_host_files(directory: Path) -> None:
+    """Refuses what sentence-transformers would load all the same.
+
+    Raises:
+      TextModelError: a tokenizer that may run away, a module whose weights are pickled.
+      CheckpointError: weights that cannot be read, are quantised, or hold NaN or infinity.
+    """
+    for path in sorted(directory.rglob("tokenizer.json")):
+        try:
+            check_tokenizer(path)
+        except ValueError as error:
+            raise TextModelError(str(error)) from None
+    for path in sorted(directory.rglob("pytorch_model*.bin")):
+        if not (path.parent / SINGLE).is_file():
+            raise TextModelError(f"{path}: pickled weights are not read; {SINGLE} is to stand in their place")
+    for path in sorted(directory.rglob(SINGLE)):
+        tensors = TensorFiles(path.parent)
+        if tensors.problems:
+            raise CheckpointError("; ".join(tensors.problems))
+        floats = {key: tensor for key, tensor in tensors.items() if tensor.dtype.kind in "fV"}
+        if broken := sorted(key for key, tensor in floats.items() if not all_finite(tensor.view())):
+            raise CheckpointError(f"{path}: tensors hold NaN or infinity: {', '.join(broken)}")
 
 
 class FlaxSentenceEncoder(_CachingEncoder):

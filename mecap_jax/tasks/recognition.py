@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mecap_jax.config import Config, ConfigError, RewardConfig
+from mecap_jax.config import Config, ConfigError, RewardConfig, is_path
 from mecap_jax.data.checks import Judgement, clip_counts
 from mecap_jax.data.language import caption_language
 from mecap_jax.data.manifest import ClipRecord
@@ -246,8 +246,14 @@ class Recognition:
         return dataclasses.replace(made, labels=tuple(self.labels.spelt(label) or label for label in made.labels))
 
     def check_rewards(self, config: RewardConfig) -> None:
-        """Checks the terms before there are data."""
+        """Checks the terms, and loads the text classifiers that they name, before there are data."""
         check_terms(config, TERMS)
+        for spec in config.terms:
+            if is_path(directory := spec.options.get("verifier")):
+                try:
+                    verifier_of(directory)
+                except ValueError as error:
+                    raise ConfigError(f"config key 'grpo.reward.terms': {spec.name!r}: {error}") from error
 
     def rewards(self, config: RewardConfig, judges: Judges) -> RewardFunction:
         """Returns what an answer earns. A chain of thought may repeat a phrase: the terms judge all by themselves."""

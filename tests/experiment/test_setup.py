@@ -13,10 +13,12 @@ from mecap_jax.data.pipeline import DataError
 from mecap_jax.data.shards import ShardError, ShardReader
 from mecap_jax.data.training_facts import read_facts
 from mecap_jax.data.utterance import Utterance
+from mecap_jax.experiment import setup
 from mecap_jax.experiment.setup import USER_ERRORS, build_shards, reopen, set_up, shards_directory
 from mecap_jax.experiment.weights import read_run
 from mecap_jax.experiment.workdir import CACHE, is_claimed
 from mecap_jax.json_files import read_json_object
+from mecap_jax.models.checkpoints.table import CheckpointError
 from mecap_jax.training.logging import RunLogger
 from tests.data.clips import SHARED, audio_file, needs_shared_data
 
@@ -43,6 +45,21 @@ def test_rewards_and_encoders_are_loaded_before_any_data(tmp_path, override, mes
     with RunLogger(None, enabled=False) as logger, pytest.raises(ConfigError, match=message):
         set_up(config, tmp_path / "run", logger)
     assert not (tmp_path / "run").exists()
+
+
+def test_weights_and_classifiers_that_cannot_be_read_name_their_key(tmp_path, monkeypatch):
+    data = (f"data.path={tmp_path / 'absent'}", f"compilation_cache={tmp_path / 'jax'}")
+    recognition = load("configs/erv.py", [*data, "grpo.reward.terms.explanation.options={'verifier': './absent'}"])
+    with RunLogger(None, enabled=False) as logger:
+        with pytest.raises(ConfigError, match="'grpo.reward.terms': 'explanation': no such directory: absent"):
+            set_up(recognition, tmp_path / "run", logger)
+
+        def damaged(path):
+            raise CheckpointError("model.safetensors: tensors hold NaN or infinity: pooler.dense.bias")
+
+        monkeypatch.setattr(setup, "load_sentence_encoder", damaged)
+        with pytest.raises(ConfigError, match="'encoder.path': model.safetensors: tensors hold NaN"):
+            set_up(recipe(*data), tmp_path / "run", logger)
 
 
 def test_a_damaged_configuration_of_a_run_is_named(tmp_path):

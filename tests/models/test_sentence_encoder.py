@@ -3,6 +3,7 @@
 import tests.torch_reference  # noqa: F401, I001 - declares torchvision operators before transformers is imported
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -258,6 +259,37 @@ def test_host_encoder_without_sentence_transformers_says_what_to_install(tmp_pat
     directory = save_model(tmp_path, "mpnet")
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(SentenceEncoderError, match=r"pip install 'mecap_jax\[torch\]'"):
+        load_sentence_encoder(str(directory))
+
+
+@pytest.fixture(scope="module")
+def host_directory(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("host"), "mpnet", tail=[Dense(24, 8)])
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        ("nan", "model.safetensors: tensors hold NaN or infinity: embeddings.LayerNorm.bias, pooler.dense.bias"),
+        ("cut", "model.safetensors: .*"),
+        ("pickled", "2_Dense/pytorch_model.bin: pickled weights are not read"),
+        ("settings", "cannot be loaded by sentence-transformers: "),
+    ],
+)
+def test_what_the_host_would_load_all_the_same_is_refused(host_directory, tmp_path, damage, message):
+    directory = shutil.copytree(host_directory, tmp_path / "model")
+    weights, dense = directory / "model.safetensors", directory / "2_Dense"
+    if damage == "nan":
+        broken = {"pooler.dense.bias": np.nan, "embeddings.LayerNorm.bias": -np.inf}
+        tensors = load_file(weights)
+        save_file(tensors | {name: np.full_like(tensors[name], value) for name, value in broken.items()}, weights)
+    elif damage == "cut":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif damage == "pickled":
+        (dense / "model.safetensors").rename(dense / "pytorch_model.bin")
+    else:
+        (dense / "config.json").write_text("[]")
+    with pytest.raises((CheckpointError, SentenceEncoderError), match=message):
         load_sentence_encoder(str(directory))
 
 
