@@ -285,15 +285,15 @@ def read_kept(path: Path, kinds: Mapping[str, type]) -> dict[str, Any]:
     """
     try:
         found = read_json_object(path)
-        for key, kind in kinds.items():
-            if not isinstance(found.get(key), kind):
-                raise ValueError(f"its {key!r} is {found.get(key)!r}")
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} is damaged: {error}") from error
+    except (OSError, ValueError) as error:  # names the file
+        raise ConfigError(str(error)) from error
+    for key, kind in kinds.items():
+        if not isinstance(found.get(key), kind):
+            raise ConfigError(f"{path} is damaged: its {key!r} is {found.get(key)!r:.80}")
     return found
 
 
 def read_report(workdir: Path) -> dict[str, Any]:
-    """`report.json` of a run, {} where it has none yet."""
+    """`report.json` of a run, {} where it has none yet. Raises as `read_kept`."""
     path = workdir / "report.json"
-    return read_json_object(path) if path.is_file() else {}
+    return read_kept(path, {}) if path.is_file() else {}

@@ -10,7 +10,7 @@ from mecap_jax.config import ConfigError, load
 from mecap_jax.config.overrides import override
 from mecap_jax.data.training_facts import gather_facts
 from mecap_jax.experiment import workdir as workdir_module
-from mecap_jax.experiment.weights import check_start, read_run
+from mecap_jax.experiment.weights import check_start, read_report, read_run
 from mecap_jax.experiment.workdir import (
     cache_of,
     check_finished,
@@ -260,11 +260,14 @@ def test_a_damaged_file_of_a_run_is_named(run, tmp_path, damage):
     (run / "shards.json").write_text(damage)
     reader = SimpleNamespace(checksum="a", directory=tmp_path)
     for use in (lambda: data_of(run), lambda: cache_of(run), lambda: claim_data(run, reader)):
-        with pytest.raises(ConfigError, match=r"shards\.json is damaged: "):
+        with pytest.raises(ConfigError, match=r"shards\.json (is|must|has) "):
             use()
     (run / "start.json").write_text(damage)
-    with pytest.raises(ConfigError, match=r"start\.json is damaged: "):
+    with pytest.raises(ConfigError, match=r"start\.json (is|must|has) "):
         check_start(run, config("init_from=another/checkpoints/sft"))
+    (run / "report.json").write_text("[1")
+    with pytest.raises(ConfigError, match=r"report\.json is not JSON"):
+        read_report(run)
 
 
 def test_a_run_that_goes_on_elsewhere_keeps_its_cache(run, tmp_path, monkeypatch):
