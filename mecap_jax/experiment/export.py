@@ -13,6 +13,7 @@ import jax
 from jax.sharding import Mesh
 
 from mecap_jax.config import Config, ConfigError, MeshConfig, stage_config
+from mecap_jax.data.building import building, remove_unfinished
 from mecap_jax.data.tokenizer import Tokenizer
 from mecap_jax.evaluation.model_card import CARD_FILE, Export, render_card
 from mecap_jax.experiment.backbone import check_backbone
@@ -22,13 +23,14 @@ from mecap_jax.experiment.weights import (
     PROCESSOR,
     describe,
     open_stage,
+    read_kept,
     read_report,
     read_run,
     run_of,
 )
 from mecap_jax.experiment.workdir import cache_of, data_of
 from mecap_jax.families import FAMILIES
-from mecap_jax.json_files import read_json_object, write_json
+from mecap_jax.json_files import write_json
 from mecap_jax.models.checkpoints.config_reader import omni_thinker
 from mecap_jax.models.checkpoints.config_writer import for_earlier_versions, format_config, within_omni
 from mecap_jax.models.checkpoints.hub import save_model, save_projector
@@ -110,17 +112,21 @@ def export_stage(
 
 @contextlib.contextmanager
 def _at_once(output: Path) -> Iterator[Path]:
-    """A directory beside `output` that takes its place when the block ends well, and is gone when it does not."""
+    """A directory beside `output` that takes its place when the block ends well, and is gone when it does not.
+
+    Raises:
+      ConfigError: another export has taken the place meanwhile.
+    """
     output = output.absolute()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of an export that was killed
-    partial.mkdir()
-    try:
-        yield partial
-        partial.replace(output)  # an empty directory gives way
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    remove_unfinished(output.parent)
+    with building(output) as unfinished:
+        yield unfinished
+        try:
+            unfinished.replace(output)  # an empty directory gives way
+        except OSError as error:
+            if output.exists():
+                raise ConfigError(f"--output: {output} is there now: another export has made it meanwhile") from error
+            raise
 
 
 # --- whole weights -------------------------------------------------------------------------------------------------
@@ -220,6 +226,6 @@ def _data_facts(config: Config, workdir: Path) -> Mapping[str, Any]:
     manifest = (data_of(workdir) or shards_directory(config, cache_of(workdir))) / "manifest.json"
     if not manifest.is_file():
         return {}
-    fields = read_json_object(manifest)
+    fields = read_kept(manifest, {})
     names = "source synthetic datasets speech_languages caption_languages splits licences quarantined".split()
     return {name: fields[name] for name in names if name in fields}

@@ -399,6 +399,15 @@ def test_nothing_half_written_stays(tiny, tmp_path, monkeypatch):
     assert (tmp_path / "out" / "mine.txt").read_text() == "keep"
 
 
+def test_two_exports_to_one_place_do_not_disturb_each_other(tmp_path):
+    with pytest.raises(ConfigError, match="out is there now: another export"), export._at_once(tmp_path / "out") as one:
+        (one / "model.safetensors").write_text("one")
+        with export._at_once(tmp_path / "out") as other:
+            (other / "model.safetensors").write_text("other")
+    (left,) = tmp_path.iterdir()
+    assert left.name == "out" and (left / "model.safetensors").read_text() == "other"
+
+
 def test_what_cannot_be_exported_is_named(tiny, vl, tmp_path):
     with pytest.raises(ConfigError, match="RUN/checkpoints/STAGE"):
         export_stage(tiny.parent.parent, tmp_path / "out")
