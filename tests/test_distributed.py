@@ -1,5 +1,6 @@
 """Processes of one run end together: each with a status and a line, none waits for one that is gone."""
 
+import contextlib
 import os
 import random
 import re
@@ -7,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -121,3 +123,23 @@ def test_who_cannot_join_says_so_in_one_line(flags, line):
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     (said,) = done.stderr.splitlines()
     assert done.returncode != 0 and line.lower() in said.lower()
+
+
+@pytest.mark.slow
+def test_a_run_that_waits_for_its_other_processes_can_be_stopped(tmp_path):
+    port = free_port()
+    where = [f"--coordinator_address=127.0.0.1:{port}", "--num_processes=2", "--process_id=0"]
+    command = [sys.executable, ROOT / "scripts" / "train.py", f"--config={ROOT / 'configs' / 'grpo.py'}", *where]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
+        while True:
+            assert process.poll() is None, process.stderr.read()
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                break
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=30)
+    lines = [line for line in said.splitlines() if not line.startswith("[Gloo]")]
+    assert (process.returncode, lines) == (
+        Interrupted.STATUS,
+        ["SIGTERM: stopping", "stopped; the same command resumes"],
+    )
