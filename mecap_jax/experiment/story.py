@@ -32,6 +32,7 @@ from mecap_jax.experiment.weights import (
     open_model,
     read_kept,
     read_report,
+    read_run,
     stage_trainable,
     starting_trainable,
 )
@@ -65,8 +66,7 @@ def run(
     first = jax.process_index() == 0
     check_place(workdir)
     with contextlib.ExitStack() as stack:
-        if first:
-            stack.enter_context(locked(workdir / LOCK, str(workdir)))
+        stack.enter_context(_only_writer(workdir))
         logger = stack.enter_context(RunLogger(workdir, enabled=first, traced=traced))
         with clock.measure("set_up"):
             bench = set_up(config, workdir, logger)
@@ -109,10 +109,18 @@ def report_again(workdir: Path, logger: RunLogger) -> dict[str, Any]:
 
     Raises:
       ConfigError: there is no run, or a stage of it has not been captioned yet.
+      LockedError: another process runs in `workdir`.
     """
-    bench, evaluated = evaluated_again(workdir, logger)
-    timing = read_report(workdir).get("timing") or {"steps": _step_seconds(workdir)}
-    return _report(bench, evaluated, timing)
+    read_run(workdir)  # where there is none, nothing is made
+    with _only_writer(workdir):
+        bench, evaluated = evaluated_again(workdir, logger)
+        timing = read_report(workdir).get("timing") or {"steps": _step_seconds(workdir)}
+        return _report(bench, evaluated, timing)
+
+
+def _only_writer(workdir: Path) -> contextlib.AbstractContextManager[None]:
+    """Within it no other run writes in `workdir`; the first process holds the lock for all."""
+    return locked(workdir / LOCK, str(workdir)) if jax.process_index() == 0 else contextlib.nullcontext()
 
 
 def evaluated_again(workdir: Path, logger: RunLogger) -> tuple[Workbench, Evaluated]:

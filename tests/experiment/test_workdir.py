@@ -1,6 +1,7 @@
 """Whose a workdir is: what may change in a run that goes on, what may not, and what a path means."""
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,8 +11,10 @@ from mecap_jax.config import ConfigError, load
 from mecap_jax.config.overrides import override
 from mecap_jax.data.training_facts import gather_facts
 from mecap_jax.experiment import workdir as workdir_module
+from mecap_jax.experiment.story import report_again
 from mecap_jax.experiment.weights import check_start, read_report, read_run
 from mecap_jax.experiment.workdir import (
+    LOCK,
     cache_of,
     check_finished,
     check_output,
@@ -21,6 +24,8 @@ from mecap_jax.experiment.workdir import (
     data_of,
     is_claimed,
 )
+from mecap_jax.locking import LockedError, locked
+from mecap_jax.training.logging import RunLogger
 
 
 def config(*overrides):
@@ -268,6 +273,12 @@ def test_a_damaged_file_of_a_run_is_named(run, tmp_path, damage):
     (run / "report.json").write_text("[1")
     with pytest.raises(ConfigError, match=r"report\.json is not JSON"):
         read_report(run)
+
+
+def test_nobody_writes_a_report_beside_a_run_that_goes_on(run):
+    with RunLogger(None, enabled=False) as logger, locked(run / LOCK, str(run)):
+        with pytest.raises(LockedError, match=f"in use by process {os.getpid()} on "):
+            report_again(run, logger)
 
 
 def test_a_run_that_goes_on_elsewhere_keeps_its_cache(run, tmp_path, monkeypatch):
