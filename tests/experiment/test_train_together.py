@@ -235,9 +235,12 @@ def test_a_signal_outside_of_training_loses_nothing_that_was_finished(tmp_path, 
     predictions = workdir / "evaluations" / "sft.predictions.jsonl"
     stop(command, tmp_path, predictions.exists)
     assert not (workdir / "report.json").exists()
-    finished = [predictions, *(workdir / "checkpoints").rglob("*"), *cache.glob("synthetic-*/*")]
+    finished = [*(workdir / "checkpoints").rglob("*"), *cache.glob("synthetic-*/*")]
     times = {path: path.stat().st_mtime_ns for path in finished}
-    run(*command, cwd=tmp_path, devices=4)
+    captions = [row["caption"] for row in read_jsonl(predictions)]
+    said = run(*command, cwd=tmp_path, devices=4).stderr
+    assert "captions sft 0/" not in said and "captions grpo 0/" in said
+    assert [row["caption"] for row in read_jsonl(predictions) if row.get("reading")] == captions
     assert {path: path.stat().st_mtime_ns for path in finished} == times
     assert json.loads((workdir / "report.json").read_text())["eval"].keys() == {"sft", "grpo"}
 
