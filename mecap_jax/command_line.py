@@ -27,8 +27,12 @@ def _is_local(value: str | Sequence[str] | None) -> bool:
     return not any(map(is_address, values))
 
 
-def run(main: Callable[[list[str]], Any]) -> None:
-    """Runs a script; its exit status is what `main` returns, 130 where it was interrupted, 1 where it cannot write."""
+def run(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None) -> None:
+    """Runs a script; its exit status is what `main` returns, 130 where it was interrupted, 1 where it cannot write.
+
+    Args:
+      argv: what absl parses, in place of the command line.
+    """
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # in place of what answered while it was loading
 
@@ -52,7 +56,7 @@ def run(main: Callable[[list[str]], Any]) -> None:
             print(f"error: {printable(problem)}", file=sys.stderr)
             return 1
 
-    app.run(guarded)
+    app.run(guarded, argv=argv)
 
 
 def storage_problem(error: BaseException) -> str | None:

@@ -11,12 +11,18 @@ figures as JSON. The exit status is 1 where it does not fit.
 """
 
 import os
+import signal
 import sys
 from pathlib import Path
 
+from mecap_jax.interruption import answer_signals
+
+if __name__ == "__main__":  # before the imports that take seconds
+    answer_signals({signal.SIGINT: 130})
+
 from absl import app, flags, logging
 
-from mecap_jax.command_line import local_paths, split_overrides
+from mecap_jax.command_line import local_paths, run, split_overrides
 from mecap_jax.config import Config, ConfigError, load, validate_devices
 from mecap_jax.text_files import error_message
 
@@ -129,4 +135,4 @@ def _summarise(result: dict, tell) -> None:
 
 if __name__ == "__main__":
     arguments, config_overrides = split_overrides(sys.argv)
-    app.run(lambda argv: main(argv, config_overrides), argv=arguments)
+    run(lambda argv: main(argv, config_overrides), arguments)

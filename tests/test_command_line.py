@@ -15,7 +15,7 @@ from mecap_jax.config import ConfigError, load
 from mecap_jax.text_files import is_address
 
 SCRIPTS = sorted((Path(__file__).parents[1] / "scripts").glob("*.py"))
-NO_PATHS = {"config", "fold", "instruction", "layer", "name", "rows", "runner", "section", "seeds"}
+NO_PATHS = set("chip config fold instruction layer name profile rows runner section seeds topology".split())
 
 
 def calls(path, name):
