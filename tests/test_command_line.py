@@ -82,7 +82,9 @@ def test_an_interrupted_script_says_so_in_one_line():
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
 def test_a_script_that_is_stopped_while_it_loads_says_so_in_one_line(path, tmp_path):
     for library in ("absl", "jax"):  # the first of them that a script imports never ends
-        (tmp_path / f"{library}.py").write_text("import time\nprint('loading', flush=True)\ntime.sleep(60)\n")
+        (tmp_path / f"{library}.py").write_text(
+            "import time\nprint('loading', flush=True)\nwhile True:\n    time.sleep(0.01)\n"
+        )
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{path.parents[1]}"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     started = "import runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "  # as above
