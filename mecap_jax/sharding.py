@@ -88,6 +88,11 @@ def single_device() -> Mesh:
     )
 
 
+def platform(mesh: Mesh | None) -> str:
+    """What programs for a mesh (which need not be attached) or for the default device run on: "cpu", "gpu" or "tpu"."""
+    return mesh.devices.flat[0].platform if mesh else jax.default_backend()
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Every device holds the whole array."""
     return NamedSharding(mesh, PartitionSpec())

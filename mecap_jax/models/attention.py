@@ -19,10 +19,11 @@ from jaxtyping import Array, Bool, Float
 
 from mecap_jax.models import fused_attention
 from mecap_jax.models.layers import MASKED, weigh
+from mecap_jax.sharding import platform
 
 # Queries of one head, and keys, in a block of the streamed form, at most. Small blocks stay in a CPU's cache; a GPU,
 # where it has not been measured, wants few large ones. Prompts of up to `SHORT` are as fast in the plain form (CPU).
-BLOCK, GPU_BLOCK, SHORT = 128, 1024, 256
+BLOCK, SHORT = {"cpu": 128, "gpu": 1024}, 256
 
 
 class KeyValue(NamedTuple):
@@ -39,15 +40,14 @@ def attend_prompt(
 
     Padding stands behind the prompt, where causality hides it from all that counts.
     """
-    platform = _platform(mesh)
-    match choose(q.shape[1], q.dtype, q.shape[3], platform):
+    match choose(q.shape[1], q.dtype, q.shape[3], mesh):
         case "plain":
             return plain_prompt(q, k, v)
         case "cudnn":
             return fused_attention.cudnn_prompt(q, k, v)
         case "splash":
             return fused_attention.splash_prompt(q, k, v, mesh)
-    return streamed_prompt(q, k, v, GPU_BLOCK if platform == "gpu" else BLOCK)
+    return streamed_prompt(q, k, v, BLOCK[platform(mesh)])
 
 
 def attend_group(
@@ -58,16 +58,15 @@ def attend_group(
     mesh: Mesh | None = None,
 ) -> Float[Array, "B G T N H"]:
     """Attention of whole completions over the valid part of the group's prompt and, causally, over themselves."""
-    platform = _platform(mesh)
-    match choose(prompt_mask.shape[1], q.dtype, q.shape[4], platform):
+    match choose(prompt_mask.shape[1], q.dtype, q.shape[4], mesh):
         case "plain":
             return plain_group(prompt, prompt_mask, q, own, _causal(q.shape[2]))
         case "splash":
             return fused_attention.splash_group(prompt, prompt_mask, q, own, mesh)
-    return streamed_group(prompt, prompt_mask, q, own, GPU_BLOCK if platform == "gpu" else BLOCK)
+    return streamed_group(prompt, prompt_mask, q, own, BLOCK[platform(mesh)])
 
 
-def choose(prompt: int, dtype: jnp.dtype, head: int, platform: str) -> str:
+def choose(prompt: int, dtype: jnp.dtype, head: int, mesh: Mesh | None) -> str:
     """How attention over a prompt of so many positions is computed: "plain", "streamed", "cudnn" or "splash".
 
     cuDNN's kernel takes 16-bit numbers and heads of up to 128, by 8. A group does without it (streamed): its mask is
@@ -76,15 +75,11 @@ def choose(prompt: int, dtype: jnp.dtype, head: int, platform: str) -> str:
     """
     if prompt <= SHORT:
         return "plain"
-    if platform == "tpu":
+    if platform(mesh) == "tpu":
         return "splash"
-    if platform == "gpu" and jnp.dtype(dtype).itemsize == 2 and head <= 128 and head % 8 == 0:
+    if platform(mesh) == "gpu" and jnp.dtype(dtype).itemsize == 2 and head <= 128 and head % 8 == 0:
         return "cudnn"
     return "streamed"
-
-
-def _platform(mesh: Mesh | None) -> str:
-    return mesh.devices.flat[0].platform if mesh else jax.default_backend()
 
 
 def _causal(length: int) -> Bool[Array, "T T"]:
@@ -174,9 +169,7 @@ def _products(q: Float[Array, "*batch Q H"], k: Float[Array, "*batch S H"]) -> F
 # --- streamed: a block of queries sees some of the earlier blocks of keys, and a block of keys of its own ------------
 
 
-def streamed_prompt(
-    q: Float[Array, "B P N H"], k: Float[Array, "B P K H"], v: Float[Array, "B P K H"], block: int = BLOCK
-):
+def streamed_prompt(q: Float[Array, "B P N H"], k: Float[Array, "B P K H"], v: Float[Array, "B P K H"], block: int):
     """`attend_prompt` block by block: a block sees all blocks before it, and itself causally."""
     batch, length, heads, head = q.shape
     key_heads, block = k.shape[2], _even(length, block)
@@ -190,7 +183,7 @@ def streamed_prompt(
 
 
 def streamed_group(
-    prompt: KeyValue, prompt_mask: Bool[Array, "B P"], q: Float[Array, "B G T N H"], own: KeyValue, block: int = BLOCK
+    prompt: KeyValue, prompt_mask: Bool[Array, "B P"], q: Float[Array, "B G T N H"], own: KeyValue, block: int
 ) -> Float[Array, "B G T N H"]:
     """`attend_group` block by block: a block of completions sees the prompt, and each of them itself causally."""
     batch, group, length, heads, head = q.shape

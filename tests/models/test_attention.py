@@ -14,6 +14,8 @@ from mecap_jax.models.attention import KeyValue
 from mecap_jax.sharding import BATCH_AXES
 
 BATCH, HEADS, KEY_HEADS, HEAD = 2, 4, 2, 8
+BLOCK = 128
+streamed_prompt = functools.partial(attention.streamed_prompt, block=BLOCK)
 
 
 def arrays(length, group=0, completion=0, dtype=jnp.float32):
@@ -48,7 +50,7 @@ def assert_same(actual, expected, tolerance=1e-5):
 def test_a_streamed_prompt_is_the_plain_one(length, dtype, tolerance):
     inputs = arrays(length, dtype=dtype)
     expected = with_gradients(attention.plain_prompt, *inputs)
-    assert_same(with_gradients(attention.streamed_prompt, *inputs), expected, tolerance)
+    assert_same(with_gradients(streamed_prompt, *inputs), expected, tolerance)
 
 
 @pytest.mark.parametrize("group, completion", [(6, 40), (2, 150)])  # several completions to a block; one above its size
@@ -62,7 +64,7 @@ def test_a_streamed_group_is_the_plain_one(group, completion):
         return attention.plain_group(prompt, mask, q, own, causal)
 
     def streamed(q, prompt, own):
-        return attention.streamed_group(prompt, mask, q, own)
+        return attention.streamed_group(prompt, mask, q, own, BLOCK)
 
     assert_same(with_gradients(streamed, *inputs), with_gradients(plain, *inputs))
 
@@ -112,8 +114,8 @@ def test_blocks_are_not_gathered_on_a_mesh():
     mask = jnp.arange(300) < jnp.array([[270], [100]])
 
     def loss(q, k, v, completions, own):
-        group = attention.streamed_group(KeyValue(k, v), mask, completions, own)
-        return jnp.sum(attention.streamed_prompt(q, k, v) ** 2) + jnp.sum(group**2)
+        group = attention.streamed_group(KeyValue(k, v), mask, completions, own, BLOCK)
+        return jnp.sum(streamed_prompt(q, k, v) ** 2) + jnp.sum(group**2)
 
     compiled = jax.jit(jax.grad(loss, range(5))).lower(*inputs).compile().as_text()
     assert not re.findall(r"(all-gather|all-to-all|collective-permute)\(", compiled)
@@ -145,7 +147,7 @@ def test_the_fused_kernels_are_the_plain_form():
 )
 def test_accelerators_have_their_kernels(monkeypatch, platform, prompt_calls, group_calls):
     """What the gradient of long prompts and their completions is lowered to, forward and backward; nothing is run."""
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu" if platform == "cuda" else platform)
+    monkeypatch.setattr(attention, "platform", lambda mesh: "gpu" if platform == "cuda" else platform)
     monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91000)
     q, prompt, own = arrays(300, 6, 40, jnp.bfloat16)
     mask = jnp.ones((BATCH, 300), bool)

@@ -25,12 +25,12 @@ DEEP = dataclasses.replace(
     vision=dataclasses.replace(miniature.CONFIG.vision, depth=4, fullatt_block_indexes=(2,)),
 )
 DROPPING = dataclasses.replace(DEEP, lora=dataclasses.replace(DEEP.lora, dropout=0.3))
-BY_TWOS = 2
+BY_TWOS, UNROLLED = 2, 100
 
 
 def gradient(monkeypatch, looped_from, config=DEEP, trainable=(".*",)):
     """(the gradient as a jitted function, its arguments): of scores of completions by the parameters that train."""
-    monkeypatch.setattr(stack, "LOOPED_FROM", looped_from)
+    monkeypatch.setitem(stack.LOOPED_FROM, "cpu", looped_from)
     graphdef, params = miniature.model(0, config)
     params, frozen = split_params(miniature.trained_adapters(params), trainable)
     tokens = jax.random.randint(jax.random.key(1), (3, 2, 5), 4, config.decoder.vocab_size)
@@ -54,7 +54,7 @@ def gradient(monkeypatch, looped_from, config=DEEP, trainable=(".*",)):
 )
 def test_a_loop_is_the_layers_one_by_one(monkeypatch, config, tolerance):
     """Of all three stacks; gradients of every parameter of every layer included."""
-    f, params = gradient(monkeypatch, stack.LOOPED_FROM, config)
+    f, params = gradient(monkeypatch, UNROLLED, config)
     (value, logprobs), expected = f(params)
     f, params = gradient(monkeypatch, BY_TWOS, config)
     assert f.lower(params).as_text().count("stablehlo.while") > 4
@@ -109,10 +109,10 @@ def test_a_mesh_gathers_weights_in_a_loop_and_not_rows(monkeypatch):
     prompt, tokens, rows = put_batch((miniature.prompts(4), np.ones((4, 2, 5), np.int32), np.arange(4)), mesh)
 
     def gathered(looped_from):
-        monkeypatch.setattr(stack, "LOOPED_FROM", looped_from)
+        monkeypatch.setitem(stack.LOOPED_FROM, "cpu", looped_from)
         graphdef, params = abstract_model(config, mesh)
         loss = make_gradient(graphdef, params, lambda m, b, _: (jnp.sum(score_completions(m, *b).logprobs), None))
         lowered = loss.lower(params, None, {}, (prompt, tokens), None, Draw(np.uint32(0), np.int32(0), rows))
         return set(re.findall(r"= (\w+\[[\d,]*\])[^=]* all-gather\(", lowered.compile().as_text()))
 
-    assert gathered(BY_TWOS) <= gathered(stack.LOOPED_FROM) != set()
+    assert gathered(BY_TWOS) <= gathered(UNROLLED) != set()
