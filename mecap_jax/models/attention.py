@@ -27,10 +27,14 @@ BLOCK, SHORT = {"cpu": 128, "gpu": 1024}, 256
 
 
 class KeyValue(NamedTuple):
-    """Keys and values of one layer: prompt [B, P, K, H] or completions [B, G, T, K, H]."""
+    """Keys and values of one layer: prompt [B, P, K, H] or completions [B, G, T, K, H], or either by heads."""
 
     keys: Array
     values: Array
+
+    def by_heads(self) -> KeyValue:
+        """As they are multiplied, and so kept for decoding: prompt [B, K, P, H] or completions [B, K, G, T, H]."""
+        return KeyValue(*(jnp.moveaxis(x, -2, 1) for x in self))
 
 
 def attend_prompt(
@@ -60,7 +64,7 @@ def attend_group(
     """Attention of whole completions over the valid part of the group's prompt and, causally, over themselves."""
     match choose(prompt_mask.shape[1], q.dtype, q.shape[4], mesh):
         case "plain":
-            return plain_group(prompt, prompt_mask, q, own, _causal(q.shape[2]))
+            return plain_group(prompt.by_heads(), prompt_mask, q, own.by_heads(), _causal(q.shape[2]))
         case "splash":
             return fused_attention.splash_group(prompt, prompt_mask, q, own, mesh)
     return streamed_group(prompt, prompt_mask, q, own, BLOCK[platform(mesh)])
@@ -125,32 +129,29 @@ def plain_group(
     own: KeyValue,
     visible: Bool[Array, "*BG T S"],
 ) -> Float[Array, "B G T N H"]:
-    """Attention over the group's prompt and its own completion [B, G, S, K, H], with all logits at once.
+    """Attention over the group's prompt [B, K, P, H] and its own completion [B, K, G, S, H], all logits at once.
 
     What is `visible` of the own completion is the same for all, or of each by itself. One softmax over both parts; the
     prompt's keys are read once for all completions of the group.
     """
     batch, group, length, heads, head = q.shape
-    key_heads = own.keys.shape[3]
+    key_heads = own.keys.shape[1]
     shared, folded = heads // key_heads, (batch, key_heads, group, -1)
     q = q.reshape(batch, group, length, key_heads, shared, head) * head**-0.5
     q = q.transpose(0, 3, 1, 4, 2, 5)  # B K G R T H
-    prompt_keys, prompt_values = (x.swapaxes(1, 2) for x in prompt)
-    own_keys, own_values = (x.transpose(0, 3, 1, 2, 4) for x in own)
-
-    to_prompt = _products(q.reshape(batch, key_heads, -1, head), prompt_keys)
+    to_prompt = _products(q.reshape(batch, key_heads, -1, head), prompt.keys)
     to_prompt += jnp.where(prompt_mask, 0.0, MASKED)[:, None, None, :]
     bias = _bias(visible, shared)  # [*BG, RT, S]
-    to_own = _products(q.reshape(*folded, head), own_keys) + (bias if bias.ndim == 2 else bias[:, None])
+    to_own = _products(q.reshape(*folded, head), own.keys) + (bias if bias.ndim == 2 else bias[:, None])
     to_own = to_own.reshape(batch, key_heads, -1, to_own.shape[-1])
 
     highest = jnp.maximum(to_prompt.max(axis=-1, keepdims=True), to_own.max(axis=-1, keepdims=True))
     highest = jax.lax.stop_gradient(highest)
     on_prompt, on_own = jnp.exp(to_prompt - highest), jnp.exp(to_own - highest)
     total = on_prompt.sum(axis=-1, keepdims=True) + on_own.sum(axis=-1, keepdims=True)
-    values = weigh(on_prompt, prompt_values)
-    values += weigh(on_own.reshape(*folded, on_own.shape[-1]), own_values).reshape(values.shape)
-    values = (values / total).astype(own_values.dtype)
+    values = weigh(on_prompt, prompt.values)
+    values += weigh(on_own.reshape(*folded, on_own.shape[-1]), own.values).reshape(values.shape)
+    values = (values / total).astype(own.values.dtype)
     return (
         values.reshape(batch, key_heads, group, shared, length, head)
         .transpose(0, 2, 4, 1, 3, 5)

@@ -28,7 +28,7 @@ class Prefix(NamedTuple):
     """What the completions of a group share.
 
     Attributes:
-      layers: keys and values of the prompt, one entry a layer.
+      layers: keys and values of the prompt by heads, one entry a layer.
       mask: bool [B, P], which prompt positions are valid.
       next_position: int32 [B], position of the first completion token.
     """
@@ -138,10 +138,12 @@ class Decoder(nnx.Module):
         angles = rotary_angles(positions, self.config)
 
         def below(layer: DecoderLayer, x):
-            return layer.prompt(x, angles, self.running.mesh)
+            x, own = layer.prompt(x, angles, self.running.mesh)
+            return x, own.by_heads()
 
         def top(layer: DecoderLayer, x):
-            return layer.prompt_end(x, angles, last)
+            x, own = layer.prompt_end(x, angles, last)
+            return x, own.by_heads()
 
         x, layers = self._run(below, below if last is None else top, x)
         return self.norm(x), Prefix(layers, mask, next_position)
@@ -195,7 +197,7 @@ class Decoder(nnx.Module):
         batch, _, length, _ = x.shape
         index = step + jnp.arange(length)
         position = prefix.next_position[:, None] + index[None, :]  # text: one number on all three axes
-        keys = jnp.arange(cache[0].keys.shape[2])
+        keys = jnp.arange(cache[0].keys.shape[3])
         visible = keys[None, :] <= index[:, None]
         if skipped is None:
             angles = [x[:, None] for x in self._text_angles(position)]
@@ -208,7 +210,7 @@ class Decoder(nnx.Module):
         for layer, prompt, old in zip(self.layers, prefix.layers, cache):
 
             def attend(q, new: KeyValue, prompt=prompt, old=old):
-                updated.append(KeyValue(*(_write(a, b, step) for a, b in zip(old, new))))
+                updated.append(KeyValue(*(_write(a, b, step) for a, b in zip(old, new.by_heads()))))
                 return plain_group(prompt, prefix.mask, q, updated[-1], visible)
 
             x = layer.completions(x, angles, attend)
@@ -243,5 +245,5 @@ def rotary_angles(
     return jnp.cos(angles), jnp.sin(angles)
 
 
-def _write(buffer: Float[Array, "B G S K H"], new: Float[Array, "B G T K H"], step) -> Float[Array, "B G S K H"]:
-    return jax.lax.dynamic_update_slice_in_dim(buffer, new.astype(buffer.dtype), step, axis=2)
+def _write(buffer: Float[Array, "B K G S H"], new: Float[Array, "B K G T H"], step) -> Float[Array, "B K G S H"]:
+    return jax.lax.dynamic_update_slice_in_dim(buffer, new.astype(buffer.dtype), step, axis=3)

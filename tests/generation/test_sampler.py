@@ -9,6 +9,7 @@ from flax import nnx
 
 from mecap_jax.batch import Completions
 from mecap_jax.generation import sampling
+from mecap_jax.generation.cache import init_cache
 from mecap_jax.generation.sampler import generate
 from mecap_jax.generation.sampling import Filters, sample_token
 from mecap_jax.generation.scoring import completion_logprobs
@@ -56,6 +57,18 @@ def test_lengths_count_up_to_the_first_end(generation):
         ends = [i for i, token in enumerate(tokens) if 2 <= token < 10]
         assert length == (ends[0] + 1 if ends else LENGTH) and finished == bool(ends)
         assert (tokens[length:] == 2).all()
+
+
+def test_a_token_rearranges_neither_prefix_nor_cache():
+    """They are kept as they are multiplied; copying them in another order would cost as much as reading them."""
+    graphdef, params = miniature.model()
+    model = nnx.merge(graphdef, params)
+    _, prefix = model.prefill(miniature.prompts())
+    cache = init_cache(prefix, 4, LENGTH)
+    token = model.embed_tokens(jnp.ones((3, 4, 1), jnp.int32))
+    jaxpr = jax.make_jaxpr(lambda *inputs: model.language_model.extend(*inputs, 0))(token, prefix, cache)
+    moved = [e.invars[0].aval.size for e in jaxpr.eqns if e.primitive.name == "transpose"]
+    assert moved and max(moved) < min(cache[0].keys.size, prefix.layers[0].keys.size)
 
 
 def test_greedy_decoding_equals_full_forward_passes():

@@ -61,7 +61,7 @@ def test_a_streamed_group_is_the_plain_one(group, completion):
     causal = jnp.tril(jnp.ones((completion, completion), bool))
 
     def plain(q, prompt, own):
-        return attention.plain_group(prompt, mask, q, own, causal)
+        return attention.plain_group(prompt.by_heads(), mask, q, own.by_heads(), causal)
 
     def streamed(q, prompt, own):
         return attention.streamed_group(prompt, mask, q, own, BLOCK)
@@ -129,13 +129,14 @@ def test_the_fused_kernels_are_the_plain_form():
 
     mask, causal = jnp.arange(300) < jnp.array([[270], [100]]), jnp.tril(jnp.ones((40, 40), bool))
     q, prompt, own = arrays(300, 6, 40)
-    expected = with_gradients(lambda q, *x: attention.plain_group(x[0], mask, q, x[1], causal), q, prompt, own)
-    assert_same(
-        with_gradients(
-            lambda q, *x: fused_attention.splash_group(x[0], mask, q, x[1], None, interpret=True), q, prompt, own
-        ),
-        expected,
-    )
+
+    def plain(q, prompt, own):
+        return attention.plain_group(prompt.by_heads(), mask, q, own.by_heads(), causal)
+
+    def splash(q, prompt, own):
+        return fused_attention.splash_group(prompt, mask, q, own, None, interpret=True)
+
+    assert_same(with_gradients(splash, q, prompt, own), with_gradients(plain, q, prompt, own))
 
 
 @pytest.mark.parametrize(
