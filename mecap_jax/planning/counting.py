@@ -15,8 +15,8 @@ def matmul_flops(jaxpr: Any, trips: int = 1) -> float:
     """FLOPs of all products and convolutions of a traced program, over all devices.
 
     The compiler's own count takes the body of a loop once. Here a scan counts as often as it runs, the body of a
-    `while` loop, whose end depends on data, `trips` times, and of branches the dearest. What is computed again in the
-    backward pass is counted again.
+    `while` loop, whose end depends on data, `trips` times, of branches the dearest, and a kernel as often as its grid
+    has places. What is computed again in the backward pass is counted again.
 
     Args:
       jaxpr: of `jax.jit(f).trace(...)`, or a part of one.
@@ -40,6 +40,8 @@ def matmul_flops(jaxpr: Any, trips: int = 1) -> float:
             total += trips * matmul_flops(equation.params["body_jaxpr"], trips)
         else:
             times = equation.params["length"] if name == "scan" else 1
+            if name == "pallas_call":  # once in every place of its grid; those that it skips are counted
+                times = math.prod(equation.params["grid_mapping"].grid)
             total += times * sum(matmul_flops(part, trips) for part in inside)
     return total
 

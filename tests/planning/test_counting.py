@@ -1,11 +1,14 @@
 """Work and traffic of programs, against what can be counted by hand."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from mecap_jax.models.fused_attention import splash_prompt
 from mecap_jax.planning.counting import collective_bytes, matmul_flops
 
 
@@ -26,6 +29,12 @@ def test_products_and_convolutions_by_hand():
     depthwise = lambda x, k: jax.lax.conv_general_dilated(x, k, (1,), "VALID", feature_group_count=6)  # noqa: E731
     assert flops(depthwise, signal, jnp.ones((6, 1, 3))) == 2 * (2 * 6 * 18) * 3
     assert flops(lambda a: a + jnp.sum(a), A) == 0
+
+
+def test_a_kernel_counts_as_often_as_its_grid_has_places():
+    q, k = (jax.ShapeDtypeStruct((2, 256, heads, 128), jnp.bfloat16) for heads in (4, 2))
+    attention = functools.partial(splash_prompt, mesh=None)
+    assert flops(attention, q, k, k) == 2 * (2 * 2 * 4 * 256 * 256 * 128)  # logits and values, blocks in the future too
 
 
 def test_loops_count_as_often_as_they_run_and_branches_once():
