@@ -17,6 +17,7 @@ from mecap_jax.data.pipeline import ClipBatch
 from mecap_jax.evaluation.decoding import greedy_captions, spread_evaluation
 from mecap_jax.experiment.weights import RunModel, describe
 from mecap_jax.experiment.workbench import Workbench
+from mecap_jax.generation.weights import sampling_params
 from mecap_jax.models.parameters import merge_params
 from mecap_jax.rewards.base import Sample
 from mecap_jax.rewards.combine import RewardFunction
@@ -141,7 +142,9 @@ def _grpo(
     reward = bench.task.rewards(config.reward, bench.judges)
     validation_reward = reward.with_timeout(config.reward.validation_timeout_s)
     moving = bool(config.reference_sync_steps)  # then it is part of the state
-    reference = start() if config.loss.beta and not moving else None
+    reference = None
+    if config.loss.beta and not moving:  # in the dtype that it is used in, for as long as the stage lasts
+        reference = sampling_params(start(), bench.config.model.dtype, gather=False)
     read = bench.task.read
     engine = RolloutEngine(
         graphdef, reference, frozen, config, bench.tokenizer, read, reward, mesh, seed, bench.sampling
@@ -205,8 +208,9 @@ def _grpo(
     watch = RewardWatch(reward, config.max_reward_failures)
 
     def initial() -> TrainState:
-        # The state is consumed by the first step: where the reference policy stays, it starts as a copy.
-        params = start() if reference is None else jax.tree.map(lambda x: x.copy(), reference)
+        # The state is consumed by the first step: where the reference policy stays as exact, it starts as a copy.
+        whole = [x.dtype for x in jax.tree.leaves(reference)] == [x.dtype for x in jax.tree.leaves(abstract.params)]
+        params = jax.tree.map(lambda x: x.copy(), reference) if whole else start()
         state = init_state(params, optimizer, mesh)
         return state._replace(reference=start()) if moving else state
 

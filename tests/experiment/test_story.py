@@ -282,7 +282,12 @@ def test_what_earns_nothing_in_training_earns_nothing_in_evaluation(finished):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "override, beside, moves",
-    [("grpo.loss.beta=0", 0, False), ("grpo.loss.beta=0.04", 1, False), ("grpo.reference_sync_steps=2", 0, True)],
+    [
+        ("grpo.loss.beta=0", 0, False),
+        ("grpo.loss.beta=0.04", 1, False),
+        ("model.dtype=bfloat16", 0.5, False),  # as it is used, not as what trains is stored
+        ("grpo.reference_sync_steps=2", 0, True),
+    ],
 )
 def test_a_reference_policy_is_held_only_where_it_is_asked_for(
     finished, tmp_path, monkeypatch, override, beside, moves
@@ -308,6 +313,7 @@ def test_a_reference_policy_is_held_only_where_it_is_asked_for(
 
     monkeypatch.setattr(stages, "run_stage", begin)
     before, config = held(), override_config(bench.config, [override])
+    bench = dataclasses.replace(bench, config=config)
     stages.train_grpo(bench, "again", config.grpo, model, start, lambda step: False)
     assert found == [beside, beside, moves]
 
