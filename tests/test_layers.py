@@ -88,7 +88,8 @@ def test_what_the_code_imports_is_what_it_declares():
     project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = {re.match(r"[\w-]+", line).group().lower().replace("_", "-") for line in project["dependencies"]}
     files = [path for part in ("mecap_jax", "scripts", "configs") for path in (ROOT.parent / part).rglob("*.py")]
-    modules = set().union(*map(_imported_modules, files)) - set(sys.stdlib_module_names) - {"mecap_jax"}
+    modules = set().union(*map(_imported_modules, files)) - set(sys.stdlib_module_names)
+    modules -= {"mecap_jax", "benchmarks"}
     names = importlib.metadata.packages_distributions()
     imported = {
         names[module][0].lower().replace("_", "-") for module in modules - {"sentence_transformers", "apache_beam"}

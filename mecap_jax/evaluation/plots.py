@@ -24,7 +24,7 @@ COLOURS = {"sft": "#0072B2", "grpo": "#D55E00"}
 _OTHERS = ("#999999", "#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442")  # rows of comparison
 _TERMS = ("#009E73", "#CC79A7", "#0072B2", "#E69F00", "#56B4E9", "#D55E00")
 _INK, _PALE = "#333333", "#DDDDDD"
-_STYLE = {
+STYLE = {
     "font.size": 10,
     "axes.titlesize": 11,
     "axes.titleweight": "bold",
@@ -52,7 +52,7 @@ Intervals = Mapping[str, Sequence[float] | None]
 
 def plot_grpo(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draws reward, its terms, KL, entropy, completion length and dead groups over GRPO steps (TRL's keys)."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = _grid(2, 3, width=12, height=6.4)
         reward, terms, kl, entropy, length, dead = axes
         steps, values = _series(rows, "reward")
@@ -86,7 +86,7 @@ def plot_grpo(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 def plot_sft(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draws the likelihood of captions over SFT steps, of the training batches and of the validation clips."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, (axis,) = _grid(1, 1, width=7, height=4)
         _curve(axis, rows, "token_nll", COLOURS["sft"], label="training")
         _points(axis, rows, "validation/token_nll", "validation")
@@ -101,7 +101,7 @@ def plot_metrics(values: Mapping[str, Values], intervals: Mapping[str, Intervals
     stages = ordered_stages(values)
     keys = [key for key in _PANELS if any(values[stage].get(key) is not None for stage in stages)]
     columns = min(4, len(keys))
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         rows = math.ceil(len(keys) / columns)
         figure, axes = _grid(rows, columns, width=3.1 * columns, height=2.4 * rows + 0.5)
         for axis, key in zip(axes, keys):
@@ -130,7 +130,7 @@ def plot_confusion(
     """
     stages = ordered_stages(confusions)
     size = max(4.2, 0.62 * len(classes) + 1)
-    with matplotlib.rc_context(_STYLE | {"axes.spines.left": False, "axes.spines.bottom": False}):
+    with matplotlib.rc_context(STYLE | {"axes.spines.left": False, "axes.spines.bottom": False}):
         figure, axes = _grid(1, len(stages), width=size * len(stages) + 0.9, height=size, grid=False)
         for axis, stage in zip(axes, stages):
             counts = confusions[stage]
@@ -167,7 +167,7 @@ def plot_ablation(
     stages = ordered_stages(values)
     conditions = list(dict.fromkeys(condition for stage in stages for condition in values[stage]))
     width = 0.8 / len(stages)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = _grid(1, len(keys), width=5.2 * len(keys), height=4)
         for axis, key in zip(axes, keys):
             for s, stage in enumerate(stages):

@@ -1,0 +1,30 @@
+"""The models that steps are taken with."""
+
+import dataclasses
+
+from mecap_jax.model_config import AudioTowerConfig, DecoderConfig, ModelConfig, VisionTowerConfig
+
+# 28 million parameters; with rotary positions of one axis, a Qwen2.5.
+DECODER = DecoderConfig(
+    vocab_size=8192,
+    hidden_size=512,
+    intermediate_size=1536,
+    num_hidden_layers=8,
+    num_attention_heads=8,
+    num_key_value_heads=2,
+    head_dim=64,
+    tie_word_embeddings=True,
+)
+# Towers that cost, for a media token, about as much of the decoder as the published ones do beside that of 3B.
+_VISION = VisionTowerConfig(hidden_size=256, intermediate_size=684, depth=6, num_heads=4, fullatt_block_indexes=(2, 5))
+_AUDIO = AudioTowerConfig(
+    num_mel_bins=128, d_model=256, encoder_layers=6, encoder_attention_heads=4, encoder_ffn_dim=1024
+)
+_MROPE = dataclasses.replace(DECODER, mrope_section=(8, 12, 12))
+_TEXT = ModelConfig(name="text", family="qwen2", decoder=DECODER)
+MODELS = {
+    "text": _TEXT,
+    "embeddings": _TEXT,
+    "image": ModelConfig(name="image", family="qwen2_5_vl", decoder=_MROPE, vision=_VISION, position_id_per_seconds=2),
+    "clips": ModelConfig(name="clips", family="qwen2_5_omni", decoder=_MROPE, audio=_AUDIO, vision=_VISION),
+}

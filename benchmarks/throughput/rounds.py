@@ -1,0 +1,196 @@
+"""Runs the sides of a row in processes of their own, one step of each in turn, and compares what they took."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.throughput.work import Work
+
+ROOT = Path(__file__).parents[2]
+PHASES = ("data", "rollout", "reference", "update")
+
+
+class Side(NamedTuple):
+    """A side of a comparison.
+
+    Attributes:
+      title: in tables.
+      module, arguments: what its process runs.
+      package: what has to be installed for it; "" for nothing.
+    """
+
+    title: str
+    module: str
+    arguments: tuple[str, ...] = ()
+    package: str = ""
+
+
+MODULES = "benchmarks.throughput"
+OURS = "ours"
+SIDES = {
+    OURS: Side("this project, float32", "ours"),
+    "trl": Side("TRL, float32", "trl_grpo", ("float32",), "trl"),
+    "trl_bfloat16": Side("TRL, bfloat16", "trl_grpo", ("bfloat16",), "trl"),
+    "omni": Side("torch loop, float32", "omni_loop", ("float32",), "transformers"),
+    "omni_bfloat16": Side("torch loop, bfloat16", "omni_loop", ("bfloat16",), "transformers"),
+    "tunix": Side("Tunix, float32", "tunix_grpo", (), "google-tunix"),
+}
+
+
+class SideError(RuntimeError):
+    """A side cannot go on; the message is one line."""
+
+
+class Process:
+    """The process of a side, ready for steps."""
+
+    def __init__(self, name: str, directory: Path, python: str):
+        """Starts it and waits until it is ready.
+
+        Raises:
+          SideError: it is not installed, or has ended.
+        """
+        side = SIDES[name]
+        if side.package and not _installed(python, side.package):
+            raise SideError(f"{side.package} is not installed: pip install -e '.[bench]'")
+        self._log = (directory / f"{name}.log").open("w+")
+        command = [python, "-m", f"{MODULES}.{side.module}", *side.arguments]
+        self._process = subprocess.Popen(
+            command, cwd=directory, env=_environment(), text=True, bufsize=1,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, preexec_fn=_bound_memory,
+        )  # fmt: skip
+        try:
+            self.about = self._answer()
+        except SideError:
+            self.close()
+            raise
+
+    def step(self) -> dict[str, Any]:
+        """Takes a step: how long it and its phases took, and what is to be compared of it.
+
+        "others" are the cores that anything else on the machine kept busy meanwhile, on average.
+
+        Raises:
+          SideError: the process has ended.
+        """
+        before = _busy_s() - _busy_s(self._process.pid)
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write("step\n")
+            self._process.stdin.flush()
+        step = self._answer()
+        return step | {"others": (_busy_s() - _busy_s(self._process.pid) - before) / step["seconds"]}
+
+    def close(self) -> None:
+        """Ends the process."""
+        with contextlib.suppress(BrokenPipeError):
+            self._process.communicate("stop\n")
+        self._log.close()
+
+    def _answer(self) -> dict[str, Any]:
+        if line := self._process.stdout.readline():
+            return json.loads(line)
+        status = self._process.wait()
+        self._log.seek(0)
+        lines = self._log.read().strip().splitlines()
+        raise SideError(f"ended with status {status}: {lines[-1] if lines else 'it said nothing'}")
+
+
+def prepare(work: Work, directory: Path) -> None:
+    """Writes the work of a row into a directory."""
+    directory.mkdir(parents=True, exist_ok=True)
+    work.save(directory)
+    command = [sys.executable, "-m", "benchmarks.throughput.prepare"]
+    subprocess.run(command, cwd=directory, env=_environment(), check=True)
+
+
+def compare(directory: Path, others: Sequence[str], python: str, rounds: int) -> dict[str, Any]:
+    """Takes steps of our side and the others in turn, `rounds` of each behind a first one that does not count.
+
+    Returns by side what `Process.about` says, and its "first_step", "steps" and "peak_gb" or, where it could not go on,
+    a "problem"; and "ratios" of medians, theirs over ours, with the lowest and the highest of single rounds.
+    """
+    sides: dict[str, Any] = {}
+    with contextlib.ExitStack() as stack:
+        processes = {}
+        for name in (OURS, *others):
+            try:
+                processes[name] = stack.enter_context(
+                    _started(name, directory, sys.executable if name == OURS else python)
+                )
+                sides[name] = {**processes[name].about, "steps": []}
+            except SideError as error:
+                sides[name] = {"problem": str(error)}
+        for number in range(1 + rounds):
+            for name in list(processes):
+                try:
+                    step = processes[name].step()
+                except SideError as error:
+                    sides[name]["problem"] = str(error)
+                    del processes[name]
+                    continue
+                print(f"  {SIDES[name].title}: {step['seconds']:.2f} s", file=sys.stderr, flush=True)
+                sides[name]["peak_gb"] = step.pop("peak_bytes") / 1e9
+                if number:
+                    sides[name]["steps"].append(step)
+                else:
+                    sides[name]["first_step"] = step
+    ratios = {name: _ratios(sides[OURS]["steps"], sides[name]["steps"]) for name in others if name in processes}
+    return {"sides": sides, "ratios": ratios if OURS in processes else {}}
+
+
+def _ratios(ours: Sequence[Mapping], theirs: Sequence[Mapping]) -> dict[str, Any]:
+    single = [b["seconds"] / a["seconds"] for a, b in zip(ours, theirs)]
+    ratios: dict[str, Any] = {"step": median(theirs, "seconds") / median(ours, "seconds")}
+    ratios["step_range"] = [min(single), max(single)]
+    for phase in PHASES[1:]:
+        ratios[phase] = median(theirs, phase) / median(ours, phase)
+    return ratios
+
+
+def median(steps: Sequence[Mapping], what: str) -> float:
+    """The median of the seconds of whole steps, or of a phase; 0 for a phase that they do not have."""
+    return statistics.median(step["seconds"] if what == "seconds" else step["phases"].get(what, 0.0) for step in steps)
+
+
+@contextlib.contextmanager
+def _started(name: str, directory: Path, python: str) -> Iterator[Process]:
+    process = Process(name, directory, python)
+    try:
+        yield process
+    finally:
+        process.close()
+
+
+def _bound_memory() -> None:
+    """Lets this process fail rather than the machine: it gets no more memory than there is."""
+    (line,) = (line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable:"))
+    resource.setrlimit(resource.RLIMIT_DATA, (1024 * int(line.split()[1]),) * 2)
+
+
+def _busy_s(process: int | None = None) -> float:
+    """Core-seconds that a process, or the whole machine and what it lost to others beside it, has taken so far."""
+    if process is None:
+        user, nice, system, _, _, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
+        ticks = user + nice + system + irq + softirq + steal
+    else:
+        ticks = sum(map(int, Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:13]))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _installed(python: str, package: str) -> bool:
+    code = f"import importlib.metadata; importlib.metadata.version({package!r})"
+    return subprocess.run([python, "-c", code], capture_output=True).returncode == 0
+
+
+def _environment() -> dict[str, str]:
+    quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "TRL_EXPERIMENTAL_SILENCE": "1"}
+    return os.environ | quiet | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "")}

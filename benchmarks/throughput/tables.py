@@ -1,0 +1,95 @@
+"""Results as tables for people."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.throughput.rounds import OURS, PHASES, SIDES, median
+
+TITLES = {
+    "text": "Text",
+    "tunix": "Text, beside Tunix",
+    "image": "Image and text",
+    "embeddings": "A decoder on media embeddings",
+    "clips": "Sound, video and text",
+}
+
+
+def _others(steps: Sequence[Mapping[str, Any]]) -> float:
+    return statistics.mean(step["others"] for step in steps)
+
+
+def machine() -> dict[str, Any]:
+    """The processor, its cores that may be used, and the memory."""
+    facts = {}
+    for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines():
+        key, _, value = line.partition(":")
+        facts[key.strip()] = value.strip()
+    widest = [name for name in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if name in facts.get("flags", "").split()]
+    return {
+        "processor": facts.get("model name", ""),
+        "family": facts.get("cpu family", ""),
+        "model": facts.get("model", ""),
+        "instructions": widest,
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gb": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9,
+    }
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """A row's table: a column for each side."""
+    work, sides, ratios = result["work"], result["sides"], result["ratios"]
+    names = [name for name in SIDES if name in sides]
+    completions = work["prompts"] * work["group"]
+
+    def line(title: str, cell) -> str:
+        return (
+            f"| {title} | "
+            + " | ".join(cell(name) if "steps" in sides[name] and sides[name]["steps"] else "–" for name in names)
+            + " |"
+        )
+
+    def seconds(what: str):
+        return lambda name: f"{median(sides[name]['steps'], what):.2f}"
+
+    def rate(count: int):
+        return lambda name: f"{count / median(sides[name]['steps'], 'seconds'):.2f}"
+
+    def times(name: str) -> str:
+        if name not in ratios:
+            return "1"
+        low, high = ratios[name]["step_range"]
+        return f"**{ratios[name]['step']:.1f}** ({low:.1f}–{high:.1f})"
+
+    shape = f"P = {work['prompt_tokens']:,}, G = {work['group']}, C = {work['completion_tokens']}"
+    lines = [
+        f"#### {TITLES[result['row']]}: {shape}",
+        "",
+        "| | " + " | ".join(SIDES[name].title for name in names) + " |",
+        "| --- |" + " ---: |" * len(names),
+        line("step, s", seconds("seconds")),
+        *(line(f"{phase}, s", seconds(phase)) for phase in PHASES),
+        line("completion tokens/s", rate(completions * work["completion_tokens"])),
+        line("prompts/s", rate(work["prompts"])),
+        line("first step, s", lambda name: f"{sides[name]['first_step']['seconds']:.1f}"),
+        line("cores busy with other things", lambda name: f"{_others(sides[name]['steps']):.1f}"),
+        line("peak memory, GB", lambda name: f"{sides[name]['peak_gb']:.1f}"),
+        line("× ours", times),
+    ]
+    problems = [f"{SIDES[name].title}: {sides[name]['problem']}" for name in names if "problem" in sides[name]]
+    about = result["machine"]
+    versions = {name: version for side in sides.values() for name, version in side.get("versions", {}).items()}
+    rounds = len(sides[OURS].get("steps", ()))
+    lines += ["", *problems] if problems else []
+    lines += [
+        "",
+        f"Medians of {rounds} steps each, in turn; {about['cores']} cores of {about['processor']} (family "
+        f"{about['family']}, model {about['model']}; {', '.join(about['instructions'])}), {result['date']}; "
+        + ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
+        + ".",
+    ]
+    return "\n".join(lines)

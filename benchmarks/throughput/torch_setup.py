@@ -1,0 +1,21 @@
+"""What both torch sides do before they import `transformers`."""
+
+from __future__ import annotations
+
+import torch
+
+from benchmarks.throughput.worker import cores
+
+_LIBRARY = []
+
+
+def prepare_torch() -> None:
+    """All cores, and the names that a torchvision without its compiled operators asks for."""
+    torch.set_num_threads(cores())
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, RuntimeError):
+        library = torch.library.Library("torchvision", "DEF")
+        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _LIBRARY.append(library)
