@@ -70,7 +70,16 @@ _STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, 
 
 
 def split_overrides(argv: list[str]) -> tuple[list[str], list[str]]:
-    """Separates `--config.key.path=value` from the flags that absl knows."""
+    """Separates `--config.key.path=value`, or `--config.key.path value`, from the flags that absl knows."""
     prefix = "--config."
-    overrides = [argument[len(prefix) :] for argument in argv if argument.startswith(prefix)]
-    return [argument for argument in argv if not argument.startswith(prefix)], overrides
+    others, overrides, arguments = [], [], iter(argv)
+    for argument in arguments:
+        if not argument.startswith(prefix):
+            others.append(argument)
+        elif "=" in argument:
+            overrides.append(argument[len(prefix) :])
+        elif (value := next(arguments, "--")).startswith("--"):
+            sys.exit(f"error: {argument} needs a value: {argument}=VALUE")
+        else:
+            overrides.append(f"{argument[len(prefix) :]}={value}")
+    return others, overrides

@@ -129,6 +129,8 @@ class LoraConfig:
     Adapters train beside whatever else does: a run that trains nothing else has `Config.trainable = ()`.
 
     Attributes:
+      rank: of the product A B.
+      alpha: the product counts alpha / rank times.
       targets: regular expressions; a projection is adapted where one of them matches its whole dotted path, such as
         "language_model.layers.0.self_attn.q_proj".
       dropout: share of an adapter's inputs that is zeroed in training.
@@ -146,6 +148,8 @@ class ModelConfig:
 
     Attributes:
       name: the preset's name.
+      decoder, audio, vision, features: the network's parts; None: without one.
+      lora: adapters; None: without.
       family: whose chat format, placeholder tokens, positions and checkpoint layout it has (`families.FAMILIES`).
       position_id_per_seconds: temporal positions per second of video (`position_id_per_seconds` of Qwen2.5-Omni,
         `tokens_per_second` of Qwen2.5-VL).

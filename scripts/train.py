@@ -24,6 +24,7 @@ from absl import app, flags, logging
 
 from mecap_jax.command_line import local_paths, split_overrides, storage_problem
 from mecap_jax.config import ConfigError, load
+from mecap_jax.config.reference import help_of_keys
 from mecap_jax.distributed import joined
 from mecap_jax.text_files import error_message
 
@@ -84,5 +85,6 @@ def main(argv: list[str], overrides: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    __doc__ += help_of_keys(sys.argv)
     arguments, config_overrides = split_overrides(sys.argv)
     app.run(lambda argv: main(argv, config_overrides), argv=arguments)

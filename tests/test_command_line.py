@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from mecap_jax.command_line import local_paths, storage_problem
-from mecap_jax.config import ConfigError, load
+from mecap_jax.command_line import local_paths, split_overrides, storage_problem
+from mecap_jax.config import ConfigError, load, lookup
+from mecap_jax.config.reference import attribute_texts, help_of_keys, keys
 from mecap_jax.text_files import is_address
 
 SCRIPTS = sorted((Path(__file__).parents[1] / "scripts").glob("*.py"))
@@ -142,3 +143,43 @@ def test_a_script_that_cannot_write_says_so_in_one_line(body, status, said):
     with os.fdopen(writer, "wb") as output:
         done = subprocess.run([sys.executable, "-c", code], stdout=output, stderr=subprocess.PIPE, text=True)
     assert (done.returncode, done.stderr) == (status, said)
+
+
+def test_keys_of_the_configuration_come_with_or_without_an_equals_sign():
+    argv = ["train.py", "--config=r.py", "--config.seed=1", "--config.grpo.group_size", "4", "--workdir=w"]
+    assert split_overrides(argv) == (["train.py", "--config=r.py", "--workdir=w"], ["seed=1", "grpo.group_size=4"])
+    assert split_overrides(["--config.name=a=b"]) == ([], ["name=a=b"])
+    for wrong in (["--config.seed"], ["--config.seed", "--workdir=w"]):
+        with pytest.raises(SystemExit, match="--config.seed needs a value"):
+            split_overrides(wrong)
+
+
+def test_help_lists_every_key_with_its_value_and_what_it_means():
+    assert help_of_keys(["train.py", "--config=configs/grpo.py"]) == ""
+    path = str(SCRIPTS[0].parents[1] / "configs" / "grpo.py")
+    recipe = f"--config={path}"
+    text = help_of_keys(["train.py", recipe, "--help"])
+    assert "--config.grpo.temperature=0.7\n      of sampling" in text and "--config.sft.steps=450" in text
+    assert "has them" in text and "with their defaults" in help_of_keys(["train.py", "--help"])
+    config = load(path)
+    for key in keys(config):
+        inside = key.path.startswith(("model.decoder.", "model.audio.", "model.vision."))  # named as in config.json
+        assert key.text or inside, f"{key.path}: its class says nothing of it"
+        if (set_to := lookup(config, key.path)) is not None:
+            assert set_to == key.value
+
+
+def test_what_a_docstring_says_of_attributes():
+    class Example:
+        """Of an example.
+
+        Attributes:
+          one, two: both
+            of them.
+          three: alone: with a colon.
+
+        Raises:
+          four: is none.
+        """
+
+    assert attribute_texts(Example) == {"one": "both of them.", "two": "both of them.", "three": "alone: with a colon."}

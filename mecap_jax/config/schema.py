@@ -164,7 +164,12 @@ class OptimizerConfig:
     Attributes:
       name: "adamw", or "muon": Muon for the matrices of all layers, AdamW for embeddings, output weights, norms
         and biases.
+      learning_rate: the highest.
+      warmup_steps: updates until it is reached, the first of them included.
+      schedule, end_factor: what follows, down to this share of the highest at the last step.
+      weight_decay: of matrices.
       beta1, beta2: of AdamW; Muon has a momentum of 0.95.
+      clip_norm: most that the gradient's norm may be, over all parameters; a larger one is scaled down.
     """
 
     name: Literal["adamw", "muon"] = "adamw"
@@ -215,6 +220,7 @@ class SftConfig:
 
     Attributes:
       references: references of one clip that are scored behind one shared prompt.
+      max_target_tokens: longest target; of a longer one the beginning is learnt, without an end.
       normalization: "token" divides the summed negative log-likelihood by the number of target tokens, "sequence"
         averages per reference first, "sum" is the paper's formula (a plain sum, divided by the clips in the batch).
       batch_clips: clips a step, over all devices; where they do not divide evenly, rows that do not count fill up.
@@ -331,6 +337,10 @@ class GrpoConfig:
     """Group-relative policy optimisation (MECap-R1, stage 2: Emo-GRPO).
 
     Attributes:
+      steps: rollouts, each with its updates; more of them continue a finished stage.
+      temperature: of sampling; log-probabilities of completions are taken at the same.
+      max_new_tokens: longest completion.
+      validate_every: steps between validations; 0: only after the last step.
       prompts: prompts a step, over all devices; where they do not divide evenly, rows that do not count fill up.
       micro_prompts: most prompts on a device at a time, in rollout and gradient; 0 takes its whole share.
       group_size: completions a prompt.
@@ -470,7 +480,12 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """Checkpoints: every so many steps (0: only at the end of a stage), the newest `keep` stay."""
+    """Checkpoints of a stage.
+
+    Attributes:
+      every: steps between them; 0: only at the end.
+      keep: so many of the newest stay.
+    """
 
     every: NonNegativeInt = 50
     keep: PositiveInt = 2
@@ -482,6 +497,7 @@ class Config:
 
     Attributes:
       name: what reports call the run, and its workdir below `runs` where no other is named.
+      seed: of initial weights, order, augmentation and sampling.
       rows: what the recipe offers to hold the result against; `evaluation.rows` says which ones are trained.
       backbone: directory in the Hugging Face layout that weights, tokenizer and processor come from; "" trains a
         tokenizer on the data and starts from random weights.
