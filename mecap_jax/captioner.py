@@ -38,6 +38,7 @@ from mecap_jax.models.lora import merge_lora
 from mecap_jax.models.parameters import merge_params
 from mecap_jax.sharding import put_batch, shard_count, single_device
 from mecap_jax.tasks.registry import make_task
+from mecap_jax.text_files import printable
 from mecap_jax.train_state import abstract_model
 
 DTYPES = ("float32", "bfloat16")
@@ -254,7 +255,7 @@ class Captioner:
             if answer.error:
                 raise ValueError(f"{answer.clip}: {answer.error}")
             if answer.note:
-                _log.warning("%s: %s", answer.clip, answer.note)
+                _log.warning("%s: %s", printable(answer.clip), answer.note)
             differs.update(answer.differs)
             texts = [caption.text for caption in answer.captions]
             answers.append(texts if group_size > 1 else texts[0])

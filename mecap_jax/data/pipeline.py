@@ -42,6 +42,7 @@ from mecap_jax.data.shards import ShardReader
 from mecap_jax.data.tokenizer import Tokenizer
 from mecap_jax.data.tower_cache import TokenReader
 from mecap_jax.model_config import ModelConfig
+from mecap_jax.text_files import printable
 
 _log = logging.getLogger(__name__)
 
@@ -310,7 +311,11 @@ class ClipDataset:
                 if valid[position]:
                     clip = change(position, self._cache.get(int(number), self._decode).without(self._hidden))
             except MediaError as error:
-                _log.warning("clip %s cannot be decoded, its row does not count: %s", self.index[number].id, error)
+                _log.warning(
+                    "clip %s cannot be decoded, its row does not count: %s",
+                    printable(self.index[number].id),
+                    printable(str(error)),
+                )
                 valid[position] = False
             prepared.append(lay_out_clip(clip, asked[position].prompt, self._tokenizer, self._model))
         prompt = collate(prepared, bucket, self._model, self._tokenizer.pad_id, encoded=self.tokens is not None)

@@ -24,6 +24,7 @@ import jax
 from mecap_jax.json_files import parse_json, to_json
 from mecap_jax.rewards.combine import run_in_daemon
 from mecap_jax.sharding import all_items
+from mecap_jax.text_files import printable
 
 _log = logging.getLogger(__name__)
 
@@ -105,7 +106,9 @@ class EndpointJudge:
         for _, reason in replies:
             if reason:
                 if reason not in self.failures:
-                    _log.warning("the judge %s named no class (logged once a reason, counted): %s", self._url, reason)
+                    _log.warning(
+                        "the judge %s named no class (logged once a reason, counted): %s", self._url, printable(reason)
+                    )
                 self.failures[reason] = self.failures.get(reason, 0) + 1
         return [verdict for verdict, _ in replies]
 

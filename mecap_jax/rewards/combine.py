@@ -18,6 +18,7 @@ import numpy as np
 from mecap_jax.config import ConfigError, RewardConfig, is_custom, schedule_factor
 from mecap_jax.rewards.base import PolicyReward, Reward, Sample, described
 from mecap_jax.rewards.custom import load_custom
+from mecap_jax.text_files import printable
 
 _log = logging.getLogger(__name__)
 
@@ -197,7 +198,7 @@ class RewardFunction:
             first = name not in self.reasons
             self.reasons[name] = problem
         if first:
-            _log.warning("reward term %r failed (logged once, counted in the metrics): %s", name, problem)
+            _log.warning("reward term %r failed (logged once, counted in the metrics): %s", name, printable(problem))
 
 
 def combine(terms: Mapping[str, np.ndarray], weights: Mapping[str, float], how: str = "sum") -> np.ndarray:

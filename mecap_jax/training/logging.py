@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from mecap_jax.json_files import parse_json, to_json
+from mecap_jax.text_files import printable
 from mecap_jax.training.profiling import StepTrace
 
 # What a person watches; everything is in metrics.jsonl.
@@ -64,9 +65,9 @@ class RunLogger(contextlib.AbstractContextManager):
             self._tensorboard.close()
 
     def say(self, message: str) -> None:
-        """One line for a person."""
+        """What a person should know; names in it cannot write to the terminal."""
         if self._enabled:
-            self._console.print(message, markup=False, soft_wrap=True)
+            self._console.print(printable(message, keep="\n"), markup=False, soft_wrap=True)
 
     def rewind(self, stage: str, step: int) -> None:
         """Drops what an interrupted run logged of a stage beyond `step`, where its checkpoint takes up again."""

@@ -337,13 +337,13 @@ def test_a_clip_that_cannot_be_decoded_does_not_count(dataset, tokenizer, monkey
 
     def failing(row):
         if row == victim:
-            raise MediaError("the disk is on fire")
+            raise MediaError("the disk is \x1b[31m on fire")
         return decode(row)
 
     monkeypatch.setattr(fresh, "_decode", failing)
     (batch,) = fresh.evaluation_batches([victim], 1, references=2, max_target_tokens=8)
     assert not batch.valid.any() and not batch.targets.mask.any()
-    assert "the disk is on fire" in caplog.text and fresh.index[victim].id in caplog.text
+    assert "the disk is \\x1b[31m on fire" in caplog.text and fresh.index[victim].id in caplog.text
     assert batch.prompt.length[0] > 0  # the row keeps the text of its prompt: no empty softmax anywhere
 
 

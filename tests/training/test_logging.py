@@ -109,3 +109,9 @@ def test_some_steps_are_traced(tmp_path):
 def test_a_display_without_files(tmp_path):
     with RunLogger(None, console=Console(file=io.StringIO())) as logger, logger.progress("captions", 1) as progress:
         progress(1, {})
+
+
+def test_names_in_what_is_said_cannot_write_to_the_terminal(tmp_path):
+    with quiet(None) as logger:
+        logger.say("labels: calm\x1b[31m\u202e\nand more")
+        assert logger._console.file.getvalue() == "labels: calm\\x1b[31m\\u202e\nand more\n"

@@ -109,7 +109,7 @@ def clips_of(
     if not any("split" in row for row in good):
         splits = _assign_splits({_speaker(row) for row in good})
         sizes = ", ".join(f"{sum(s == split for s in splits.values())} {split}" for split in SPLITS)
-        print(f"{name} names no splits: speakers are divided by a hash ({sizes})", file=sys.stderr)
+        print(f"{printable(name)} names no splits: speakers are divided by a hash ({sizes})", file=sys.stderr)
     found: list[Pending] = []
     for (place, raw), row in zip(table, rows, strict=True):
         named = next((known["id"] for known in (row, raw) if isinstance(known, dict) and known.get("id")), "")
@@ -210,10 +210,8 @@ def _report_further_columns(path: Path, names: Iterable[str]) -> None:
             close = difflib.get_close_matches(name[:100], _KEYS, n=1, cutoff=0.8)
             listed.append(f"{printable(name):.100}" + (f" (did you mean {close[0]!r}?)" if close else ""))
     if listed:
-        print(
-            f"{path}: kept as attributes: {', '.join(listed[:20])}{', ...' if len(listed) > 20 else ''}",
-            file=sys.stderr,
-        )
+        shown = ", ".join(listed[:20]) + (", ..." if len(listed) > 20 else "")
+        print(f"{printable(str(path))}: kept as attributes: {shown}", file=sys.stderr)
 
 
 def _choose_ids(rows: list[Row]) -> set[str]:

@@ -241,7 +241,7 @@ def _find_takes(directory: Path, allow_outside: bool) -> tuple[dict[str, dict[st
             continue
         files[field] = name
     if songs:
-        print(f"{directory}: {songs} songs are left out, only speech is imported", file=sys.stderr)
+        print(f"{printable(str(directory))}: {songs} songs are left out, only speech is imported", file=sys.stderr)
     if not takes:
         raise ImporterError(f"{directory} holds no RAVDESS speech files (such as 03-01-05-01-02-01-01.wav)")
     return dict(sorted(takes.items())), left_out

@@ -208,6 +208,15 @@ def test_a_manifest_that_is_no_table_names_the_line(directory):
         read_all(directory)
 
 
+def test_names_cannot_write_to_the_terminal(directory, capsys):
+    odd = directory.with_name("clips\x1b[31m")
+    directory.rename(odd)
+    (odd / "manifest.jsonl").write_text('{"transcript": "Hello.", "id": "a", "colour\\u001b[31m": "red"}')
+    folder.clips(odd, ImportSettings())
+    said = capsys.readouterr().err
+    assert "\x1b" not in said and said.count("\\x1b[31m/manifest.jsonl") == 2 and "colour\\x1b" in said
+
+
 def test_without_splits_whole_speakers_are_divided_80_10_10(directory, capsys):
     rows = [{"id": f"{s}-{i}", "audio": "wav/a.wav", "speaker": f"s{s}"} for s in range(40) for i in range(3)]
     first, second = read(directory, *rows), read(directory, *reversed(rows))
