@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,12 +20,14 @@ from mecap_jax.data.collate import collate
 from mecap_jax.data.manifest import ClipRecord
 from mecap_jax.data.processor import Processor
 from mecap_jax.data.questions import Asked
+from mecap_jax.generation.weights import sampling_params
 from mecap_jax.models.checkpoints.hub import load_model, read_model
 from mecap_jax.rewards.base import Sample
 from mecap_jax.rewards.combine import RewardFunction
 from mecap_jax.rl.learner import GrpoLearner
 from mecap_jax.rl.rollout import MicroBatch, RolloutEngine
 from mecap_jax.sharding import make_mesh, put_batch
+from mecap_jax.throughput import peak_flops
 from mecap_jax.train_state import abstract_model, abstract_state, init_state, make_optimizer
 
 _NEVER = -1  # an id that is no token: completions go on to their longest length
@@ -67,12 +70,13 @@ def main() -> None:
     tokenizer.end_ids = (_NEVER,)
     reference = load_model(directory / "model", model, abstract)
     terms = RewardFunction([(_Vowels(), 1.0)], timeout_s=60.0)
-    engine = RolloutEngine(graphdef, reference, config, tokenizer, lambda text: {}, terms, mesh, work.seed)
-    optimizer = make_optimizer(config.optimizer, 1)
-    learner = GrpoLearner(
-        graphdef, abstract_state(abstract, optimizer, mesh), {}, engine, optimizer, config, terms.weights_at, mesh,
-        work.seed,
-    )  # fmt: skip
+    sampling = functools.partial(sampling_params, dtype=model.dtype, gather=True)
+    engine = RolloutEngine(
+        graphdef, reference, {}, config, tokenizer, lambda text: {}, terms, mesh, work.seed, sampling
+    )
+    optimizer, peak = make_optimizer(config.optimizer, 1), peak_flops(mesh, model.dtype)
+    abstract = abstract_state(abstract, optimizer, mesh)
+    learner = GrpoLearner(graphdef, abstract, {}, engine, optimizer, config, mesh, work.seed)
     state = init_state(jax.tree.map(lambda x: x.copy(), reference), optimizer, mesh)
 
     def micro_batch(rows: list[Any]) -> MicroBatch:
@@ -94,18 +98,17 @@ def main() -> None:
         seconds = time.perf_counter() - began
         metrics = result.metrics
         phases = {"data": read} | {name: metrics[f"timing_s/{name}"] for name in ("rollout", "reference", "update")}
-        parent.took(seconds, phases, facts(metrics, int(micro.prompt.length.max())))
+        parent.took(seconds, phases, _facts(metrics, seconds, peak) | {"prompt_tokens": int(micro.prompt.length.max())})
 
 
-def facts(metrics: dict[str, float], prompt_tokens: int) -> dict[str, float]:
-    """What a step is checked by: that the sides did the same work."""
-    return {
-        "prompt_tokens": prompt_tokens,
+def _facts(metrics: dict[str, float], seconds: float, peak: float) -> dict[str, float]:
+    """What a step is checked by, that the sides did the same work; and how much of the matrix rate it reached."""
+    names = ("reward", "entropy", "kl", "grad_norm")
+    return {name: metrics[name] for name in names} | {
         "completion_tokens": metrics["completions/mean_length"],
-        "reward": metrics["reward"],
-        "entropy": metrics["entropy"],
-        "kl": metrics["kl"],
-        "grad_norm": metrics["grad_norm"],
+        "peak_flops": peak,
+        "mfu": metrics["flops"] / (seconds * peak),
+        "mfu_update": metrics["flops/update"] / (metrics["timing_s/update"] * peak),
     }
 
 
