@@ -21,6 +21,7 @@ N_FFT = 400
 MAX_SAMPLES = 300 * SAMPLE_RATE  # `chunk_length` of Qwen2.5-Omni's extractor
 # OpenAI CLIP's image statistics (arXiv 2103.00020), as in the image processors of the Qwen2-VL family.
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
+MAX_RESIZED = 1 << 24  # pixels of a picture as a model sees it; published processors stop at 12.8 million
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
@@ -72,19 +73,24 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixe
     Both sides are multiples of `factor`, the area lies within the limits and the aspect ratio is nearly kept.
 
     Raises:
-      ValueError: one side is more than 200 times the other.
+      ValueError: one side is more than 200 times the other, or the area is more than any model is made for: the limits
+        may be a stranger's.
     """
     if max(height, width) > 200 * min(height, width):
         raise ValueError(f"aspect ratio of {height} x {width} exceeds 200")
-    rounded = round(height / factor) * factor, round(width / factor) * factor
-    area = rounded[0] * rounded[1]
+    size = round(height / factor) * factor, round(width / factor) * factor
+    area = size[0] * size[1]
     if area > max_pixels:
         shrink = math.sqrt(height * width / max_pixels)
-        return tuple(max(factor, math.floor(side / shrink / factor) * factor) for side in (height, width))
-    if area < min_pixels:
+        size = tuple(max(factor, math.floor(side / shrink / factor) * factor) for side in (height, width))
+    elif area < min_pixels:
         grow = math.sqrt(min_pixels / (height * width))
-        return tuple(math.ceil(side * grow / factor) * factor for side in (height, width))
-    return rounded
+        size = tuple(math.ceil(side * grow / factor) * factor for side in (height, width))
+    if size[0] * size[1] > MAX_RESIZED:
+        raise ValueError(
+            f"a picture of {height} x {width} would become {size[0]} x {size[1]} (min_pixels = {min_pixels})"
+        )
+    return size
 
 
 class VisionPatches(NamedTuple):

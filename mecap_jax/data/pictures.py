@@ -16,6 +16,7 @@ from mecap_jax.data.demuxing import MAX_PIXELS, VIDEO_KINDS, check_length, frame
 from mecap_jax.data.resize import resize_bicubic
 
 MAX_FRAME_RATE = 240
+MAX_KEPT = 1 << 29  # bytes of a clip's pictures as the model sees them; a prompt of 100,000 tokens
 MAX_PIXELS_IN_ALL = 1 << 36  # ten minutes of 1920 x 1080 at 50 Hz
 MIN_FRAMES = 4  # Qwen2VLVideoProcessor.min_frames
 TEMPORAL_PATCH_SIZE = 2  # of the Qwen2-VL family
@@ -128,7 +129,7 @@ def _decode_frames(
         raise MediaError(f"longer than {max_seconds:g} s")
     with open_clip(data, kind) as clip:
         spans: list[tuple[float | None, float]] = []
-        pixels, keep, seen, size = {}, set(wanted), 0, None
+        pixels, keep, seen, kept, size = {}, set(wanted), 0, 0, None
         for i, frame in enumerate(frames(clip, clip.picture)):
             start = None if frame.pts is None else float(frame.pts * frame.time_base)
             if frame.is_corrupt:
@@ -146,6 +147,9 @@ def _decode_frames(
                 size = size or picture.shape[:2]
             if i in keep:
                 pixels[i] = shrink(_fit(picture, *size))
+                kept += pixels[i].nbytes
+                if kept > MAX_KEPT:
+                    raise MediaError(f"its pictures take more than {MAX_KEPT >> 20} MB as the model is to see them")
         if not spans:
             raise MediaError("has no video frames")
         timeline = expected

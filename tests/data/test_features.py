@@ -143,6 +143,9 @@ def test_smart_resize_equals_transformers():
             assert smart_resize(height, width, 28, low, high) == expected
     with pytest.raises(ValueError, match="aspect ratio"):
         smart_resize(3000, 10, 28, 56 * 56, 112 * 112)
+    for limits in ((28, 2**31, 2**31), (10**6, 1, 100)):
+        with pytest.raises(ValueError, match=r"a picture of 100 x 90 would become \d+ x \d+"):
+            smart_resize(100, 90, *limits)
 
 
 def smooth_frames(count: int, height: int, width: int) -> np.ndarray:

@@ -333,6 +333,8 @@ def test_limits_stop_hostile_clips():
     for decode in (probe, lambda data: decode_video(data, 1, 0)):
         with pytest.raises(MediaError):
             decode(huge)
+    with pytest.raises(MediaError, match="its pictures take more than 512 MB as the model is to see them"):
+        decode_video(video_file(frames=8), 8, 0, shrink=lambda frame: np.zeros((8192, 8192, 3), np.uint8))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e38])
