@@ -12,11 +12,17 @@ in an environment of their own, whose Python is `--peers`; a row that lacks one 
 
 import dataclasses
 import datetime
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from mecap_jax.interruption import answer_signals
+
+if __name__ == "__main__":  # before the imports that take seconds
+    answer_signals({signal.SIGINT: 130})
 
 from absl import app, flags
 
@@ -50,7 +56,7 @@ _PEERS = flags.DEFINE_string("peers", sys.executable, "Python in which the other
 _QUICK = flags.DEFINE_bool("quick", False, "Shorter prompts and one round: whether it runs, not how fast it is.")
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Steps of each side that count.", lower_bound=1)
 _SWEEP = flags.DEFINE_enum("sweep", None, list(SWEEPS), "Instead of the rows: text, with this at several values.")
-local_paths("output")
+local_paths("output", "peers")
 
 
 def main(argv: list[str]) -> None:

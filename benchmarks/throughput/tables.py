@@ -94,5 +94,7 @@ def table(result: Mapping[str, Any]) -> str:
     ]
     if facts := [step["facts"] for step in sides[OURS].get("steps", ()) if "mfu" in step["facts"]]:
         whole, update = (statistics.median(fact[name] for fact in facts) for name in ("mfu", "mfu_update"))
-        lines.append(f"Ours: {whole:.0%} of the matrix rate that was measured in the same process, the update {update:.0%}.")
+        lines.append(
+            f"Ours: {whole:.0%} of the matrix rate that was measured in the same process, the update {update:.0%}."
+        )
     return "\n".join(lines)
