@@ -66,7 +66,11 @@ def storage_problem(error: BaseException) -> str | None:
     return next((text for text in map(os.strerror, _STORAGE) if text in str(error)), None)
 
 
-_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+# The last two are of disks and mounts that have gone.
+_STORAGE = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR,
+    errno.EIO, errno.ESTALE,
+)  # fmt: skip
 
 
 def split_overrides(argv: list[str]) -> tuple[list[str], list[str]]:

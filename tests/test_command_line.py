@@ -113,6 +113,7 @@ def test_numbers_that_are_not_finite_are_refused_by_flag(flag, tmp_path):
     [
         (OSError(28, "No space left on device", "run/metrics.jsonl"), "run/metrics.jsonl: No space left on device"),
         (OSError(30, "Read-only file system", "run"), "run: Read-only file system"),
+        (OSError(116, "Stale file handle", "run"), "run: Stale file handle"),
         (
             ValueError("INTERNAL: write of 3 bytes failed: No space left on device [tensorstore]"),
             "No space left on device",
