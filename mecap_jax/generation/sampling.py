@@ -9,9 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-# A nucleus is looked for among so many of the likeliest tokens before the whole vocabulary is sorted.
-_LIKELIEST = 128
-
 
 class Filters(NamedTuple):
     """Which tokens may be drawn, after the temperature, in this order.
@@ -67,36 +64,33 @@ def _behind(
     if 0 < filters.top_k < logits.shape[-1]:
         among, tokens = jax.lax.top_k(logits, filters.top_k)  # no noise is drawn for all others
     if filters.top_p < 1:
-        if tokens is None:
-            lowest = _nucleus_of_all(among, filters.top_p)
-        else:
-            lowest, _ = _nucleus(among, jax.nn.logsumexp(among, axis=-1), filters.top_p)
-        among = jnp.where(among >= lowest, among, -jnp.inf)
+        among = jnp.where(_nucleus(among, filters.top_p), among, -jnp.inf)
     if filters.min_p:
         lowest = among.max(axis=-1, keepdims=True) + np.float32(np.log(filters.min_p))
         among = jnp.where(among >= lowest, among, -jnp.inf)
     return among, tokens
 
 
-def _nucleus_of_all(logits: Float[Array, "B G V"], top_p: float) -> Float[Array, "B G 1"]:
-    """The lowest logit in the nucleus. Sorting a vocabulary for every token costs more than a small model does: it is
-    done where the nucleus of some row goes beyond its likeliest tokens."""
-    normaliser = jax.nn.logsumexp(logits, axis=-1)
+def _nucleus(logits: Float[Array, "B G K"], top_p: float) -> Bool[Array, "B G K"]:
+    """Which are the likeliest whose probabilities reach `top_p`.
 
-    def sorted_whole():
-        return _nucleus(-jnp.sort(-logits, axis=-1), normaliser, top_p)[0]
+    Nothing is sorted: the lowest logit of the nucleus is found by halving, exactly, because there are 2^32 float32
+    numbers. That is 32 sums over a vocabulary; a sort for every token costs several times as much.
+    """
+    probabilities = jax.nn.softmax(logits, axis=-1)
+    order = _as_integers(logits)
 
-    if logits.shape[-1] <= _LIKELIEST:
-        return sorted_whole()
-    lowest, complete = _nucleus(jax.lax.top_k(logits, _LIKELIEST)[0], normaliser, top_p)
-    return jax.lax.cond(jnp.all(complete), lambda: lowest, sorted_whole)
+    def halve(_, bounds):
+        low, high = bounds  # what is from `low` on reaches top_p, what is from `high` on does not
+        middle = (low & high) + ((low ^ high) >> 1)  # their mean; the sum would overflow
+        reaches = jnp.sum(jnp.where(order >= middle, probabilities, 0.0), axis=-1, keepdims=True) >= top_p
+        return jnp.where(reaches, middle, low), jnp.where(reaches, high, middle)
+
+    bounds = (order.min(axis=-1, keepdims=True), order.max(axis=-1, keepdims=True) + 1)
+    return order >= jax.lax.fori_loop(0, 32, halve, bounds)[0]
 
 
-def _nucleus(
-    descending: Float[Array, "B G K"], normaliser: Float[Array, "B G"], top_p: float
-) -> tuple[Float[Array, "B G 1"], Bool[Array, "B G"]]:
-    """The lowest of the largest logits in the nucleus, and whether they hold all of it."""
-    probabilities = jnp.exp(descending - normaliser[..., None])
-    reached = jnp.cumsum(probabilities, axis=-1)
-    last = jnp.sum(reached - probabilities < top_p, axis=-1, keepdims=True) - 1
-    return jnp.take_along_axis(descending, last, axis=-1), reached[..., -1] >= top_p
+def _as_integers(x: Float[Array, "*shape"]) -> Int[Array, "*shape"]:
+    """int32 numbers in the same order as these float32 ones."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.int32)
+    return jnp.where(bits < 0, bits ^ np.int32(0x7FFFFFFF), bits)

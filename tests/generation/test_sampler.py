@@ -153,7 +153,7 @@ def _allowed(logits, top_k, top_p, min_p):
     [
         Filters(top_k=1),
         Filters(top_k=7),
-        Filters(top_p=0.9),  # of one row beyond the likeliest 128
+        Filters(top_p=0.9),
         Filters(min_p=0.05),
         Filters(20, 0.8, 0.03),
         Filters(top_k=1000),  # more than there are
@@ -161,7 +161,7 @@ def _allowed(logits, top_k, top_p, min_p):
 )
 @pytest.mark.parametrize("flat", [0.0, 0.02], ids=["peaked", "flat"])
 def test_only_tokens_behind_all_filters_are_drawn(filters, flat):
-    """Rows of a vocabulary of 400; in the flat case a nucleus has more tokens than are looked at first."""
+    """Rows of a vocabulary of 400; in the flat case all tokens of one are about as likely."""
     logits = np.random.default_rng(0).normal(size=(3, 2, 400)).astype(np.float32) * 3
     logits[1] *= flat or 1
     draws = 400
@@ -180,16 +180,21 @@ def test_only_tokens_behind_all_filters_are_drawn(filters, flat):
         np.testing.assert_allclose(logprobs[:, b, g], whole[b, g, drawn], atol=1e-5)
 
 
-@pytest.mark.parametrize("scale", [0.01, 0.3, 3.0])
-def test_the_nucleus_of_a_large_vocabulary_is_exact(scale):
-    """However many tokens it has: what is drawn from is what sorting everything gives."""
-    logits = jax.random.normal(jax.random.key(2), (2, 3, 1000)) * scale
+@pytest.mark.parametrize("scale", [0.01, 0.3, 3.0, 30.0])
+def test_the_nucleus_is_exact(scale):
+    """However many tokens it has, it is what sorting gives."""
+    logits = jax.random.normal(jax.random.key(2), (2, 3, 1000)) * scale - 5
     for top_p in (0.1, 0.5, 0.95):
-        lowest = sampling._nucleus_of_all(logits, top_p)
+        kept = np.asarray(sampling._nucleus(logits, top_p))
         for b, g in np.ndindex(2, 3):
-            kept = set(np.flatnonzero(np.asarray(logits[b, g]) >= np.asarray(lowest[b, g])).tolist())
             expected = _allowed(np.asarray(logits[b, g], np.float64), 0, top_p, 0.0)
-            assert len(kept ^ expected) <= 1  # a sum that ends within rounding of top_p
+            assert len(set(np.flatnonzero(kept[b, g]).tolist()) ^ expected) <= 1  # a sum within rounding of top_p
+
+
+def test_what_is_as_likely_as_the_last_of_a_nucleus_belongs_to_it():
+    logits = jnp.array([[[2.0, 1.0, 1.0, 1.0, -jnp.inf, -3.0]]])
+    assert sampling._nucleus(logits, 0.6).tolist() == [[[True, True, True, True, False, False]]]
+    assert sampling._nucleus(logits, 0.4).tolist() == [[[True, False, False, False, False, False]]]
 
 
 def test_a_prompt_may_end_differently_within_its_group():
