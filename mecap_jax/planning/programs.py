@@ -83,7 +83,7 @@ def _plan_grpo(config: Config, mesh: Mesh, bucket: Bucket) -> StagePlan:
     rows = division.size * division.shards
     learning = _Learning(config, grpo.optimizer, grpo.steps * grpo.updates_per_step, mesh)
     raw = prompt = shapes.prompts(config, bucket, rows)
-    used, gather = _sampling(learning.params, config)
+    used, gather = _sampling(learning.params, config, config.mesh.gather)
     programs = {"gather": Program(gather, 1)} if gather else {}
     if encodes_once(learning.trainable) and (raw.audio.shape[1] or raw.patches.shape[1]):
         encode = make_encode(learning.graphdef, mesh)
@@ -132,8 +132,9 @@ def _plan_grpo(config: Config, mesh: Mesh, bucket: Bucket) -> StagePlan:
     programs["sample"] = Program(sample, division.parts, trips=length, copies=copies)
     kept = learning.kept()
     if grpo.loss.beta:
-        kept["reference"] = learning.trainable
-        reference, gather = _sampling(learning.trainable, config)
+        moves = grpo.reference_sync_steps  # then it is kept as the policy is
+        kept["reference"] = learning.trainable if moves else _sampling(learning.trainable, config, False)[0]
+        _, gather = _sampling(kept["reference"], config, config.mesh.gather)
         if gather:
             programs["gather_reference"] = Program(gather, 1)
         programs["reference"] = Program(score, division.parts, copies=copies)
@@ -143,11 +144,11 @@ def _plan_grpo(config: Config, mesh: Mesh, bucket: Bucket) -> StagePlan:
     return StagePlan(programs, kept, raw, division)
 
 
-def _sampling(params: Any, config: Config) -> tuple[Any, Callable[[], jax.stages.Traced] | None]:
+def _sampling(params: Any, config: Config, gather: bool) -> tuple[Any, Callable[[], jax.stages.Traced] | None]:
     """Parameters as completions are sampled with them, and what traces the program that makes them; None where none is
     needed (see `generation.weights`)."""
     leaves, tree = jax.tree.flatten(params)
-    wanted = [as_used(x, config.model.dtype, config.mesh.gather) for x in leaves]
+    wanted = [as_used(x, config.model.dtype, gather) for x in leaves]
     used = [jax.ShapeDtypeStruct(x.shape, dtype, sharding=place) for x, (dtype, place) in zip(leaves, wanted)]
     changed = [i for i, (old, new) in enumerate(zip(leaves, used)) if old != new]
     if not changed:

@@ -80,6 +80,9 @@ def test_a_reward_without_divergence_keeps_no_reference_and_adapters_keep_little
     config, mesh, bucket, whole, _ = planned
     free = load(RECIPE, ["mesh.fsdp=8", "grpo.loss.beta=0.0"])
     assert "reference" not in plan(free, "grpo", mesh, bucket, None, print, counted_only=True)["kept_gb"]
+    half = load(RECIPE, ["mesh.fsdp=8", "model.dtype=bfloat16"])
+    kept = plan(half, "grpo", mesh, bucket, None, print, counted_only=True)["kept_gb"]
+    assert 0.5 < kept["reference"] / kept["gradient"] < 0.55  # matrices as they are used
     adapters = load("configs/grpo.py:features_qwen2_5_0_5b,smoke", ["mesh.fsdp=8", "trainable=()", LORA])
     counted = plan(adapters, "grpo", mesh, bucket, None, print, counted_only=True)
     assert counted["trainable_parameters"] < 0.5 * counted["parameters"] and "fits" not in counted
