@@ -2,6 +2,7 @@
 batch do not divide evenly, and the places that are left are filled up with rows that must not count."""
 
 import functools
+import gc
 import socket
 import subprocess
 import sys
@@ -117,3 +118,8 @@ def test_no_program_is_compiled_after_the_first_step(make, monkeypatch):
     finally:
         jax.monitoring.clear_event_listeners()
     assert compiled == []
+    # Nor is anything kept of the whole weights that completions were sampled with.
+    gc.collect()
+    embeddings = state.params["language_model"]["embed_tokens"]["embedding"]
+    like = [x for x in jax.live_arrays() if x.shape == embeddings.shape and len(x.devices()) == 8]
+    assert like and not any(x.sharding.is_fully_replicated for x in like)
