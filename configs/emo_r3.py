@@ -93,9 +93,9 @@ def _rows(tiny: bool) -> tuple[RowConfig, ...]:
     """What the paper's ablation leaves out, its baseline DAPO, the reflection on the model's own answer, the twin.
 
     Those of reinforcement learning answer in steps. The paper's plain GRPO thinks in one block: a run of its own
-    (`--config.task.protocol=think_boxed`), because it needs a cold start of its own. Its supervised baseline is taught
-    the labels alone, of all pictures; a backbone learns them in a run of its own, which may also be what EMO-R3 begins
-    from (Cold-Start-Emo, in the README).
+    (`task.protocol=think_boxed`, `sft.exercises=0`), because it needs a cold start of its own. Its supervised baseline
+    is taught the labels alone, of all pictures; a backbone learns them in a run of its own, which may also be what
+    EMO-R3 begins from (Cold-Start-Emo, in the README).
     """
     after = "sft" if tiny else ""
     plain = "grpo.reward.terms=accuracy=0.9,format=0.1"  # the authors' math.py
