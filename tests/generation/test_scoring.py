@@ -12,6 +12,7 @@ from flax import nnx
 
 from mecap_jax.generation import scoring
 from mecap_jax.generation.scoring import score_completions
+from mecap_jax.models import attention
 from mecap_jax.sharding import put_batch
 from mecap_jax.train_state import abstract_model
 from tests import miniature
@@ -66,6 +67,22 @@ def test_logprobs_and_gradients_equal_separate_sequences(tokens):
     chex.assert_trees_all_close(actual, expected, atol=1e-5)
     chex.assert_trees_all_close(actual_gradient, expected_gradient, atol=1e-6)
     assert max(jnp.abs(g).max() for g in jax.tree.leaves(actual_gradient)) > 0.01
+
+
+def test_a_model_whose_attention_goes_by_blocks_is_the_plain_one(tokens, monkeypatch):
+    """Padded prompts of different lengths, of which the shortest ends within a block; gradients of all parameters."""
+    graphdef, params = miniature.model()
+    prompt = miniature.pad_right(miniature.prompts(), 5)
+
+    def gradient():
+        scored = lambda p: jnp.sum(score_completions(nnx.merge(graphdef, p), prompt, tokens).logprobs)  # noqa: E731
+        return jax.jit(jax.value_and_grad(scored))(params)
+
+    plain = gradient()
+    monkeypatch.setattr(attention, "SHORT", 0)
+    monkeypatch.setitem(attention.BLOCK, "cpu", 8)
+    assert "while" in str(jax.make_jaxpr(lambda p: score_completions(nnx.merge(graphdef, p), prompt, tokens))(params))
+    chex.assert_trees_all_close(gradient(), plain, rtol=1e-5, atol=1e-5)
 
 
 def test_the_last_layer_runs_at_the_end_of_a_prompt_only(tokens):
