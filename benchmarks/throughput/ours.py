@@ -62,7 +62,8 @@ def grpo_config(work: Work) -> GrpoConfig:
 def main() -> None:
     directory, parent = Path("."), Parent()
     work, prompts = Work.read(directory), read_prompts(directory)
-    model, mesh, config = read_model(directory / "model"), make_mesh(MeshConfig()), grpo_config(work)
+    model, config = read_model(directory / "model"), grpo_config(work)
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     graphdef, abstract = abstract_model(model, mesh)
     processor = Processor.from_directory(directory / "model", model)
     media = np.load(directory / "media.npy", allow_pickle=False) if work.row == "embeddings" else None

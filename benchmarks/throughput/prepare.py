@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from benchmarks.throughput.models import DECODER, MODELS
@@ -94,7 +95,7 @@ def save(directory: Path, processor: Processor, seed: int) -> None:
     ids = {field: tokenizer.special(getattr(family.media, token)) for field, token in family.media_ids.items()}
     ids |= {"bos_token_id": None, "eos_token_id": list(tokenizer.end_ids), "pad_token_id": tokenizer.pad_id}
     write_json(directory / "config.json", format_config(model, ids))
-    _, params = init_params(model, seed, make_mesh(MeshConfig()))
+    _, params = init_params(model, seed, make_mesh(MeshConfig(), jax.devices()[:1]))
     save_model(directory, model, params)
 
 

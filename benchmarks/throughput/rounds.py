@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -66,7 +65,7 @@ class Process:
         command = [python, "-m", f"{MODULES}.{side.module}", *side.arguments]
         self._process = subprocess.Popen(
             command, cwd=directory, env=_environment(), text=True, bufsize=1,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, preexec_fn=_bound_memory,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log,
         )  # fmt: skip
         try:
             self.about = self._answer()
@@ -170,12 +169,6 @@ def _started(name: str, directory: Path, python: str) -> Iterator[Process]:
         process.close()
 
 
-def _bound_memory() -> None:
-    """Lets this process fail rather than the machine: it gets no more memory than there is."""
-    (line,) = (line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable:"))
-    resource.setrlimit(resource.RLIMIT_DATA, (1024 * int(line.split()[1]),) * 2)
-
-
 def _busy_s(process: int | None = None) -> float:
     """Core-seconds that a process, or the whole machine and what it lost to others beside it, has taken so far."""
     if process is None:
@@ -193,4 +186,4 @@ def _installed(python: str, package: str) -> bool:
 
 def _environment() -> dict[str, str]:
     quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "TRL_EXPERIMENTAL_SILENCE": "1"}
-    return os.environ | quiet | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "")}
+    return os.environ | quiet | {"PYTHONPATH": str(ROOT)}

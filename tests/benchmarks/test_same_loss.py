@@ -3,6 +3,7 @@
 import tests.torch_reference  # noqa: F401, I001 - declares torchvision operators before transformers is imported
 
 import dataclasses
+import sys
 from types import SimpleNamespace
 
 import jax
@@ -17,10 +18,12 @@ from transformers import AutoModelForCausalLM
 from benchmarks.throughput.ours import from_ids, grpo_config
 from benchmarks.throughput.models import DECODER
 from benchmarks.throughput.prepare import save
+from benchmarks.throughput.rounds import Process
 from benchmarks.throughput.work import Work
 from mecap_jax.batch import Completions
 from mecap_jax.data.processor import Processor
 from mecap_jax.data.tokenizer import train_tokenizer
+from mecap_jax.json_files import write_json
 from mecap_jax.model_config import ModelConfig
 from mecap_jax.models.checkpoints.hub import load_model, save_weights
 from mecap_jax.rl.objective import TrainExample, denominators, grpo_loss
@@ -42,7 +45,7 @@ def step(tmp_path_factory):
     directory, rng = tmp_path_factory.mktemp("exported"), np.random.default_rng(0)
     model = ModelConfig(name="tiny", family="qwen2", decoder=TINY)
     save(directory, Processor(train_tokenizer(["sad and tired"], 300, model.family), model), seed=0)
-    graphdef, abstract = abstract_model(model, make_mesh(MeshConfig()))
+    graphdef, abstract = abstract_model(model, make_mesh(MeshConfig(), jax.devices()[:1]))
     params = load_model(directory, model, abstract)
     shape = (WORK.prompts, WORK.group, WORK.completion_tokens)
     ids = rng.integers(16, TINY.vocab_size, (WORK.prompts, WORK.prompt_tokens))
@@ -51,15 +54,11 @@ def step(tmp_path_factory):
     # Far enough from the policy that some ratios are clipped.
     old, reference = (np.float32(-5.8 + rng.normal(0, 0.3, shape)) for _ in range(2))
     advantages = np.float32(rng.normal(size=shape[:2]))
+    completions = Completions(np.int32(tokens), mask)
     example = TrainExample(
-        from_ids(ids.tolist(), None, model),
-        np.ones(len(ids), bool),
-        Completions(np.int32(tokens), mask),
-        old,
-        reference,
-        advantages,
-        None,
+        from_ids(ids.tolist(), None, model), np.ones(len(ids), bool), completions, old, reference, advantages, None
     )
+    example = jax.tree.map(jnp.asarray, example)
 
     def losses(params):
         values = []
@@ -169,3 +168,21 @@ def test_loss_and_gradient_equal_those_of_trl_where_it_is_installed(step, name, 
     )
     trainer.current_gradient_accumulation_steps = 1
     check(trainer.model, trainer._compute_loss(trainer.model, their_inputs(step)), step.ours[name])
+
+
+def test_our_side_takes_steps_of_the_work(step, tmp_path):
+    WORK.save(tmp_path)
+    write_json(tmp_path / "prompts.json", np.concatenate([step.ids, step.ids]).tolist())
+    (tmp_path / "model").symlink_to(step.directory)
+    process = Process("ours", tmp_path, sys.executable)
+    try:
+        first, second = process.step(), process.step()
+    finally:
+        process.close()
+    assert process.about["settings"]["grpo"]["loss"]["beta"] == WORK.beta
+    for taken in (first, second):
+        assert taken["facts"]["prompt_tokens"] == WORK.prompt_tokens
+        assert taken["facts"]["completion_tokens"] == WORK.completion_tokens, "an end of text was sampled"
+        assert set(taken["phases"]) == {"data", "rollout", "reference", "update"}
+        assert sum(taken["phases"].values()) <= taken["seconds"]
+    assert first["facts"]["kl"] < 1e-9 < second["facts"]["kl"], "the policy starts at the reference, and moves"

@@ -9,7 +9,7 @@ from mecap_jax.families import FAMILIES
 from mecap_jax.model_config import ModelConfig
 
 
-def format_config(model: ModelConfig, special_ids: Mapping[str, int]) -> dict[str, Any]:
+def format_config(model: ModelConfig, special_ids: Mapping[str, int | list[int] | None]) -> dict[str, Any]:
     """`config.json` of a model that was not read from one.
 
     Args:
