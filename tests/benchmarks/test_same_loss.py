@@ -139,6 +139,7 @@ def test_loss_and_gradient_equal_the_formula_in_torch(step, model, name):
     check(model, formula(model, their_inputs(step), name), step.ours[name])
 
 
+@pytest.mark.filterwarnings("ignore")  # what TRL and transformers say of each other
 @pytest.mark.parametrize("name", LOSSES)
 def test_loss_and_gradient_equal_those_of_trl_where_it_is_installed(step, name, tmp_path):
     trl = pytest.importorskip("trl")
