@@ -34,15 +34,14 @@ from benchmarks.throughput.work import Work
 from mecap_jax.command_line import local_paths, run
 from mecap_jax.json_files import read_json_object, write_json
 
-# By row: what the prompts are made of, and whom we are compared with.
+# By row: its work, and whom we are compared with.
 ROWS = {
-    "text": ("text", ("trl", "trl_bfloat16")),
-    "tunix": ("text", ("tunix",)),
-    "image": ("image", ("trl", "trl_bfloat16")),
-    "embeddings": ("embeddings", ("trl", "trl_bfloat16")),
-    "clips": ("clips", ("omni", "omni_bfloat16")),
+    "text": (Work("text"), ("trl", "trl_bfloat16")),
+    "tunix": (Work("text"), ("tunix",)),
+    "image": (Work("image", prompt_tokens=256), ("trl", "trl_bfloat16")),
+    "embeddings": (Work("embeddings", prompt_tokens=256), ("trl", "trl_bfloat16")),
+    "clips": (Work("clips", prompt_tokens=256), ("omni", "omni_bfloat16")),
 }
-
 SWEEPS = {
     "prompt_tokens": (256, 512, 1024, 2048, 4096),
     "group": (2, 4, 8, 16, 32),
@@ -54,7 +53,7 @@ _ROWS = flags.DEFINE_list("rows", list(ROWS), f"Rows of the comparison, of {', '
 _OUTPUT = flags.DEFINE_string("output", "runs/throughput", "Directory of the results.")
 _PEERS = flags.DEFINE_string("peers", sys.executable, "Python in which the other trainers are installed.")
 _QUICK = flags.DEFINE_bool("quick", False, "Shorter prompts and one round: whether it runs, not how fast it is.")
-_ROUNDS = flags.DEFINE_integer("rounds", 3, "Steps of each side that count.", lower_bound=1)
+_ROUNDS = flags.DEFINE_integer("rounds", 2, "Steps of each side that count.", lower_bound=1)
 _SWEEP = flags.DEFINE_enum("sweep", None, list(SWEEPS), "Instead of the rows: text, with this at several values.")
 local_paths("output", "peers")
 
@@ -72,8 +71,8 @@ def main(argv: list[str]) -> None:
         _sweep(_SWEEP.value, output)
         return
     for row in _ROWS.value:
-        kind, others = ROWS[row]
-        work = Work(kind, **_QUICK_WORK) if _QUICK.value else Work(kind)
+        work, others = ROWS[row]
+        work = dataclasses.replace(work, **_QUICK_WORK) if _QUICK.value else work
         write_json(output / f"{row}.json", {"row": row, **_measure(work, others, 1 if _QUICK.value else _ROUNDS.value)})
     results = [read_json_object(output / f"{row}.json") for row in ROWS if (output / f"{row}.json").is_file()]
     _show("\n\n".join(map(table, results)), output / "tables.md")
