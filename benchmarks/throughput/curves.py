@@ -16,7 +16,7 @@ from benchmarks.throughput.rounds import SIDES, median
 from benchmarks.throughput.work import Work
 from mecap_jax.evaluation.plots import STYLE
 
-_COLOURS = dict(zip(SIDES, ("#D55E00", "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#CC79A7")))
+_COLOURS = ("#D55E00", "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#CC79A7")
 _AXES = {
     "prompt_tokens": "tokens of a prompt (P)",
     "group": "completions of a prompt (G)",
@@ -31,13 +31,13 @@ def plot_sweep(results: Sequence[Mapping[str, Any]], dimension: str, path: Path)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10, 4.2), layout="constrained")
         seconds, memory = figure.subplots(1, 2)
-        for name, side in SIDES.items():
+        for colour, (name, side) in zip(_COLOURS, SIDES.items()):
             measured = [result for result in results if result["sides"].get(name, {}).get("steps")]
             if not measured:
                 continue
             x = [result["work"][dimension] for result in measured]
             sides = [result["sides"][name] for result in measured]
-            style = dict(color=_COLOURS[name], marker="o", markersize=5, linewidth=2, label=side.title)
+            style = dict(color=colour, marker="o", markersize=5, linewidth=2, label=side.title)
             seconds.plot(x, [median(side["steps"], "seconds") for side in sides], **style)
             memory.plot(x, [side["peak_gb"] for side in sides], **style)
         for axis, title in ((seconds, "Seconds a step"), (memory, "Peak memory, GB")):

@@ -5,6 +5,9 @@ import sys
 import pytest
 
 from benchmarks.throughput import rounds
+from benchmarks.throughput.cost import cost
+from benchmarks.throughput.curves import plot_sweep, sweep_table
+from benchmarks.throughput.models import DECODER
 from benchmarks.throughput.rounds import Side, compare
 from benchmarks.throughput.tables import machine, table
 from benchmarks.throughput.work import Work
@@ -19,7 +22,8 @@ def result(tmp_path, monkeypatch):
         "missing": Side("missing", "side", ("2",), "no-such-trainer"),
     }
     monkeypatch.setattr(rounds, "SIDES", sides)
-    monkeypatch.setattr("benchmarks.throughput.tables.SIDES", sides)
+    for module in ("tables", "curves"):
+        monkeypatch.setattr(f"benchmarks.throughput.{module}.SIDES", sides)
     monkeypatch.setattr(rounds, "MODULES", "tests.benchmarks")
     found = compare(tmp_path, ("slow", "dying", "missing"), sys.executable, 2)
     return {"row": "text", "work": vars(Work("text")), "date": "2026-11-28", "machine": machine(), **found}
@@ -39,3 +43,19 @@ def test_sides_are_compared_and_what_cannot_be_measured_is_said(result):
     assert "| step, s | 1.00 | 6.00 | – | – |" in text
     assert "| × ours | 1 | **6.0** (6.0–6.0) | – | – |" in text
     assert "missing: no-such-trainer is not installed" in text
+
+
+def test_a_sweep_is_drawn_of_what_was_measured(result, tmp_path):
+    longer = {**result, "work": vars(Work("text", prompt_tokens=1024)), "sides": {}, "ratios": {}}
+    plot_sweep([longer, result], "prompt_tokens", tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").stat().st_size > 10_000
+    lines = sweep_table([longer, result], "prompt_tokens").splitlines()
+    assert lines[2].startswith("| 512 | 1.00 |") and lines[2].endswith("| 6.0 | 5.3 |")
+    assert lines[3].startswith("| 1,024 | – | – |") and lines[3].endswith("| – | 6.3 |")
+
+
+def test_a_shared_prefix_saves_nothing_of_a_single_completion_and_nearly_the_group_of_a_long_prompt():
+    single = Work("text", group=1)
+    assert cost(single, DECODER, shared=True) == cost(single, DECODER, shared=False)
+    shared, separate = (cost(Work("text", group=8, prompt_tokens=65_536), DECODER, way) for way in (True, False))
+    assert 7.9 < separate.operations / shared.operations < 8
