@@ -13,8 +13,8 @@ Array = Any  # numpy.ndarray before the device, jax.Array on it
 class PromptBatch(NamedTuple):
     """A batch of B prompts padded to one static shape (a `config.Bucket`); padding is on the right.
 
-    Media are encoded into one table of tokens a row: audio chunks first, then video windows, then tokens that were
-    encoded before, then feature frames.
+    Media are encoded into one table of tokens a row: audio chunks first, then frames, then tokens that were encoded
+    before, then feature frames.
     `media_index` says which table entry stands at a prompt position, so placeholders may interleave in any way and a
     missing modality is merely a table part that nothing points at.
 
@@ -26,10 +26,11 @@ class PromptBatch(NamedTuple):
       next_position: int32 [B], position of the first token after the prompt.
       audio: float32 [B, C, F, M], log-mel frames in C chunks of F frames.
       audio_frames: int32 [B, C], valid frames of each chunk.
-      patches: float32 [B, T, W, S, D], flattened video patches: T temporal patches, W windows of S slots.
-      patch_positions: int32 [B, T, W, S, 2], row and column of each patch.
-      patch_mask: bool [B, T, W, S], which slots hold a patch.
-      media_tokens: [B, K, D], decoder tokens that frozen towers gave before, in place of `audio` and `patches`:
+      patches: uint8 [B, T, K, M, D], pixels of video patches: T temporal patches (pairs of frames) of K merge cells in
+        raster order, each of M patches; a cell gives one token.
+      cell_positions: int32 [B, T, K, 2], row and column of each cell in its frame, -1 where there is no cell.
+      windows: int32 [B, T, W, C], which of the K cells stand in the C places of each attention window, -1 where none.
+      media_tokens: [B, H, D], decoder tokens that frozen towers gave before, in place of `audio` and `patches`:
         float32, or bfloat16 as raw uint16, because NumPy has no such type.
       features: float32 [B, N, E], precomputed features, concatenated over their kinds.
       instruction: int32 [B, L], BERT's tokens of what is asked, for models whose projector is told (HumanOmni); L is 0
@@ -45,8 +46,8 @@ class PromptBatch(NamedTuple):
     audio: Array
     audio_frames: Array
     patches: Array
-    patch_positions: Array
-    patch_mask: Array
+    cell_positions: Array
+    windows: Array
     media_tokens: Array
     features: Array
     instruction: Array

@@ -64,6 +64,11 @@ class AudioTowerConfig:
         return self.n_window // 2
 
 
+# OpenAI CLIP's image statistics (arXiv 2103.00020), by which the pixels of the Qwen2-VL family are normalised.
+PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
+PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
 @dataclasses.dataclass(frozen=True)
 class VisionTowerConfig:
     """Windowed vision transformer over patches of 2 frames x 14 x 14 pixels, merged 2 x 2 into decoder tokens."""
@@ -85,14 +90,14 @@ class VisionTowerConfig:
         return self.in_channels * self.temporal_patch_size * self.patch_size**2
 
     @property
-    def window_patches(self) -> int:
-        """Patch slots in one attention window."""
-        return (self.window_size // self.patch_size) ** 2
+    def cell_patches(self) -> int:
+        """Patches in one merge cell, of which a decoder token is made."""
+        return self.spatial_merge_size**2
 
     @property
-    def window_tokens(self) -> int:
-        """Decoder tokens that a full window gives."""
-        return self.window_patches // self.spatial_merge_size**2
+    def window_cells(self) -> int:
+        """Merge cells in a full attention window."""
+        return (self.window_size // (self.patch_size * self.spatial_merge_size)) ** 2
 
 
 @dataclasses.dataclass(frozen=True)

@@ -89,7 +89,7 @@ def count(prompt: PromptBatch, valid: Array, masks: Sequence[Array]) -> Counts:
     length = prompt.length.astype(jnp.float32)
     lengths = [jnp.sum(mask, axis=2).astype(jnp.float32) for mask in masks]
     halved = (prompt.audio_frames + 1) // 2
-    window = prompt.patch_mask.sum(axis=3).astype(jnp.float32)
+    window = (prompt.windows >= 0).sum(axis=3).astype(jnp.float32) * prompt.patches.shape[3]
     return Counts(
         clips=jnp.sum(rows),
         prompt_tokens=total(length),

@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 
 from mecap_jax.batch import PromptBatch
+from mecap_jax.data.features import vision_patches
 from mecap_jax.model_config import (
     AudioTowerConfig,
     DecoderConfig,
@@ -78,27 +79,28 @@ def prompts(batch: int = 3, seed: int = 0, length: int = 24, missing: bool = Tru
     """Random prompts of mixed length: row 0 has all media; row 1 may lack video, row 2 audio."""
     rng = np.random.default_rng(seed)
     audio, vision = CONFIG.audio, CONFIG.vision
-    chunks, frames, windows, slots = 2, 2, 2, vision.window_patches
-    audio_tokens, window_tokens = audio.chunk_tokens, vision.window_tokens
+    chunks, audio_tokens = 2, audio.chunk_tokens
+    # Two pairs of frames of two windows, of which the second is half full; one cell is padding.
+    videos = [vision_patches(rng.integers(256, size=(4, 56, 84, 3), dtype=np.uint8), vision) for _ in range(batch)]
+    frames, shown, cells = *videos[0].patches.shape[:2], 7
     lengths = np.array([length - (b % 3) * 4 for b in range(batch)])
     tokens = rng.integers(4, CONFIG.decoder.vocab_size, (batch, length))
     media_index = np.full((batch, length), -1)
     audio_frames = np.tile([audio.chunk_frames, audio.chunk_frames // 2 + 1], (batch, 1))
-    patch_mask = np.ones((batch, frames, windows, slots), bool)
-    patch_mask[:, :, 1, slots // 2 :] = False
+    patches = np.zeros((batch, frames, cells, vision.cell_patches, vision.patch_dim), np.uint8)
+    cell_positions = np.full((batch, frames, cells, 2), -1, np.int32)
+    windows = np.full((batch, frames, *videos[0].windows.shape), -1, np.int32)
     video_offset = chunks * audio_tokens
-    feature_offset = video_offset + frames * windows * window_tokens
-    for b in range(batch):
+    feature_offset = video_offset + frames * cells
+    for b, video in enumerate(videos):
         audio_index = [i for i in range(video_offset) if i < audio_tokens + 3]
-        video_index = [
-            video_offset + (t * windows + w) * window_tokens + c
-            for t in range(frames)
-            for w in range(windows)
-            for c in range(window_tokens if w == 0 else window_tokens // 2)
-        ]
+        video_index = [video_offset + t * cells + c for t in range(frames) for c in range(shown)]
         features = [feature_offset]
         if missing and b % 3 == 1:
-            video_index, features, patch_mask[b] = [], [], False
+            video_index, features = [], []
+        else:
+            patches[b, :, :shown], cell_positions[b, :, :shown] = video.patches, video.positions
+            windows[b] = video.windows
         if missing and b % 3 == 2:
             audio_index, audio_frames[b] = [], 0
         index = (features + audio_index + video_index)[: lengths[b] - 4]
@@ -113,9 +115,9 @@ def prompts(batch: int = 3, seed: int = 0, length: int = 24, missing: bool = Tru
         next_position=lengths.astype(np.int32),
         audio=rng.normal(size=(batch, chunks, audio.chunk_frames, audio.num_mel_bins)).astype(np.float32),
         audio_frames=audio_frames.astype(np.int32),
-        patches=rng.normal(size=(batch, frames, windows, slots, vision.patch_dim)).astype(np.float32),
-        patch_positions=rng.integers(0, 4, (batch, frames, windows, slots, 2)).astype(np.int32),
-        patch_mask=patch_mask,
+        patches=patches,
+        cell_positions=cell_positions,
+        windows=windows,
         media_tokens=np.zeros((batch, 0, CONFIG.decoder.hidden_size), np.float32),
         instruction=np.zeros((batch, 0), np.int32),
         instruction_length=np.zeros(batch, np.int32),

@@ -32,10 +32,13 @@ GROUP, LENGTH, ROWS = 3, 7, 4
 def _whole(prompt):
     """The prompts with nothing padded and nothing missing."""
     full = jnp.full_like
+    windows, of_frame = prompt.windows.shape, prompt.windows[0, 0].size
     return prompt._replace(
         length=full(prompt.length, prompt.tokens.shape[1]),
         audio_frames=full(prompt.audio_frames, prompt.audio.shape[2]),
-        patch_mask=full(prompt.patch_mask, True),
+        patches=jnp.zeros((*windows[:2], of_frame, *prompt.patches.shape[3:]), jnp.uint8),
+        cell_positions=jnp.zeros((*windows[:2], of_frame, 2), jnp.int32),
+        windows=jnp.broadcast_to(jnp.arange(of_frame).reshape(windows[2:]), windows),
     )
 
 
@@ -77,7 +80,10 @@ def test_only_what_counts_is_counted():
     assert counts.completion_pairs == pairs
     assert counts.prompt_pairs == sum(n * (n + 1) // 2 for n in (first, second))
     assert counts.audio_frames == np.asarray(prompt.audio_frames)[:2].sum()
-    assert counts.patches == np.asarray(prompt.patch_mask)[0].sum()  # the second has no video
+    cells = np.asarray(prompt.windows[0] >= 0).sum(axis=2)  # the second has no video
+    assert counts.patches == 4 * cells.sum() == 4 * 2 * 6
+    assert counts.window_pairs == 16 * (cells**2).sum() == 16 * 2 * (4**2 + 2**2)
+    assert counts.frame_pairs == 16 * 2 * 6**2
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,7 @@ class Bucket:
       frames: temporal patches (pairs of frames) of video a row.
       windows: attention windows in a frame.
       feature_frames: frames of precomputed features a row.
+      cells: merge cells in a frame, each one decoder token; 0 for as many as its windows hold.
     """
 
     prompt_tokens: PositiveInt
@@ -77,6 +78,7 @@ class Bucket:
     frames: NonNegativeInt = 0
     windows: NonNegativeInt = 0
     feature_frames: NonNegativeInt = 0
+    cells: NonNegativeInt = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -44,7 +44,14 @@ def needed(row: LaidOutPrompt, model: ModelConfig) -> Bucket:
         frames=sum(-(-len(frames) // model.vision.temporal_patch_size) for frames in row.frames),
         windows=max((window_count(*frames.shape[1:3], model) for frames in row.frames), default=0),
         feature_frames=0 if row.features is None else len(row.features),
+        cells=max((cell_count(*frames.shape[1:3], model) for frames in row.frames), default=0),
     )
+
+
+def completed(bucket: Bucket, model: ModelConfig) -> Bucket:
+    """A bucket that says how many merge cells a frame has, where one left it to the number of windows."""
+    most = bucket.windows * model.vision.window_cells if model.vision else 0
+    return dataclasses.replace(bucket, cells=min(bucket.cells or most, most))
 
 
 def _chunk_count(mel: np.ndarray, model: ModelConfig) -> int:
@@ -54,6 +61,12 @@ def _chunk_count(mel: np.ndarray, model: ModelConfig) -> int:
 def window_count(height: int, width: int, model: ModelConfig) -> int:
     """Attention windows in a frame of that many pixels."""
     return -(-height // model.vision.window_size) * -(-width // model.vision.window_size)
+
+
+def cell_count(height: int, width: int, model: ModelConfig) -> int:
+    """Merge cells in a frame of that many pixels."""
+    side = model.vision.patch_size * model.vision.spatial_merge_size
+    return (height // side) * (width // side)
 
 
 def video_grid(frames: np.ndarray, seconds_per_frame: float, model: ModelConfig) -> VideoGrid:
@@ -84,16 +97,16 @@ def collate(
     mel_bins = model.audio.num_mel_bins if model.audio else 1
     chunk_frames = model.audio.chunk_frames if model.audio else 1
     chunk_tokens = model.audio.chunk_tokens if model.audio else 0
-    slots = model.vision.window_patches if model.vision else 1
-    window_tokens = model.vision.window_tokens if model.vision else 0
-    patch_dim = model.vision.patch_dim if model.vision else 1
+    cell = (model.vision.cell_patches, model.vision.patch_dim) if model.vision else (1, 1)
+    window_cells = model.vision.window_cells if model.vision else 1
     feature_dim = sum(model.features.dims) if model.features else 1
 
     length = bucket.prompt_tokens
     if encoded:
         bucket = dataclasses.replace(bucket, audio_chunks=0, frames=0, windows=0)
+    bucket = completed(bucket, model)
     held = (size, length if encoded else 0, model.decoder.hidden_size)
-    windows = (size, bucket.frames, bucket.windows, slots)
+    cells = (size, bucket.frames, bucket.cells)
     batch = PromptBatch(
         tokens=np.full((size, length), pad_id, np.int32),
         length=np.zeros(size, np.int32),
@@ -102,16 +115,16 @@ def collate(
         next_position=np.zeros(size, np.int32),
         audio=np.zeros((size, bucket.audio_chunks, chunk_frames, mel_bins), np.float32),
         audio_frames=np.zeros((size, bucket.audio_chunks), np.int32),
-        patches=np.zeros((*windows, patch_dim), np.float32),
-        patch_positions=np.zeros((*windows, 2), np.int32),
-        patch_mask=np.zeros(windows, bool),
+        patches=np.zeros((*cells, *cell), np.uint8),
+        cell_positions=np.full((*cells, 2), -1, np.int32),
+        windows=np.full((size, bucket.frames, bucket.windows, window_cells), -1, np.int32),
         media_tokens=np.zeros(held, TOKEN_DTYPES[model.dtype]),
         features=np.zeros((size, bucket.feature_frames, feature_dim), np.float32),
         instruction=np.zeros((size, 0), np.int32),
         instruction_length=np.zeros(size, np.int32),
     )
     vision_start = bucket.audio_chunks * chunk_tokens
-    token_start = vision_start + bucket.frames * bucket.windows * window_tokens
+    token_start = vision_start + bucket.frames * bucket.cells
     feature_start = token_start + held[1]
     for b, row in enumerate(rows):
         _check_fit(b, needed(row, model), bucket)
@@ -160,23 +173,21 @@ def _put_audio(audio: np.ndarray, valid: np.ndarray, mels: Sequence[np.ndarray],
 
 
 def _put_vision(batch: PromptBatch, b: int, videos: Sequence[np.ndarray], model: ModelConfig) -> np.ndarray:
-    """Fills row `b`'s patches; returns where each token, in raster order, stands among the row's windows."""
-    places, time, windows = [np.zeros(0, int)], 0, batch.patches.shape[2]
+    """Fills row `b`'s patches; returns where each token, in raster order, stands among the row's cells."""
+    places, time, cells = [np.zeros(0, int)], 0, batch.patches.shape[2]
     for frames in videos:
         cut = vision_patches(frames, model.vision)
-        t, w = cut.mask.shape[:2]
-        batch.patches[b, time : time + t, :w] = cut.patches
-        batch.patch_positions[b, time : time + t, :w] = cut.positions
-        batch.patch_mask[b, time : time + t, :w] = cut.mask
-        # From a place among the video's own windows to one among the bucket's.
-        frame, rest = np.divmod(cut.order, w * model.vision.window_tokens)
-        places.append((time + frame) * windows * model.vision.window_tokens + rest)
+        t, k = cut.patches.shape[:2]
+        batch.patches[b, time : time + t, :k] = cut.patches
+        batch.cell_positions[b, time : time + t, :k] = cut.positions
+        batch.windows[b, time : time + t, : len(cut.windows)] = cut.windows
+        places.append((cells * np.arange(time, time + t)[:, None] + np.arange(k)).ravel())
         time += t
     return np.concatenate(places)
 
 
 def _put_tokens(table: np.ndarray, row: LaidOutPrompt, start: int) -> dict[int, np.ndarray]:
-    """Fills a row's media tokens [K, D], audio first; returns where those of each kind stand."""
+    """Fills a row's media tokens [H, D], audio first; returns where those of each kind stand."""
     places, used = {}, 0
     for kind, tokens in ((AUDIO, row.audio_tokens), (VISION, row.video_tokens)):
         if tokens is not None:

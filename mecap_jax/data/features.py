@@ -1,8 +1,8 @@
-"""Model inputs from decoded media: log-mel spectrograms and windowed vision patches, in NumPy.
+"""Model inputs from decoded media: log-mel spectrograms and vision patches, in NumPy.
 
 Both follow the published processors of Qwen2.5-Omni, so that its weights see what they were trained on: audio as
-transformers' `WhisperFeatureExtractor`, frames as its `Qwen2VLVideoProcessor`. No jax here: this runs in reader
-processes.
+transformers' `WhisperFeatureExtractor`, frames as its `Qwen2VLVideoProcessor`, whose last step is the vision tower's:
+pixels travel as bytes and are normalised there. No jax here: this runs in reader processes.
 """
 
 from __future__ import annotations
@@ -19,10 +19,7 @@ SAMPLE_RATE = 16_000
 HOP = 160
 N_FFT = 400
 MAX_SAMPLES = 300 * SAMPLE_RATE  # `chunk_length` of Qwen2.5-Omni's extractor
-# OpenAI CLIP's image statistics (arXiv 2103.00020), as in the image processors of the Qwen2-VL family.
-PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 MAX_RESIZED = 1 << 24  # pixels of a picture as a model sees it; published processors stop at 12.8 million
-PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def log_mel(waveform: np.ndarray, num_mel_bins: int, longest: int = MAX_SAMPLES) -> np.ndarray:
@@ -94,28 +91,25 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixe
 
 
 class VisionPatches(NamedTuple):
-    """A clip's frames as the vision tower reads them: T pairs of frames, W attention windows each, S slots a window.
+    """A clip's frames as the vision tower reads them: T pairs of frames of K merge cells of M patches.
 
     Attributes:
-      patches: float32 `[T, W, S, patch_dim]`, normalised pixels of a patch in the order (channel, frame, row, column).
-      positions: int32 `[T, W, S, 2]`, row and column of the patch in its frame.
-      mask: bool `[T, W, S]`, whether the slot holds a patch; those of a partial window come first.
-      order: int32 `[T * H/p/m * W/p/m]`: `order[k]` is where the k-th merged token in raster order (time, row, column)
-        stands among the `T * W * S/m^2` merged slots.
+      patches: uint8 `[T, K, M, patch_dim]`, pixels of a patch in the order (channel, frame, row, column).
+      positions: int32 `[K, 2]`, row and column of each cell.
+      windows: int32 `[W, C]`, which cells stand in each attention window; those of a partial one come first, then -1.
     """
 
     patches: np.ndarray
     positions: np.ndarray
-    mask: np.ndarray
-    order: np.ndarray
+    windows: np.ndarray
 
 
 def vision_patches(frames: np.ndarray, config: VisionTowerConfig) -> VisionPatches:
-    """Cuts frames into patches, grouped by attention window (Qwen2.5-VL, arXiv 2502.13923, section 2.1.1).
+    """Cuts frames into patches, grouped by merge cell (Qwen2.5-VL, arXiv 2502.13923, section 2.1.1).
 
-    Windows come in raster order, merge cells (m x m patches) in raster order inside a window, patches in raster order
-    inside a cell: the order of transformers' `get_vision_window_index`. An odd number of frames is filled up by
-    repeating the last one.
+    Cells (m x m patches) come in raster order, patches in raster order inside a cell: the order of transformers'
+    processor. Windows are those of its `get_vision_window_index`. An odd number of frames is filled up by repeating the
+    last one.
 
     Args:
       frames: uint8 `[F, H, W, 3]`, both sides multiples of `patch_size * spatial_merge_size`.
@@ -128,74 +122,29 @@ def vision_patches(frames: np.ndarray, config: VisionTowerConfig) -> VisionPatch
     if height % (patch * merge) or width % (patch * merge):
         raise ValueError(f"frames of {height} x {width} pixels do not divide into cells of {patch * merge}")
     rows, columns = height // (patch * merge), width // (patch * merge)
-    layout = _window_layout(rows, columns, config)
     if missing := -len(frames) % pair:
         frames = np.concatenate([frames, np.repeat(frames[-1:], missing, axis=0)])
     times = len(frames) // pair
-
     cells = frames.reshape(times, pair, rows, merge, patch, columns, merge, patch, channels)
     cells = cells.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)  # time, cell row and column, patch row and column, channel, ...
-    cells = cells.reshape(times, rows * columns, merge**2, channels, pair * patch**2)
-    patches = np.zeros((times, *layout.slots.shape, merge**2, config.patch_dim), np.float32)
-    pixels = _normalise(cells[:, layout.slots[layout.filled]])
-    patches[:, layout.filled] = pixels.reshape(*pixels.shape[:3], config.patch_dim)
-
-    windows, window_cells = layout.slots.shape
-    slots = window_cells * merge**2
-    offsets = np.arange(times, dtype=np.int32)[:, None] * (windows * window_cells)
-    return VisionPatches(
-        patches=patches.reshape(times, windows, slots, config.patch_dim),
-        positions=np.broadcast_to(layout.positions, (times, windows, slots, 2)),
-        mask=np.broadcast_to(layout.mask, (times, windows, slots)),
-        order=(offsets + layout.order).reshape(-1),
-    )
-
-
-def _normalise(pixels: np.ndarray) -> np.ndarray:
-    """Maps uint8 `[..., channel, values]` to (value / 255 - mean) / std; 256 values a channel make a table."""
-    values = np.arange(256, dtype=np.float32)
-    mean, std = (np.float32(255) * np.array(x, np.float32) for x in (PIXEL_MEAN, PIXEL_STD))
-    table = (values - mean[:, None]) / std[:, None]
-    return np.stack([table[c][pixels[..., c, :]] for c in range(pixels.shape[-2])], axis=-2)
-
-
-class _WindowLayout(NamedTuple):
-    """Where the merge cells of one frame go: `slots` int `[W, S/m^2]` holds the raster index of a cell, or -1."""
-
-    slots: np.ndarray
-    filled: np.ndarray
-    positions: np.ndarray
-    mask: np.ndarray
-    order: np.ndarray
+    return VisionPatches(cells.reshape(times, rows * columns, merge**2, -1), *_cell_layout(rows, columns, config))
 
 
 @functools.lru_cache(maxsize=64)
-def _window_layout(rows: int, columns: int, config: VisionTowerConfig) -> _WindowLayout:
-    merge = config.spatial_merge_size
-    side = config.window_size // (config.patch_size * merge)  # cells
-    index = np.arange(rows * columns, dtype=np.int32).reshape(rows, columns)
+def _cell_layout(rows: int, columns: int, config: VisionTowerConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Positions and windows of a frame of so many cells, see `VisionPatches`."""
+    side = config.window_size // (config.patch_size * config.spatial_merge_size)
+    index = np.arange(rows * columns, dtype=np.int32)
+    grid = index.reshape(rows, columns)
     windows = [
-        index[top : top + side, left : left + side].ravel()
+        grid[top : top + side, left : left + side].ravel()
         for top in range(0, rows, side)
         for left in range(0, columns, side)
     ]
-    slots = np.full((len(windows), side * side), -1, np.int32)
-    for window, cells in zip(slots, windows, strict=True):
+    places = np.full((len(windows), config.window_cells), -1, np.int32)
+    for window, cells in zip(places, windows, strict=True):
         window[: len(cells)] = cells
-    filled = slots >= 0
-    order = np.empty(rows * columns, np.int32)
-    order[slots[filled]] = np.flatnonzero(filled)
-
-    inner = np.stack(np.divmod(np.arange(merge**2, dtype=np.int32), merge), axis=-1)  # patch row and column in its cell
-    corner = merge * np.stack(np.divmod(np.maximum(slots, 0), columns), axis=-1)
-    positions = np.where(filled[..., None, None], corner[:, :, None] + inner, 0)
-    return _WindowLayout(
-        slots=slots,
-        filled=filled,
-        positions=positions.reshape(len(windows), -1, 2).astype(np.int32),
-        mask=np.repeat(filled, merge**2, axis=1),
-        order=order,
-    )
+    return np.stack(np.divmod(index, np.int32(columns)), axis=-1), places
 
 
 @functools.cache

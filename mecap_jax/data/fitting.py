@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 
 from mecap_jax.config import Bucket, DataConfig
 from mecap_jax.data.clips import frame_size
-from mecap_jax.data.collate import window_count
+from mecap_jax.data.collate import cell_count, completed, window_count
 from mecap_jax.data.features import MAX_SAMPLES, SAMPLE_RATE, audio_tokens
 from mecap_jax.data.manifest import ClipRecord
 from mecap_jax.data.pictures import TEMPORAL_PATCH_SIZE
@@ -93,9 +93,9 @@ def bucket_for(seconds: float, config: DataConfig, model: ModelConfig, text_toke
         side = math.isqrt(config.max_pixels)
         height, width = frame_size(side, side, config, model)
         pairs = -(-min(config.max_frames, int(seconds * config.fps) or config.max_frames) // TEMPORAL_PATCH_SIZE)
-        cell = model.vision.patch_size * model.vision.spatial_merge_size
-        tokens += pairs * (height // cell) * (width // cell)
-        parts |= {"frames": pairs, "windows": window_count(height, width, model)}
+        cells = cell_count(height, width, model)
+        tokens += pairs * cells
+        parts |= {"frames": pairs, "windows": window_count(height, width, model), "cells": cells}
     if "features" in config.modalities:
         tokens += 64
         parts["feature_frames"] = 64
@@ -119,8 +119,8 @@ def union(*buckets: Bucket) -> Bucket:
     return Bucket(*map(max, zip(*map(dataclasses.astuple, buckets))))
 
 
-def of_modalities(buckets: Sequence[Bucket], modalities: Sequence[str]) -> tuple[Bucket, ...]:
-    """The shapes without the parts of modalities that the run does not use."""
+def of_modalities(buckets: Sequence[Bucket], modalities: Sequence[str], model: ModelConfig) -> tuple[Bucket, ...]:
+    """The shapes, completed, without the parts of modalities that the run does not use."""
     return tuple(
         Bucket(
             b.prompt_tokens,
@@ -128,8 +128,9 @@ def of_modalities(buckets: Sequence[Bucket], modalities: Sequence[str]) -> tuple
             b.frames if "video" in modalities else 0,
             b.windows if "video" in modalities else 0,
             b.feature_frames if "features" in modalities else 0,
+            b.cells if "video" in modalities else 0,
         )
-        for b in buckets
+        for b in (completed(bucket, model) for bucket in buckets)
     )
 
 
@@ -138,7 +139,7 @@ def describe_bucket(bucket: Bucket) -> str:
     parts = {
         f"{bucket.prompt_tokens} tokens": True,
         f"{bucket.audio_chunks} chunks of sound": bucket.audio_chunks,
-        f"{bucket.frames} pairs of frames of {bucket.windows} windows": bucket.frames,
+        f"{bucket.frames} pairs of frames of {bucket.cells} tokens in {bucket.windows} windows": bucket.frames,
         f"{bucket.feature_frames} frames of features": bucket.feature_frames,
     }
     return ", ".join(text for text, there in parts.items() if there)
@@ -147,7 +148,7 @@ def describe_bucket(bucket: Bucket) -> str:
 def positions(bucket: Bucket, model: ModelConfig) -> int:
     """How many positions the network computes for a prompt: of the decoder, and of the towers of sound and picture."""
     sound = bucket.audio_chunks * model.audio.chunk_frames // 2 if model.audio else 0  # its first layers halve the rate
-    picture = bucket.frames * bucket.windows * model.vision.window_patches if model.vision else 0
+    picture = bucket.frames * bucket.cells * model.vision.cell_patches if model.vision else 0
     return bucket.prompt_tokens + sound + picture
 
 

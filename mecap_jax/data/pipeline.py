@@ -130,7 +130,7 @@ class ClipDataset:
         if usable and not config.modalities and not any(self.index[i].transcript for i in usable):
             raise DataError("no clip has a transcript, and the model gets to see nothing else")
         self.fixed_shapes = bool(config.buckets)
-        configured = of_modalities(config.buckets, config.modalities)
+        configured = of_modalities(config.buckets, config.modalities, model)
         self._needs: dict[int, Bucket] = {}
         for i in usable:
             try:
@@ -148,7 +148,7 @@ class ClipDataset:
         self.config = dataclasses.replace(config, buckets=configured or self._shapes(known_buckets))
 
     def _shapes(self, known: Sequence[Bucket]) -> tuple[Bucket, ...]:
-        needs, known = list(self._needs.values()), of_modalities(known, self.config.modalities)
+        needs, known = list(self._needs.values()), of_modalities(known, self.config.modalities, self._model)
         return extend_buckets(known, needs) if known else choose_buckets(needs, self._model)
 
     # --- which clips ----------------------------------------------------------------------------------------------

@@ -13,11 +13,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mecap_jax.data.features import HOP, MAX_SAMPLES, N_FFT, PIXEL_MEAN, PIXEL_STD, SAMPLE_RATE
+from mecap_jax.data.features import HOP, MAX_SAMPLES, N_FFT, SAMPLE_RATE
 from mecap_jax.data.pictures import MIN_FRAMES
 from mecap_jax.families import FAMILIES
 from mecap_jax.json_files import is_named, read_json_object, write_json
-from mecap_jax.model_config import ModelConfig
+from mecap_jax.model_config import PIXEL_MEAN, PIXEL_STD, ModelConfig
 
 _CELL = 28 * 28  # pixels behind one decoder token
 _BICUBIC = 3  # PIL's number

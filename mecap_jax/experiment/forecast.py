@@ -127,7 +127,7 @@ class Cost:
         if model.audio is not None:
             self.prompt += 2.0 * of("audio_tower") * bucket.audio_chunks * model.audio.n_window
         if model.vision is not None:
-            self.prompt += 2.0 * of("visual") * bucket.frames * bucket.windows * model.vision.window_patches
+            self.prompt += 2.0 * of("visual") * bucket.frames * bucket.cells * model.vision.cell_patches
         self.prompt += 2.0 * of("feature_projector") * bucket.feature_frames
 
     def sft_step(self, config: SftConfig) -> float:

@@ -116,7 +116,7 @@ class HumanOmniProcessor:
         counts = {"<audio>": (0, sound), "<video>": (sound * heard, self.config.frames * (side // 2) ** 2)}
         rows = [self._prompt(clip, counts) for clip in clips]
         asked = [self._text_tokenizer.encode(clip.instruction).ids for clip in clips]
-        patches = (size, self.config.frames * seen, 1, side**2)
+        patches = (size, self.config.frames * seen, side**2)
         batch = PromptBatch(
             tokens=_padded([tokens for tokens, _ in rows], self.tokenizer.pad_id, _PROMPT_STEP),
             length=np.array([len(tokens) for tokens, _ in rows], np.int32),
@@ -125,9 +125,9 @@ class HumanOmniProcessor:
             next_position=np.array([len(tokens) for tokens, _ in rows], np.int32),
             audio=np.zeros((size, int(heard), length, audio.bands), np.float32),
             audio_frames=np.full((size, int(heard)), length, np.int32),
-            patches=np.zeros((*patches, vision.channels * vision.patch**2), np.float32),
-            patch_positions=np.zeros((*patches, 2), np.int32),
-            patch_mask=np.ones(patches, bool),
+            patches=np.zeros((*patches, 1, vision.channels * vision.patch**2), np.float32),
+            cell_positions=np.zeros((*patches, 2), np.int32),
+            windows=np.zeros((size, self.config.frames * seen, 0, 0), np.int32),
             media_tokens=np.zeros((size, 0, self.config.decoder.hidden_size), np.float32),
             features=np.zeros((size, 0, 1), np.float32),
             instruction=_padded(asked, self.config.text.pad_token_id, _INSTRUCTION_STEP),
@@ -137,7 +137,7 @@ class HumanOmniProcessor:
             if clip.waveform is not None:
                 batch.audio[b, 0] = self._mel(clip.waveform, length * HOP)
             if clip.frames is not None:
-                batch.patches[b, :, 0] = self._patches(clip.frames)
+                batch.patches[b, :, :, 0] = self._patches(clip.frames)
         line = np.arange(batch.tokens.shape[1], dtype=np.int32)
         return batch._replace(positions=np.broadcast_to(line, (size, 3, len(line))))
 

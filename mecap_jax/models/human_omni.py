@@ -43,8 +43,8 @@ class HumanOmni(MultimodalLM):
     def encode_media(self, prompt: PromptBatch) -> Float[Array, "B M D"]:
         """Encodes sound, then pictures, into one table a row.
 
-        `audio` are windows of 30 s, silence at their end included, with a token for every 60 ms; `patches` are the
-        frames as SigLIP takes them, each one window whose slots are in raster order, with a token for every 2 x 2.
+        `audio` are windows of 30 s, silence at their end included, with a token for every 60 ms; `patches` are float32
+        [B, frames, patches, 1, values] as SigLIP takes them, in raster order, with a token for every 2 x 2.
         """
         tables = []
         if prompt.audio.shape[1]:
@@ -53,9 +53,9 @@ class HumanOmni(MultimodalLM):
             tables.append(self.audio_projector(states).reshape(batch, -1, self.config.decoder.hidden_size))
         if prompt.patches.shape[1]:
             weights = self.branch_weights(prompt.instruction, prompt.instruction_length)
-            batch, frames, _, slots, values = prompt.patches.shape
-            states = self.vision_tower.encode(prompt.patches.reshape(-1, slots, values))[0][VISION_LAYER]
-            tables.append(self.mm_projector(states.reshape(batch, frames, slots, -1), weights))
+            batch, frames, patches, _, values = prompt.patches.shape
+            states = self.vision_tower.encode(prompt.patches.reshape(-1, patches, values))[0][VISION_LAYER]
+            tables.append(self.mm_projector(states.reshape(batch, frames, patches, -1), weights))
         if not tables:
             return jnp.zeros((len(prompt.tokens), 0, self.config.decoder.hidden_size), self.config.dtype)
         return jnp.concatenate(tables, axis=1)

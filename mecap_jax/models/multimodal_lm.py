@@ -19,7 +19,7 @@ from mecap_jax.models.vision_tower import VisionTower
 
 # Which of the network's parts encodes a modality.
 TOWERS = {"audio": "audio_tower", "video": "visual"}
-_MEDIA = ("audio", "audio_frames", "patches", "patch_positions", "patch_mask")
+_MEDIA = ("audio", "audio_frames", "patches", "cell_positions", "windows")
 
 
 class MultimodalLM(nnx.Module):
@@ -49,7 +49,7 @@ class MultimodalLM(nnx.Module):
         if prompt.audio.shape[1]:
             tables.append(self.audio_tower(prompt.audio, prompt.audio_frames))
         if prompt.patches.shape[1]:
-            tables.append(self.visual(prompt.patches, prompt.patch_positions, prompt.patch_mask))
+            tables.append(self.visual(prompt.patches, prompt.cell_positions, prompt.windows))
         if prompt.media_tokens.shape[1]:
             tables.append(from_raw(prompt.media_tokens))
         if prompt.features.shape[1]:

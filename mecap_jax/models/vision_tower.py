@@ -1,22 +1,29 @@
 """The vision tower: a transformer over video patches with windowed attention (Qwen2.5-VL, Qwen2.5-Omni).
 
-Patches come in a dense layout [temporal patch, window, slot], so that attention inside a window and attention over a
-whole frame are both plain batched products: no gather and no [patches x patches] mask.
+Patches come as pixels, by merge cell in raster order, and stay so: what does not depend on neighbours is computed for
+patches alone. Windows, which are filled up, are laid out for attention within them, so that this and attention over a
+whole frame are plain batched products without a [patches x patches] mask.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int, Shaped, UInt8
 
-from mecap_jax.model_config import VisionTowerConfig
+from mecap_jax.model_config import PIXEL_MEAN, PIXEL_STD, VisionTowerConfig
 from mecap_jax.models.layers import Dtypes, GatedMlp, Linear, RMSNorm, attend_within, gelu, rotate, split_heads
 from mecap_jax.models.stack import Running, run_layers
 
+# (queries, keys, values) [B, T, N, heads, head] of all patches of a frame -> what each patch takes of the values.
+Attend = Callable[[Array, Array, Array], Array]
+
 
 class VisionAttention(nnx.Module):
-    """Bidirectional attention over the second-last axis, rotary positions from row and column."""
+    """Bidirectional attention with rotary positions from row and column; `attend` says which patches see each other."""
 
     def __init__(self, config: VisionTowerConfig, dtypes: Dtypes, rngs: nnx.Rngs):
         dim, self.heads = config.hidden_size, config.num_heads
@@ -25,10 +32,10 @@ class VisionAttention(nnx.Module):
         self.v = Linear(dim, dim, ("embed", "heads"), dtypes, rngs, bias=True)
         self.proj = Linear(dim, dim, ("heads", "embed"), dtypes, rngs, bias=True)
 
-    def __call__(self, x: Float[Array, "*batch L D"], cos, sin, mask: Bool[Array, "*batch L"]):
+    def __call__(self, x: Float[Array, "B T N D"], cos, sin, attend: Attend):
         q = rotate(split_heads(self.q(x), self.heads), cos, sin)
         k = rotate(split_heads(self.k(x), self.heads), cos, sin)
-        return self.proj(attend_within(q, k, split_heads(self.v(x), self.heads), mask).reshape(x.shape))
+        return self.proj(attend(q, k, split_heads(self.v(x), self.heads)).reshape(x.shape))
 
 
 class VisionBlock(nnx.Module):
@@ -40,8 +47,8 @@ class VisionBlock(nnx.Module):
         self.attn = VisionAttention(config, dtypes, rngs)
         self.mlp = GatedMlp(config.hidden_size, config.intermediate_size, dtypes, rngs, bias=True)
 
-    def __call__(self, x: Float[Array, "*batch L D"], cos, sin, mask: Bool[Array, "*batch L"]):
-        x = x + self.attn(self.norm1(x), cos, sin, mask)
+    def __call__(self, x: Float[Array, "B T N D"], cos, sin, attend: Attend):
+        x = x + self.attn(self.norm1(x), cos, sin, attend)
         return x + self.mlp(self.norm2(x))
 
 
@@ -60,7 +67,7 @@ class PatchMerger(nnx.Module):
 
 
 class VisionTower(nnx.Module):
-    """Patches in, decoder tokens out."""
+    """Pixels in, decoder tokens out."""
 
     def __init__(self, config: VisionTowerConfig, output_dim: int, dtypes: Dtypes, rngs: nnx.Rngs, running: Running):
         self.config, self.running = config, running
@@ -70,30 +77,71 @@ class VisionTower(nnx.Module):
 
     def __call__(
         self,
-        patches: Float[Array, "B T W S P"],
-        positions: Int[Array, "B T W S 2"],
-        mask: Bool[Array, "B T W S"],
+        patches: UInt8[Array, "B T K M P"],
+        positions: Int[Array, "B T K 2"],
+        windows: Int[Array, "B T W C"],
     ) -> Float[Array, "B tokens D"]:
-        """Encodes T temporal patches of W windows with S slots into T * W * window_tokens tokens a row.
+        """Encodes T temporal patches of K merge cells of M patches into T * K tokens a row (see `PromptBatch`).
 
-        Slots outside `mask` are never attended to, and the tokens that come of them must not be pointed at.
+        Cells without a position are never attended to, and the tokens that come of them must not be pointed at.
         """
-        batch, frames, windows, slots, _ = patches.shape
-        x = self.patch_embed(patches)
-        cos, sin = _rotary_angles(positions, self.config.hidden_size // self.config.num_heads)
+        batch, frames, cells, size, _ = patches.shape
+        x = self.patch_embed(normalised(patches)).reshape(batch, frames, cells * size, -1)
+        there = positions[..., 0] >= 0
+        inner = jnp.stack(jnp.divmod(jnp.arange(size), self.config.spatial_merge_size), axis=-1)
+        places = (self.config.spatial_merge_size * positions[..., None, :] + inner).reshape(*x.shape[:3], 2)
+        cos, sin = _rotary_angles(places, self.config.hidden_size // self.config.num_heads)
 
-        def in_windows(block: VisionBlock, x):
-            return block(x, cos, sin, mask), None
+        def in_frames(q, k, v):
+            return attend_within(q, k, v, jnp.repeat(there, size, axis=2))
 
-        def in_frames(block: VisionBlock, x):
-            whole = [a.reshape(batch, frames, windows * slots, *a.shape[4:]) for a in (x, cos, sin, mask)]
-            return block(*whole).reshape(x.shape), None
+        slots = windows.reshape(batch, frames, -1)
+        # Slots in the order of the cells that they hold, empty ones last.
+        slot_of = jnp.argsort(jnp.where(slots < 0, cells, slots), axis=2)[..., :cells]
+        slot_of = jnp.where(there, slot_of, -1)
 
+        def in_windows(*heads):
+            by_cell = (batch, frames, cells, size, *heads[0].shape[3:])
+            by_window = (*windows.shape[:3], -1, *heads[0].shape[3:])
+            q, k, v = (_rearranged(x.reshape(by_cell), slots, slot_of).reshape(by_window) for x in heads)
+            values = attend_within(q, k, v, jnp.repeat(windows >= 0, size, axis=3))
+            by_slot = (batch, frames, -1, *by_cell[3:])
+            return _rearranged(values.reshape(by_slot), slot_of, slots).reshape(heads[0].shape)
+
+        def step(attend: Attend):
+            return lambda block, x: (block(x, cos, sin, attend), None)
+
+        whole = step(in_frames)
+        # A single window is its frame.
+        parts = step(in_windows) if windows.shape[2] > 1 else whole
         full = self.config.fullatt_block_indexes
-        steps = [in_frames if i in full else in_windows for i in range(len(self.blocks))]
+        steps = [whole if i in full else parts for i in range(len(self.blocks))]
         x, _ = run_layers(self.blocks, steps, x, self.running)
-        x = x.reshape(batch, frames * windows * slots, -1)
-        return self.merger(x, self.config.spatial_merge_size**2)
+        return self.merger(x.reshape(batch, frames * cells * size, -1), size)
+
+
+def normalised(patches: UInt8[Array, "*batch P"]) -> Float[Array, "*batch P"]:
+    """Pixels, channel by channel, as the family's processors normalise them: (value / 255 - mean) / std, float32."""
+    mean, std = (jnp.repeat(255 * jnp.array(x, jnp.float32), patches.shape[-1] // 3) for x in (PIXEL_MEAN, PIXEL_STD))
+    return (patches.astype(jnp.float32) - mean) / std
+
+
+@jax.custom_vjp
+def _rearranged(
+    x: Shaped[Array, "B T I *item"], order: Int[Array, "B T J"], inverse: Int[Array, "B T I"]
+) -> Shaped[Array, "B T J *item"]:
+    """Items in another order: place j gets item `order[j]`, or 0 where that is -1, and item i goes to `inverse[i]`.
+
+    It is linear, and its transpose is the way back, by another gather; that of a gather would be a scatter.
+    """
+    index = order.reshape(*order.shape, *[1] * (x.ndim - 3))
+    return jnp.where(index >= 0, jnp.take_along_axis(x, jnp.maximum(index, 0), axis=2), 0)
+
+
+_rearranged.defvjp(
+    lambda x, order, inverse: (_rearranged(x, order, inverse), (order, inverse)),
+    lambda orders, gradient: (_rearranged(gradient, orders[1], orders[0]), None, None),
+)
 
 
 def _rotary_angles(positions: Int[Array, "*batch 2"], head_dim: int):

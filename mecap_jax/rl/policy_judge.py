@@ -24,7 +24,7 @@ from mecap_jax.rewards.base import Question
 from mecap_jax.sharding import all_items, batch_sharding, local_rows, put_batch
 
 _ROOM = 32  # least length that questions are padded to
-_MEDIA = ("audio", "patches", "patch_positions", "patch_mask", "audio_frames", "media_tokens", "features")
+_MEDIA = ("audio", "patches", "cell_positions", "windows", "audio_frames", "media_tokens", "features")
 
 # Of this process's prompts, for each completion of the group: a question, or None where nothing is asked.
 Questions = Sequence[Sequence[Question | None]]

@@ -4,6 +4,7 @@ import tests.torch_reference  # noqa: F401, I001 - declares torchvision operator
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -17,6 +18,7 @@ from mecap_jax.data.features import audio_tokens, log_mel, smart_resize, vision_
 from mecap_jax.data.resize import resize_bicubic
 from mecap_jax.data.media import decode_audio, decode_video
 from mecap_jax.model_config import ModelConfig, VisionTowerConfig
+from mecap_jax.models.vision_tower import normalised
 from tests.data.clips import SHARED, needs_shared_data
 
 TINY = ModelConfig.tiny().vision
@@ -101,7 +103,7 @@ def reference_patches(frames: np.ndarray, config: VisionTowerConfig) -> tuple[np
 @pytest.mark.parametrize("config", [TINY, OMNI], ids=["window-56", "window-112"])
 @pytest.mark.parametrize("size", [(28, 28), (56, 56), (84, 140), (112, 112), (140, 252), (224, 196)])
 @pytest.mark.parametrize("count", [1, 4, 5])
-def test_vision_patches_are_those_of_transformers_in_its_window_order(config, size, count):
+def test_vision_patches_are_those_of_transformers_and_so_are_its_windows(config, size, count):
     frames = random_frames(count, *size)
     flat, grid = reference_patches(frames, config)
     window_index, boundaries = get_vision_window_index(grid, 2, config.window_size, config.patch_size)
@@ -109,23 +111,21 @@ def test_vision_patches_are_those_of_transformers_in_its_window_order(config, si
 
     ours = vision_patches(frames, config)
 
-    times, windows, slots, _ = ours.patches.shape
-    assert times == -(-count // 2) and slots == config.window_patches
-    assert times * windows == len(boundaries) - 1
-    np.testing.assert_array_equal(ours.mask.reshape(-1, slots).sum(axis=1), np.diff(boundaries))
-    # Inside a window the patches come first, then the empty slots.
-    assert (np.diff(ours.mask.astype(int), axis=-1) <= 0).all()
+    times, cells, patches, values = ours.patches.shape
+    assert (times, patches, values) == (-(-count // 2), 4, config.patch_dim) and ours.patches.dtype == np.uint8
+    # As the vision tower takes them, in the order in which transformers' processor hands them over.
+    np.testing.assert_allclose(normalised(jnp.asarray(ours.patches)).reshape(flat.shape), flat, atol=1e-6, rtol=0)
+    places = 2 * ours.positions[:, None] + [[0, 0], [0, 1], [1, 0], [1, 1]]
+    np.testing.assert_array_equal(np.tile(places, (times, 1, 1)), positions.reshape(-1, 4, 2))
 
-    cells = flat.reshape(-1, 4, flat.shape[-1])[window_index].reshape(flat.shape)
-    np.testing.assert_allclose(ours.patches[ours.mask], cells, atol=1e-6, rtol=0)
-    assert (ours.patches[~ours.mask] == 0).all()
-    expected = positions.reshape(-1, 4, 2)[window_index].reshape(-1, 2)
-    np.testing.assert_array_equal(ours.positions[ours.mask], expected)
-
-    # `order` restores raster order: gathering the windowed table by it undoes the window index.
-    merged = ours.patches.reshape(-1, 4 * flat.shape[-1])
-    np.testing.assert_allclose(merged[ours.order], flat.reshape(len(ours.order), -1), atol=1e-6, rtol=0)
-    assert ours.order.dtype == np.int32 and ours.positions.dtype == np.int32
+    windows = ours.windows
+    assert windows.shape == ((len(boundaries) - 1) // times, config.window_cells)
+    np.testing.assert_array_equal(np.tile((windows >= 0).sum(axis=1), times), np.diff(boundaries) // 4)
+    # Inside a window the cells come first, then the empty places.
+    assert (np.diff((windows >= 0).astype(int), axis=-1) <= 0).all()
+    shown = np.concatenate([t * cells + windows[windows >= 0] for t in range(times)])
+    np.testing.assert_array_equal(shown, window_index)
+    assert windows.dtype == np.int32 and ours.positions.dtype == np.int32
 
 
 def test_vision_patches_refuse_sizes_that_do_not_divide():

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 
 from mecap_jax.config import Bucket, DataConfig, load
-from mecap_jax.data.fitting import bucket_for, choose_buckets, extend_buckets, fit_to_data, fits, positions
+from mecap_jax.data.collate import collate
+from mecap_jax.data.fitting import (
+    bucket_for,
+    choose_buckets,
+    extend_buckets,
+    fit_to_data,
+    fits,
+    of_modalities,
+    positions,
+)
 from mecap_jax.model_config import ModelConfig
 from tests.data.test_checks import clip
 
@@ -16,7 +25,10 @@ MODEL = ModelConfig.tiny()
 def needs(seconds, pictures):
     """What clips of these lengths need."""
     chunks = -(-(100 * seconds).astype(int) // MODEL.audio.chunk_frames)
-    return [Bucket(20 + 30 * n + 16 * p, n, p, int(p > 0)) for n, p in zip(chunks.tolist(), (4 * pictures).tolist())]
+    return [
+        Bucket(20 + 30 * n + 16 * p, n, p, int(p > 0), cells=4 * int(p > 0))
+        for n, p in zip(chunks.tolist(), (4 * pictures).tolist())
+    ]
 
 
 def work(sizes, buckets):
@@ -82,4 +94,21 @@ def test_a_plan_without_data():
     config = load("configs/grpo.py:qwen2_5_omni_3b")
     bucket = bucket_for(10, config.data, config.model)
     assert (bucket.audio_chunks, bucket.frames) == (5, 8)
-    assert bucket.prompt_tokens == 128 + 250 + 8 * 11 * 11
+    assert bucket.prompt_tokens == 128 + 250 + 8 * 11 * 11 and (bucket.windows, bucket.cells) == (9, 11 * 11)
+
+
+def test_a_clip_travels_as_its_pixels():
+    """One byte each, and nothing to speak of beside them: windows are filled up on the device."""
+    config = load("configs/grpo.py:qwen2_5_omni_3b")
+    prompt = collate([], bucket_for(8, config.data, config.model), config.model, 0)
+    video = (prompt.patches, prompt.cell_positions, prompt.windows)
+    size = sum(np.prod(x.shape[1:]) * x.dtype.itemsize for x in video)
+    assert size < 1.01 * 16 * 308 * 308 * 3
+
+
+def test_shapes_of_earlier_runs_hold_what_their_windows_do():
+    (old,) = of_modalities([Bucket(64, 2, 2, 3)], ("audio", "video"), MODEL)
+    assert old == Bucket(64, 2, 2, 3, cells=3 * 4)
+    assert of_modalities([Bucket(64, 2, 2, 3, cells=7)], ("audio",), MODEL) == (Bucket(64, 2),)
+    # No frame has more cells than its windows.
+    assert of_modalities([Bucket(64, 2, 2, 3, cells=90)], ("video",), MODEL) == (Bucket(64, 0, 2, 3, cells=12),)

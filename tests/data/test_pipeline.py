@@ -162,13 +162,13 @@ def test_media_stand_where_the_tokens_point(dataset, tokenizer):
                 tokens == tokenizer.special(t) for t in (tokenizer.media.audio, tokenizer.media.video)
             )
             assert is_audio.any() == entry.has_audio == bool(prompt.audio_frames[b].sum())
-            assert is_video.any() == entry.has_video == bool(prompt.patch_mask[b].any())
+            assert is_video.any() == entry.has_video == bool((prompt.windows[b] >= 0).any())
             np.testing.assert_array_equal(index >= 0, is_audio | is_video)
             np.testing.assert_array_equal(index[is_audio], np.arange(is_audio.sum()))
             assert (index[is_video] >= audio_slots).all() and len(set(index[is_video])) == is_video.sum()
             # Every video token comes of patches that hold pixels.
             cells = index[is_video] - audio_slots
-            assert prompt.patch_mask[b].reshape(-1, 4).all(-1)[cells].all()
+            assert (prompt.cell_positions[b].reshape(-1, 2)[cells] >= 0).all()
             assert (np.diff(prompt.positions[b, 0, :n]) >= -prompt.positions.max()).all()
             assert prompt.next_position[b] == prompt.positions[b, :, :n].max() + 1
 
@@ -189,7 +189,7 @@ def test_training_and_the_processor_see_the_same(dataset, tokenizer, reader):
                 content.append({"type": "video", "video": clip.pixels, "fps": 1 / clip.seconds_per_frame})
             content.append({"type": "text", "text": dataset.ask(row).prompt})
             conversations.append([{"role": "user", "content": content}])
-        bucket = Bucket(batch.prompt.tokens.shape[1], batch.prompt.audio.shape[1], *batch.prompt.patches.shape[1:3])
+        bucket = Bucket(batch.prompt.tokens.shape[1], batch.prompt.audio.shape[1], *batch.prompt.windows.shape[1:3])
         counted = jax.tree.map(lambda x, valid=batch.valid: x[valid], batch.prompt)
         jax.tree.map(np.testing.assert_array_equal, processor(conversations, bucket=bucket), counted)
 
@@ -212,6 +212,9 @@ def test_without_configured_shapes_those_of_the_data_hold_every_clip(reader, tok
     # A run that goes on keeps its shapes, and other data add what they lack.
     known = (dataclasses.replace(buckets[-1], prompt_tokens=512),)
     assert about(reader, data, MODEL, tokenizer, known).config.buckets == known
+    early = (dataclasses.replace(known[0], cells=0),)  # as a run before this one wrote it
+    held = known[0].windows * MODEL.vision.window_cells
+    assert about(reader, data, MODEL, tokenizer, early).config.buckets == (dataclasses.replace(early[0], cells=held),)
     small = (Bucket(40, 1),)
     assert about(reader, data, MODEL, tokenizer, small).config.buckets[0] == small[0]
 
@@ -407,7 +410,7 @@ def test_features_become_tokens(tokenizer):
     assert need.feature_frames == 4 and need.audio_chunks == need.frames == 0
     batch = collate([row], Bucket(len(layout.tokens) + 3, 1, 1, 1, 6), MODEL, pad_id=0)
     places = np.flatnonzero(batch.media_index[0] >= 0)
-    start = MODEL.audio.chunk_tokens + MODEL.vision.window_tokens
+    start = MODEL.audio.chunk_tokens + MODEL.vision.window_cells
     np.testing.assert_array_equal(batch.media_index[0, places], start + np.arange(4))
     np.testing.assert_array_equal(batch.features[0, :4], features)
     with pytest.raises(ValueError, match="row 0 does not fit: it needs prompt_tokens"):

@@ -5,6 +5,7 @@ import tests.torch_reference  # noqa: F401, I001 - declares torchvision operator
 import copy
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from transformers import AutoProcessor, AutoTokenizer
@@ -15,6 +16,7 @@ from mecap_jax.data.media import decode_video
 from mecap_jax.data.processor import Processor
 from mecap_jax.data.processor_settings import ProcessorSettings
 from mecap_jax.model_config import AudioTowerConfig, DecoderConfig, FeatureProjectorConfig, ModelConfig
+from mecap_jax.models.vision_tower import normalised
 from tests.data.clips import SHARED, needs_shared_data
 from tests.data.published import positions
 from tests.data.test_features import smooth_frames, voice_like
@@ -174,7 +176,7 @@ def check_row(batch, b, processor, expected, tolerance, use_audio_in_video=False
         is_media |= is_audio
 
     offset = batch.audio.shape[1] * model.audio.chunk_tokens if model.audio else 0
-    merged = batch.patches[b].reshape(-1, 4 * model.vision.patch_dim)
+    merged = np.asarray(normalised(jnp.asarray(batch.patches[b]))).reshape(-1, 4 * model.vision.patch_dim)
     for token, name in ((tokenizer.media.image, "pixel_values"), (tokenizer.media.video, "pixel_values_videos")):
         chosen = ids == tokenizer.special(token)
         is_media |= chosen
@@ -184,11 +186,10 @@ def check_row(batch, b, processor, expected, tolerance, use_audio_in_video=False
         mine = merged[index[chosen] - offset].reshape(-1, model.vision.patch_dim)
         difference = np.abs(mine - expected[name].numpy())
         assert difference.max() <= tolerance and difference.mean() <= tolerance / 8 + 1e-7
-        assert batch.patch_mask[b].reshape(-1, 4)[index[chosen] - offset].all()
+        assert (batch.cell_positions[b].reshape(-1, 2)[index[chosen] - offset] >= 0).all()
     np.testing.assert_array_equal(index >= 0, is_media)
-    assert batch.patch_mask[b].sum() == sum(
-        len(expected.get(name, ())) for name in ("pixel_values", "pixel_values_videos")
-    )
+    count = sum(len(expected.get(name, ())) for name in ("pixel_values", "pixel_values_videos"))
+    assert (batch.cell_positions[b] >= 0).all(-1).sum() == (batch.windows[b] >= 0).sum() == count // 4
 
 
 # --- equal to transformers ----------------------------------------------------------------------------------------
@@ -304,6 +305,7 @@ def test_shapes_are_rounded_so_that_programs_are_reused(pairs):
         (Bucket(500, 2, 8, 8), "audio_chunks = 3"),
         (Bucket(500, 8, 2, 8), "frames = 3"),
         (Bucket(500, 8, 8, 1), "windows = 2"),
+        (Bucket(500, 8, 8, 8, cells=9), "cells = 10"),
     ],
 )
 def test_what_does_not_fit_a_bucket_is_named(pairs, bucket, field):

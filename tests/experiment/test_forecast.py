@@ -19,7 +19,7 @@ def test_the_work_of_a_prompt_is_what_its_program_multiplies():
     on = mesh()
     graphdef, params = abstract_model(miniature.CONFIG, on)
     lowered = jax.jit(lambda p, b: nnx.merge(graphdef, p).prefill(b)[0]).lower(params, prompt)
-    media = (prompt.audio.shape[1], *prompt.patches.shape[1:3], prompt.features.shape[1])
+    media = (prompt.audio.shape[1], *prompt.windows.shape[1:3], prompt.features.shape[1], prompt.patches.shape[2])
     counted = 4 * Cost(miniature.CONFIG, Bucket(prompt.tokens.shape[1], *media), on).prompt
     # XLA also counts what the estimate leaves out: attention between positions, norms, positions.
     assert 0.3 < counted / lowered.cost_analysis()["flops"] < 1.1

@@ -107,7 +107,7 @@ def test_media_of_the_whole_network(published):
     frames, mel = noise(2, 3, 32, 32, 3), noise(2, 3000, 8)
     instruction = np.array([[5, 9, 3, 7, 4], [5, 8, 6, 0, 0]], np.int32)
     lengths = np.array([5, 3], np.int32)
-    patches = frames.reshape(2, 3, 4, 8, 4, 8, 3).transpose(0, 1, 2, 4, 6, 3, 5).reshape(2, 3, 1, 16, -1)
+    patches = frames.reshape(2, 3, 4, 8, 4, 8, 3).transpose(0, 1, 2, 4, 6, 3, 5).reshape(2, 3, 16, 1, -1)
     prompt = PromptBatch(*[np.zeros((2, 0), np.int32)] * len(PromptBatch._fields))._replace(
         audio=mel[:, None],
         audio_frames=np.full((2, 1), 3000, np.int32),

@@ -16,6 +16,7 @@ from transformers.vision_utils import get_vision_position_ids, get_vision_window
 
 from mecap_jax.models.checkpoints.families import LAYOUTS
 from mecap_jax.models.checkpoints.table import CheckpointError, flatten, load_tensors
+from mecap_jax.models.vision_tower import normalised
 from tests import miniature
 
 CONFIG = miniature.CONFIG
@@ -122,27 +123,26 @@ def test_audio_tower(reference, ours, frames):
 def test_vision_tower(reference, ours, grid):
     vision = CONFIG.vision
     cell = vision.spatial_merge_size**2
-    pixels = np.random.default_rng(0).normal(size=(np.prod(grid), vision.patch_dim)).astype(np.float32)
-    grids = torch.tensor([grid])
+    pixels = np.random.default_rng(0).integers(256, size=(np.prod(grid), vision.patch_dim), dtype=np.uint8)
+    grids, values = torch.tensor([grid]), torch.tensor(np.asarray(normalised(jax.numpy.asarray(pixels))))
     with torch.no_grad():
-        expected = reference.model.visual(torch.tensor(pixels), grid_thw=grids).pooler_output.numpy()
+        expected = reference.model.visual(values, grid_thw=grids).pooler_output.numpy()
     index, bounds = get_vision_window_index(grids, vision.spatial_merge_size, vision.window_size, vision.patch_size)
-    index, bounds = index.numpy(), bounds.numpy()
-    windows, slots = len(bounds) - 1, vision.window_patches
-    patches = np.full((windows, slots, vision.patch_dim), 9.0, np.float32)
-    positions, mask = np.zeros((windows, slots, 2), np.int32), np.zeros((windows, slots), bool)
-    ordered = pixels.reshape(-1, cell, vision.patch_dim)[index].reshape(-1, vision.patch_dim)
-    places = (
-        get_vision_position_ids(grids, vision.spatial_merge_size).numpy().reshape(-1, cell, 2)[index].reshape(-1, 2)
-    )
-    order = np.empty(len(index), int)
-    for w, (start, end) in enumerate(zip(bounds[:-1], bounds[1:])):
-        patches[w, : end - start], positions[w, : end - start] = ordered[start:end], places[start:end]
-        mask[w, : end - start] = True
-        order[index[start // cell : end // cell]] = w * slots // cell + np.arange((end - start) // cell)
-    shape = (1, grid[0], windows // grid[0])
-    inputs = (jax.numpy.asarray(x.reshape(*shape, *x.shape[1:])) for x in (patches, positions, mask))
-    chex.assert_trees_all_close(np.asarray(ours.visual(*inputs)[0])[order], expected, atol=1e-5)
+    index, bounds = index.numpy(), bounds.numpy() // cell
+    times, cells = grid[0], len(index) // grid[0]
+    windows = np.full((len(bounds) - 1, vision.window_cells), -1, np.int32)
+    for window, start, end in zip(windows, bounds[:-1], bounds[1:]):
+        window[: end - start] = index[start:end] % cells
+    patches = np.full((times, cells + 3, cell, vision.patch_dim), 9, np.uint8)  # garbage behind the end
+    patches[:, :cells] = pixels.reshape(times, cells, cell, -1)
+    positions = np.full((times, cells + 3, 2), -1, np.int32)
+    places = get_vision_position_ids(grids, vision.spatial_merge_size).numpy().reshape(times, cells, cell, 2)
+    positions[:, :cells] = places[:, :, 0] // vision.spatial_merge_size
+    # Room for three more windows, more than the cells would fill.
+    windows = np.pad(windows.reshape(times, -1, vision.window_cells), [(0, 0), (0, 3), (0, 0)], constant_values=-1)
+    tokens = ours.visual(*(jax.numpy.asarray(x[None]) for x in (patches, positions, windows)))
+    tokens = np.asarray(tokens).reshape(times, cells + 3, -1)[:, :cells]
+    chex.assert_trees_all_close(tokens.reshape(expected.shape), expected, atol=1e-5)
 
 
 def test_decoder_scores_a_group_as_separate_sequences_do(reference, ours):
