@@ -27,9 +27,9 @@ class PromptBatch(NamedTuple):
       audio: float32 [B, C, F, M], log-mel frames in C chunks of F frames.
       audio_frames: int32 [B, C], valid frames of each chunk.
       patches: uint8 [B, T, K, M, D], pixels of video patches: T temporal patches (pairs of frames) of K merge cells in
-        raster order, each of M patches; a cell gives one token.
+        raster order, each of M patches; a cell gives one token. (HumanOmni: float32, see `HumanOmni.encode_media`.)
       cell_positions: int32 [B, T, K, 2], row and column of each cell in its frame, -1 where there is no cell.
-      windows: int32 [B, T, W, C], which of the K cells stand in the C places of each attention window, -1 where none.
+      windows: int32 [B, T, W, Q], which of the K cells stand in the Q places of each attention window, -1 where none.
       media_tokens: [B, H, D], decoder tokens that frozen towers gave before, in place of `audio` and `patches`:
         float32, or bfloat16 as raw uint16, because NumPy has no such type.
       features: float32 [B, N, E], precomputed features, concatenated over their kinds.
