@@ -34,7 +34,7 @@ class MultimodalLM(nnx.Module):
         dtypes = Dtypes(jnp.dtype(config.param_dtype), jnp.dtype(config.dtype))
         width = config.decoder.hidden_size
         remat = config.remat_keeps if config.remat else None
-        self.config, self.running = config, Running(dtypes.compute, remat, row_sharding)
+        self.config, self.running = config, Running(dtypes.compute, remat, config.unroll, row_sharding)
         parts = width, dtypes, rngs, self.running
         self.audio_tower = AudioTower(config.audio, *parts) if config.audio else None
         self.visual = VisionTower(config.vision, *parts) if config.vision else None

@@ -32,11 +32,13 @@ class Running:
       dtype: in which they multiply.
       remat: the backward pass computes a layer's inside again instead of keeping it, except for values of these names
         (`jax.ad_checkpoint.checkpoint_name`); None: everything is kept.
+      unroll: no loops.
       rows: how the rows of what passes between layers are divided over a mesh; None on the default device.
     """
 
     dtype: jnp.dtype
     remat: tuple[str, ...] | None = None
+    unroll: bool = False
     rows: NamedSharding | None = None
 
     @property
@@ -76,7 +78,7 @@ def run_layers(layers: Sequence[nnx.Module], steps: Sequence[Step], x: Any, runn
     outputs = []
     for (step, *_), run in itertools.groupby(range(len(layers)), key):
         run = [layers[i] for i in run]
-        if len(run) < LOOPED_FROM[platform(running.mesh)]:
+        if running.unroll or len(run) < LOOPED_FROM[platform(running.mesh)]:
             for layer in run:
                 x, output = running.checkpointed(functools.partial(step, layer))(x)
                 outputs.append(output)

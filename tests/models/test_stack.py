@@ -69,13 +69,14 @@ def test_a_loop_is_the_layers_one_by_one(monkeypatch, config, tolerance):
 def test_below_the_first_layer_that_trains_there_is_no_backward_pass(monkeypatch):
     """A loop over the frozen layers goes forward only; over layers that train, back as well."""
 
-    def loops(trainable):
-        f, params = gradient(monkeypatch, BY_TWOS, dataclasses.replace(DEEP, lora=None), (trainable,))
+    def loops(trainable, **changes):
+        f, params = gradient(monkeypatch, BY_TWOS, dataclasses.replace(DEEP, lora=None, **changes), (trainable,))
         return str(jax.make_jaxpr(f)(params)).count("scan[")
 
     towers = 2
     assert loops(r"language_model\.layers\.[23]\.mlp.*") == towers + 1
     assert loops(r"language_model\.layers\..*\.mlp.*") == towers + 2
+    assert loops(".*", unroll=True) == 0
 
 
 def products(config, trainable):
