@@ -148,10 +148,11 @@ class RolloutEngine:
         started = time.perf_counter()
         frozen = self._sampling(self._frozen)
         policy = merge_params(self._sampling(params), frozen)
-        encoded = [None] * len(micro_batches)
-        if encodes_once(params):
-            micro_batches, encoded = zip(*(self._with_media(policy, micro) for micro in micro_batches))
-        generations = [self._generate(policy, micro, step) for micro in micro_batches]
+        once, begun = encodes_once(params), []
+        for micro in micro_batches:
+            micro, media = self._with_media(policy, micro) if once else (micro, None)
+            begun.append((micro, self._generate(policy, micro, step), media))
+        generations = [generation for _, generation, _ in begun]
         if self._reward.asking:
             # What the policy is asked waits for its turn on the device anyway, and its time is told by itself.
             jax.block_until_ready(generations)
@@ -161,7 +162,7 @@ class RolloutEngine:
         if reference is not None:
             reference = merge_params(self._sampling(reference), frozen)
         asking, rollouts = 0.0, []
-        for micro, generation, media in zip(micro_batches, generations, encoded):
+        for micro, generation, media in begun:
             rollout, seconds = self._submit(policy, reference, micro, generation, step)
             rollouts.append(dataclasses.replace(rollout, encoded=media))
             asking += seconds
