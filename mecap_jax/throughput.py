@@ -153,6 +153,10 @@ class ModelFlops:
             "language_model.layers": tokens,
             "language_model.lm_head": counts.completion_tokens,
         }
+        # Of the last layer, a prompt needs keys and values at all positions, and the rest at one.
+        last = f"language_model.layers.{self._config.decoder.num_hidden_layers - 1}."
+        positions[last] = counts.completion_tokens + counts.clips
+        positions |= {f"{last}self_attn.{name}": tokens for name in ("k_proj", "v_proj")}
         if self._config.decoder.tie_word_embeddings:
             positions["language_model.embed_tokens"] = counts.completion_tokens
 
@@ -165,8 +169,9 @@ class ModelFlops:
         """Of every visible pair and channel: a product for the weight, and one for the value."""
         audio, vision, decoder = self._config.audio, self._config.vision, self._config.decoder
         width = decoder.num_attention_heads * decoder.head_dim
-        pairs = float(counts.prompt_pairs + counts.completion_pairs)
-        found = {"language_model": 4.0 * width * decoder.num_hidden_layers * pairs}
+        pairs = decoder.num_hidden_layers * float(counts.prompt_pairs + counts.completion_pairs)
+        pairs -= float(counts.prompt_pairs - counts.prompt_tokens)  # the end of a prompt sees all of it
+        found = {"language_model": 4.0 * width * pairs}
         if audio:
             found["audio_tower"] = 4.0 * audio.d_model * audio.encoder_layers * float(counts.audio_pairs)
         if vision:
