@@ -133,13 +133,17 @@ def _of_results(kind: str, shapes: list[int]) -> int:
     return max(shapes) if kind != "reduce-scatter" else min(size for size in shapes if size > 8)
 
 
+# The axes of a mesh, the order of its devices where it is not their own, and the axes along which a group lies.
+_NAMED = re.compile(r"replica_groups=\w*\[([^\]]*)\](?:, device_ids=\(\[[\d,]*\](?:T\([\d,]*\))?\))? \{([^}]*)\}")
+
+
 def _group_size(rest: str) -> int:
     """How many devices share in a collective, from one of three spellings of its groups."""
     if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
         return listed[1].count(",") + 1
     if shaped := re.search(r"replica_groups=\[\d+,(\d+)\]", rest):
         return int(shaped[1])
-    if named := re.search(r"replica_groups=\w*\[([^\]]*)\] \{([^}]*)\}", rest):
+    if named := _NAMED.search(rest):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
         axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", named[2])  # a part of an axis says its own size
         return math.prod(int(part or sizes[axis]) for axis, part in axes)

@@ -129,3 +129,20 @@ ENTRY %main (p: bf16[16,128], q: f32[32]) -> f32[8] {
         "all-gather": 2 * gathered, "all-reduce": 2 * 128 / 2, "reduce-scatter": 128 * 3 / 4
     }  # fmt: skip
     assert np.isclose(sum(collective_bytes(text).values()), 2 * gathered + 128 + 96)
+
+
+@pytest.mark.parametrize(
+    "groups, size",
+    [
+        ("{{0,1,4,5},{2,3,6,7}}", 4),
+        ("[4,2]<=[8]", 2),
+        ("mesh['axis_0'=4,'axis_1'=1,'axis_2'=2] {'axis_0'}", 4),
+        ("mesh['axis_0'=2,'axis_1'=1,'axis_2'=4], device_ids=([2,2,2]T(1,0,2)) {'axis_0','axis_2'}", 8),
+        ("mesh['axis_0'=2,'axis_1'=4], device_ids=([4,2]T(1,0)) {'axis_0'}", 2),
+        ("mesh['axis_0'=8], device_ids=([8]) {'axis_0':(1)4}", 4),
+    ],
+)
+def test_groups_in_all_their_spellings(groups, size):
+    line = f"  ROOT %g = f32[64]{{0}} all-gather(%p), channel_id=1, replica_groups={groups}, dimensions={{0}}"
+    text = "ENTRY %main (p: f32[8]) -> f32[64] {\n" + line + "\n}\n"
+    assert collective_bytes(text) == {"all-gather": 256 * (size - 1) / size}
