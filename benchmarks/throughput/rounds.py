@@ -115,7 +115,8 @@ def compare(directory: Path, others: Sequence[str], python: str, rounds: int) ->
     """Takes steps of our side and the others in turn, `rounds` of each behind a first one that does not count.
 
     Returns by side what `Process.about` says, and its "first_step", "steps" and "peak_gb" or, where it could not go on,
-    a "problem"; and "ratios" of medians, theirs over ours, with the lowest and the highest of single rounds.
+    a "problem"; and "ratios" of medians, theirs over ours, with the lowest and the highest of single rounds, and of the
+    fastest steps, which a busy machine disturbs least.
     """
     sides: dict[str, Any] = {}
     with contextlib.ExitStack() as stack:
@@ -150,6 +151,7 @@ def _ratios(ours: Sequence[Mapping], theirs: Sequence[Mapping]) -> dict[str, Any
     single = [b["seconds"] / a["seconds"] for a, b in zip(ours, theirs)]
     ratios: dict[str, Any] = {"step": median(theirs, "seconds") / median(ours, "seconds")}
     ratios["step_range"] = [min(single), max(single)]
+    ratios["fastest"] = min(step["seconds"] for step in theirs) / min(step["seconds"] for step in ours)
     for phase in PHASES[1:]:
         ratios[phase] = median(theirs, phase) / median(ours, phase)
     return ratios

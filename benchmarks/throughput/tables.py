@@ -72,6 +72,7 @@ def table(result: Mapping[str, Any]) -> str:
         "| | " + " | ".join(SIDES[name].title for name in names) + " |",
         "| --- |" + " ---: |" * len(names),
         line("step, s", seconds("seconds")),
+        line("fastest step, s", lambda name: f"{min(step['seconds'] for step in sides[name]['steps']):.2f}"),
         *(line(f"{phase}, s", seconds(phase)) for phase in PHASES),
         line("completion tokens/s", rate(completions * work["completion_tokens"])),
         line("prompts/s", rate(work["prompts"])),
@@ -79,6 +80,7 @@ def table(result: Mapping[str, Any]) -> str:
         line("cores busy with other things", lambda name: f"{_others(sides[name]['steps']):.1f}"),
         line("peak memory, GB", lambda name: f"{sides[name]['peak_gb']:.1f}"),
         line("× ours", times),
+        line("× ours, fastest steps", lambda name: f"{ratios[name]['fastest']:.1f}" if name in ratios else "1"),
     ]
     problems = [f"{SIDES[name].title}: {sides[name]['problem']}" for name in names if "problem" in sides[name]]
     about = result["machine"]
