@@ -128,7 +128,8 @@ class GatedMlp(nnx.Module):
 
     def __call__(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
         gate, up = (checkpoint_name(project(x), "mlp") for project in (self.gate_proj, self.up_proj))
-        return self.down_proj(jax.nn.silu(gate) * up)
+        # The backward pass has two hidden layers to keep, not five: what is between them is quickly computed again.
+        return jax.checkpoint(lambda gate, up: self.down_proj(jax.nn.silu(gate) * up))(gate, up)
 
 
 def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

@@ -20,7 +20,8 @@ from jax.sharding import Mesh, NamedSharding
 from mecap_jax.sharding import platform
 
 # Fewer equal layers in a row are compiled one by one. A loop copies a layer's weights before it multiplies with them,
-# which a small model on a CPU feels.
+# which a small model on a CPU feels. With rematerialisation a CPU always loops: what is not in a loop, its back end
+# computes again early, and saves nothing.
 LOOPED_FROM = {"cpu": 12, "gpu": 6, "tpu": 6}
 
 
@@ -44,6 +45,11 @@ class Running:
     @property
     def mesh(self) -> Mesh | None:
         return self.rows.mesh if self.rows else None
+
+    @property
+    def looped_from(self) -> int:
+        on = platform(self.mesh)
+        return 2 if on == "cpu" and self.remat is not None else LOOPED_FROM[on]
 
     def by_rows(self, x: Any) -> Any:
         """`x` with its rows divided. A partitioner that is left alone may divide the width instead, because the weights
@@ -78,7 +84,7 @@ def run_layers(layers: Sequence[nnx.Module], steps: Sequence[Step], x: Any, runn
     outputs = []
     for (step, *_), run in itertools.groupby(range(len(layers)), key):
         run = [layers[i] for i in run]
-        if running.unroll or len(run) < LOOPED_FROM[platform(running.mesh)]:
+        if running.unroll or len(run) < running.looped_from:
             for layer in run:
                 x, output = running.checkpointed(functools.partial(step, layer))(x)
                 outputs.append(output)

@@ -12,6 +12,7 @@ from flax import nnx
 from mecap_jax.config import MeshConfig
 from mecap_jax.generation.scoring import score_completions
 from mecap_jax.models import stack
+from mecap_jax.models.layers import Dtypes, GatedMlp
 from mecap_jax.models.lora import Draw, use_dropout
 from mecap_jax.models.parameters import merge_params, split_params
 from mecap_jax.sharding import make_mesh, put_batch
@@ -101,6 +102,32 @@ def test_what_rematerialisation_keeps_is_not_computed_again():
     for trainable in (("language_model.*",), ("visual.*",), ("audio_tower.*",)):
         counts = [products(config, trainable) for config in (kept, some, everything)]
         assert counts[0] < counts[1] < counts[2], trainable
+
+
+def test_an_mlp_keeps_two_hidden_layers_for_its_gradient():
+    float32 = jnp.dtype("float32")
+    mlp = GatedMlp(8, 24, Dtypes(float32, float32), nnx.Rngs(0), bias=False)
+    _, pull = jax.vjp(mlp, jnp.ones((2, 5, 8)))
+    assert [x.shape for x in jax.tree.leaves(pull)].count((2, 5, 24)) == 2
+
+
+def test_rematerialisation_saves_memory_on_a_cpu():
+    """Temporaries of a gradient: without a loop they would be the same."""
+
+    def temporaries(**changes):
+        decoder = dataclasses.replace(miniature.CONFIG.decoder, num_hidden_layers=8)
+        config = dataclasses.replace(miniature.CONFIG, audio=None, vision=None, decoder=decoder, **changes)
+        graphdef, params = miniature.model(0, config)
+        prompt = miniature.pad_right(miniature.prompts(), 1000)._replace(audio=jnp.zeros((3, 0, 1, 1)))
+        prompt = prompt._replace(patches=jnp.zeros((3, 0, 1, 1, 1)))
+
+        def loss(params):
+            scores = score_completions(nnx.merge(graphdef, params), prompt, jnp.ones((3, 2, 5), jnp.int32))
+            return jnp.sum(scores.logprobs)
+
+        return jax.jit(jax.grad(loss)).lower(params).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries(remat=True) < temporaries() / 2
 
 
 def test_a_mesh_gathers_weights_in_a_loop_and_not_rows(monkeypatch):
