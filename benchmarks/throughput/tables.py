@@ -75,7 +75,7 @@ def table(result: Mapping[str, Any]) -> str:
         line("fastest step, s", lambda name: f"{min(step['seconds'] for step in sides[name]['steps']):.2f}"),
         *(line(f"{phase}, s", seconds(phase)) for phase in PHASES),
         line("completion tokens/s", rate(completions * work["completion_tokens"])),
-        line("prompts/s", rate(work["prompts"])),
+        line("prompts (clips)/s", rate(work["prompts"])),
         line("first step, s", lambda name: f"{sides[name]['first_step']['seconds']:.1f}"),
         line("cores busy with other things", lambda name: f"{_others(sides[name]['steps']):.1f}"),
         line("peak memory, GB", lambda name: f"{sides[name]['peak_gb']:.1f}"),
