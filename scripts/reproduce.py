@@ -130,7 +130,7 @@ def _check(workdir: Path, config: Config) -> None:
         elif is_claimed(workdir):
             check_same(workdir, config)
     except ConfigError as error:
-        raise ConfigError(f"{error}\nChoose another --root, or what was asked for there.") from error
+        raise ConfigError(f"{error}; choose another --root, or what was asked for there") from error
 
 
 def _train(seed: int, settings: list[str], workdir: Path, control: Path) -> None:
