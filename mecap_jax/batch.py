@@ -53,6 +53,20 @@ class PromptBatch(NamedTuple):
     instruction: Array
     instruction_length: Array
 
+    @property
+    def has_raw_media(self) -> bool:
+        """Whether there is something for a tower."""
+        return bool(self.audio.shape[1] or self.patches.shape[1])
+
+    def without(self, fields: tuple[str, ...]) -> PromptBatch:
+        """The same prompts with nothing in these fields."""
+        return self._replace(**{name: getattr(self, name)[:, :0] for name in fields})
+
+
+# What towers read, and that with what stands in its place.
+RAW_MEDIA = ("audio", "audio_frames", "patches", "cell_positions", "windows")
+MEDIA = (*RAW_MEDIA, "media_tokens", "features")
+
 
 class Completions(NamedTuple):
     """G completions for each of B prompts, padded to T tokens: on the right, or, as ends of prompts, on the left.

@@ -1,4 +1,5 @@
-"""What the scripts share: flags that are paths, and an end in one line where somebody or the disk interrupts them."""
+"""What the scripts share: flags that are paths, settings among the flags, and an end in one line where somebody or the
+disk interrupts them."""
 
 from __future__ import annotations
 

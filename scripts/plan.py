@@ -10,6 +10,7 @@ otherwise. For TPUs the compiler is `libtpu` (`pip install -e '.[plan]'`); no TP
 figures as JSON. The exit status is 1 where it does not fit.
 """
 
+import functools
 import os
 import signal
 import sys
@@ -108,16 +109,10 @@ def _plan(overrides: list[str], devices: list, chip, name: str) -> dict:
     mesh = make_mesh(config.mesh, devices)
     axes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1) or "one device"
     print(f"{config.name}, {_STAGE.value}, {name} ({axes}): {describe_bucket(bucket)}", flush=True)
-
-    def tell(line: str) -> None:
-        print(line, flush=True)
-
-    counted = plan(config, _STAGE.value, mesh, bucket, chip, tell, counted_only=True)
-    whole = counted
-    if not _KEPT.value and counted.get("fits", True):
-        whole = plan(config, _STAGE.value, mesh, bucket, chip, tell)
-    _summarise(whole, tell)
-    return {"topology": name, **whole}
+    tell = functools.partial(print, flush=True)
+    result = plan(config, _STAGE.value, mesh, bucket, chip, tell, counted_only=_KEPT.value)
+    _summarise(result, tell)
+    return {"topology": name, **result}
 
 
 def _summarise(result: dict, tell) -> None:

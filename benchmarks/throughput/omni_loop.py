@@ -20,7 +20,7 @@ from benchmarks.throughput.torch_setup import prepare_torch
 from benchmarks.throughput.work import Work, batches, plain, read_prompts, reward, versions
 from benchmarks.throughput.worker import Parent
 
-prepare_torch()
+prepare_torch()  # declares what the imports below look for
 from transformers import AutoProcessor, GenerationConfig, Qwen2_5OmniThinkerForConditionalGeneration  # noqa: E402
 
 from mecap_jax.json_files import read_json_object  # noqa: E402

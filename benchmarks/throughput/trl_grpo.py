@@ -18,7 +18,7 @@ from benchmarks.throughput.torch_setup import prepare_torch
 from benchmarks.throughput.work import Work, plain, read_prompts, reward, versions
 from benchmarks.throughput.worker import Parent
 
-prepare_torch()
+prepare_torch()  # declares what the imports below look for
 from datasets import Dataset  # noqa: E402
 from transformers import AutoProcessor, AutoTokenizer, TrainerCallback  # noqa: E402
 from trl import GRPOConfig, GRPOTrainer  # noqa: E402

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from mecap_jax.batch import PromptBatch
+from mecap_jax.batch import RAW_MEDIA, PromptBatch
 from mecap_jax.model_config import ModelConfig
 from mecap_jax.models.audio_tower import AudioTower
 from mecap_jax.models.decoder import Decoder, Prefix
@@ -19,7 +19,6 @@ from mecap_jax.models.vision_tower import VisionTower
 
 # Which of the network's parts encodes a modality.
 TOWERS = {"audio": "audio_tower", "video": "visual"}
-_MEDIA = ("audio", "audio_frames", "patches", "cell_positions", "windows")
 
 
 class MultimodalLM(nnx.Module):
@@ -61,8 +60,7 @@ class MultimodalLM(nnx.Module):
     def with_encoded_media(self, prompt: PromptBatch) -> PromptBatch:
         """The prompts with `media_tokens` in place of sound and video, for programs that are to read them again."""
         media = self.encode_media(prompt._replace(features=prompt.features[:, :0]))
-        nothing = {name: getattr(prompt, name)[:, :0] for name in _MEDIA}
-        return prompt._replace(**nothing, media_tokens=to_raw(media))
+        return prompt.without(RAW_MEDIA)._replace(media_tokens=to_raw(media))
 
     def embed_tokens(self, tokens: Int[Array, "*batch"]) -> Float[Array, "*batch D"]:
         """Token embeddings; from here on it is rows that are divided over a mesh, and weights are gathered."""

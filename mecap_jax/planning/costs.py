@@ -86,15 +86,16 @@ def plan(
 ) -> dict[str, Any]:
     """What a step of a stage costs on a mesh, as a JSON tree; `tell` is told of every program.
 
-    Without `chip` there is no time, and nothing to fit into. With `counted_only` nothing is compiled: what is kept is
-    all that is known then.
+    Without `chip` there is no time, and nothing to fit into. With `counted_only`, and where what is kept does not fit,
+    nothing is compiled: what is kept is all that is known then.
     """
     staged = plan_stage(config, stage, mesh, bucket)
     kept = {name: gigabytes(tree) for name, tree in staged.kept.items()}
     kept["batches"] = gigabytes(staged.batch) * staged.division.parts
     total, trains = parameter_counts(config, mesh)
+    hopeless = chip is not None and sum(kept.values()) > chip.memory / 1e9
     costs = {}
-    for name, program in {} if counted_only else staged.programs.items():
+    for name, program in {} if counted_only or hopeless else staged.programs.items():
         costs[name] = cost_of(program, mesh.size)
         tell(f"  {name}: {_in_words(costs[name])}")
     beside = [(cost.temporaries_gb or 0.0) + cost.copies_gb for cost in costs.values()]

@@ -19,7 +19,7 @@ from mecap_jax.generation.sampler import generate
 from mecap_jax.generation.scoring import completion_logprobs
 from mecap_jax.generation.weights import as_used, convert
 from mecap_jax.models.lora import Draw
-from mecap_jax.models.parameters import merge_params, split_params
+from mecap_jax.models.parameters import split_params
 from mecap_jax.rl.objective import Denominators, TrainExample, grpo_loss
 from mecap_jax.rl.rollout import encodes_once, make_encode
 from mecap_jax.sharding import Division, batch_sharding, divide, replicated
@@ -51,7 +51,7 @@ class StagePlan:
     Attributes:
       programs: by name.
       kept: trees of shapes with shardings that stay on the devices from step to step, by name.
-      batches: the tree of one micro-batch's prompts, of which a step holds `division.parts`.
+      batch: the tree of one micro-batch's prompts, of which a step holds `division.parts`.
       division: how its prompts or clips are spread over the mesh.
     """
 
@@ -85,7 +85,7 @@ def _plan_grpo(config: Config, mesh: Mesh, bucket: Bucket) -> StagePlan:
     raw = prompt = shapes.prompts(config, bucket, rows)
     used, gather = _sampling(learning.params, config, config.mesh.gather)
     programs = {"gather": Program(gather, 1)} if gather else {}
-    if encodes_once(learning.trainable) and (raw.audio.shape[1] or raw.patches.shape[1]):
+    if encodes_once(learning.trainable) and raw.has_raw_media:
         encode = make_encode(learning.graphdef, mesh)
         prompt = jax.tree.map(lambda x: shapes.rows(x.shape, x.dtype), jax.eval_shape(encode, used, raw))
         programs["encode"] = Program(functools.partial(encode.trace, used, raw), division.parts)
@@ -225,6 +225,6 @@ class _Learning:
 def parameter_counts(config: Config, mesh: Mesh) -> tuple[int, int]:
     """How many parameters there are, and how many of them train."""
     _, params = abstract_model(config.model, mesh)
-    trainable, frozen = split_params(params, config.trainable)
-    count = lambda tree: sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree))  # noqa: E731
-    return count(merge_params(trainable, frozen)), count(trainable)
+    trainable, _ = split_params(params, config.trainable)
+    everything, training = (sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree)) for tree in (params, trainable))
+    return everything, training

@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from mecap_jax.batch import Array, Completions, PromptBatch
+from mecap_jax.batch import MEDIA, Array, Completions, PromptBatch
 from mecap_jax.data.prompts import user_turn
 from mecap_jax.data.tokenizer import Tokenizer
 from mecap_jax.generation.sampler import generate
@@ -24,7 +24,6 @@ from mecap_jax.rewards.base import Question
 from mecap_jax.sharding import all_items, batch_sharding, local_rows, put_batch
 
 _ROOM = 32  # least length that questions are padded to
-_MEDIA = ("audio", "patches", "cell_positions", "windows", "audio_frames", "media_tokens", "features")
 
 # Of this process's prompts, for each completion of the group: a question, or None where nothing is asked.
 Questions = Sequence[Sequence[Question | None]]
@@ -122,9 +121,8 @@ def _with_media(prompt: PromptBatch) -> PromptBatch:
 
 def _without_media(prompt: PromptBatch) -> PromptBatch:
     """The first token of the prompts: what every conversation begins with."""
-    nothing = {name: getattr(prompt, name)[:, :0] for name in _MEDIA}
     first = {name: getattr(prompt, name)[:, :1] for name in ("tokens", "media_index")}
     one = jnp.ones_like(prompt.length)
-    return prompt._replace(
-        **nothing, **first, positions=prompt.positions[:, :, :1], length=one, next_position=prompt.positions[:, 0, 1]
+    return prompt.without(MEDIA)._replace(
+        **first, positions=prompt.positions[:, :, :1], length=one, next_position=prompt.positions[:, 0, 1]
     )

@@ -175,7 +175,7 @@ class RolloutEngine:
 
     def _with_media(self, params: Any, micro: MicroBatch) -> tuple[MicroBatch, Counts | None]:
         prompt = micro.prompt
-        if not prompt.audio.shape[1] and not prompt.patches.shape[1]:
+        if not prompt.has_raw_media:
             return micro, None
         return dataclasses.replace(micro, prompt=self._encode(params, prompt)), count(prompt, micro.valid, ())
 
