@@ -2,16 +2,21 @@
 
   python scripts/bench_throughput.py [--quick] [--rows=text,tunix,image,embeddings,clips]
   python scripts/bench_throughput.py --sweep=prompt_tokens
+  python scripts/bench_throughput.py --platform=gpu [--rows=0.5b,3b] [--trace]
 
 Weights, prompts, group, completion length (forced), loss, reference policy and optimiser are the same on all sides.
-Each has a process of its own; while one takes a step, the others wait. The directory `--output` gets a JSON file a row,
-with every setting of every side and all steps, and the tables of all rows that are there. A sweep draws curves, and
-goes on where it was left; results that are there are kept. The other trainers come with `pip install '.[bench]'`, best
-in an environment of their own, whose Python is `--peers`; a row that lacks one says so, and the others are measured.
+Each has a process of its own; while one takes a step, the others wait. On a GPU each has the card to itself, one side
+behind the other, and works in bfloat16; `XLA_FLAGS` of the environment hold for ours. The directory `--output` gets a
+JSON file a row, with every setting of every side and all steps, and the tables of all rows that are there. A sweep
+draws curves, and goes on where it was left; results that are there are kept. The other trainers come with `pip install
+'.[bench]'`, best in an environment of their own, whose Python is `--peers`; a row that lacks one says so, and the
+others are measured.
 """
 
 import dataclasses
 import datetime
+import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -28,7 +33,7 @@ from absl import app, flags
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.throughput.curves import plot_sweep, sweep_table
-from benchmarks.throughput.rounds import compare, prepare
+from benchmarks.throughput.rounds import SideError, compare, prepare
 from benchmarks.throughput.tables import machine, table
 from benchmarks.throughput.work import Work
 from mecap_jax.command_line import local_paths, run
@@ -42,18 +47,33 @@ ROWS = {
     "embeddings": (Work("embeddings", prompt_tokens=256), ("trl", "trl_bfloat16")),
     "clips": (Work("clips", prompt_tokens=256), ("omni", "omni_bfloat16")),
 }
+_GPU = Work("embeddings", prompts=4, prompt_tokens=1024, completion_tokens=64, dtype="bfloat16")
+GPU_ROWS = {
+    "0.5b": (dataclasses.replace(_GPU, size="0.5b"), ("trl_bfloat16",)),
+    "3b": (dataclasses.replace(_GPU, size="3b", accumulate=2), ("trl_bfloat16",)),
+}
 SWEEPS = {
     "prompt_tokens": (256, 512, 1024, 2048, 4096),
     "group": (2, 4, 8, 16, 32),
     "completion_tokens": (8, 16, 32, 64, 128),
 }
+# For the processes of all sides: what they run on, and of a card's memory nearly all for the one that has it.
+_ENVIRONMENT = {
+    "cpu": {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""},
+    "gpu": {"JAX_PLATFORMS": "cuda", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92"},
+}
 _QUICK_WORK = {"group": 4, "prompt_tokens": 128, "completion_tokens": 16}
 
-_ROWS = flags.DEFINE_list("rows", list(ROWS), f"Rows of the comparison, of {', '.join(ROWS)}.")
+_PLATFORM = flags.DEFINE_enum("platform", "cpu", ["cpu", "gpu"], "What all sides run on.")
+_ROWS = flags.DEFINE_list(
+    "rows", None, f"Rows of the comparison, of {', '.join(ROWS)}; on a GPU of {', '.join(GPU_ROWS)}. Default: all."
+)
 _OUTPUT = flags.DEFINE_string("output", "runs/throughput", "Directory of the results.")
 _PEERS = flags.DEFINE_string("peers", sys.executable, "Python in which the other trainers are installed.")
 _QUICK = flags.DEFINE_bool("quick", False, "Shorter prompts and one round: whether it runs, not how fast it is.")
 _ROUNDS = flags.DEFINE_integer("rounds", 2, "Steps of each side that count.", lower_bound=1)
+_ALONE = flags.DEFINE_bool("alone", False, "Measures our side only.")
+_TRACE = flags.DEFINE_bool("trace", False, "Leaves a trace of one of our steps, for Perfetto, beside the results.")
 _SWEEP = flags.DEFINE_enum("sweep", None, list(SWEEPS), "Instead of the rows: text, with this at several values.")
 local_paths("output", "peers")
 
@@ -61,39 +81,54 @@ local_paths("output", "peers")
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    if unknown := set(_ROWS.value) - set(ROWS):
-        raise app.UsageError(f"--rows: {sorted(unknown)[0]!r} is none of {', '.join(ROWS)}")
+    rows = GPU_ROWS if _PLATFORM.value == "gpu" else ROWS
+    if unknown := set(_ROWS.value or ()) - set(rows):
+        raise app.UsageError(f"--rows: {sorted(unknown)[0]!r} is none of {', '.join(rows)}")
     if not Path(_PEERS.value).is_file():
         sys.exit(f"error: --peers: no such file: {_PEERS.value}")
+    os.environ.update(_ENVIRONMENT[_PLATFORM.value])
     output = Path(_OUTPUT.value)
     output.mkdir(parents=True, exist_ok=True)
     if _SWEEP.value:
         _sweep(_SWEEP.value, output)
         return
-    for row in _ROWS.value:
-        work, others = ROWS[row]
+    for row in _ROWS.value or rows:
+        work, others = rows[row][0], () if _ALONE.value else rows[row][1]
         work = dataclasses.replace(work, **_QUICK_WORK) if _QUICK.value else work
-        write_json(output / f"{row}.json", {"row": row, **_measure(work, others, 1 if _QUICK.value else _ROUNDS.value)})
-    results = [read_json_object(output / f"{row}.json") for row in ROWS if (output / f"{row}.json").is_file()]
+        result = _measure(work, others, 1 if _QUICK.value else _ROUNDS.value, output / row)
+        write_json(output / f"{row}.json", {"row": row, **result})
+    results = [read_json_object(output / f"{row}.json") for row in rows if (output / f"{row}.json").is_file()]
     _show("\n\n".join(map(table, results)), output / "tables.md")
 
 
 def _sweep(dimension: str, output: Path) -> None:
     results = []
     for value in SWEEPS[dimension]:
-        path = output / f"{dimension}-{value}.json"
+        name = f"{dimension}-{value}"
+        path = output / f"{name}.json"
         if not path.is_file():
-            write_json(path, _measure(dataclasses.replace(Work("text"), **{dimension: value}), ("trl",), 1))
+            work = dataclasses.replace(Work("text"), **{dimension: value})
+            write_json(path, _measure(work, ("trl",), 1, output / name))
         results.append(read_json_object(path))
     plot_sweep(results, dimension, output / f"{dimension}.png")
     _show(sweep_table(results, dimension), output / f"{dimension}.md")
 
 
-def _measure(work: Work, others: Sequence[str], rounds: int) -> dict[str, Any]:
+def _measure(work: Work, others: Sequence[str], rounds: int, left: Path) -> dict[str, Any]:
+    """Compares; what the sides said, and a trace, go into the directory `left`."""
     print(work, file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory(prefix="throughput-") as directory:
-        prepare(work, Path(directory))
-        result = compare(Path(directory), others, str(Path(_PEERS.value).absolute()), rounds)
+        try:
+            prepare(work, Path(directory))
+        except SideError as error:
+            sys.exit(f"error: {error}")
+        python = str(Path(_PEERS.value).absolute())
+        result = compare(Path(directory), others, python, rounds, _PLATFORM.value == "cpu", _TRACE.value)
+        left.mkdir(exist_ok=True)
+        for log in Path(directory).glob("*.log"):
+            shutil.copy(log, left)
+        if _TRACE.value:
+            shutil.copytree(Path(directory) / "trace", left / "trace", dirs_exist_ok=True)
     return {"work": vars(work), "date": f"{datetime.date.today()}", "machine": machine(), **result}
 
 

@@ -1,7 +1,10 @@
 """The models that steps are taken with."""
 
+from __future__ import annotations
+
 import dataclasses
 
+from benchmarks.throughput.work import Work
 from mecap_jax.model_config import AudioTowerConfig, DecoderConfig, ModelConfig, VisionTowerConfig
 
 # 28 million parameters; with rotary positions of one axis, a Qwen2.5.
@@ -15,6 +18,30 @@ DECODER = DecoderConfig(
     head_dim=64,
     tie_word_embeddings=True,
 )
+DECODERS = {
+    "28m": DECODER,
+    # Qwen2.5's published shapes.
+    "0.5b": DecoderConfig(
+        vocab_size=151_936,
+        hidden_size=896,
+        intermediate_size=4864,
+        num_hidden_layers=24,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        head_dim=64,
+        tie_word_embeddings=True,
+    ),
+    "3b": DecoderConfig(
+        vocab_size=151_936,
+        hidden_size=2048,
+        intermediate_size=11_008,
+        num_hidden_layers=36,
+        num_attention_heads=16,
+        num_key_value_heads=2,
+        head_dim=128,
+        tie_word_embeddings=True,
+    ),
+}
 # Towers that cost, for a media token, about as much of the decoder as the published ones do beside that of 3B.
 _VISION = VisionTowerConfig(hidden_size=256, intermediate_size=684, depth=6, num_heads=4, fullatt_block_indexes=(2, 5))
 _AUDIO = AudioTowerConfig(
@@ -22,9 +49,16 @@ _AUDIO = AudioTowerConfig(
 )
 _MROPE = dataclasses.replace(DECODER, mrope_section=(8, 12, 12))
 _TEXT = ModelConfig(name="text", family="qwen2", decoder=DECODER)
-MODELS = {
+_ROWS = {
     "text": _TEXT,
     "embeddings": _TEXT,
     "image": ModelConfig(name="image", family="qwen2_5_vl", decoder=_MROPE, vision=_VISION, position_id_per_seconds=2),
     "clips": ModelConfig(name="clips", family="qwen2_5_omni", decoder=_MROPE, audio=_AUDIO, vision=_VISION),
 }
+
+
+def model_of(work: Work) -> ModelConfig:
+    """The model of a row; only those without towers come in other sizes."""
+    model = _ROWS[work.row]
+    decoder = model.decoder if work.size == "28m" else DECODERS[work.size]
+    return dataclasses.replace(model, decoder=decoder, dtype=work.dtype)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +13,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
+from benchmarks.throughput.decoding import measure_decoding
 from benchmarks.throughput.work import Work, batches, read_prompts, reward, versions
 from benchmarks.throughput.worker import Parent
 from mecap_jax.batch import PromptBatch
@@ -29,6 +33,7 @@ from mecap_jax.rl.rollout import MicroBatch, RolloutEngine
 from mecap_jax.sharding import make_mesh, put_batch
 from mecap_jax.throughput import peak_flops
 from mecap_jax.train_state import abstract_model, abstract_state, init_state, make_optimizer
+from mecap_jax.training.profiling import StepTrace
 
 _NEVER = -1  # an id that is no token: completions go on to their longest length
 _ASKED = Asked(
@@ -86,12 +91,18 @@ def main() -> None:
         return MicroBatch(*put_batch((prompt, numbers, valid), mesh), [_ASKED] * len(rows))
 
     parent.ready(
-        {"grpo": dataclasses.asdict(config), "model": dataclasses.asdict(model), "mesh": dict(mesh.shape)},
+        {
+            "grpo": dataclasses.asdict(config),
+            "model": dataclasses.asdict(model),
+            "mesh": dict(mesh.shape),
+            "device": mesh.devices.flat[0].device_kind,
+            "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
+        },
         versions("jax", "jaxlib", "flax", "optax"),
     )
     for rows in batches(prompts, work.prompts):
         if not parent.wants_step():
-            return
+            break
         began = time.perf_counter()
         micro = micro_batch(rows)
         read = time.perf_counter() - began
@@ -99,7 +110,20 @@ def main() -> None:
         seconds = time.perf_counter() - began
         metrics = result.metrics
         phases = {"data": read} | {name: metrics[f"timing_s/{name}"] for name in ("rollout", "reference", "update")}
-        parent.took(seconds, phases, _facts(metrics, seconds, peak) | {"prompt_tokens": int(micro.prompt.length.max())})
+        facts = _facts(metrics, seconds, peak) | {"prompt_tokens": int(micro.prompt.length.max())}
+        parent.took(seconds, phases, facts, _device_bytes(mesh))
+    if "trace" in sys.argv:
+        with StepTrace("trace", directory / "trace", 0, 0) as trace, trace.step(0):
+            state, _ = learner.step(state, [micro])
+    policy = sampling(state.params)
+    none = dataclasses.replace(micro, valid=jax.numpy.zeros_like(micro.valid))
+    sample = functools.partial(engine.generate, policy, step=0)
+    parent.left(measure_decoding(work, model, lambda counts: sample(micro=micro if counts else none)))
+
+
+def _device_bytes(mesh: Mesh) -> int | None:
+    stats = mesh.devices.flat[0].memory_stats()
+    return stats["peak_bytes_in_use"] if stats else None
 
 
 def _facts(metrics: dict[str, float], seconds: float, peak: float) -> dict[str, float]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from benchmarks.throughput.models import DECODER, MODELS
+from benchmarks.throughput.models import model_of
 from benchmarks.throughput.work import Work
 from mecap_jax.config import MeshConfig
 from mecap_jax.data.processor import Processor
@@ -34,7 +36,7 @@ _WORDS = ("tears", "words", "heart", "feeling", "good", "cheer")  # one token ea
 
 def prepare(directory: Path) -> None:
     work = Work.read(directory)
-    model, rng = MODELS[work.row], np.random.default_rng(work.seed)
+    model, rng = model_of(work), np.random.default_rng(work.seed)
     sentences = [text for texts in template_sentences(EMOTIONS).values() for text in texts]
     tokenizer = train_tokenizer(sentences, 2048, model.family)
     processor = Processor(tokenizer, model, _SETTINGS)
@@ -48,9 +50,9 @@ def prepare(directory: Path) -> None:
     ids = rng.integers(16, tokenizer.vocab_size, (count, work.prompt_tokens))
     if work.row == "embeddings":
         media = int(_MEDIA_SHARE * work.prompt_tokens)
-        numbers = DECODER.vocab_size + np.arange(count * media).reshape(count, media)
+        numbers = model.decoder.vocab_size + np.arange(count * media).reshape(count, media)
         ids = np.concatenate([ids[:, :8], numbers, ids[:, 8 + media :]], axis=1)
-        table = rng.normal(0, 0.02, (count * media, DECODER.hidden_size)).astype(np.float32)
+        table = rng.normal(0, 0.02, (count * media, model.decoder.hidden_size)).astype(np.float32)
         np.save(directory / "media.npy", table, allow_pickle=False)
     write_json(directory / "prompts.json", ids.tolist())
 
@@ -100,4 +102,8 @@ def save(directory: Path, processor: Processor, seed: int) -> None:
 
 
 if __name__ == "__main__":
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError):
+        sys.exit(f"JAX sees no device of the platform {os.environ['JAX_PLATFORMS']!r}")
     prepare(Path("."))

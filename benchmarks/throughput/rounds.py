@@ -8,7 +8,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,7 +36,7 @@ class Side(NamedTuple):
 MODULES = "benchmarks.throughput"
 OURS = "ours"
 SIDES = {
-    OURS: Side("this project, float32", "ours"),
+    OURS: Side("this project", "ours"),
     "trl": Side("TRL, float32", "trl_grpo", ("float32",), "trl"),
     "trl_bfloat16": Side("TRL, bfloat16", "trl_grpo", ("bfloat16",), "trl"),
     "omni": Side("torch loop, float32", "omni_loop", ("float32",), "transformers"),
@@ -52,8 +52,8 @@ class SideError(RuntimeError):
 class Process:
     """The process of a side, ready for steps."""
 
-    def __init__(self, name: str, directory: Path, python: str):
-        """Starts it and waits until it is ready.
+    def __init__(self, name: str, directory: Path, python: str, arguments: Sequence[str] = ()):
+        """Starts it, with what it is given besides, and waits until it is ready.
 
         Raises:
           SideError: it is not installed, or has ended.
@@ -62,7 +62,7 @@ class Process:
         if side.package and not _installed(python, side.package):
             raise SideError(f"{side.package} is not installed: pip install -e '.[bench]'")
         self._log = (directory / f"{name}.log").open("w+")
-        command = [python, "-m", f"{MODULES}.{side.module}", *side.arguments]
+        command = [python, "-m", f"{MODULES}.{side.module}", *side.arguments, *arguments]
         self._process = subprocess.Popen(
             command, cwd=directory, env=_environment(), text=True, bufsize=1,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log,
@@ -88,11 +88,13 @@ class Process:
         step = self._answer()
         return step | {"others": (_busy_s() - _busy_s(self._process.pid) - before) / step["seconds"]}
 
-    def close(self) -> None:
-        """Ends the process."""
-        with contextlib.suppress(BrokenPipeError):
-            self._process.communicate("stop\n")
+    def close(self) -> dict[str, Any]:
+        """Ends the process; returns what it says at its end."""
+        said = ""
+        with contextlib.suppress(BrokenPipeError, ValueError):  # a pipe that is closed
+            said, _ = self._process.communicate("stop\n")
         self._log.close()
+        return json.loads(said) if said else {}
 
     def _answer(self) -> dict[str, Any]:
         if line := self._process.stdout.readline():
@@ -104,29 +106,50 @@ class Process:
 
 
 def prepare(work: Work, directory: Path) -> None:
-    """Writes the work of a row into a directory."""
+    """Writes the work of a row into a directory.
+
+    Raises:
+      SideError: it cannot be made; the message is one line.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     work.save(directory)
     command = [sys.executable, "-m", "benchmarks.throughput.prepare"]
-    subprocess.run(command, cwd=directory, env=_environment(), check=True)
+    made = subprocess.run(command, cwd=directory, env=_environment(), text=True, stderr=subprocess.PIPE)
+    if made.returncode:
+        raise SideError(f"the work cannot be prepared: {(made.stderr.strip().splitlines() or ['it said nothing'])[-1]}")
 
 
-def compare(directory: Path, others: Sequence[str], python: str, rounds: int) -> dict[str, Any]:
+def compare(
+    directory: Path, others: Sequence[str], python: str, rounds: int, in_turn: bool = True, traced: bool = False
+) -> dict[str, Any]:
     """Takes steps of our side and the others in turn, `rounds` of each behind a first one that does not count.
 
-    Returns by side what `Process.about` says, and its "first_step", "steps" and "peak_gb" or, where it could not go on,
-    a "problem"; and "ratios" of medians, theirs over ours, with the lowest and the highest of single rounds, and of the
-    fastest steps, which a busy machine disturbs least.
+    Without `in_turn`, one side behind the other: each has all of the accelerator's memory. With `traced`, our side
+    leaves a trace of one more step in `directory`.
+
+    Returns by side what `Process.about` says, and its "first_step", "steps", "peak_gb" and what was measured behind
+    them ("end") or, where it could not go on, a "problem"; and "ratios" of medians, theirs over ours, with the lowest
+    and the highest of single rounds, and of the fastest steps, which a busy machine disturbs least.
     """
     sides: dict[str, Any] = {}
+    names = (OURS, *others)
+    for together in [names] if in_turn else [[name] for name in names]:
+        sides |= _run(together, directory, python, rounds, traced)
+    whole = [name for name in names if "problem" not in sides[name]]
+    ratios = {name: _ratios(sides[OURS]["steps"], sides[name]["steps"]) for name in whole if name != OURS}
+    return {"sides": sides, "ratios": ratios if OURS in whole else {}}
+
+
+def _run(names: Sequence[str], directory: Path, python: str, rounds: int, traced: bool) -> dict[str, Any]:
+    sides: dict[str, Any] = {}
     with contextlib.ExitStack() as stack:
-        processes = {}
-        for name in (OURS, *others):
+        processes: dict[str, Process] = {}
+        for name in names:
             try:
-                processes[name] = stack.enter_context(
-                    _started(name, directory, sys.executable if name == OURS else python)
-                )
-                sides[name] = {**processes[name].about, "steps": []}
+                ours = name == OURS
+                process = Process(name, directory, sys.executable if ours else python, ["trace"] * (ours and traced))
+                stack.callback(process.close)
+                processes[name], sides[name] = process, {**process.about, "steps": []}
             except SideError as error:
                 sides[name] = {"problem": str(error)}
         for number in range(1 + rounds):
@@ -137,14 +160,15 @@ def compare(directory: Path, others: Sequence[str], python: str, rounds: int) ->
                     sides[name]["problem"] = str(error)
                     del processes[name]
                     continue
-                print(f"  {SIDES[name].title}: {step['seconds']:.2f} s", file=sys.stderr, flush=True)
+                print(f"  {SIDES[name].title}: {step['seconds']:.3f} s", file=sys.stderr, flush=True)
                 sides[name]["peak_gb"] = step.pop("peak_bytes") / 1e9
                 if number:
                     sides[name]["steps"].append(step)
                 else:
                     sides[name]["first_step"] = step
-    ratios = {name: _ratios(sides[OURS]["steps"], sides[name]["steps"]) for name in others if name in processes}
-    return {"sides": sides, "ratios": ratios if OURS in processes else {}}
+        for name, process in processes.items():
+            sides[name]["end"] = process.close()
+    return sides
 
 
 def _ratios(ours: Sequence[Mapping], theirs: Sequence[Mapping]) -> dict[str, Any]:
@@ -160,15 +184,6 @@ def _ratios(ours: Sequence[Mapping], theirs: Sequence[Mapping]) -> dict[str, Any
 def median(steps: Sequence[Mapping], what: str) -> float:
     """The median of the seconds of whole steps, or of a phase; 0 for a phase that they do not have."""
     return statistics.median(step["seconds"] if what == "seconds" else step["phases"].get(what, 0.0) for step in steps)
-
-
-@contextlib.contextmanager
-def _started(name: str, directory: Path, python: str) -> Iterator[Process]:
-    process = Process(name, directory, python)
-    try:
-        yield process
-    finally:
-        process.close()
 
 
 def _busy_s(process: int | None = None) -> float:
@@ -188,4 +203,5 @@ def _installed(python: str, package: str) -> bool:
 
 def _environment() -> dict[str, str]:
     quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "TRL_EXPERIMENTAL_SILENCE": "1"}
-    return os.environ | quiet | {"PYTHONPATH": str(ROOT)}
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    return os.environ | quiet | {"PYTHONPATH": path}

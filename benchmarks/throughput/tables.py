@@ -16,6 +16,8 @@ TITLES = {
     "image": "Image and text",
     "embeddings": "A decoder on media embeddings",
     "clips": "Sound, video and text",
+    "0.5b": "A decoder of Qwen2.5-0.5B's shape on media embeddings",
+    "3b": "A decoder of Qwen2.5-3B's shape on media embeddings",
 }
 
 
@@ -40,6 +42,10 @@ def machine() -> dict[str, Any]:
     }
 
 
+def _digits(seconds: float) -> str:
+    return f"{seconds:.2f}" if seconds >= 1 else f"{seconds:.3f}"
+
+
 def table(result: Mapping[str, Any]) -> str:
     """A row's table: a column for each side."""
     work, sides, ratios = result["work"], result["sides"], result["ratios"]
@@ -54,7 +60,7 @@ def table(result: Mapping[str, Any]) -> str:
         )
 
     def seconds(what: str):
-        return lambda name: f"{median(sides[name]['steps'], what):.2f}"
+        return lambda name: _digits(median(sides[name]["steps"], what))
 
     def rate(count: int):
         return lambda name: f"{count / median(sides[name]['steps'], 'seconds'):.2f}"
@@ -69,10 +75,12 @@ def table(result: Mapping[str, Any]) -> str:
     lines = [
         f"#### {TITLES[result['row']]}: {shape}",
         "",
-        "| | " + " | ".join(SIDES[name].title for name in names) + " |",
+        "| | "
+        + " | ".join(f"{SIDES[name].title}, {work['dtype']}" if name == OURS else SIDES[name].title for name in names)
+        + " |",
         "| --- |" + " ---: |" * len(names),
         line("step, s", seconds("seconds")),
-        line("fastest step, s", lambda name: f"{min(step['seconds'] for step in sides[name]['steps']):.2f}"),
+        line("fastest step, s", lambda name: _digits(min(step["seconds"] for step in sides[name]["steps"]))),
         *(line(f"{phase}, s", seconds(phase)) for phase in PHASES),
         line("completion tokens/s", rate(completions * work["completion_tokens"])),
         line("prompts (clips)/s", rate(work["prompts"])),
@@ -83,13 +91,15 @@ def table(result: Mapping[str, Any]) -> str:
         line("× ours, fastest steps", lambda name: f"{ratios[name]['fastest']:.1f}" if name in ratios else "1"),
     ]
     problems = [f"{SIDES[name].title}: {sides[name]['problem']}" for name in names if "problem" in sides[name]]
-    about = result["machine"]
+    about, on = result["machine"], sides[OURS].get("settings", {}).get("device", "cpu")
     versions = {name: version for side in sides.values() for name, version in side.get("versions", {}).items()}
     rounds = len(sides[OURS].get("steps", ()))
     lines += ["", *problems] if problems else []
     lines += [
         "",
-        f"Medians of {rounds} steps each, in turn; {about['cores']} cores of {about['processor']} (family "
+        f"Medians of {rounds} steps each, "
+        + ("in turn; " if on == "cpu" else f"one side behind the other; {on}, ")
+        + f"{about['cores']} cores of {about['processor']} (family "
         f"{about['family']}, model {about['model']}; {', '.join(about['instructions'])}), {result['date']}; "
         + ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
         + ".",
@@ -98,5 +108,15 @@ def table(result: Mapping[str, Any]) -> str:
         whole, update = (statistics.median(fact[name] for fact in facts) for name in ("mfu", "mfu_update"))
         lines.append(
             f"Ours: {whole:.0%} of the matrix rate that was measured in the same process, the update {update:.0%}."
+        )
+    if facts and (end := sides[OURS].get("end")):
+        flops = statistics.median(fact["mfu_update"] * fact["peak_flops"] for fact in facts)
+        read, copied = end["decode_bytes_per_s"], end["copy_bytes_per_s"]
+        decoding, whole = _digits(end["rollout_s"] - end["first_token_s"]), _digits(end["rollout_s"])
+        lines.append(
+            f"The update reaches {flops / end['product_flops']:.0%} of the median rate of products of square matrices "
+            f"({end['product_flops'] / 1e12:.2f} TFLOP/s). Decoding takes {decoding} of a roll-out's {whole} s and "
+            f"reads weights and cache at {read / 1e9:,.0f} GB/s, {read / copied:.0%} of the rate of a copy (read and "
+            f"written, {copied / 1e9:,.0f} GB/s)."
         )
     return "\n".join(lines)

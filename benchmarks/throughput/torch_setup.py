@@ -9,6 +9,17 @@ from benchmarks.throughput.worker import cores
 _LIBRARY = []
 
 
+def synchronize() -> None:
+    """Waits for what an accelerator was given to do: the clock is read behind it."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def device_bytes() -> int | None:
+    """The most memory that an accelerator has held for this process at a time."""
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+
+
 def prepare_torch() -> None:
     """All cores, and the names that a torchvision without its compiled operators asks for."""
     torch.set_num_threads(cores())

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.throughput.torch_setup import prepare_torch
+from benchmarks.throughput.torch_setup import device_bytes, prepare_torch, synchronize
 from benchmarks.throughput.work import Work, plain, read_prompts, reward, versions
 from benchmarks.throughput.worker import Parent
 
@@ -49,15 +49,18 @@ class Timed(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs):
         outputs = super()._generate_and_score_completions(inputs)
+        synchronize()
         self.scored, self.prompt_tokens = time.perf_counter(), outputs["prompt_ids"].shape[1]
         return outputs
 
     def _timed(self, phase: str, function, *args, **kwargs):
+        synchronize()
         began = time.perf_counter()
         try:
             return function(*args, **kwargs)
         finally:
-            self.phases[phase] = time.perf_counter() - began
+            synchronize()
+            self.phases[phase] = self.phases.get(phase, 0.0) + time.perf_counter() - began
 
 
 class Steps(TrainerCallback):
@@ -72,6 +75,7 @@ class Steps(TrainerCallback):
         self.trainer.phases, self.began = {}, time.perf_counter()
 
     def on_step_end(self, args, state, control, **kwargs):
+        synchronize()
         now, trainer = time.perf_counter(), self.trainer
         metrics = {name: values[-1] for name, values in trainer._metrics["train"].items()}
         facts = {
@@ -81,7 +85,8 @@ class Steps(TrainerCallback):
             "entropy": metrics["entropy"],
             "kl": metrics["kl"],
         }
-        self.parent.took(now - self.began, {**trainer.phases, "update": now - trainer.scored}, facts)
+        phases = {**trainer.phases, "update": now - trainer.scored}
+        self.parent.took(now - self.began, phases, facts, device_bytes())
 
 
 def rewards(completions: list[Any], **kwargs) -> list[float]:
@@ -121,8 +126,8 @@ def main() -> None:
         model_init_kwargs={"dtype": dtype, "attn_implementation": "sdpa"},
         bf16=dtype == "bfloat16",
         use_cpu=not torch.cuda.is_available(),
-        per_device_train_batch_size=rows,
-        gradient_accumulation_steps=1,
+        per_device_train_batch_size=rows // work.accumulate,
+        gradient_accumulation_steps=work.accumulate,
         num_generations=work.group,
         max_completion_length=work.completion_tokens,
         generation_kwargs={"min_new_tokens": work.completion_tokens},

@@ -35,6 +35,9 @@ class Work:
       beta: weight of the KL divergence to the reference policy, which is the policy at the start.
       clip, learning_rate, clip_norm: of the loss "grpo" and of AdamW (.9, .999, 1e-8, no decay), the same each step.
       batches: different batches of prompts, taken in turn.
+      size: of the decoder, see `models.DECODERS`.
+      dtype: of our products; parameters and optimiser are in float32.
+      accumulate: batches in which the others take a step's gradient, because it does not fit in one.
     """
 
     row: str
@@ -47,6 +50,9 @@ class Work:
     learning_rate: float = 1e-6
     clip_norm: float = 1.0
     batches: int = 2
+    size: str = "28m"
+    dtype: str = "float32"
+    accumulate: int = 1
     seed: int = 0
 
     def save(self, directory: Path) -> None:

@@ -1,7 +1,7 @@
 """A side's process: it says that it is ready, takes a step at a time when told to, and says how long it took.
 
-The parent writes "step" or "stop", a line each; the process answers in lines of JSON. Whatever else it prints goes to
-its standard error.
+The parent writes "step" or "stop", a line each; the process answers in lines of JSON, the latter with what else is to
+be said of it, or not at all. Whatever else it prints goes to its standard error.
 """
 
 from __future__ import annotations
@@ -15,10 +15,14 @@ from typing import Any
 
 
 class Parent:
-    """The way to the parent of this process, which from here on fails rather than taking more memory than there is."""
+    """The way to the parent of this process, which from here on fails rather than taking more memory than there is.
+
+    With an accelerator it is that one's memory which counts: its driver reserves more of the host's than there is.
+    """
 
     def __init__(self):
-        resource.setrlimit(resource.RLIMIT_DATA, (_bytes("/proc/meminfo", "MemAvailable:"),) * 2)
+        if os.environ.get("JAX_PLATFORMS", "cpu") == "cpu":
+            resource.setrlimit(resource.RLIMIT_DATA, (_bytes("/proc/meminfo", "MemAvailable:"),) * 2)
         self._answers = os.fdopen(os.dup(1), "w", buffering=1)
         os.dup2(2, 1)
 
@@ -30,9 +34,16 @@ class Parent:
         """Waits until a step is asked for; False when there shall be none any more."""
         return sys.stdin.readline().strip() == "step"
 
-    def took(self, seconds: float, phases: dict[str, float], facts: dict[str, float]) -> None:
-        """Says how long a step and its phases took, and what is to be compared of it."""
-        self._say({"seconds": seconds, "phases": phases, "facts": facts, "peak_bytes": peak_bytes()})
+    def took(
+        self, seconds: float, phases: dict[str, float], facts: dict[str, float], device_bytes: int | None = None
+    ) -> None:
+        """Says how long a step and its phases took, what is to be compared of it, and the most memory that has been
+        held at a time: of an accelerator, or else of this process."""
+        self._say({"seconds": seconds, "phases": phases, "facts": facts, "peak_bytes": device_bytes or peak_bytes()})
+
+    def left(self, facts: dict[str, float]) -> None:
+        """Says what was measured behind the last step."""
+        self._say(facts)
 
     def _say(self, message: dict[str, Any]) -> None:
         self._answers.write(json.dumps(message, allow_nan=False, default=str) + "\n")

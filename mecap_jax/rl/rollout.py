@@ -151,7 +151,7 @@ class RolloutEngine:
         once, begun = encodes_once(params), []
         for micro in micro_batches:
             micro, media = self._with_media(policy, micro) if once else (micro, None)
-            begun.append((micro, self._generate(policy, micro, step), media))
+            begun.append((micro, self.generate(policy, micro, step), media))
         generations = [generation for _, generation, _ in begun]
         if self._reward.asking:
             # What the policy is asked waits for its turn on the device anyway, and its time is told by itself.
@@ -179,7 +179,8 @@ class RolloutEngine:
             return micro, None
         return dataclasses.replace(micro, prompt=self._encode(params, prompt)), count(prompt, micro.valid, ())
 
-    def _generate(self, params: Any, micro: MicroBatch, step: int) -> Generation:
+    def generate(self, params: Any, micro: MicroBatch, step: int) -> Generation:
+        """Samples a micro-batch with all parameters of a policy, as `generation.weights` gives them."""
         return generate(
             self._graphdef,
             params,

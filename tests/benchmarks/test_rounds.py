@@ -8,7 +8,7 @@ from benchmarks.throughput import rounds
 from benchmarks.throughput.cost import cost
 from benchmarks.throughput.curves import plot_sweep, sweep_table
 from benchmarks.throughput.models import DECODER
-from benchmarks.throughput.rounds import Side, compare
+from benchmarks.throughput.rounds import Side, SideError, compare, prepare
 from benchmarks.throughput.tables import machine, table
 from benchmarks.throughput.work import Work
 
@@ -16,7 +16,7 @@ from benchmarks.throughput.work import Work
 @pytest.fixture
 def result(tmp_path, monkeypatch):
     sides = {
-        "ours": Side("ours", "side", ("1",)),
+        "ours": Side("ours", "side", ("1", "measures")),
         "slow": Side("slow", "side", ("6",)),
         "dying": Side("dying", "side", ("2", "dies")),
         "missing": Side("missing", "side", ("2",), "no-such-trainer"),
@@ -43,7 +43,25 @@ def test_sides_are_compared_and_what_cannot_be_measured_is_said(result):
     text = table(result)
     assert "| step, s | 1.00 | 6.00 | – | – |" in text
     assert "| × ours | 1 | **6.0** (6.0–6.0) | – | – |" in text
+    assert "Ours: 50% of the matrix rate" in text and "the update 75%" in text
     assert "missing: no-such-trainer is not installed" in text
+
+
+def test_a_platform_that_is_not_there_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "rocm")
+    with pytest.raises(SideError, match="cannot be prepared: JAX sees no device of the platform 'rocm'"):
+        prepare(Work("text"), tmp_path)
+
+
+def test_a_side_that_has_the_machine_to_itself_runs_behind_the_others(result, tmp_path):
+    alone = compare(tmp_path, ("slow",), sys.executable, 1, in_turn=False)
+    assert alone["ratios"]["slow"]["step"] == 6.0
+    assert alone["sides"]["ours"]["end"]["rollout_s"] == 2.0 and alone["sides"]["slow"]["end"] == {}
+    alone["sides"]["ours"]["settings"] = {"device": "NVIDIA H200"}
+    text = table({**result, **alone})
+    assert "one side behind the other; NVIDIA H200" in text
+    assert "The update reaches 60% of the median rate of products" in text
+    assert "Decoding takes 1.50 of a roll-out's 2.00 s" in text and "at 3 GB/s, 75% of the rate of a copy" in text
 
 
 def test_a_sweep_is_drawn_of_what_was_measured(result, tmp_path):
