@@ -39,18 +39,34 @@ from benchmarks.throughput.work import Work
 from mecap_jax.command_line import local_paths, run
 from mecap_jax.json_files import read_json_object, write_json
 
-# By row: its work, and whom we are compared with.
+# By row: its work, and the sides of the comparison, ours first.
 ROWS = {
-    "text": (Work("text"), ("trl", "trl_bfloat16")),
-    "tunix": (Work("text"), ("tunix",)),
-    "image": (Work("image", prompt_tokens=256), ("trl", "trl_bfloat16")),
-    "embeddings": (Work("embeddings", prompt_tokens=256), ("trl", "trl_bfloat16")),
-    "clips": (Work("clips", prompt_tokens=256), ("omni", "omni_bfloat16")),
+    "text": (Work("text"), ("ours", "trl", "trl_bfloat16")),
+    "tunix": (Work("text"), ("ours", "tunix")),
+    "image": (Work("image", prompt_tokens=256), ("ours", "trl", "trl_bfloat16")),
+    "embeddings": (Work("embeddings", prompt_tokens=256), ("ours", "trl", "trl_bfloat16")),
+    "clips": (Work("clips", prompt_tokens=256), ("ours", "omni", "omni_bfloat16")),
+    "encoder": (Work("encoder", prompts=64, batches=8), ("encoder", "encoder_torch")),
+    "media": (Work("media", prompts=3, batches=4), ("media", "media_torch")),
+    "start": (Work("start"), ("start", "start_cold")),
 }
+PARTS = ("encoder", "media", "start")  # of the work: they have one size
 _GPU = Work("embeddings", prompts=4, prompt_tokens=1024, completion_tokens=64, dtype="bfloat16")
 GPU_ROWS = {
-    "0.5b": (dataclasses.replace(_GPU, size="0.5b"), ("trl_bfloat16",)),
-    "3b": (dataclasses.replace(_GPU, size="3b", accumulate=2), ("trl_bfloat16",)),
+    "0.5b": (
+        dataclasses.replace(_GPU, size="0.5b"),
+        (
+            "ours",
+            "trl_bfloat16",
+        ),
+    ),
+    "3b": (
+        dataclasses.replace(_GPU, size="3b", accumulate=2),
+        (
+            "ours",
+            "trl_bfloat16",
+        ),
+    ),
 }
 SWEEPS = {
     "prompt_tokens": (256, 512, 1024, 2048, 4096),
@@ -66,7 +82,10 @@ _QUICK_WORK = {"group": 4, "prompt_tokens": 128, "completion_tokens": 16}
 
 _PLATFORM = flags.DEFINE_enum("platform", "cpu", ["cpu", "gpu"], "What all sides run on.")
 _ROWS = flags.DEFINE_list(
-    "rows", None, f"Rows of the comparison, of {', '.join(ROWS)}; on a GPU of {', '.join(GPU_ROWS)}. Default: all."
+    "rows",
+    None,
+    f"Rows of the comparison, of {', '.join(ROWS)}; on a GPU of {', '.join(GPU_ROWS)}. Default: all; with --quick "
+    "without start, which takes minutes.",
 )
 _OUTPUT = flags.DEFINE_string("output", "runs/throughput", "Directory of the results.")
 _PEERS = flags.DEFINE_string("peers", sys.executable, "Python in which the other trainers are installed.")
@@ -92,10 +111,13 @@ def main(argv: list[str]) -> None:
     if _SWEEP.value:
         _sweep(_SWEEP.value, output)
         return
-    for row in _ROWS.value or rows:
-        work, others = rows[row][0], () if _ALONE.value else rows[row][1]
-        work = dataclasses.replace(work, **_QUICK_WORK) if _QUICK.value else work
-        result = _measure(work, others, 1 if _QUICK.value else _ROUNDS.value, output / row)
+    for row in _ROWS.value or [row for row in rows if row != "start" or not _QUICK.value]:
+        work, sides = rows[row]
+        if _QUICK.value and row not in PARTS:
+            work = dataclasses.replace(work, **_QUICK_WORK)
+        result = _measure(
+            work, sides[:1] if _ALONE.value else sides, 1 if _QUICK.value else _ROUNDS.value, output / row
+        )
         write_json(output / f"{row}.json", {"row": row, **result})
     results = [read_json_object(output / f"{row}.json") for row in rows if (output / f"{row}.json").is_file()]
     _show("\n\n".join(map(table, results)), output / "tables.md")
@@ -108,13 +130,13 @@ def _sweep(dimension: str, output: Path) -> None:
         path = output / f"{name}.json"
         if not path.is_file():
             work = dataclasses.replace(Work("text"), **{dimension: value})
-            write_json(path, _measure(work, ("trl",), 1, output / name))
+            write_json(path, _measure(work, ("ours", "trl"), 1, output / name))
         results.append(read_json_object(path))
     plot_sweep(results, dimension, output / f"{dimension}.png")
     _show(sweep_table(results, dimension), output / f"{dimension}.md")
 
 
-def _measure(work: Work, others: Sequence[str], rounds: int, left: Path) -> dict[str, Any]:
+def _measure(work: Work, sides: Sequence[str], rounds: int, left: Path) -> dict[str, Any]:
     """Compares; what the sides said, and a trace, go into the directory `left`."""
     print(work, file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory(prefix="throughput-") as directory:
@@ -123,7 +145,7 @@ def _measure(work: Work, others: Sequence[str], rounds: int, left: Path) -> dict
         except SideError as error:
             sys.exit(f"error: {error}")
         python = str(Path(_PEERS.value).absolute())
-        result = compare(Path(directory), others, python, rounds, _PLATFORM.value == "cpu", _TRACE.value)
+        result = compare(Path(directory), sides, python, rounds, _PLATFORM.value == "cpu", _TRACE.value)
         left.mkdir(exist_ok=True)
         for log in Path(directory).glob("*.log"):
             shutil.copy(log, left)

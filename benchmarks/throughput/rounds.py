@@ -34,13 +34,19 @@ class Side(NamedTuple):
 
 
 MODULES = "benchmarks.throughput"
-OURS = "ours"
+OURS, _OURS = "ours", ("ours", "parts")  # our side of a comparison of steps; modules that run in our environment
 SIDES = {
     OURS: Side("this project", "ours"),
     "trl": Side("TRL, float32", "trl_grpo", ("float32",), "trl"),
     "trl_bfloat16": Side("TRL, bfloat16", "trl_grpo", ("bfloat16",), "trl"),
     "omni": Side("torch loop, float32", "omni_loop", ("float32",), "transformers"),
     "omni_bfloat16": Side("torch loop, bfloat16", "omni_loop", ("bfloat16",), "transformers"),
+    "encoder": Side("this project", "parts", ("encoder",)),
+    "encoder_torch": Side("sentence-transformers", "parts_torch", ("encoder",), "sentence-transformers"),
+    "media": Side("this project", "parts", ("media",)),
+    "media_torch": Side("DataLoader, transformers' processor", "parts_torch", ("media",), "transformers"),
+    "start": Side("second start", "parts", ("start",)),
+    "start_cold": Side("first start", "parts", ("start", "cold")),
     "tunix": Side("Tunix, float32", "tunix_grpo", (), "google-tunix"),
 }
 
@@ -120,9 +126,9 @@ def prepare(work: Work, directory: Path) -> None:
 
 
 def compare(
-    directory: Path, others: Sequence[str], python: str, rounds: int, in_turn: bool = True, traced: bool = False
+    directory: Path, names: Sequence[str], python: str, rounds: int, in_turn: bool = True, traced: bool = False
 ) -> dict[str, Any]:
-    """Takes steps of our side and the others in turn, `rounds` of each behind a first one that does not count.
+    """Takes steps of our side, the first, and the others in turn, `rounds` of each behind one that does not count.
 
     Without `in_turn`, one side behind the other: each has all of the accelerator's memory. With `traced`, our side
     leaves a trace of one more step in `directory`.
@@ -132,12 +138,12 @@ def compare(
     and the highest of single rounds, and of the fastest steps, which a busy machine disturbs least.
     """
     sides: dict[str, Any] = {}
-    names = (OURS, *others)
     for together in [names] if in_turn else [[name] for name in names]:
         sides |= _run(together, directory, python, rounds, traced)
     whole = [name for name in names if "problem" not in sides[name]]
-    ratios = {name: _ratios(sides[OURS]["steps"], sides[name]["steps"]) for name in whole if name != OURS}
-    return {"sides": sides, "ratios": ratios if OURS in whole else {}}
+    ours = names[0]
+    ratios = {name: _ratios(sides[ours]["steps"], sides[name]["steps"]) for name in whole if name != ours}
+    return {"sides": sides, "ratios": ratios if ours in whole else {}}
 
 
 def _run(names: Sequence[str], directory: Path, python: str, rounds: int, traced: bool) -> dict[str, Any]:
@@ -146,8 +152,8 @@ def _run(names: Sequence[str], directory: Path, python: str, rounds: int, traced
         processes: dict[str, Process] = {}
         for name in names:
             try:
-                ours = name == OURS
-                process = Process(name, directory, sys.executable if ours else python, ["trace"] * (ours and traced))
+                module, trace = SIDES[name].module, ["trace"] * (name == OURS and traced)
+                process = Process(name, directory, sys.executable if module in _OURS else python, trace)
                 stack.callback(process.close)
                 processes[name], sides[name] = process, {**process.about, "steps": []}
             except SideError as error:
@@ -177,7 +183,8 @@ def _ratios(ours: Sequence[Mapping], theirs: Sequence[Mapping]) -> dict[str, Any
     ratios["step_range"] = [min(single), max(single)]
     ratios["fastest"] = min(step["seconds"] for step in theirs) / min(step["seconds"] for step in ours)
     for phase in PHASES[1:]:
-        ratios[phase] = median(theirs, phase) / median(ours, phase)
+        if own := median(ours, phase):
+            ratios[phase] = median(theirs, phase) / own
     return ratios
 
 

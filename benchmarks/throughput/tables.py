@@ -16,6 +16,9 @@ TITLES = {
     "image": "Image and text",
     "embeddings": "A decoder on media embeddings",
     "clips": "Sound, video and text",
+    "encoder": "Sentence encoder, sentences in batches of 64",
+    "media": "Reading clips of 8 s (H.264 of three sizes, AAC; 16 frames and sound are kept)",
+    "start": "From the command to the first step of `configs/grpo.py`",
     "0.5b": "A decoder of Qwen2.5-0.5B's shape on media embeddings",
     "3b": "A decoder of Qwen2.5-3B's shape on media embeddings",
 }
@@ -48,6 +51,33 @@ def _digits(seconds: float) -> str:
 
 def table(result: Mapping[str, Any]) -> str:
     """A row's table: a column for each side."""
+    return _steps_table(result) if OURS in result["sides"] else _part_table(result)
+
+
+def _part_table(result: Mapping[str, Any]) -> str:
+    """Of a part of the work: how long, and how much of the cores."""
+    sides, ratios = result["sides"], result["ratios"]
+    names = [name for name in SIDES if name in sides]
+    lines = [
+        f"#### {TITLES[result['row']]}",
+        "",
+        "| | s | a second | a second of a core | × |",
+        "| --- |" + " ---: |" * 4,
+    ]
+    for name in names:
+        if not (steps := sides[name].get("steps")):
+            lines.append(f"| {SIDES[name].title} | – | – | – | – |")
+            continue
+        items, seconds = steps[0]["facts"]["items"], median(steps, "seconds")
+        busy = statistics.median(step["facts"]["core_seconds"] for step in steps)
+        ratio = f"**{ratios[name]['step']:.1f}**" if name in ratios else "1"
+        lines.append(
+            f"| {SIDES[name].title} | {_digits(seconds)} | {items / seconds:.2f} | {items / busy:.2f} | {ratio} |"
+        )
+    return "\n".join([*lines, *_about(result)])
+
+
+def _steps_table(result: Mapping[str, Any]) -> str:
     work, sides, ratios = result["work"], result["sides"], result["ratios"]
     names = [name for name in SIDES if name in sides]
     completions = work["prompts"] * work["group"]
@@ -90,20 +120,7 @@ def table(result: Mapping[str, Any]) -> str:
         line("× ours", times),
         line("× ours, fastest steps", lambda name: f"{ratios[name]['fastest']:.1f}" if name in ratios else "1"),
     ]
-    problems = [f"{SIDES[name].title}: {sides[name]['problem']}" for name in names if "problem" in sides[name]]
-    about, on = result["machine"], sides[OURS].get("settings", {}).get("device", "cpu")
-    versions = {name: version for side in sides.values() for name, version in side.get("versions", {}).items()}
-    rounds = len(sides[OURS].get("steps", ()))
-    lines += ["", *problems] if problems else []
-    lines += [
-        "",
-        f"Medians of {rounds} steps each, "
-        + ("in turn; " if on == "cpu" else f"one side behind the other; {on}, ")
-        + f"{about['cores']} cores of {about['processor']} (family "
-        f"{about['family']}, model {about['model']}; {', '.join(about['instructions'])}), {result['date']}; "
-        + ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
-        + ".",
-    ]
+    lines += _about(result)
     if facts := [step["facts"] for step in sides[OURS].get("steps", ()) if "mfu" in step["facts"]]:
         whole, update = (statistics.median(fact[name] for fact in facts) for name in ("mfu", "mfu_update"))
         lines.append(
@@ -120,3 +137,22 @@ def table(result: Mapping[str, Any]) -> str:
             f"written, {copied / 1e9:,.0f} GB/s)."
         )
     return "\n".join(lines)
+
+
+def _about(result: Mapping[str, Any]) -> list[str]:
+    """What could not be measured, and how and on what the rest was."""
+    sides, about = result["sides"], result["machine"]
+    first = next(iter(sides.values()))
+    problems = [f"{SIDES[name].title}: {side['problem']}" for name, side in sides.items() if "problem" in side]
+    on = first.get("settings", {}).get("device", "cpu")
+    versions = {name: version for side in sides.values() for name, version in side.get("versions", {}).items()}
+    return [
+        *(["", *problems] if problems else []),
+        "",
+        f"Medians of {len(first.get('steps', ()))} each, "
+        + ("in turn; " if on == "cpu" else f"one side behind the other; {on}, ")
+        + f"{about['cores']} cores of {about['processor']} (family "
+        f"{about['family']}, model {about['model']}; {', '.join(about['instructions'])}), {result['date']}; "
+        + ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
+        + ".",
+    ]

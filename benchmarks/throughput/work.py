@@ -1,8 +1,8 @@
 """The work that both sides of a comparison do, as files in a directory that their processes read.
 
   work.json     a `Work`
-  prompts.json  conversations, or token ids of which those from the vocabulary's size on stand for rows of `media.npy`
-  media/        arrays that the conversations name
+  prompts.json  conversations, sentences, or token ids: those from the vocabulary's size on are rows of `media.npy`
+  media/        arrays that the conversations name, or files of clips; shards/: the same as a run reads them
   model/        weights, configuration and processor in the Hugging Face layout
 
 Neither JAX nor torch is imported here: the sides share no process.
@@ -28,8 +28,9 @@ class Work:
     """What a step of GRPO is asked to do; both sides get their settings from here.
 
     Attributes:
-      row: "text", "image", "embeddings" or "clips": what the prompts are made of.
-      prompts, group: prompts a step, and completions of each.
+      row: "text", "image", "embeddings" or "clips": what the prompts are made of; or a part of the work, "encoder",
+        "media" or "start".
+      prompts, group: prompts a step, and completions of each; of a part, what a batch holds.
       prompt_tokens: length of every prompt, media included.
       completion_tokens: length of every completion; an end of text is not sampled.
       beta: weight of the KL divergence to the reference policy, which is the policy at the start.
@@ -64,9 +65,9 @@ class Work:
 
 
 def read_prompts(directory: Path) -> list[Any]:
-    """Conversations with their media in place, or lists of token ids; `prompts * batches` of them."""
+    """Conversations with their media in place, sentences, or lists of token ids; `prompts * batches` of them."""
     prompts = read_json(directory / "prompts.json", list)
-    if isinstance(prompts[0][0], int):
+    if isinstance(prompts[0], str) or isinstance(prompts[0][0], int):
         return prompts
     return [
         [message | {"content": [_item(directory, i) for i in message["content"]]} for message in p] for p in prompts

@@ -25,7 +25,7 @@ def result(tmp_path, monkeypatch):
     for module in ("tables", "curves"):
         monkeypatch.setattr(f"benchmarks.throughput.{module}.SIDES", sides)
     monkeypatch.setattr(rounds, "MODULES", "tests.benchmarks")
-    found = compare(tmp_path, ("slow", "dying", "missing"), sys.executable, 2)
+    found = compare(tmp_path, ("ours", "slow", "dying", "missing"), sys.executable, 2)
     return {"row": "text", "work": vars(Work("text")), "date": "2026-11-28", "machine": machine(), **found}
 
 
@@ -54,7 +54,7 @@ def test_a_platform_that_is_not_there_is_named(tmp_path, monkeypatch):
 
 
 def test_a_side_that_has_the_machine_to_itself_runs_behind_the_others(result, tmp_path):
-    alone = compare(tmp_path, ("slow",), sys.executable, 1, in_turn=False)
+    alone = compare(tmp_path, ("ours", "slow"), sys.executable, 1, in_turn=False)
     assert alone["ratios"]["slow"]["step"] == 6.0
     assert alone["sides"]["ours"]["end"]["rollout_s"] == 2.0 and alone["sides"]["slow"]["end"] == {}
     alone["sides"]["ours"]["settings"] = {"device": "NVIDIA H200"}
