@@ -1,19 +1,26 @@
 """What the scripts share: flags that are paths, settings among the flags, and an end in one line where somebody or the
-disk interrupts them."""
+disk interrupts them.
+
+Exit statuses: 0, done (help included); 1, it failed, in part or as a whole, and stderr says why; 2, the command line is
+wrong; 75, training was stopped, and the same command goes on; 130, interrupted.
+"""
 
 from __future__ import annotations
 
+import difflib
 import errno
 import math
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import app, flags
 
-from mecap_jax.text_files import is_address, printable
+from mecap_jax.text_files import error_message, is_address, printable
+
+_WRONG_USAGE, _MORE = 2, "--help lists the flags"
 
 
 def local_paths(*names: str, values: flags.FlagValues = flags.FLAGS) -> None:
@@ -40,7 +47,7 @@ def run(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None) -> 
     def guarded(argv: list[str]) -> Any:
         for name, value in flags.FLAGS.flag_values_dict().items():
             if isinstance(value, float) and not math.isfinite(value):  # no bound of a flag refuses NaN
-                sys.exit(f"error: --{name} must be a finite number, got {value}")
+                _refuse(f"--{name} must be a finite number, got {value}")
         try:
             status = main(argv)
             sys.stdout.flush()
@@ -57,7 +64,36 @@ def run(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None) -> 
             print(f"error: {printable(problem)}", file=sys.stderr)
             return 1
 
-    app.run(guarded, argv=argv)
+    start(guarded, argv)
+
+
+def start(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None) -> None:
+    """absl's `app.run` with statuses to trust: help is no failure, and a wrong command line is 2."""
+
+    def guarded(argv: list[str]) -> Any:
+        try:
+            return main(argv)
+        except app.UsageError as error:
+            _refuse(f"{error}; {_MORE}")
+
+    app.run(guarded, argv=argv, flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    except SystemExit:  # help was asked for, and is shown
+        sys.exit(0)
+    except flags.UnrecognizedFlagError as error:
+        close = difflib.get_close_matches(error.flagname, flags.FLAGS, n=1)
+        _refuse(f"unknown flag --{error.flagname}; " + (f"did you mean --{close[0]}?" if close else _MORE))
+    except flags.Error as error:
+        _refuse(f"{error}; {_MORE}")
+
+
+def _refuse(message: str) -> NoReturn:
+    print(error_message(ValueError(message)), file=sys.stderr)
+    sys.exit(_WRONG_USAGE)
 
 
 def storage_problem(error: BaseException) -> str | None:
@@ -80,11 +116,15 @@ def split_overrides(argv: list[str]) -> tuple[list[str], list[str]]:
     others, overrides, arguments = [], [], iter(argv)
     for argument in arguments:
         if not argument.startswith(prefix):
+            if argument.startswith("--") and "." in argument.partition("=")[0]:
+                first, _, rest = argument[2:].partition(".")
+                key = rest if difflib.get_close_matches(first, ["config"]) else argument[2:]
+                _refuse(f"unknown flag {argument}; did you mean {prefix}{key}?")
             others.append(argument)
         elif "=" in argument:
             overrides.append(argument[len(prefix) :])
         elif (value := next(arguments, "--")).startswith("--"):
-            sys.exit(f"error: {argument} needs a value: {argument}=VALUE")
+            _refuse(f"{argument} needs a value: {argument}=VALUE")
         else:
             overrides.append(f"{argument[len(prefix) :]}={value}")
     return others, overrides

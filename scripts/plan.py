@@ -27,7 +27,9 @@ from mecap_jax.command_line import local_paths, run, split_overrides
 from mecap_jax.config import Config, ConfigError, load, validate_devices
 from mecap_jax.text_files import error_message
 
-_CONFIG = flags.DEFINE_string("config", None, "Recipe: path/to/recipe.py[:argument].", required=True)
+_CONFIG = flags.DEFINE_string(
+    "config", None, "Recipe: path/to/recipe.py[:argument], or a name that comes along: grpo.", required=True
+)
 _STAGE = flags.DEFINE_enum("stage", "grpo", ("sft", "grpo"), "Whose step is planned.")
 _TOPOLOGY = flags.DEFINE_string("topology", "", "TPU slice, such as v5e:4x4.")
 _CHIP = flags.DEFINE_string("chip", "", "TPU of which the smallest slice that fits is looked for: v5e, v5p, v6e.")

@@ -52,7 +52,7 @@ for _name, _default in dataclasses.asdict(SyntheticConfig()).items():
 local_paths("input", "output", "label_map")
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str]) -> int | None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     values = {name: flag.value for name, flag in _SYNTHETIC.items()}
@@ -80,7 +80,8 @@ def main(argv: list[str]) -> None:
     except (ConfigError, ImporterError, ShardError, OSError) as error:
         sys.exit(error_message(error))
     except KeyboardInterrupt:
-        sys.exit("error: interrupted, nothing was written")
+        print("error: interrupted, nothing was written", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -22,13 +22,15 @@ if __name__ == "__main__":  # before the imports that take seconds
 
 from absl import app, flags, logging
 
-from mecap_jax.command_line import local_paths, split_overrides, storage_problem
+from mecap_jax.command_line import local_paths, split_overrides, start, storage_problem
 from mecap_jax.config import ConfigError, load
 from mecap_jax.config.reference import help_of_keys
 from mecap_jax.distributed import joined
 from mecap_jax.text_files import error_message
 
-_CONFIG = flags.DEFINE_string("config", None, "Recipe: path/to/recipe.py[:argument].", required=True)
+_CONFIG = flags.DEFINE_string(
+    "config", None, "Recipe: path/to/recipe.py[:argument], or a name that comes along: grpo.", required=True
+)
 _WORKDIR = flags.DEFINE_string("workdir", "", "Directory of the run; runs/RECIPE where not given.")
 _PROFILE = flags.DEFINE_string(
     "profile", "", "FIRST:LAST, or one step: trace these steps of every stage into WORKDIR/profile."
@@ -87,4 +89,4 @@ def main(argv: list[str], overrides: list[str]) -> None:
 if __name__ == "__main__":
     __doc__ += help_of_keys(sys.argv)
     arguments, config_overrides = split_overrides(sys.argv)
-    app.run(lambda argv: main(argv, config_overrides), argv=arguments)
+    start(lambda argv: main(argv, config_overrides), arguments)

@@ -104,7 +104,7 @@ def test_numbers_that_are_not_finite_are_refused_by_flag(flag, tmp_path):
     command = [SCRIPTS[0].with_name("prepare_data.py"), "--source=synthetic", f"--output={tmp_path / 'out'}"]
     done = subprocess.run([sys.executable, *command, f"--{flag}"], capture_output=True, text=True)
     name, _, value = flag.partition("=")
-    assert (done.returncode, done.stderr) == (1, f"error: --{name} must be a finite number, got {value}\n")
+    assert (done.returncode, done.stderr) == (2, f"error: --{name} must be a finite number, got {value}\n")
     assert not any(tmp_path.iterdir())
 
 
@@ -150,9 +150,87 @@ def test_keys_of_the_configuration_come_with_or_without_an_equals_sign():
     argv = ["train.py", "--config=r.py", "--config.seed=1", "--config.grpo.group_size", "4", "--workdir=w"]
     assert split_overrides(argv) == (["train.py", "--config=r.py", "--workdir=w"], ["seed=1", "grpo.group_size=4"])
     assert split_overrides(["--config.name=a=b"]) == ([], ["name=a=b"])
-    for wrong in (["--config.seed"], ["--config.seed", "--workdir=w"]):
-        with pytest.raises(SystemExit, match="--config.seed needs a value"):
-            split_overrides(wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        (["--config.seed"], "--config.seed needs a value: --config.seed=VALUE"),
+        (["--config.seed", "--workdir=w"], "--config.seed needs a value: --config.seed=VALUE"),
+        (["--conifg.seed=1"], "unknown flag --conifg.seed=1; did you mean --config.seed=1?"),
+        (["--sft.steps=1"], "unknown flag --sft.steps=1; did you mean --config.sft.steps=1?"),
+    ],
+)
+def test_what_is_no_key_of_the_configuration_is_a_wrong_command_line(wrong, said, capsys):
+    with pytest.raises(SystemExit) as end:
+        split_overrides(wrong)
+    assert (end.value.code, capsys.readouterr().err) == (2, f"error: {said}\n")
+
+
+@pytest.mark.parametrize(
+    "flags_given, status, said",
+    [
+        ("--help", 0, ""),
+        ("--size=0 --help", 2, "error: flag --size=0: 0 is not a positive integer; --help lists the flags\n"),
+        ("--size=1", 0, ""),
+        ("--sze=1", 2, "error: unknown flag --sze; did you mean --size?\n"),
+        ("--size=1 CLIP", 2, "error: no CLIP is needed; --help lists the flags\n"),
+        ("--size=2", 1, "error: it failed\n"),
+    ],
+)
+def test_the_status_tells_help_a_wrong_command_line_and_a_failure_apart(flags_given, status, said):
+    code = """if True:
+        import sys
+        from absl import app, flags
+        from mecap_jax.command_line import run
+        size = flags.DEFINE_integer("size", 1, "", lower_bound=1)
+        def main(argv):
+            if argv[1:]:
+                raise app.UsageError("no CLIP is needed")
+            if size.value > 1:
+                sys.exit("error: it failed")
+        run(main)"""
+    done = subprocess.run([sys.executable, "-c", code, *flags_given.split()], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (status, said)
+
+
+def test_an_import_that_is_interrupted_has_the_status_of_that(tmp_path):
+    code = """if True:
+        import runpy, sys
+        from mecap_jax.data import importers
+        def prepare(*_, **__):
+            raise KeyboardInterrupt
+        importers.prepare = prepare
+        runpy.run_path(sys.argv[0], run_name="__main__")"""
+    script = SCRIPTS[0].with_name("prepare_data.py")
+    code = code.replace("sys.argv[0]", repr(str(script)))
+    command = [sys.executable, "-c", code, "--source=synthetic", f"--output={tmp_path / 'out'}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "error: interrupted, nothing was written\n")
+
+
+@pytest.mark.parametrize(
+    "program, arguments, status, words",
+    [
+        ("mecap_jax/__main__.py", [], 0, "  export            Exports a checkpoint"),
+        ("mecap_jax/__main__.py", ["--version"], 0, "."),
+        ("mecap_jax/__main__.py", ["trian"], 2, "error: there is no command 'trian'; did you mean 'train'?\n"),
+        (
+            "mecap_jax/__main__.py",
+            ["train", "--workdri=x"],
+            2,
+            "error: unknown flag --workdri; did you mean --workdir?\n",
+        ),
+        ("/bin/mecap-prepare-data", ["--source=synthetc"], 2, "--source=synthetc"),
+        ("/bin/mecap-train", ["--config=grpo", "--config.group_size=4"], 1, "did you mean 'grpo.group_size'?\n"),
+        ("/bin/mecap-train", ["--config=grppo"], 1, "no such file: grppo; did you mean 'grpo'?\n"),
+        ("/bin/mecap-train", ["--config=other"], 1, "recipes that come along: emo_r3, erv, grpo"),
+    ],
+)
+def test_commands_are_listed_and_found_by_name(program, arguments, status, words):
+    code = f"import sys; sys.argv = {[program, *arguments]}; from mecap_jax.__main__ import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == status and words in done.stdout + done.stderr, done.stderr
 
 
 def test_help_lists_every_key_with_its_value_and_what_it_means():

@@ -14,7 +14,7 @@ import mecap_jax
 ROOT = Path(mecap_jax.__file__).parent
 # Upstream first; what stands in one row may not import each other.
 ORDER = (
-    ("families", "field_types", "interruption"),
+    ("families", "field_types", "interruption", "shipped"),
     ("distributed", "emotions", "json_files", "locking", "model_config", "text_files", "threads"),
     ("command_line",),
     ("config", "batch", "tokenizer_files"),
@@ -33,6 +33,7 @@ ORDER = (
     ("experiment",),
     ("captioning",),
     ("captioner",),
+    ("__main__",),
 )
 RANK = {part: rank for rank, row in enumerate(ORDER) for part in row}
 # Beyond the order: parts that know nothing of each other although one stands downstream.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import importlib.util
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,10 +15,12 @@ from mecap_jax.config.rows import chosen_rows, row_config
 from mecap_jax.config.schema import Config, ConfigError
 from mecap_jax.config.validation import validate
 from mecap_jax.config.values import parse
+from mecap_jax.shipped import shipped
 
 
 def load(recipe: str, overrides: Sequence[str] = ()) -> Config:
-    """Loads `path/to/recipe.py[:arg]` and applies `key.path=value` overrides.
+    """Loads `path/to/recipe.py[:arg]`, or `NAME[:arg]` of a recipe that comes along, and applies `key.path=value`
+    overrides.
 
     Raises:
       ConfigError: no such file, no `get_config`, an unknown key, a value of the wrong type, an impossible combination.
@@ -30,7 +33,12 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> Config:
 
 def _run_recipe(path: str, arg: str) -> Config:
     if not Path(path).is_file():
-        raise ConfigError(f"--config: no such file: {path}")
+        recipes = shipped("configs")
+        if path not in recipes:
+            close = difflib.get_close_matches(Path(path).stem, recipes, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"recipes that come along: {', '.join(recipes)}"
+            raise ConfigError(f"--config: no such file: {path}; {hint}")
+        path = str(recipes[path])
     spec = importlib.util.spec_from_file_location("mecap_jax_recipe", path)
     if spec is None:
         raise ConfigError(f"--config: {path} is no Python file")

@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 import json
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -35,7 +35,7 @@ def _replace(node: Any, path: list[str], text: str, key: str) -> Any:
     hints = typing.get_type_hints(type(node))
     name = path[0]
     if name not in hints:
-        close = difflib.get_close_matches(name, hints, n=1)
+        close = difflib.get_close_matches(name, hints, n=1) or difflib.get_close_matches(key, _all_keys(Config), n=1)
         hint = f"; did you mean {close[0]!r}?" if close else f"; known keys: {', '.join(hints)}"
         raise ConfigError(f"unknown config key {key!r}: {type(node).__name__} has no {name!r}{hint}")
     if len(path) == 1:
@@ -47,6 +47,16 @@ def _replace(node: Any, path: list[str], text: str, key: str) -> Any:
         reason = "is not set in this recipe" if child is None else f"has no fields (it is a {type(child).__name__})"
         raise ConfigError(f"config key {key!r}: {name!r} {reason}")
     return dataclasses.replace(node, **{name: _replace(child, path[1:], text, key)})
+
+
+def _all_keys(kind: type, prefix: str = "") -> Iterator[str]:
+    """Dotted keys of a dataclass and of those within it."""
+    for name, hint in typing.get_type_hints(kind).items():
+        yield prefix + name
+        options = [hint] if dataclasses.is_dataclass(hint) else typing.get_args(hint)
+        if typing.get_origin(hint) is not tuple:
+            for option in filter(dataclasses.is_dataclass, options):
+                yield from _all_keys(option, f"{prefix}{name}.")
 
 
 def _replace_named(specs: tuple[RewardSpec, ...], path: list[str], text: str, key: str) -> tuple[RewardSpec, ...]:
