@@ -14,7 +14,7 @@ from benchmarks.throughput.cost import cost
 from benchmarks.throughput.models import DECODER
 from benchmarks.throughput.rounds import SIDES, median
 from benchmarks.throughput.work import Work
-from mecap_jax.evaluation.plots import STYLE
+from mecap_jax.evaluation.plot_style import STYLE
 
 _COLOURS = ("#D55E00", "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#CC79A7")
 _AXES = {

@@ -1,4 +1,4 @@
-"""The end of a run: `report.json` for programs, `report.md` and `plots/*.png` for people."""
+"""The end of a run: `report.json` for programs; `report.md` with `plots/*.png`, and `report.html`, for people."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from typing import Any
 
 import jax
 
-from mecap_jax.evaluation import plots
+from mecap_jax.evaluation import plots, training_plots
+from mecap_jax.evaluation.intervals import bootstrap
+from mecap_jax.evaluation.recognition import recognition
+from mecap_jax.evaluation.report_html import Media, picture_address, players, to_page
 from mecap_jax.evaluation.report_text import render
 from mecap_jax.evaluation.stage import StageResult, compare
 from mecap_jax.evaluation.tables import ABLATION_KEYS, pair_name, pairs
@@ -44,15 +47,18 @@ def write_report(
     confidence: float = 0.95,
     samples: int = 24,
     cluster_kind: str = "speakers",
+    groups: Sequence[Mapping[str, Any]] = (),
+    media: Media | None = None,
 ) -> dict[str, Any]:
-    """Writes `report.json`, `report.md` and `plots/*.png` into `directory` and returns what `report.json` holds.
+    """Writes `report.json`, `report.md`, `plots/*.png` and `report.html`, which needs no other file, into `directory`
+    and returns what `report.json` holds.
 
     `report.json` has the keys `seed`, `config`, `data`, `eval` (stage -> metric -> value or null), `confidence` (same
     shape, `[low, high]` or null) and `timing`; further `test` (clips, clusters and a hash of the clip ids),
     `tokenisation`, `unavailable` (stage -> metric -> reason), `differences` ("grpo - sft" -> metric -> value, low,
-    high), `confusion` (stage -> classes, counts), `ablation` (stage -> condition -> eval, confidence), `others`
-    (name -> test, tokenisation, eval, confidence, differences), `intervals` (how they were made) and `made` (date,
-    machine, versions).
+    high), `confusion` (stage -> classes, counts), `recalls` (stage -> class -> value, low, high), `ablation` (stage ->
+    condition -> eval, confidence), `others` (name -> test, tokenisation, eval, confidence, differences), `intervals`
+    (how they were made) and `made` (date, machine, versions).
 
     Args:
       directory: the run's working directory.
@@ -70,6 +76,8 @@ def write_report(
       resamples, confidence: as in `intervals.bootstrap`.
       samples: captions shown in `report.md`, drawn at random, evenly over labels.
       cluster_kind: what clusters are, in the plural.
+      groups: rows of `completions.jsonl`.
+      media: the files of a clip by its id, for the players of `report.html`; None: it has none.
 
     Raises:
       ReportError: no results, stages over different clips or tokenisations, `data` without its two keys, a logged step
@@ -99,6 +107,7 @@ def write_report(
             for stage, result in results.items()
             if result.confusion is not None
         },
+        "recalls": {stage: found for stage, result in results.items() if (found := _recalls(result, options))},
         "ablation": _ablation(results, ablation or {}, options),
         "others": elsewhere,
         "intervals": {"resamples": resamples, "level": confidence, "clusters": cluster_kind},
@@ -106,9 +115,14 @@ def write_report(
     }
     text = _to_json(report)
     report = parse_json(text)
-    pictures = _draw(directory / "plots", report, results, metrics_log)
+    groups = [group for group in groups if group.get("stage") == "grpo"]
+    pictures = _draw(directory / "plots", report, results, metrics_log, groups)
+    chosen = _choose(first, samples, seed)
     _write(directory / "report.json", text)
-    _write(directory / "report.md", render(report, results, _choose(first, samples, seed), pictures))
+    _write(directory / "report.md", render(report, results, chosen, pictures, groups))
+    addresses = {name: picture_address(directory / path) for name, path in pictures.items()}
+    played = players([first.clips[i].id for i in chosen], media) if media else {}
+    _write(directory / "report.html", to_page(render(report, results, chosen, addresses, groups, played)))
     return report
 
 
@@ -188,6 +202,18 @@ def _finite(number: float) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def _recalls(result: StageResult, options: tuple) -> dict[str, Any]:
+    """Recall of every class that clips have, with its interval; empty where captions are not read as classes."""
+    if result.confusion is None:
+        return {}
+    recalls = recognition(result.predicted, [clip.label for clip in result.clips], result.classes).recalls
+    intervals = bootstrap(recalls, [clip.cluster for clip in result.clips], *options)
+    return {
+        name: dict(zip(("value", "low", "high"), (recall.value, *(intervals[name] or (None, None)))))
+        for name, recall in recalls.items()
+    }
+
+
 def _ablation(
     results: Mapping[str, StageResult], ablation: Mapping[str, Mapping[str, StageResult]], options: tuple
 ) -> dict[str, Any]:
@@ -216,38 +242,60 @@ def _draw(
     report: Mapping[str, Any],
     results: Mapping[str, StageResult],
     metrics_log: Sequence[Mapping[str, Any]],
+    groups: Sequence[Mapping[str, Any]],
 ) -> dict[str, str]:
     """Draws what there is to draw; returns each picture's path relative to the report by its name."""
     directory.mkdir(parents=True, exist_ok=True)
+    drawn = []
+
+    def path(name: str) -> Path:
+        drawn.append(name)
+        return directory / f"{name}.png"
+
+    first = next(iter(results.values()))
+    of = f"{report['intervals']['level']:.0%} intervals over {report['intervals']['clusters']}"
+    keys = ("uar", "emotion_uar", "emotion_word_uar")
+    chance = dict.fromkeys(keys, 1 / len(report["recalls"][next(iter(report["recalls"]))])) if report["recalls"] else {}
+    plots.plot_metrics(report["eval"], report["confidence"], chance, f"Metrics, with {of}", path("metrics"))
+    leading = next(iter(report["differences"]), "").partition(" - ")[0]
+    floor = pair_name(leading, "text_only")  # beside it, all other differences would be dots at zero
+    led = {pair: row for pair, row in report["differences"].items() if pair.startswith(f"{leading} - ")}
+    if led := {pair: row for pair, row in led.items() if pair != floor}:
+        plots.plot_differences(led, f"paired differences, with {of}", path("differences"))
     rows = [row for row in metrics_log if row.get("stage") in (None, "sft", "grpo")]
     grpo = [row for row in rows if "reward" in row]
     sft = [row for row in rows if "loss" in row and "reward" not in row]
-    drawn = ["metrics"]
-    plots.plot_metrics(report["eval"], report["confidence"], directory / "metrics.png")
     if sft:
-        drawn.append("sft")
-        plots.plot_sft(sft, directory / "sft.png")
+        training_plots.plot_sft(sft, path("sft"))
     if grpo:
-        drawn.append("grpo")
-        plots.plot_grpo(grpo, directory / "grpo.png")
-    confusions = {s: r.confusion for s, r in results.items() if s in ("sft", "grpo") and r.confusion is not None}
-    first = next(iter(results.values()))
-    if confusions:
-        drawn.append("confusion")
-        labels = [clip.label for clip in first.clips]
-        clips = [labels.count(name) for name in first.classes]
-        plots.plot_confusion(confusions, first.classes, clips, first.reading, directory / "confusion.png")
-    if report["ablation"]:
-        values, intervals = (
-            {s: {c: entry[part] for c, entry in row.items()} for s, row in report["ablation"].items()}
-            for part in ("eval", "confidence")
-        )
-        keys = [key for key in ABLATION_KEYS if any(key in entry for row in values.values() for entry in row.values())]
-        chance = 1 / len(first.classes) if first.classes else None
-        if keys:
-            drawn.append("ablation")
-            plots.plot_ablation(values, intervals, keys, chance, directory / "ablation.png")
+        training_plots.plot_grpo(grpo, _fixed_weights(report["config"]), path("grpo"))
+    if groups:
+        training_plots.plot_groups(groups, path("groups"))
+    labels = [clip.label for clip in first.clips]
+    shown = {s: row for s, row in report["recalls"].items() if s in ("sft", "grpo", "text_only")} or report["recalls"]
+    if shown:
+        clips = {name: labels.count(name) for name in first.classes if name in labels}
+        plots.plot_recalls(shown, clips, f"Recall by {first.reading}, with {of}", path("recalls"))
+    readings = {s: r.readings for s, r in results.items() if s in ("sft", "grpo") and r.confusion is not None}
+    if readings:
+        plots.plot_confusion(readings, labels, first.classes, path("confusion"))
+    values, intervals = (
+        {s: {c: entry[part] for c, entry in row.items()} for s, row in report["ablation"].items()}
+        for part in ("eval", "confidence")
+    )
+    keys = [key for key in ABLATION_KEYS if any(key in entry for row in values.values() for entry in row.values())]
+    if keys:
+        text_only = report["eval"].get("text_only", {})
+        plots.plot_ablation(values, intervals, keys, chance, text_only, path("ablation"))
     return {name: f"plots/{name}.png" for name in drawn}
+
+
+def _fixed_weights(config: Mapping[str, Any]) -> dict[str, float]:
+    """Weight by reward term where the reward is their sum with weights that stay; else empty."""
+    reward = (config.get("grpo") or {}).get("reward", {})
+    terms = reward.get("terms", ())
+    is_fixed = reward.get("combine") == "sum" and not any(term.get("schedule") for term in terms)
+    return {term["name"]: term["weight"] for term in terms} if is_fixed else {}
 
 
 def _choose(result: StageResult, samples: int, seed: int) -> list[int]:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mecap_jax.evaluation.stage import NEAREST_ANCHOR, StageResult
 from mecap_jax.evaluation.tables import (
     ABLATION_KEYS,
+    ABOVE,
     ALIKE,
+    BELOW,
     COMPARED,
+    REWARD_OFF,
     condition_title,
+    describe,
     escape,
     format_value,
     markdown_table,
@@ -21,6 +26,7 @@ from mecap_jax.evaluation.tables import (
     stage_title,
     verdict,
 )
+from mecap_jax.evaluation.training_plots import judged, reward_spread
 from mecap_jax.json_files import to_json
 
 _TOKENISATION = {
@@ -29,6 +35,9 @@ _TOKENISATION = {
     "characters": "Chinese characters",
 }
 _MOST_QUARANTINED = 50
+_MOST_GROUPS = 5
+# What a verdict is about: the first that was measured. The nearest anchor is too close to what the reward optimises.
+_MAIN = ("emotion_word_uar", "uar", "wheel_f1", "rouge_l")
 
 
 def render(
@@ -36,6 +45,8 @@ def render(
     results: Mapping[str, StageResult],
     chosen: Sequence[int],
     pictures: Mapping[str, str],
+    groups: Sequence[Mapping[str, Any]] = (),
+    players: Mapping[str, str] | None = None,
 ) -> str:
     """Returns the Markdown report.
 
@@ -43,17 +54,21 @@ def render(
       report: what `report.json` holds.
       results: scored stages.
       chosen: indices of the clips whose captions are shown.
-      pictures: paths of the pictures, relative to the report, by name.
+      pictures: addresses of the pictures by name.
+      groups: the sampled groups of Emo-GRPO, rows of `completions.jsonl`.
+      players: HTML that plays a clip, by its id; none in `report.md`.
     """
     sections = [
         _head(report),
+        _verdict(report),
+        _recalls(report, pictures),
         _results(report, pictures),
-        _changes(report["differences"]),
+        _changes(report["differences"], pictures),
         _recognition(results, pictures),
         _ablation(report, pictures),
         _others(report),
-        _samples(results, chosen),
-        _training(pictures),
+        _samples(results, chosen, players or {}),
+        _training(pictures, groups),
         _data(report["data"]),
         _made(report),
     ]
@@ -66,6 +81,73 @@ def _head(report: Mapping[str, Any]) -> str:
     if report["data"]["synthetic"]:
         text += "**The data are synthetic**: the figures show that the system learns, not how well it hears people.\n"
     return text
+
+
+def _verdict(report: Mapping[str, Any]) -> str:
+    """Three lines: how good, against what it started from, and what of it is the reward's."""
+    stages = ordered_stages(report["eval"])
+    last = [stage for stage in ("sft", "grpo") if stage in stages][-1:] or stages[:1]
+    scores = report["eval"][last[0]]
+    key = next((key for key in _MAIN if scores.get(key) is not None), None)
+    if key is None:
+        return ""
+    floors = [f"{stage_title(stage)} {format_value(key, report['eval'][stage].get(key))}"
+              for stage in stages if stage == "text_only"]  # fmt: skip
+    if key.endswith("uar") and report["recalls"].get(last[0]):
+        floors.insert(0, f"chance {format_value(key, 1 / len(report['recalls'][last[0]]))}")
+    beside = f" ({', '.join(floors)})" if floors else ""
+    value = format_value(key, scores[key], report["confidence"][last[0]].get(key))
+    lines = [f"**{stage_title(last[0])}** reaches {value} in {metric_cell(key)}{beside}."]
+    verdicts = _verdicts(report["differences"])
+    if last != ["grpo"]:
+        lines.append("**Not compared**: there was no reinforcement learning.")
+        lines.append("**Not shown**: what reinforcement learning would add.")
+    else:
+        sft, twin = stage_title("sft"), stage_title(REWARD_OFF)
+        lines.append(
+            f"**Against {sft}** it is {_in_words(verdicts['sft'])}."
+            if "sft" in verdicts
+            else f"**Not compared**: there is no {sft} in this run."
+        )
+        lines.append(
+            f"**By the reward**, against “{twin}”, it is {_in_words(verdicts[REWARD_OFF])}."
+            if REWARD_OFF in verdicts
+            else f"**Not shown**: what the reward did of that; `evaluation.rows={REWARD_OFF}` trains the twin."
+        )
+    return "\n".join(f"{number}. {line}" for number, line in enumerate(lines, start=1))
+
+
+def _in_words(verdicts: Mapping[str, str]) -> str:
+    """ "better in A; worse in B; not told apart in 7 others"; of every metric compared, more is better or less is."""
+    sides: dict[str, list[str]] = {"better": [], "worse": [], ALIKE: []}
+    for key in ordered(verdicts):
+        up = {ABOVE: "better", BELOW: "worse"}
+        down = {ABOVE: "worse", BELOW: "better"}
+        word = (down if describe(key).better == "lower" else up).get(verdicts[key], ALIKE)
+        sides[word].append(escape(describe(key).title))
+    parts = [f"{word} in {', '.join(names)}" for word, names in sides.items() if names and word != ALIKE]
+    if alike := len(sides[ALIKE]):
+        parts.append(f"not told apart in {alike} {'metric' if alike == 1 else 'metrics'}")
+    return "; ".join(parts) or "not compared in any metric"
+
+
+def _recalls(report: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
+    recalls = report["recalls"]
+    if not recalls:
+        return ""
+    stages = ordered_stages(recalls)
+    rows = []
+    for name in recalls[stages[0]]:
+        cells = [recalls[stage][name] for stage in stages]
+        rows.append([escape(name), *(format_value("uar", c["value"], _interval(c)) for c in cells)])
+    table = markdown_table(["recall", *map(stage_title, stages)], rows)
+    return "\n\n".join(
+        ["## Recall by emotion", table, _picture(pictures, "recalls", "Recall by emotion, with intervals")]
+    )
+
+
+def _interval(entry: Mapping[str, float | None]) -> tuple[float, float] | None:
+    return None if entry["low"] is None else (entry["low"], entry["high"])
 
 
 def _results(report: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
@@ -108,7 +190,7 @@ def _by_stage(scores: Mapping[str, Any]) -> str:
     return markdown_table(["metric", *map(stage_title, stages)], rows)
 
 
-def _changes(differences: Mapping[str, Mapping[str, Any]]) -> str:
+def _changes(differences: Mapping[str, Mapping[str, Any]], pictures: Mapping[str, str]) -> str:
     if not differences:
         return ""
     text = (
@@ -116,7 +198,8 @@ def _changes(differences: Mapping[str, Mapping[str, Any]]) -> str:
         "Paired differences on the same clips: every resample draws the same clusters for both. Bold where the "
         "interval excludes 0; with this many comparisons some will by chance.\n\n" + _differences(differences)
     )
-    return "\n\n".join(filter(None, (text, reward_verdict(_verdicts(differences)))))
+    picture = _picture(pictures, "differences", "Paired differences, with intervals")
+    return "\n\n".join(filter(None, (text, reward_verdict(_verdicts(differences)), picture)))
 
 
 def _verdicts(differences: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, str]]:
@@ -149,8 +232,7 @@ def _others(report: Mapping[str, Any]) -> str:
 def _change(key: str, entry: Mapping[str, float | None] | None) -> str:
     if entry is None or entry["value"] is None:
         return "unavailable"
-    interval = None if entry["low"] is None else (entry["low"], entry["high"])
-    text = format_value(key, entry["value"], interval, signed=True)
+    text = format_value(key, entry["value"], _interval(entry), signed=True)
     return text if verdict(entry["low"], entry["high"]) == ALIKE else f"**{text}**"
 
 
@@ -166,7 +248,7 @@ def _recognition(results: Mapping[str, StageResult], pictures: Mapping[str, str]
         "## Which emotion the model hears and sees\n\n"
         + told.get(reading, f"As the {escape(reading)} says; one that cannot be read is wrong.")
         + "\n\n"
-        + _picture(pictures, "confusion", "Confusion matrices before and after reinforcement learning")
+        + _picture(pictures, "confusion", "Confusion matrices by stage and reading")
     )
 
 
@@ -189,7 +271,7 @@ def _ablation(report: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
     )
 
 
-def _samples(results: Mapping[str, StageResult], chosen: Sequence[int]) -> str:
+def _samples(results: Mapping[str, StageResult], chosen: Sequence[int], players: Mapping[str, str]) -> str:
     stages = ordered_stages(stage for stage in results if stage in ("sft", "grpo")) or ordered_stages(results)
     first = results[stages[0]]
     rows = []
@@ -197,7 +279,8 @@ def _samples(results: Mapping[str, StageResult], chosen: Sequence[int]) -> str:
         clip = first.clips[i]
         references = "<br>".join(f"“{escape(text)}”" for text in clip.references[:2])
         cells = [_caption(results[stage], i) for stage in stages]
-        rows.append([escape(clip.id), escape(clip.label or "no label"), references, *cells])
+        name = "<br>".join(filter(None, (escape(clip.id), players.get(clip.id))))
+        rows.append([name, escape(clip.label or "no label"), references, *cells])
     header = ["clip", "label", "references (at most two)", *map(stage_title, stages)]
     table = markdown_table(header, rows, numbers=False)
     return (
@@ -216,13 +299,34 @@ def _caption(result: StageResult, i: int) -> str:
     return f"{text}<br>*{escape(guess)}*{verdict}"
 
 
-def _training(pictures: Mapping[str, str]) -> str:
-    shown = [
-        _picture(pictures, name, title)
-        for name, title in (("sft", "SFT loss"), ("grpo", "Reward, KL and completions over GRPO steps"))
-    ]
-    shown = [picture for picture in shown if picture]
-    return "\n\n".join(["## Training", *shown]) if shown else ""
+def _training(pictures: Mapping[str, str], groups: Sequence[Mapping[str, Any]]) -> str:
+    titles = {
+        "sft": "SFT: likelihood and learning rate",
+        "grpo": "Emo-GRPO: reward, its terms, KL, entropy, length, shares and learning rate",
+        "groups": "Advantages, lengths and spread of rewards in the first and the last fifth of the steps",
+    }
+    shown = [picture for name, title in titles.items() if (picture := _picture(pictures, name, title))]
+    return "\n\n".join(["## Training", *shown, *_telling_groups(groups)]) if shown else ""
+
+
+def _telling_groups(groups: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The groups whose rewards differ most, which is what a group-relative advantage learns from."""
+    widest = heapq.nlargest(_MOST_GROUPS, groups, key=reward_spread)
+    rows = []
+    for group in widest:
+        ranked = sorted(judged(group), key=lambda c: c["reward"])
+        if len(ranked) > 1:
+            cells = [f"{c['reward']:.2f}: “{escape(c['text'])}”" for c in (ranked[-1], ranked[0])]
+            clip = f"{escape(str(group['utterance_id']))}<br>*{escape(str(group['label'] or 'no label'))}*"
+            rows.append([str(group["step"]), clip, f"{reward_spread(group):.2f}", *cells])
+    if not rows:
+        return []
+    header = ["step", "clip", "spread", "highest reward", "lowest reward"]
+    text = (
+        "Groups with most to learn from: those whose rewards have the largest standard deviation, degenerate "
+        "captions left out."
+    )
+    return [text, markdown_table(header, rows, numbers=False)]
 
 
 def _data(data: Mapping[str, Any]) -> str:

@@ -21,6 +21,7 @@ from mecap_jax.distributed import first_process
 from mecap_jax.evaluation.decoding import Caption
 from mecap_jax.evaluation.java_tools import Meteor
 from mecap_jax.evaluation.report import write_report
+from mecap_jax.evaluation.report_html import Media
 from mecap_jax.evaluation.stage import StageResult
 from mecap_jax.experiment.forecast import forecast
 from mecap_jax.experiment.scoring import caption_stage, evaluate_stage
@@ -315,9 +316,22 @@ def _report(bench: Workbench, evaluated: Evaluated, timing: Mapping[str, Any]) -
         resamples=config.evaluation.bootstrap,
         confidence=config.evaluation.confidence,
         samples=config.evaluation.samples,
+        groups=read_jsonl(groups) if (groups := bench.workdir / "completions.jsonl").is_file() else (),
+        media=_media(bench),
     )
     bench.logger.say(f"report: {bench.workdir / 'report.md'}")
     return report
+
+
+def _media(bench: Workbench) -> Media:
+    """What reads the files of a clip by its id."""
+    numbers = {record.id: number for number, record in enumerate(bench.dataset.index)}
+
+    def files(clip: str) -> list[bytes]:
+        utterance = bench.reader[numbers[clip]]
+        return [data for data in (utterance.video, utterance.audio) if data]
+
+    return files
 
 
 def _data_summary(bench: Workbench) -> dict[str, Any]:

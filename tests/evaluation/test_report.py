@@ -7,11 +7,15 @@ import pytest
 from markdown_it import MarkdownIt
 from PIL import Image
 
+from mecap_jax.evaluation import report_html
+from mecap_jax.evaluation.plots import confusion_counts
 from mecap_jax.evaluation.report import ReportError, write_report
+from tests.data.clips import audio_file, video_file
 from tests.evaluation.conftest import make_stage
 
 HOSTILE = 'a | b\n\n# x <script>alert(1)</script> <img src="x"> `c` **d** [e](http://f.g)'
-CONFIG = {"name": "tiny | <b>run</b>", "seed": 3, "grpo": {"steps": 2}}
+TERMS = [{"name": name, "weight": 1.0, "schedule": []} for name in ("emotion", "rouge_l")]
+CONFIG = {"name": "tiny | <b>run</b>", "seed": 3, "grpo": {"steps": 2, "reward": {"combine": "sum", "terms": TERMS}}}
 DATA = {
     "source": "synthetic",
     "synthetic": True,
@@ -23,6 +27,14 @@ LOG = [{"step": i, "stage": "sft", "loss": 9.0, "token_nll": 3.0 / (1 + i)} for 
     {"step": i, "stage": "grpo", "loss": 0.1, "reward": 0.5 + i / 100, "reward_std": 0.1, "kl": i / 50,
      "rewards/emotion/mean": 0.4, "rewards/rouge_l/mean": 0.2, "entropy": math.nan if i == 3 else 1.0}
     for i in range(20)
+]  # fmt: skip
+GROUPS = [
+    {"stage": "grpo", "step": step, "utterance_id": f"clip-{step}", "label": "sad", "completions": [
+        {"text": f"dull {step}", "reward": 0.5, "advantage": -1.0, "degenerate": None},
+        {"text": HOSTILE, "reward": 0.5 + step / 10, "advantage": 1.0, "degenerate": None},
+        {"text": "", "reward": 0.0, "advantage": None, "degenerate": "empty"},
+    ]}
+    for step in range(1, 11)
 ]  # fmt: skip
 
 
@@ -53,7 +65,9 @@ def _write(directory, stages, **changes):
 @pytest.fixture(scope="module")
 def written(tmp_path_factory, stages):
     directory = tmp_path_factory.mktemp("run")
-    report = _write(directory, stages, ablation={"sft": {"audio": stages["audio"]}}, samples=60)
+    clips = {"clip-0": [audio_file()], "clip-1": [video_file(), b"no media"], "clip-2": [bytes(2_000_001)]}
+    media = {"groups": GROUPS, "media": lambda clip: clips.get(clip, [])}
+    report = _write(directory, stages, ablation={"sft": {"audio": stages["audio"]}}, samples=60, **media)
     return directory, report
 
 
@@ -109,11 +123,70 @@ def test_real_clips_are_not_called_synthetic_and_keep_corpus_language_and_licenc
 def test_pictures_are_pictures(written):
     directory, _ = written
     text = (directory / "report.md").read_text()
-    for name in ("metrics", "sft", "grpo", "confusion", "ablation"):
+    for name in "metrics differences recalls sft grpo groups confusion ablation".split():
         assert f"(plots/{name}.png)" in text
         with Image.open(directory / "plots" / f"{name}.png") as picture:
-            assert picture.width > 600 and len(np.unique(np.asarray(picture))) > 20
+            assert picture.width == 1245 and len(np.unique(np.asarray(picture))) > 20
     assert not list(directory.glob(".*"))
+
+
+def test_the_page_needs_no_other_file_and_plays_its_samples(written):
+    page = (written[0] / "report.html").read_text()
+    assert page.count('src="data:image/png;base64,') == 8 and "plots/" not in page
+    assert page.count('<audio controls preload="metadata" src="data:audio/wav;base64,') == 1
+    assert page.count('<video controls preload="metadata" src="data:video/mp4;base64,') == 1
+    assert "not a media file: no browser plays it" in page and "2.0 MB: too large for this page" in page
+    assert "default-src 'none'" in page and "<script" not in page and 'href="http' not in page
+    assert "<video" not in (written[0] / "report.md").read_text()
+
+
+def test_players_stop_where_a_page_grows_too_large(monkeypatch):
+    clip = audio_file()
+    monkeypatch.setattr(report_html, "_MOST_BYTES_OF_ALL", len(clip) + 1)
+    first, second = report_html.players(["a", "b"], lambda name: [clip]).values()
+    assert first.startswith("<audio") and second.endswith("too large for this page</em>")
+
+
+def test_three_lines_on_top_say_what_was_found(written, stages, tmp_path):
+    directory, report = written
+    recall = report["eval"]["grpo"]["emotion_word_uar"]
+    verdict = (directory / "report.md").read_text().split("## ")[0].strip().splitlines()[-3:]
+    assert verdict[0].startswith(f"1. **GRPO** reaches {recall:.3f} [") and verdict[0].endswith("(chance 0.143).")
+    assert verdict[1].startswith("2. **Against SFT** it is better in Emotion UAR, nearest anchor, Emotion reward; ")
+    assert verdict[2].startswith("3. **Not shown**: what the reward did")
+    rows = {"sft": stages["sft"], "grpo": stages["grpo"], "text_only": stages["audio"], "reward_off": stages["sft"]}
+    _write(tmp_path, stages, results=rows)
+    text = (tmp_path / "report.md").read_text()
+    assert (
+        ", Text only 0." in text and "3. **By the reward**, against “Reward off”, it is better in Emotion UAR" in text
+    )
+    _write(tmp_path, stages, results={"sft": stages["sft"]})
+    assert "2. **Not compared**: there was no reinforcement learning." in (tmp_path / "report.md").read_text()
+
+
+def test_recalls_stand_below_with_intervals(written):
+    directory, report = written
+    recalls = report["recalls"]["sft"]
+    assert np.mean([entry["value"] for entry in recalls.values()]) == pytest.approx(
+        report["eval"]["sft"]["emotion_uar"]
+    )
+    happy = recalls["happy"]
+    assert happy["low"] <= happy["value"] <= happy["high"]
+    assert f"| happy | {happy['value']:.3f} [{happy['low']:.3f}, " in (directory / "report.md").read_text()
+
+
+def test_a_confusion_has_a_column_for_no_emotion():
+    counts = confusion_counts(
+        ["sad", None, "proud", "happy", "sad"], ["sad", "sad", "sad", "happy", None], ["happy", "sad"]
+    )
+    assert counts.tolist() == [[1, 0, 0], [0, 1, 2]]
+
+
+def test_the_groups_with_most_to_learn_from_are_shown(written):
+    text = (written[0] / "report.md").read_text().split("most to learn from")[1]
+    rows = [line for line in text.splitlines() if line.startswith("| ")][2:]
+    assert [row.split(" | ")[0] for row in rows[:5]] == ["| 10", "| 9", "| 8", "| 7", "| 6"]
+    assert "1.50: “a \\| b" in rows[0] and "0.50: “dull 10”" in rows[0]
 
 
 def test_a_bare_report(tmp_path, stages):

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from mecap_jax.evaluation import plots
-from mecap_jax.evaluation.plots import running_mean
+from mecap_jax.evaluation import plot_style, training_plots
+from mecap_jax.evaluation.training_plots import reward_spread, running_mean
 
 
 def test_the_running_mean_begins_at_the_first_value_and_follows():
@@ -27,13 +27,15 @@ def test_gaps_do_not_break_the_running_mean():
 
 @pytest.fixture
 def drawn(monkeypatch, tmp_path):
-    """Calls a plot function and returns the lines of its first panel by label."""
+    """Calls a plot function and returns the lines of one of its panels by label."""
     figures = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(plot_style, "save", lambda figure, path: figures.append(figure))
 
-    def lines(plot, rows):
-        plot(rows, tmp_path / "unused.png")
-        return {line.get_label(): line.get_xydata().tolist() for line in figures[-1].axes[0].get_lines()}
+    def lines(plot, *arguments, panel=0):
+        plot(*arguments, tmp_path / "unused.png")
+        axis = figures[-1].axes[panel]
+        curves = {line.get_label(): line.get_xydata().tolist() for line in axis.get_lines()}
+        return curves | {part.get_label(): part.get_paths()[0].vertices.max(axis=0)[1] for part in axis.collections}
 
     return lines
 
@@ -41,13 +43,44 @@ def drawn(monkeypatch, tmp_path):
 def test_sft_shows_training_and_validation_in_one_unit(drawn):
     rows = [{"step": step, "loss": 100.0, "token_nll": 2.0} for step in (1, 2, 3, 4)]
     rows[1]["validation/token_nll"], rows[3]["validation/token_nll"] = 2.5, 2.25
-    lines = drawn(plots.plot_sft, rows)
+    lines = drawn(training_plots.plot_sft, rows)
     assert lines["training"] == [[step, 2.0] for step in (1, 2, 3, 4)]
     assert lines["validation"] == [[2, 2.5], [4, 2.25]]
+
+
+STEPS = [
+    {"step": step, "reward": 2.5, "reward_std": 0.1, "rewards/emotion/mean": 1.0, "rewards/a/b.py:f/mean": 0.5,
+     "frac_degenerate": 0.25, "learning_rate": 0.1 * step, "validation/rewards/emotion": 0.75,
+     "validation/rewards/emotion/failures": 0.0}
+    for step in (1, 2)
+]  # fmt: skip
 
 
 def test_grpo_shows_the_reward_of_greedy_captions(drawn):
     rows = [{"step": step, "reward": 0.5, "reward_std": 0.1} for step in (1, 2)]
     rows[1]["validation/reward"] = 0.75
-    assert drawn(plots.plot_grpo, rows)["validation, greedy"] == [[2, 0.75]]
-    assert "validation, greedy" not in drawn(plots.plot_grpo, rows[:1])
+    assert drawn(training_plots.plot_grpo, rows, {})["validation, greedy"] == [[2, 0.75]]
+    assert "validation, greedy" not in drawn(training_plots.plot_grpo, rows[:1], {})
+
+
+def test_terms_are_stacked_by_their_weights_where_these_are_fixed(drawn):
+    weights = {"emotion": 2.0, "a/b.py:f": 1.0}
+    stacked = drawn(training_plots.plot_grpo, STEPS, weights, panel=1)
+    assert stacked == {"emotion": 2.0, "b.py:f": 2.5}
+    assert drawn(training_plots.plot_grpo, STEPS, {}, panel=1)["b.py:f"] == [[1, 0.5], [2, 0.5]]
+    below = [row | {"rewards/emotion/mean": -1.0} for row in STEPS]
+    assert drawn(training_plots.plot_grpo, below, weights, panel=1)["emotion"] == [[1, -1.0], [2, -1.0]]
+
+
+def test_shares_validation_terms_and_learning_rate_are_drawn(drawn):
+    shares, validation, rate = (drawn(training_plots.plot_grpo, STEPS, {}, panel=panel) for panel in (5, 6, 7))
+    assert shares == {"degenerate captions": [[1, 0.25], [2, 0.25]]}
+    assert validation == {"emotion": [[1, 0.75], [2, 0.75]]}
+    assert list(rate.values()) == [[[1, 0.1], [2, 0.2]]]
+
+
+def test_degenerate_captions_do_not_count_in_the_spread_of_a_group():
+    def group(*rewards):
+        return {"completions": [{"reward": reward, "degenerate": None if reward else "empty"} for reward in rewards]}
+
+    assert reward_spread(group(1.0, 3.0, 0.0, None)) == 1.0 and reward_spread(group(0.0, None)) == 0.0
