@@ -33,6 +33,7 @@ ORDER = (
     ("experiment",),
     ("captioning",),
     ("captioner",),
+    ("app",),
     ("__main__",),
 )
 RANK = {part: rank for rank, row in enumerate(ORDER) for part in row}

@@ -1,0 +1,98 @@
+"""The curves of a run: chosen numbers of `metrics.jsonl`, also while it is being written."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import threading
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from mecap_jax.app.json_lines import GrowingLog
+from mecap_jax.json_files import parse_json
+
+# What is worth a look, in this order; the names are those of the log (docs/metrics.md).
+CURVES = (
+    "reward", "validation/reward", "reward_std", "frac_reward_zero_std", "frac_degenerate", "kl", "entropy",
+    "completions/mean_length", "completions/clipped_ratio", "clip_ratio/region_mean", "grad_norm", "learning_rate",
+    "token_nll", "validation/token_nll",
+)  # fmt: skip
+_TERM = re.compile(r"rewards/[^/]+/mean")
+_MOST_CURVES, _MOST_POINTS = 48, 400
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """Values of one number over the steps of one stage; what is not finite is left out."""
+
+    stage: str
+    name: str
+    steps: tuple[int, ...]
+    values: tuple[float, ...]
+
+
+class MetricsLog:
+    """The curves of one `metrics.jsonl`; safe under threads."""
+
+    def __init__(self, path: Path):
+        self._log, self._lock = GrowingLog(path), threading.Lock()
+        self._points: dict[tuple[str, str], tuple[list[int], list[float]]] = {}
+
+    def update(self) -> None:
+        """Reads what has been written since the last time; lines that are no JSON objects are left out."""
+        with self._lock:
+            if self._log.restarted():
+                self._points = {}
+            for _, line in self._log.new_lines():
+                try:
+                    row = parse_json(line)
+                except ValueError:
+                    continue
+                if isinstance(row, dict) and isinstance(row.get("stage"), str) and isinstance(row.get("step"), int):
+                    self._take(row)
+
+    def curves(self, stage: str = "") -> list[Curve]:
+        """The curves of a stage, "" of all, in the order of `CURVES`, terms of the reward behind the reward."""
+        with self._lock:
+            found = [
+                Curve(at, name, *_thinned(steps, values))
+                for (at, name), (steps, values) in self._points.items()
+                if stage in ("", at)
+            ]
+        return sorted(found, key=lambda curve: (_rank(curve.name), curve.name, curve.stage))
+
+    def stages(self) -> list[str]:
+        """Names of the stages, in the order in which they began."""
+        return list(dict.fromkeys(stage for stage, _ in list(self._points)))
+
+    def _take(self, row: dict) -> None:
+        for name in (*CURVES, *filter(_TERM.fullmatch, row)):
+            value = row.get(name)
+            if isinstance(value, int | float) and math.isfinite(value):
+                if (key := (row["stage"], name)) not in self._points and len(self._points) >= _MOST_CURVES:
+                    continue
+                steps, values = self._points.setdefault(key, ([], []))
+                steps.append(row["step"])
+                values.append(float(value))
+
+
+def paired(curves: Sequence[Curve], others: Sequence[Curve]) -> list[tuple[str, list[Curve | None]]]:
+    """Curves of two runs by title, those of one name and stage together; None where a run has it not."""
+    pairs: dict[str, list[Curve | None]] = defaultdict(lambda: [None, None])
+    for side, found in enumerate((curves, others)):
+        for curve in found:
+            pairs[f"{curve.stage}: {curve.name}"][side] = curve
+    return list(pairs.items())
+
+
+def _rank(name: str) -> float:
+    return 0.5 if _TERM.fullmatch(name) else CURVES.index(name)
+
+
+def _thinned(steps: list[int], values: list[float]) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """At most so many points, the last one included: more than a small picture can show."""
+    every = -(-len(steps) // _MOST_POINTS)
+    chosen = range(len(steps) - 1, -1, -every)[::-1] if every else ()
+    return tuple(steps[i] for i in chosen), tuple(values[i] for i in chosen)
