@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mecap_jax.config import ConfigError, DataConfig
+from mecap_jax.config.schema import Modality
 from mecap_jax.data.clip_prompts import lay_out_clip, request_text
 from mecap_jax.data.collate import LaidOutPrompt
 from mecap_jax.data.importers.feature_files import DIRECTORY, find_features
@@ -55,11 +56,13 @@ class Request:
       clip: a media file, or the id of precomputed features.
       transcript: what is said, where that is to be part of the prompt.
       problem: why there is nothing to caption, found before anything was read.
+      modalities: what the model is given of the clip; None gives it all that it reads.
     """
 
     clip: str
     transcript: str = ""
     problem: str = ""
+    modalities: tuple[Modality, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,8 +225,10 @@ class ClipReader:
             return Captioned(request.clip, error=" ".join(reason.split())), []
 
     def _read(self, request: Request) -> tuple[Captioned, list[tuple[Stretch | None, LaidOutPrompt]]]:
-        utterance, has = self._utterance(request.clip)
         data, model = self._data, self._processor.model
+        if request.modalities is not None:
+            data = dataclasses.replace(data, modalities=request.modalities)
+        utterance, has = self._utterance(request.clip, data.modalities)
         seconds, shown = show_stretches(utterance, has["audio"] > 0, has["video"], data, model, self._long)
         text = request_text(self._instruction, request.transcript)
         whole = shown[0][0] == (0.0, seconds)
@@ -252,7 +257,7 @@ class ClipReader:
         """In what a request is not as training clips were, but for its length."""
         if self._training is None:
             return []
-        differs = [name for name in self._data.modalities if not has[name]]
+        differs = [name for name in request.modalities or self._data.modalities if not has[name]]
         spoken = caption_language([request.transcript])
         # Only the script tells; an unknown language is none to compare with.
         chinese = {language.partition("-")[0] == "zh" for language in self._training.languages if language}
@@ -262,7 +267,7 @@ class ClipReader:
             differs.append("language")
         return differs
 
-    def _utterance(self, clip: str) -> tuple[Utterance, dict[str, float]]:
+    def _utterance(self, clip: str, modalities: Sequence[str]) -> tuple[Utterance, dict[str, float]]:
         """The encoded clip, and of each modality whether it is there: for video, how long it is."""
         parts: dict[str, Any] = {}
         has: dict[str, float] = {"audio": 0, "video": 0}
@@ -276,8 +281,8 @@ class ClipReader:
         if self._features is not None:
             parts["features"] = find_features(self._features, Path(clip).stem if self._media else clip)
         has["features"] = bool(parts.get("features"))
-        if not any(has[modality] for modality in self._data.modalities):
-            missing = " and no ".join(self._data.modalities)
+        if not any(has[modality] for modality in modalities):
+            missing = " and no ".join(modalities)
             raise ValueError(f"has no {missing}, and the model reads nothing else")
         return Utterance(id=clip, dataset="", split="test", speaker="", **parts), has
 

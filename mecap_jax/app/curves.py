@@ -54,14 +54,15 @@ class MetricsLog:
                     self._take(row)
 
     def curves(self, stage: str = "") -> list[Curve]:
-        """The curves of a stage, "" of all, in the order of `CURVES`, terms of the reward behind the reward."""
+        """The curves of a stage, "" of all: the latest first, in the order of `CURVES`, terms behind the reward."""
         with self._lock:
             found = [
                 Curve(at, name, *_thinned(steps, values))
                 for (at, name), (steps, values) in self._points.items()
                 if stage in ("", at)
             ]
-        return sorted(found, key=lambda curve: (_rank(curve.name), curve.name, curve.stage))
+        began = {name: number for number, name in enumerate(self.stages())}
+        return sorted(found, key=lambda curve: (-began[curve.stage], _rank(curve.name), curve.name))
 
     def stages(self) -> list[str]:
         """Names of the stages, in the order in which they began."""

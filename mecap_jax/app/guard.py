@@ -1,0 +1,200 @@
+"""Who may ask the page's server for what: uploads belong to the browser that sent them, and the rest is the page alone.
+
+An ASGI application around Gradio's. Gradio serves whatever lies in its upload directory to anybody who knows the path,
+fetches addresses that a request names as a file, and has routes that this page does not need.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import json
+import secrets
+from collections.abc import Iterator
+from http.cookies import CookieError, SimpleCookie
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+COOKIE = "mecap_browser"
+_API = "/gradio_api"
+_PAGE = ("/assets/", "/static/", "/svelte/", "/theme.css", "/config", "/favicon.ico", "/manifest.json", "/pwa_icon")
+_CALLS = ("/queue/", "/upload", "/heartbeat/", "/cancel", "/reset", "/startup-events", "/info", "/app_id", "/theme.css")
+_LARGEST_CALL = 2**22  # bytes: what a person can type or choose; files come another way
+# Nothing is loaded from elsewhere, and no other page may show this one in a frame.
+_POLICY = (
+    "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
+    "style-src 'self' 'unsafe-inline'; frame-ancestors 'none'; form-action 'self'; base-uri 'self'"
+)
+
+
+class Guard:
+    """Lets through what a browser may ask for.
+
+    Args:
+      app: Gradio's application.
+      uploads: the directory of its uploads.
+      hosts: the names under which the server may be asked, so that no other site can pretend to be it (DNS
+        rebinding); None takes all.
+    """
+
+    def __init__(self, app: Any, uploads: Path, hosts: frozenset[str] | None):
+        self._app, self._uploads, self._hosts = app, uploads.resolve(), hosts
+        self._owners: dict[Path, set[str]] = collections.defaultdict(set)
+        self._pages: collections.Counter[str] = collections.Counter()
+
+    async def __call__(self, scope, receive, send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        path, known = scope["path"], _browser(headers.get("cookie", ""))
+        browser = known or secrets.token_urlsafe(16)
+        if self._hosts is not None and _host(headers.get("host", "")) not in self._hosts:
+            return await _refuse(send, 403, "the page is not known under this name")
+        send = _with_headers(send, None if known else browser)
+        if path == "/" or path.startswith(_PAGE):
+            return await self._app(scope, receive, send)
+        call = path.removeprefix(_API)
+        if call == path:
+            return await _refuse(send, 404, "there is no such page")
+        if call.startswith("/file="):
+            if browser not in self._owners.get(self._place(unquote(call.removeprefix("/file="))), ()):
+                return await _refuse(send, 404, "there is no such file")
+            return await self._app(scope, receive, send)
+        if not call.startswith(_CALLS):
+            return await _refuse(send, 404, "there is no such page")
+        if call == "/upload":
+            return await self._app(scope, receive, self._noting_uploads(send, browser))
+        if call.startswith("/heartbeat/"):
+            with self._open_page(browser):
+                return await self._app(scope, receive, send)
+        if scope["method"] == "POST":
+            body = await _read(receive, _LARGEST_CALL)
+            if body is None:
+                return await _refuse(send, 413, "that is too much")
+            if not self._may_name(body, browser):
+                return await _refuse(send, 403, "a file of this request is not one that this browser has sent")
+            receive = _again(body, receive)
+        return await self._app(scope, receive, send)
+
+    def _place(self, name: str) -> Path | None:
+        """The upload that a name stands for; None where it is none."""
+        try:
+            path = Path(name).resolve()
+        except (OSError, ValueError):
+            return None
+        return path if path.is_relative_to(self._uploads) else None
+
+    def _may_name(self, body: bytes, browser: str) -> bool:
+        """Whether all files that a call names are uploads of this browser. Addresses are none."""
+        try:
+            named = list(_files(json.loads(body or b"null")))
+        except (ValueError, RecursionError):
+            return False
+        return all(isinstance(name, str) and browser in self._owners.get(self._place(name), ()) for name in named)
+
+    def _noting_uploads(self, send, browser: str):
+        """The same, and what the server says it has stored belongs to this browser."""
+        parts: list[bytes] = []
+
+        async def noting(message):
+            if message["type"] == "http.response.body":
+                parts.append(message.get("body", b""))
+                if not message.get("more_body"):
+                    with contextlib.suppress(ValueError):
+                        for name in json.loads(b"".join(parts)):
+                            if (place := self._place(str(name))) is not None:
+                                self._owners[place].add(browser)
+            await send(message)
+
+        return noting
+
+    @contextlib.contextmanager
+    def _open_page(self, browser: str) -> Iterator[None]:
+        """For as long as a page is open; with the last one of a browser go its uploads."""
+        self._pages[browser] += 1
+        try:
+            yield
+        finally:
+            self._pages[browser] -= 1
+            if not self._pages[browser]:
+                del self._pages[browser]
+                self._forget(browser)
+
+    def _forget(self, browser: str) -> None:
+        for place, owners in list(self._owners.items()):
+            owners.discard(browser)
+            if not owners:
+                del self._owners[place]
+                with contextlib.suppress(OSError):
+                    place.unlink()
+                    place.parent.rmdir()
+
+
+def _files(value: Any) -> Iterator[Any]:
+    """What stands for files in a call: the paths and addresses of all that looks like a file of Gradio's."""
+    if isinstance(value, dict):
+        kind = value.get("meta")
+        if "path" in value or "url" in value or (isinstance(kind, dict) and "_type" in kind):
+            yield value.get("path")
+        for item in value.values():
+            yield from _files(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _files(item)
+
+
+def _browser(cookies: str) -> str:
+    try:
+        found = SimpleCookie(cookies).get(COOKIE)
+    except CookieError:
+        return ""
+    return found.value if found and len(found.value) >= 16 else ""
+
+
+def _host(header: str) -> str:
+    host, _, port = header.rpartition(":")
+    return (host if port.isdecimal() else header).strip("[]").lower()
+
+
+def _with_headers(send, browser: str | None):
+    """The same with our policy, and with a cookie for a browser that has none."""
+
+    async def sending(message):
+        if message["type"] == "http.response.start":
+            added = [(b"content-security-policy", _POLICY.encode()), (b"referrer-policy", b"no-referrer")]
+            if browser is not None:
+                added.append((b"set-cookie", f"{COOKIE}={browser}; HttpOnly; SameSite=Strict; Path=/".encode()))
+            message = {**message, "headers": [*message.get("headers", ()), *added]}
+        await send(message)
+
+    return sending
+
+
+async def _refuse(send, status: int, reason: str) -> None:
+    headers = [(b"content-type", b"application/json")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": json.dumps({"detail": reason}, allow_nan=False).encode()})
+
+
+async def _read(receive, most: int) -> bytes | None:
+    """The body of a request; None where it is longer than `most` bytes, or breaks off."""
+    body, more = b"", True
+    while more:
+        message = await receive()
+        if message["type"] != "http.request":
+            return None
+        body, more = body + message.get("body", b""), message.get("more_body", False)
+        if len(body) > most:
+            return None
+    return body
+
+
+def _again(body: bytes, receive):
+    """Gives a body that was read once more, and then what comes."""
+    waiting = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receiving():
+        return waiting.pop() if waiting else await receive()
+
+    return receiving
