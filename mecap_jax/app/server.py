@@ -1,0 +1,70 @@
+"""Starts the page's server on this machine, and stops it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from mecap_jax.app.guard import Guard
+from mecap_jax.app.site import Site
+from mecap_jax.config import ConfigError
+from mecap_jax.data.importers import MAX_CLIP_BYTES
+
+LOOPBACK = "127.0.0.1"
+
+
+def check_port(host: str, port: int) -> None:
+    """Says whether a server could listen there, before anything is loaded.
+
+    Raises:
+      ConfigError: somebody else does, or the host is none of this machine's.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigError(f"--port: {port} of {host} is in use by another program; name another port") from error
+        raise ConfigError(f"--host={host} --port={port}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def serving(site: Site, host: str = LOOPBACK, port: int = 7860) -> Iterator[str]:
+    """Serves the page for as long as the context lasts; gives its address. Uploads are deleted at its end.
+
+    Raises:
+      ConfigError: Gradio is not installed, or the port is taken.
+    """
+    with tempfile.TemporaryDirectory(prefix="mecap-uploads-") as uploads:
+        os.environ["GRADIO_TEMP_DIR"] = uploads
+        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+        os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+        try:
+            from mecap_jax.app.page import build, launch_options
+        except ImportError as error:
+            raise ConfigError(f"the page needs Gradio: pip install -e '.[app]' ({error})") from error
+        check_port(host, port)
+        hosts = frozenset({LOOPBACK, "localhost", "::1"}) if host in (LOOPBACK, "localhost", "::1") else None
+        from starlette.middleware import Middleware  # Gradio's
+
+        guard = Middleware(Guard, uploads=Path(uploads), hosts=hosts)
+        page = build(site)
+        try:
+            _, address, _ = page.launch(
+                server_name=host,
+                server_port=port,
+                prevent_thread_lock=True,
+                max_file_size=MAX_CLIP_BYTES,
+                app_kwargs={"middleware": [guard]},
+                **launch_options(),
+            )
+            yield address
+        finally:
+            page.close()

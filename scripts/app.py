@@ -1,0 +1,66 @@
+"""A local page to try a captioner and to look into runs and data: `python scripts/app.py --checkpoint=DIR [--runs=DIR]`
+
+It needs the extra "app" (Gradio), listens on this machine alone unless --host says otherwise, and asks nobody outside.
+What lies outside of the directories that the flags name is not shown.
+"""
+
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from mecap_jax.interruption import answer_signals
+
+if __name__ == "__main__":  # before the imports that take seconds
+    answer_signals({signal.SIGINT: 130})
+
+from absl import app, flags, logging
+
+from mecap_jax.app.server import LOOPBACK, check_port, serving
+from mecap_jax.app.site import Site
+from mecap_jax.captioner import DTYPES
+from mecap_jax.command_line import local_paths, run
+from mecap_jax.config import ConfigError
+from mecap_jax.experiment.setup import USER_ERRORS
+from mecap_jax.text_files import error_message
+
+_CHECKPOINT = flags.DEFINE_multi_string(
+    "checkpoint",
+    None,
+    "A directory in the Hugging Face layout, or RUN/checkpoints/STAGE; may be given several times.",
+    required=True,
+)
+_RUNS = flags.DEFINE_string("runs", "", "Directory of runs, to look into their rollouts and to compare their stages.")
+_DATA = flags.DEFINE_string("data", "", "Directory of shards, or of clips with a manifest, or of several of these.")
+_FEATURES = flags.DEFINE_string("features", "", "Directory that holds features/<model>-UTT|-FRA/<id>.npy.")
+_DTYPE = flags.DEFINE_enum("dtype", None, DTYPES, "Of weights and matrix products; as stored where not given.")
+_HOST = flags.DEFINE_string("host", LOOPBACK, "Address to listen on; whoever reaches it may use the page.")
+_PORT = flags.DEFINE_integer("port", 7860, "Port to listen on.", lower_bound=1, upper_bound=65_535)
+local_paths("checkpoint", "runs", "data", "features")
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    logging.set_verbosity(logging.WARNING)
+    try:
+        check_port(_HOST.value, _PORT.value)
+        runs, data = (_directory(flag) for flag in (_RUNS, _DATA))
+        features = Path(_FEATURES.value) if _FEATURES.value else None
+        site = Site({name: Path(name) for name in _CHECKPOINT.value}, runs, data, _DTYPE.value, features)
+        site.models[_CHECKPOINT.value[0]]  # what cannot be opened is said here, not on the page
+        with serving(site, _HOST.value, _PORT.value) as address:
+            print(f"open {address} (Ctrl-C ends it)", flush=True)
+            threading.Event().wait()
+    except USER_ERRORS as error:
+        sys.exit(error_message(error))
+
+
+def _directory(flag) -> Path | None:
+    if flag.value and not Path(flag.value).is_dir():
+        raise ConfigError(f"--{flag.name}: no such directory: {flag.value}")
+    return Path(flag.value) if flag.value else None
+
+
+if __name__ == "__main__":
+    run(main)
