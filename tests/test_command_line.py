@@ -16,7 +16,7 @@ from mecap_jax.config.reference import attribute_texts, help_of_keys, keys
 from mecap_jax.text_files import is_address
 
 SCRIPTS = sorted((Path(__file__).parents[1] / "scripts").glob("*.py"))
-NO_PATHS = set("chip config fold instruction layer name profile rows runner section seeds topology".split())
+NO_PATHS = set("beam_option change chip config fold host instruction layer name profile rows runner section seeds topology".split())
 
 
 def calls(path, name):
@@ -28,7 +28,7 @@ def calls(path, name):
 def test_every_flag_that_is_a_path_is_checked(path):
     defined = {
         call.args[0].value
-        for kind in ("string", "list")
+        for kind in ("string", "list", "multi_string")
         for call in calls(path, f"flags.DEFINE_{kind}")
         if isinstance(call.args[0], ast.Constant)
     }
