@@ -16,7 +16,9 @@ from mecap_jax.config.reference import attribute_texts, help_of_keys, keys
 from mecap_jax.text_files import is_address
 
 SCRIPTS = sorted((Path(__file__).parents[1] / "scripts").glob("*.py"))
-NO_PATHS = set("beam_option change chip config fold host instruction layer name profile rows runner section seeds topology".split())
+NO_PATHS = set(
+    "beam_option change chip config fold host instruction layer name profile rows runner section seeds topology".split()
+)
 
 
 def calls(path, name):

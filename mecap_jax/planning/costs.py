@@ -18,7 +18,8 @@ from mecap_jax.planning.counting import collective_bytes, matmul_flops
 from mecap_jax.planning.programs import Program, StagePlan, gigabytes, parameter_counts, plan_stage
 
 _GIGA = {"K": 2**10 / 1e9, "M": 2**20 / 1e9, "G": 2**30 / 1e9}
-_OUT_OF_MEMORY = re.compile(r"Used ([\d.]+)([KMG])\w* of ([\d.]+)([KMG])\w* hbm")
+# What libtpu says of a program that needs too much: all that it uses, or its temporaries alone.
+_OUT_OF_MEMORY = re.compile(r"(Used |HLO temporaries \()([\d.]+)([KMG])\w*\)? (?:of|exceeds) .*hbm", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,9 +28,10 @@ class Cost:
 
     Attributes:
       calls: how often a step runs it.
-      arguments_gb, temporaries_gb: of memory by the compiler; None where it gave up because memory does not suffice.
+      arguments_gb, temporaries_gb: of memory by the compiler; None where it gave up because memory does not suffice
+        (and does not say it).
       copies_gb: weights beside what is kept, in the dtype and the place in which they are sampled with.
-      needed_gb: what the compiler says that it needs where it gave up, else None.
+      needed_gb: what the compiler says that it needs, or at least needs, where it gave up; else None.
       tflops: of products, 1e12, its share of those of all devices; what is computed again in a backward pass counts.
       collective_gb: sent, by kind of collective.
       compiler_seconds: the compiler's own estimate, which is not of loops (and on some platforms negative); None
@@ -58,8 +60,9 @@ def cost_of(program: Program, devices: int) -> Cost:
     except jax.errors.JaxRuntimeError as error:
         if not (said := _OUT_OF_MEMORY.search(str(error))):
             raise
-        needed = float(said[1]) * _GIGA[said[2]]
-        return Cost(program.calls, None, None, copies, needed, tflops, {}, None, time.perf_counter() - began)
+        needed = float(said[2]) * _GIGA[said[3]]
+        temporaries = needed if "temporaries" in said[1] else None
+        return Cost(program.calls, None, temporaries, copies, needed, tflops, {}, None, time.perf_counter() - began)
     memory, counted = compiled.memory_analysis(), compiled.cost_analysis() or {}
     sent = collective_bytes(compiled.as_text(), program.trips)
     return Cost(
