@@ -51,9 +51,36 @@ class Cost:
 
 
 def cost_of(program: Program, devices: int) -> Cost:
-    """Traces and compiles a program for the devices that its shapes name."""
+    """Traces and compiles a program for the devices that its shapes name.
+
+    Of several that run one behind the other, memory is that of the largest.
+    """
+    costs = [_cost_of(program, trace, devices) for trace in program.traces]
+    lacking = [cost.needed_gb for cost in costs if cost.needed_gb]
+    arguments, temporaries = (
+        max((x for x in (getattr(cost, name) for cost in costs) if x is not None), default=None)
+        for name in ("arguments_gb", "temporaries_gb")
+    )
+    sent: dict[str, float] = {}
+    for cost in costs:
+        sent = {kind: sent.get(kind, 0.0) + cost.collective_gb.get(kind, 0.0) for kind in {*sent, *cost.collective_gb}}
+    estimates = [cost.compiler_seconds for cost in costs]
+    return Cost(
+        program.calls,
+        None if lacking else arguments,
+        temporaries,
+        costs[0].copies_gb,
+        max(lacking, default=None),
+        sum(cost.tflops for cost in costs),
+        dict(sorted(sent.items())),
+        None if None in estimates else sum(estimates),
+        sum(cost.compile_seconds for cost in costs),
+    )
+
+
+def _cost_of(program: Program, trace: Callable[[], jax.stages.Traced], devices: int) -> Cost:
     began = time.perf_counter()
-    traced, copies = program.trace(), gigabytes(program.copies)
+    traced, copies = trace(), gigabytes(program.copies)
     tflops = matmul_flops(traced.jaxpr, program.trips) / devices / 1e12
     try:
         compiled = traced.lower().compile()

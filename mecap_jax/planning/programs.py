@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ from mecap_jax.config import Bucket, Config
 from mecap_jax.data.collate import collate
 from mecap_jax.generation.sampler import generate
 from mecap_jax.generation.scoring import completion_logprobs
-from mecap_jax.generation.weights import as_used, convert
+from mecap_jax.generation.weights import as_used, conversions
 from mecap_jax.models.lora import Draw
 from mecap_jax.models.parameters import split_params
 from mecap_jax.rl.objective import Denominators, TrainExample, grpo_loss
@@ -29,16 +29,16 @@ from mecap_jax.training.sft import SftBatch, sft_loss
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """One compiled function of a step.
+    """One compiled function of a step, or several that run one behind the other.
 
     Attributes:
-      trace: traces it.
+      traces: trace them.
       calls: how often a step runs it.
       trips: how often the body of its loop runs whose end depends on data; 1 where it has none.
       copies: shapes of weights that are there beside what is kept while it runs; None: none.
     """
 
-    trace: Callable[[], jax.stages.Traced]
+    traces: Sequence[Callable[[], jax.stages.Traced]]
     calls: int
     trips: int = 1
     copies: Any = None
@@ -88,7 +88,7 @@ def _plan_grpo(config: Config, mesh: Mesh, bucket: Bucket) -> StagePlan:
     if encodes_once(learning.trainable) and raw.has_raw_media:
         encode = make_encode(learning.graphdef, mesh)
         prompt = jax.tree.map(lambda x: shapes.rows(x.shape, x.dtype), jax.eval_shape(encode, used, raw))
-        programs["encode"] = Program(functools.partial(encode.trace, used, raw), division.parts)
+        programs["encode"] = Program([functools.partial(encode.trace, used, raw)], division.parts)
     group, length = grpo.group_size, grpo.max_new_tokens
     completions = shapes.completions(rows, group, length)
     scores = shapes.rows((rows, group, length), jnp.float32)
@@ -129,7 +129,7 @@ def _plan_grpo(config: Config, mesh: Mesh, bucket: Bucket) -> StagePlan:
     )
     loss = functools.partial(grpo_loss, config=grpo)
     copies = used if gather else None
-    programs["sample"] = Program(sample, division.parts, trips=length, copies=copies)
+    programs["sample"] = Program([sample], division.parts, trips=length, copies=copies)
     kept = learning.kept()
     if grpo.loss.beta:
         moves = grpo.reference_sync_steps  # then it is kept as the policy is
@@ -137,24 +137,24 @@ def _plan_grpo(config: Config, mesh: Mesh, bucket: Bucket) -> StagePlan:
         _, gather = _sampling(kept["reference"], config, config.mesh.gather)
         if gather:
             programs["gather_reference"] = Program(gather, 1)
-        programs["reference"] = Program(score, division.parts, copies=copies)
+        programs["reference"] = Program([score], division.parts, copies=copies)
     programs |= learning.programs(
         loss, example, shared, shapes, rows, division.parts, grpo.updates, grpo.updates_per_step
     )
     return StagePlan(programs, kept, raw, division)
 
 
-def _sampling(params: Any, config: Config, gather: bool) -> tuple[Any, Callable[[], jax.stages.Traced] | None]:
-    """Parameters as completions are sampled with them, and what traces the program that makes them; None where none is
+def _sampling(params: Any, config: Config, gather: bool) -> tuple[Any, list[Callable[[], jax.stages.Traced]]]:
+    """Parameters as completions are sampled with them, and what traces the programs that make them; none where none is
     needed (see `generation.weights`)."""
     leaves, tree = jax.tree.flatten(params)
     wanted = [as_used(x, config.model.dtype, gather) for x in leaves]
     used = [jax.ShapeDtypeStruct(x.shape, dtype, sharding=place) for x, (dtype, place) in zip(leaves, wanted)]
-    changed = [i for i, (old, new) in enumerate(zip(leaves, used)) if old != new]
-    if not changed:
-        return params, None
-    trace = functools.partial(convert(*zip(*(wanted[i] for i in changed))).trace, [leaves[i] for i in changed])
-    return jax.tree.unflatten(tree, used), trace
+    traces = [
+        functools.partial(convert.trace, [leaves[i] for i in indices])
+        for indices, convert in conversions(leaves, config.model.dtype, gather)
+    ]
+    return jax.tree.unflatten(tree, used) if traces else params, traces
 
 
 def _plan_sft(config: Config, mesh: Mesh, bucket: Bucket) -> StagePlan:
@@ -219,7 +219,7 @@ class _Learning:
             draw,
         )
         update = functools.partial(make_update(self._optimizer, self._state).trace, self._state, self.trainable)
-        return {"gradient": Program(gradient, parts * passes), "update": Program(update, updates)}
+        return {"gradient": Program([gradient], parts * passes), "update": Program([update], updates)}
 
 
 def parameter_counts(config: Config, mesh: Mesh) -> tuple[int, int]:

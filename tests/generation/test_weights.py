@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mecap_jax.batch import Completions
+from mecap_jax.generation import weights
 from mecap_jax.generation.sampler import generate
 from mecap_jax.generation.scoring import completion_logprobs
 from mecap_jax.generation.weights import sampling_params
@@ -92,6 +93,21 @@ def test_rounding_once_is_rounding_at_every_use(config):
     prompt = miniature.prompts(ROWS)
     scored = [completion_logprobs(graphdef, p, prompt, completions, temperature=1.0) for p in (params, rounded)]
     chex.assert_trees_all_equal(*scored)
+
+
+def test_no_program_makes_more_than_its_bound(monkeypatch):
+    """Parameters that do not fit into one program go by several, and come out the same."""
+    _, params = _placed(miniature.CONFIG, mesh(fsdp=8))
+    leaves = jax.tree.leaves(params)
+    sizes = [x.nbytes for x in leaves]
+    monkeypatch.setattr(weights, "_AT_ONCE", max(sizes) - 1)
+    parts = [indices for indices, _ in weights.conversions(leaves, "float32", True)]
+    made = [sum(sizes[i] for i in part) for part in parts]
+    assert len(parts) > 2 and max(sizes) in made and sorted(made)[-2] <= max(sizes)
+    assert all(len(part) == 1 or size < max(sizes) for part, size in zip(parts, made))
+    for a, b in zip(jax.tree.leaves(sampling_params(params, "float32", True)), leaves, strict=True):
+        assert a.sharding.is_fully_replicated
+        np.testing.assert_array_equal(a, b)
 
 
 def test_what_need_not_change_is_not_copied():

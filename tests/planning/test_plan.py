@@ -126,7 +126,7 @@ def test_a_program_that_is_too_large_says_how_much_it_needs(said, needed, tempor
         def lower(self):
             raise jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: {said}")
 
-    cost = cost_of(Program(TooLarge, 1), 1)
+    cost = cost_of(Program([TooLarge], 1), 1)
     giga = 2**30 / 1e9
     assert np.isclose(cost.needed_gb, needed * giga)
     assert cost.temporaries_gb is None if temporaries is None else np.isclose(cost.temporaries_gb, temporaries * giga)
