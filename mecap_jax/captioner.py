@@ -275,7 +275,7 @@ class Captioner:
 
 @functools.partial(jax.jit, static_argnames="graphdef")
 def _next_token_logits(graphdef, params, prompts: PromptBatch):
-    model = nnx.merge(graphdef, params)
+    model = nnx.merge(graphdef, params).forward_only()
     last, _ = model.prefill(prompts)
     return model.language_model.logits(last)
 

@@ -166,8 +166,8 @@ class ModelConfig:
       remat_keeps: what is kept beside it, by name: "attention" (what comes out of attention by blocks), "projections"
         (queries, keys, values), "mlp" (the hidden layers). Attention is then computed once, for as much memory as what
         passes between layers takes.
-      unroll: compile all layers one by one. Otherwise those of a deep stack run in a loop, which compiles in a fraction
-        of the time and holds a second copy of their weights, in `dtype` and divided as they are.
+      unroll: compile all layers one by one in gradients, too. Otherwise those of a deep stack run in a loop, which
+        compiles in a fraction of the time and holds a second copy of their weights, in `dtype` and divided as they are.
     """
 
     name: str

@@ -110,7 +110,7 @@ def _build(bench: Workbench, model: RunModel, directory: Path, source: dict, sho
     def tokens_of(frozen: Any, prompt: PromptBatch) -> jax.Array:
         # Towers need nothing of what trains: compiled, these zeros are never made.
         rest = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), model.trainable)
-        return to_raw(nnx.merge(model.graphdef, merge_params(rest, frozen)).prompt_media(prompt))
+        return to_raw(nnx.merge(model.graphdef, merge_params(rest, frozen)).forward_only().prompt_media(prompt))
 
     encode = jax.jit(tokens_of, out_shardings=sharding)
     total = sum(len(bench.dataset.clips(split)) for split in ("train", "validation", "test"))

@@ -71,7 +71,7 @@ def generate(
       top_k, top_p, min_p: which tokens may be drawn, see `sampling.Filters`.
       end_ids: token ids that end a completion.
     """
-    model = nnx.merge(graphdef, params)
+    model = nnx.merge(graphdef, params).forward_only()
     decoder = model.language_model
     last, prefix = model.prefill(prompt)
     batch = prompt.tokens.shape[0]

@@ -77,5 +77,6 @@ def completion_logprobs(
     graphdef: nnx.GraphDef[MultimodalLM], params, prompt: PromptBatch, completions: Completions, *, temperature: float
 ) -> Float[Array, "B G T"]:
     """Log-probabilities without gradient (the reference policy's), 0 outside the mask."""
-    scores = score_completions(nnx.merge(graphdef, params), prompt, completions.tokens, temperature)
+    model = nnx.merge(graphdef, params).forward_only()
+    scores = score_completions(model, prompt, completions.tokens, temperature)
     return jnp.where(completions.mask, scores.logprobs, 0.0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -41,6 +43,16 @@ class MultimodalLM(nnx.Module):
         self.language_model = Decoder(config.decoder, dtypes, rngs, self.running)
         if config.lora:
             add_adapters(self, config.lora, rngs)
+
+    def forward_only(self) -> MultimodalLM:
+        """Itself, for a program that takes no gradient: its layers run one by one.
+
+        A loop would first copy the weights of all of them, and compiles a forward pass hardly faster.
+        """
+        for part in (self, self.audio_tower, self.visual, self.language_model):
+            if part is not None:
+                part.running = dataclasses.replace(part.running, unroll=True)
+        return self
 
     def encode_media(self, prompt: PromptBatch) -> Float[Array, "B M D"]:
         """Encodes all media of a batch into one table a row (see `PromptBatch`); parts of size zero cost nothing."""

@@ -89,7 +89,7 @@ def _mask(generation: Generation, valid: Array, keep_truncated: Array) -> Comple
 def make_encode(graphdef: nnx.GraphDef, mesh: Mesh) -> Callable[[Any, PromptBatch], PromptBatch]:
     """Returns the compiled (params, prompts) -> the same prompts with media tokens in place of their media."""
     return jax.jit(
-        lambda params, prompt: nnx.merge(graphdef, params).with_encoded_media(prompt),
+        lambda params, prompt: nnx.merge(graphdef, params).forward_only().with_encoded_media(prompt),
         out_shardings=batch_sharding(mesh),
     )
 

@@ -8,12 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from mecap_jax.batch import Completions
 from mecap_jax.config import MeshConfig
-from mecap_jax.generation.scoring import score_completions
+from mecap_jax.generation.sampler import generate
+from mecap_jax.generation.scoring import completion_logprobs, score_completions
 from mecap_jax.models import stack
 from mecap_jax.models.layers import Dtypes, GatedMlp
 from mecap_jax.models.lora import Draw, use_dropout
 from mecap_jax.models.parameters import merge_params, split_params
+from mecap_jax.rl.rollout import make_encode
 from mecap_jax.sharding import make_mesh, put_batch
 from mecap_jax.train_state import abstract_model, make_gradient
 from tests import miniature
@@ -82,6 +85,22 @@ def test_below_the_first_layer_that_trains_there_is_no_backward_pass(monkeypatch
     assert loops(r"language_model\.layers\.[23]\.mlp.*") == towers + 1
     assert loops(r"language_model\.layers\..*\.mlp.*") == towers + 2
     assert loops(".*", unroll=True) == 0
+
+
+def test_without_a_gradient_no_weights_are_copied_into_a_loop(monkeypatch):
+    """Sampling, scoring and encoding run layers one by one; the only loop is that of the tokens."""
+    monkeypatch.setitem(stack.LOOPED_FROM, "cpu", BY_TWOS)
+    graphdef, params = miniature.model(0, dataclasses.replace(DEEP, lora=None))
+    prompt, rows = miniature.prompts(), jnp.arange(3)
+    completions = Completions(jnp.ones((3, 2, 5), jnp.int32), jnp.ones((3, 2, 5), bool))
+    sampling = dict(group_size=2, max_new_tokens=5, temperature=1.0, end_ids=(miniature.END,))
+    traced = [
+        generate.trace(graphdef, params, prompt, jnp.zeros(2, jnp.uint32), rows, **sampling),
+        completion_logprobs.trace(graphdef, params, prompt, completions, temperature=1.0),
+        make_encode(graphdef, make_mesh(MeshConfig(), jax.devices()[:1])).trace(params, prompt),
+    ]
+    loops = [(str(program.jaxpr).count("scan["), str(program.jaxpr).count("while[")) for program in traced]
+    assert loops == [(0, 1), (0, 0), (0, 0)]
 
 
 def products(config, trainable):
