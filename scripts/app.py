@@ -49,6 +49,7 @@ def main(argv: list[str]) -> None:
         features = Path(_FEATURES.value) if _FEATURES.value else None
         site = Site({name: Path(name) for name in _CHECKPOINT.value}, runs, data, _DTYPE.value, features)
         site.models[_CHECKPOINT.value[0]]  # what cannot be opened is said here, not on the page
+        site.warm_up(_CHECKPOINT.value[0])
         with serving(site, _HOST.value, _PORT.value) as address:
             print(f"open {address} (Ctrl-C ends it)", flush=True)
             threading.Event().wait()

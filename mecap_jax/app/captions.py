@@ -14,12 +14,16 @@ import jax
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from mecap_jax.batch import PromptBatch
 from mecap_jax.captioner import Captioner
 from mecap_jax.captioning import Captioned, ClipReader, Request, as_json, caption_clips
-from mecap_jax.config import ConfigError
+from mecap_jax.config import Bucket, ConfigError
 from mecap_jax.config.schema import Modality
+from mecap_jax.data.collate import LaidOutPrompt, needed
 from mecap_jax.data.features import SAMPLE_RATE
+from mecap_jax.data.fitting import fits
 from mecap_jax.data.media import MediaError, decode_audio
+from mecap_jax.data.processor import Processor
 from mecap_jax.emotions import EMOTIONS
 from mecap_jax.experiment.published import is_stage
 from mecap_jax.experiment.setup import ANCHORS
@@ -53,6 +57,21 @@ class Sampling:
     seed: int = 0
 
 
+class TrainedShapes:
+    """A processor whose batches have a shape of the run's training, where one holds them: all clips, with pictures or
+    without, then share the programs of that shape, and only the first of them waits for its compilation."""
+
+    def __init__(self, processor: Processor, buckets: Sequence[Bucket]):
+        self.tokenizer, self.model = processor.tokenizer, processor.model
+        self._processor, self._buckets = processor, buckets
+
+    def batch(self, rows: Sequence[LaidOutPrompt]) -> PromptBatch:
+        """As `Processor.batch`."""
+        needs = [needed(row, self.model) for row in rows]
+        bucket = next((bucket for bucket in self._buckets if all(fits(need, bucket) for need in needs)), None)
+        return self._processor.batch(rows, bucket)
+
+
 @dataclasses.dataclass(frozen=True)
 class OpenModel:
     """A checkpoint with what judges its captions.
@@ -77,6 +96,8 @@ class OpenModel:
     def load(cls, path: Path, name: str, dtype: str | None = None, features: Path | None = None) -> OpenModel:
         """Raises as `Captioner.from_pretrained` does, and AnchorsError where the run's anchors cannot be read."""
         captioner = Captioner.from_pretrained(path, dtype=dtype)
+        if captioner.training is not None:
+            captioner.processor = TrainedShapes(captioner.processor, captioner.training.buckets)
         protocol, form = None, DEFAULT_FORM
         if is_stage(path):
             workdir = run_of(path)

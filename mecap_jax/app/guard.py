@@ -88,7 +88,7 @@ class Guard:
     def _may_name(self, body: bytes, browser: str) -> bool:
         """Whether all files that a call names are uploads of this browser. Addresses are none."""
         try:
-            named = list(_files(json.loads(body or b"null")))
+            named = list(_files(json.loads(body or b"null"), self._uploads.name))
         except (ValueError, RecursionError):
             return False
         return all(isinstance(name, str) and browser in self._owners.get(self._place(name), ()) for name in named)
@@ -131,17 +131,20 @@ class Guard:
                     place.parent.rmdir()
 
 
-def _files(value: Any) -> Iterator[Any]:
-    """What stands for files in a call: the paths and addresses of all that looks like a file of Gradio's."""
+def _files(value: Any, uploads: str) -> Iterator[Any]:
+    """What stands for files in a call: paths and addresses of all that looks like a file of Gradio's, and whatever
+    text has the name of the directory of uploads in it."""
     if isinstance(value, dict):
         kind = value.get("meta")
         if "path" in value or "url" in value or (isinstance(kind, dict) and "_type" in kind):
             yield value.get("path")
         for item in value.values():
-            yield from _files(item)
+            yield from _files(item, uploads)
     elif isinstance(value, list):
         for item in value:
-            yield from _files(item)
+            yield from _files(item, uploads)
+    elif isinstance(value, str) and uploads in value:
+        yield value
 
 
 def _browser(cookies: str) -> str:

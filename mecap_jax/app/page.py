@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from mecap_jax.app import rendering
+from mecap_jax.app.camera import SCRIPT, TEMPLATE
 from mecap_jax.app.captions import COLUMNS, Sampling
 from mecap_jax.app.clips import labels_of
 from mecap_jax.app.rollouts import KEEPS, ORDERS
@@ -29,11 +31,11 @@ _FONTS = {"font": ["ui-sans-serif", "system-ui", "sans-serif"], "font_mono": ["u
 _CSS = rendering.CSS + "\n.gradio-container {max-width: 1280px !important} footer {display: none !important}"
 
 
-def build(site: Site) -> gr.Blocks:
-    """The page; `launch_options` go with it."""
+def build(site: Site, uploads: Path) -> gr.Blocks:
+    """The page; `launch_options` go with it. Recordings are in the directory `uploads`."""
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=_UPLOADS_KEPT) as page:
         with gr.Tab("Caption"):
-            _caption_tab(site)
+            _caption_tab(site, uploads)
         with gr.Tab("Rollouts"):
             _rollouts_tab(site, page)
         with gr.Tab("Data"):
@@ -83,7 +85,7 @@ def _on(event: Callable, function: Callable, inputs: list, outputs: list, **opti
 # --- captions ---------------------------------------------------------------------------------------------------------
 
 
-def _caption_tab(site: Site) -> None:
+def _caption_tab(site: Site, uploads: Path) -> None:
     names = site.checkpoint_names()
     reads_media = site.models[names[0]].reads_media
     sources = [_FILE, _MICROPHONE, _CAMERA, _EXAMPLE] if reads_media else [_ID]
@@ -101,14 +103,8 @@ def _caption_tab(site: Site) -> None:
                 visible=False,
                 elem_id="mic",
             )
-            camera = gr.Video(
-                sources=["webcam"],
-                include_audio=True,
-                webcam_options=gr.WebcamOptions(mirror=False),
-                label="Your face and voice",
-                visible=False,
-                elem_id="camera",
-            )
+            recorder = {"html_template": TEMPLATE, "js_on_load": SCRIPT, "elem_id": "camera"}
+            camera = gr.HTML("", label="Your face and voice", visible=False, **recorder)
             examples = site.examples() if reads_media else []
             example = gr.Dropdown(examples, label="Example", visible=False, elem_id="example")
             clip_id = gr.Textbox(label="Id of precomputed features", visible=not reads_media, elem_id="clip-id")
@@ -122,11 +118,13 @@ def _caption_tab(site: Site) -> None:
     def switch(chosen):
         return [gr.update(visible=chosen == name) for name in (_FILE, _MICROPHONE, _CAMERA, _EXAMPLE)]
 
-    source.change(switch, source, [file, microphone, camera, example], api_visibility="private", queue=False)
+    source.change(switch, source, [file, microphone, camera, example], api_visibility="private", show_progress="hidden")
 
     def caption(name, second, chosen, *rest):
         *clips, said, samples, temperature, longest, seed = rest
         clip = dict(zip((_FILE, _MICROPHONE, _CAMERA, _EXAMPLE, _ID), clips)).get(chosen)
+        if chosen == _CAMERA and clip and not Path(clip).resolve().is_relative_to(uploads.resolve()):
+            raise ConfigError("that is no recording of the camera")
         if not clip:
             raise ConfigError(f"there is nothing to caption yet: choose or record something under {chosen!r:.40}")
         names = [name, *([second] if second else [])]
@@ -260,7 +258,7 @@ def _rollouts_tab(site: Site, page: gr.Blocks) -> None:
     _on(clip.submit, rows, [run, *filters], [table, count], show_progress="hidden")
     _on(stage.input, drawn, [run, other, stage], [curves], show_progress="hidden")
     _on(table.select, show, [run, other, view], [group], show_progress="minimal")
-    follow.change(turned, follow, timer, api_visibility="private", queue=False)
+    follow.change(turned, follow, timer, api_visibility="private", show_progress="hidden")
     tick = _on(timer.tick, lambda name, second: looked(name, second) if name else "", [run, other], [state],
                show_progress="hidden")  # fmt: skip
     tick = _on(tick.then, rows, [run, *filters], [table, count], show_progress="hidden")

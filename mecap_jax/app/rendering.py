@@ -49,6 +49,8 @@ CSS = """
 .mecap .charts {display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 260px), 1fr)); gap: 8px}
 .mecap .chart svg {width: 100%; display: block} .mecap .chart text {font-size: 10px; fill: currentColor}
 .mecap video, .mecap audio {max-width: 100%; max-height: 260px; display: block; margin: 6px 0}
+.mecap.camera video {width: 100%; background: #222; min-height: 160px}
+.mecap.camera button {border: 1px solid currentColor; border-radius: 6px; padding: 4px 14px; margin-right: 8px}
 .mecap video {min-width: min(100%, 200px)}
 .mecap .wide {overflow-x: auto}
 .mecap table {border-collapse: collapse; font-size: 13px; margin: 6px 0; border: 0 !important}
@@ -168,7 +170,9 @@ def charts(curves: Sequence[Curve], others: Sequence[Curve], names: Sequence[str
 
 
 def group(found: Group, clip: str, protocol: Protocol | None) -> str:
-    """A group with its clip, references and completions, the best first; marked is what differs from the best.
+    """A group with its clip, references and completions, the best first.
+
+    Marked are words that differ from the best; in the best, from the last.
 
     Args:
       clip: the player of its clip, or why there is none.
@@ -182,12 +186,12 @@ def group(found: Group, clip: str, protocol: Protocol | None) -> str:
         "<p><b>references:</b></p>" + "".join(f"<blockquote>{_text(r)}</blockquote>" for r in found["references"])
     )
     every, order = found["completions"], by_reward(found["completions"])
-    best = every[order[0]]["text"]
+    best, last = every[order[0]]["text"], every[order[-1]]["text"]
     terms = sorted({name for completion in every for name in completion["rewards"]})
     cards = []
     for place, i in enumerate(order, start=1):
         one = every[i]
-        marked = _text(best) if place == 1 else _marked(one["text"], best)
+        marked = _marked(one["text"], last if place == 1 else best)
         values = {"reward": one["reward"], "advantage": one["advantage"]}
         values |= {name: one["rewards"].get(name) for name in terms}
         head = "".join(f"<th>{_text(name)}</th>" for name in values)
@@ -204,7 +208,8 @@ def group(found: Group, clip: str, protocol: Protocol | None) -> str:
             f"<blockquote>{marked}</blockquote>"
             f'<div class="wide"><table><tr>{head}</tr><tr>{cells}</tr></table></div></div>'
         )
-    completions = "<h3>completions, the best first</h3>" + note("Marked words differ from the best one.")
+    marks = note("Marked words differ from the best one; in the best one, from the last.")
+    completions = f"<h3>completions, the best first</h3>{marks}"
     return page(
         f'<div class="sides"><div class="card">{"".join(about)}</div>'
         f'<div class="card">{completions}{"".join(cards)}</div></div>'

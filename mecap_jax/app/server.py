@@ -55,7 +55,7 @@ def serving(site: Site, host: str = LOOPBACK, port: int = 7860) -> Iterator[str]
         from starlette.middleware import Middleware  # Gradio's
 
         guard = Middleware(Guard, uploads=Path(uploads), hosts=hosts)
-        page = build(site)
+        page = build(site, Path(uploads))
         try:
             _, address, _ = page.launch(
                 server_name=host,

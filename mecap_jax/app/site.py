@@ -168,6 +168,16 @@ class Site:
 
         return self._within(seconds, describe)
 
+    def warm_up(self, name: str) -> None:
+        """Compiles, beside what else happens, what a checkpoint's first caption needs."""
+
+        def describe() -> None:
+            with contextlib.suppress(*SHOWN_ERRORS), self.example(self.examples()[0]) as clip:
+                if self.models[name].reads_media:
+                    describe_clip(self.models[name], clip)
+
+        self._device.submit(describe)
+
     def caption_files(
         self, name: str, clips: Sequence[str], sampling: Sampling, progress: Callable[[int, int], None]
     ) -> tuple[list[list], str]:

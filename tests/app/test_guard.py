@@ -69,6 +69,9 @@ def test_an_upload_belongs_to_the_browser_that_sent_it(server):
     assert server.ask(f"/gradio_api/file={place}", BEN)[0] == 404 == server.ask(f"/gradio_api/file={place}")[0]
     assert server.ask("/gradio_api/queue/join", ANNA, "POST", call(place)) == (200, "", call(place))
     assert server.ask("/gradio_api/queue/join", BEN, "POST", call(place))[0] == 403
+    alone = json.dumps({"data": [place]}).encode()  # as the camera names its recording
+    assert server.ask("/gradio_api/queue/join", ANNA, "POST", alone)[0] == 200
+    assert server.ask("/gradio_api/queue/join", BEN, "POST", alone)[0] == 403
 
 
 def test_files_that_nobody_has_sent_are_refused(server):
