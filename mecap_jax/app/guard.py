@@ -132,14 +132,17 @@ class Guard:
 
 
 def _files(value: Any, uploads: str) -> Iterator[Any]:
-    """What stands for files in a call: paths and addresses of all that looks like a file of Gradio's, and whatever
-    text has the name of the directory of uploads in it."""
+    """What stands for files in a call: the paths of all that looks like a file of Gradio's, an address that is not that
+    of the path beside it, and whatever text has the name of the directory of uploads in it."""
     if isinstance(value, dict):
-        kind = value.get("meta")
+        kind, path, address = value.get("meta"), value.get("path"), value.get("url")
         if "path" in value or "url" in value or (isinstance(kind, dict) and "_type" in kind):
-            yield value.get("path")
-        for item in value.values():
-            yield from _files(item, uploads)
+            yield path
+            if address is not None and not str(address).endswith(f"{_API}/file={path}"):
+                yield address
+        for key, item in value.items():
+            if key not in ("path", "url"):
+                yield from _files(item, uploads)
     elif isinstance(value, list):
         for item in value:
             yield from _files(item, uploads)

@@ -59,7 +59,9 @@ ANNA, BEN = "anna" * 8, "ben" * 8
 
 
 def call(*files):
-    data = [{"path": str(file), "meta": {"_type": "gradio.FileData"}} for file in files]
+    address = "http://127.0.0.1:7860/gradio_api/file="
+    kind = {"_type": "gradio.FileData"}
+    data = [{"path": str(file), "url": f"{address}{file}", "meta": kind} for file in files]
     return json.dumps({"data": [1, "text", data], "session_hash": "abc"}).encode()
 
 
@@ -75,7 +77,7 @@ def test_an_upload_belongs_to_the_browser_that_sent_it(server):
 
 
 def test_files_that_nobody_has_sent_are_refused(server):
-    server.ask("/gradio_api/upload", ANNA, "POST")
+    place = json.loads(server.ask("/gradio_api/upload", ANNA, "POST")[2])[0]
     secret = server.uploads.parent / "secret.txt"
     secret.write_text("secret")
     for name in (
@@ -88,7 +90,12 @@ def test_files_that_nobody_has_sent_are_refused(server):
     ):
         assert server.ask(f"/gradio_api/file={name}", ANNA)[0] == 404
         assert server.ask("/gradio_api/queue/join", ANNA, "POST", call(name))[0] == 403
-    for hidden in ({"url": "https://example.org/a.wav"}, {"deep": [{"path": "/etc/passwd"}]}, {"meta": {"_type": "x"}}):
+    for hidden in (
+        {"url": "https://example.org/a.wav"},
+        {"deep": [{"path": "/etc/passwd"}]},
+        {"path": place, "url": "https://a.b"},
+        {"meta": {"_type": "x"}},
+    ):
         assert server.ask("/gradio_api/queue/join", ANNA, "POST", json.dumps([hidden]).encode())[0] == 403
     assert server.ask("/gradio_api/queue/join", ANNA, "POST", b"[" * 100_000)[0] == 403
     assert server.ask("/gradio_api/queue/join", ANNA, "POST", b" " * 5_000_000)[0] == 413
