@@ -47,14 +47,21 @@ def main(argv: list[str]) -> None:
         check_port(_HOST.value, _PORT.value)
         runs, data = (_directory(flag) for flag in (_RUNS, _DATA))
         features = Path(_FEATURES.value) if _FEATURES.value else None
-        site = Site({name: Path(name) for name in _CHECKPOINT.value}, runs, data, _DTYPE.value, features)
-        site.models[_CHECKPOINT.value[0]]  # what cannot be opened is said here, not on the page
-        site.warm_up(_CHECKPOINT.value[0])
+        checkpoints = _named(_CHECKPOINT.value)
+        site, first = Site(checkpoints, runs, data, _DTYPE.value, features), next(iter(checkpoints))
+        site.models[first]  # what cannot be opened is said here, not on the page
+        site.warm_up(first)
         with serving(site, _HOST.value, _PORT.value) as address:
             print(f"open {address} (Ctrl-C ends it)", flush=True)
             threading.Event().wait()
     except USER_ERRORS as error:
         sys.exit(error_message(error))
+
+
+def _named(checkpoints: list[str]) -> dict[str, Path]:
+    """Checkpoints by the end of their paths (RUN/checkpoints/STAGE), or, where two end alike, by all of it."""
+    ends = [str(Path(*Path(name).parts[-3:])) for name in checkpoints]
+    return {end if ends.count(end) == 1 else name: Path(name) for end, name in zip(ends, checkpoints)}
 
 
 def _directory(flag) -> Path | None:

@@ -150,7 +150,7 @@ class Said:
     Attributes:
       answers: by what the model was given: `EVERYTHING`, and each modality alone where it reads two.
       labels, coordinates: the K anchors, and where each caption of `EVERYTHING` lies among them.
-      blocks: of each of these captions, see `OpenModel.blocks`.
+      blocks: of each caption of each answer, see `OpenModel.blocks`.
       seconds: how long it took.
     """
 
@@ -158,7 +158,7 @@ class Said:
     answers: Mapping[str, Captioned]
     labels: tuple[str, ...]
     coordinates: Float[np.ndarray, "N K"]
-    blocks: tuple[Parsed | None, ...]
+    blocks: Mapping[str, tuple[Parsed | None, ...]]
     seconds: float
 
 
@@ -181,7 +181,9 @@ def describe_clip(model: OpenModel, clip: str, transcript: str = "", sampling: S
     answers = dict(zip(views, _captions(model, requests, sampling), strict=True))
     texts = [caption.text for caption in answers[EVERYTHING].captions]
     coordinates = model.coordinates(texts) if texts else np.zeros((0, len(model.anchors.labels)))
-    blocks = tuple(map(model.blocks, texts))
+    blocks = {
+        name: tuple(model.blocks(caption.text) for caption in answer.captions) for name, answer in answers.items()
+    }
     return Said(model.name, answers, model.anchors.labels, coordinates, blocks, time.perf_counter() - began)
 
 

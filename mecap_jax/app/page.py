@@ -60,6 +60,10 @@ def launch_options() -> dict[str, Any]:
     }
 
 
+def _html(name: str) -> gr.HTML:
+    return gr.HTML(elem_id=name, apply_default_css=False)
+
+
 def _shown(function: Callable) -> Callable:
     """The same with an error as one line in the last of its outputs; the others are left as they are."""
 
@@ -103,8 +107,8 @@ def _caption_tab(site: Site, uploads: Path) -> None:
                 visible=False,
                 elem_id="mic",
             )
-            recorder = {"html_template": TEMPLATE, "js_on_load": SCRIPT, "elem_id": "camera"}
-            camera = gr.HTML("", label="Your face and voice", visible=False, **recorder)
+            recorder = {"html_template": TEMPLATE, "js_on_load": SCRIPT, "apply_default_css": False}
+            camera = gr.HTML("", label="Your face and voice", visible=False, elem_id="camera", **recorder)
             examples = site.examples() if reads_media else []
             example = gr.Dropdown(examples, label="Example", visible=False, elem_id="example")
             clip_id = gr.Textbox(label="Id of precomputed features", visible=not reads_media, elem_id="clip-id")
@@ -113,7 +117,7 @@ def _caption_tab(site: Site, uploads: Path) -> None:
                 sampling = _sampling()
             go = gr.Button("Caption", variant="primary", elem_id="go")
         with gr.Column(scale=3, min_width=300):
-            answer = gr.HTML(elem_id="answer")
+            answer = _html("answer")
 
     def switch(chosen):
         return [gr.update(visible=chosen == name) for name in (_FILE, _MICROPHONE, _CAMERA, _EXAMPLE)]
@@ -154,7 +158,7 @@ def _many_files(site: Site, checkpoint: gr.Dropdown, sampling: list) -> None:
     files = gr.File(file_count="multiple", file_types=list(SUFFIXES), label="Files", elem_id="files")
     go = gr.Button("Caption all", elem_id="go-all")
     table = gr.Dataframe(headers=list(COLUMNS), interactive=False, wrap=True, label="Captions", elem_id="captions")
-    links = gr.HTML(elem_id="links")
+    links = _html("links")
 
     def caption_all(name, clips, samples, temperature, longest, seed, progress=gr.Progress()):  # noqa: B008
         def told(done, total):
@@ -184,13 +188,13 @@ def _rollouts_tab(site: Site, page: gr.Blocks) -> None:
         )
         other = gr.Dropdown(["", *runs], value="", label="Beside it", allow_custom_value=True, elem_id="other-run")
         follow = gr.Checkbox(False, label="Follow while it trains", elem_id="follow")
-    state = gr.HTML(elem_id="state")
+    state = _html("state")
     with gr.Accordion("Curves", open=True):
-        curves = gr.HTML(elem_id="curves")
+        curves = _html("curves")
     with gr.Row():
         view = gr.Radio(["groups", "steps"], value="groups", label="Rows", elem_id="view")
-        order = gr.Dropdown(list(ORDERS), label="Order", elem_id="order")
-        keep = gr.Dropdown(list(KEEPS), label="Show", elem_id="keep")
+        order = gr.Dropdown(list(ORDERS), label="Order", min_width=200, elem_id="order")
+        keep = gr.Dropdown(list(KEEPS), label="Show", min_width=200, elem_id="keep")
         stage = gr.Dropdown([ALL], value=ALL, label="Stage", elem_id="stage")
         label = gr.Dropdown([ALL], value=ALL, label="Label", elem_id="label")
     with gr.Row():
@@ -201,8 +205,8 @@ def _rollouts_tab(site: Site, page: gr.Blocks) -> None:
     table = gr.Dataframe(
         headers=list(GROUP_COLUMNS), interactive=False, label="Choose a row to open it", elem_id="rows"
     )
-    count = gr.HTML(elem_id="count")
-    group = gr.HTML(elem_id="group")
+    count = _html("count")
+    group = _html("group")
     timer = gr.Timer(_FOLLOW, active=False)
     filters = [view, order, keep, stage, label, clip, first, last, number]
 
@@ -289,10 +293,10 @@ def _data_tab(site: Site, page: gr.Blocks) -> None:
     table = gr.Dataframe(
         headers=list(CLIP_COLUMNS), interactive=False, label="Choose a row to open it", elem_id="clips"
     )
-    count = gr.HTML(elem_id="clip-count")
-    clip = gr.HTML(elem_id="clip-card")
+    count = _html("clip-count")
+    clip = _html("clip-card")
     with gr.Accordion("What the data are, and what was left out", open=True):
-        about = gr.HTML(elem_id="about")
+        about = _html("about")
 
     def opened(name):
         if not name:

@@ -31,7 +31,7 @@ _TYPES = {
 }
 CSS = """
 .mecap {font-size: 14px; line-height: 1.45; overflow-wrap: anywhere}
-.mecap h3 {font-size: 15px; margin: 10px 0 4px} .mecap p {margin: 4px 0}
+.mecap h3 {font-size: 15px; font-weight: 600; margin: 10px 0 4px} .mecap p {margin: 4px 0}
 .mecap .sides {display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 300px), 1fr)); gap: 12px}
 .mecap .card {border: 1px solid var(--border-color-primary); border-radius: 8px; padding: 10px 12px; min-width: 0}
 .mecap .first {border-left: 4px solid #D55E00} .mecap .second {border-left: 4px solid #0072B2}
@@ -52,10 +52,11 @@ CSS = """
 .mecap.camera video {width: 100%; background: #222; min-height: 160px}
 .mecap.camera button {border: 1px solid currentColor; border-radius: 6px; padding: 4px 14px; margin-right: 8px}
 .mecap video {min-width: min(100%, 200px)}
-.mecap .wide {overflow-x: auto}
-.mecap table {border-collapse: collapse; font-size: 13px; margin: 6px 0; border: 0 !important}
-.mecap th, .mecap td {border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important;
-  padding: 3px 8px; text-align: left; vertical-align: top}
+.mecap .wide-card {grid-column: 1 / -1}
+.mecap .wide {overflow-x: auto} .mecap table {border-collapse: collapse; font-size: 13px; margin: 6px 0}
+.mecap th, .mecap td {border-bottom: 1px solid var(--border-color-primary); padding: 3px 8px 3px 0; text-align: left;
+  vertical-align: top}
+.mecap th {white-space: nowrap; font-weight: 600}
 .mecap td.number {text-align: right; white-space: nowrap}
 .mecap .badge {font-size: 12px; border: 1px solid currentColor; border-radius: 9px; padding: 0 7px; margin-right: 4px}
 """
@@ -108,7 +109,8 @@ def captions(said: Sequence[Said], shown: Shown | None, clip: bytes | None) -> s
         seen.append(drawing.waveform(shown.waveform, shown.seconds))
     if shown is not None and len(shown.frames):
         seen.append(drawing.frames(shown.frames))
-    what = f'<div class="card"><h3>What the model was shown</h3>{player(clip)}{"".join(seen)}</div>'
+    place = "card wide-card" if len(said) > 1 else "card"
+    what = f'<div class="{place}"><h3>What the model was shown</h3>{player(clip)}{"".join(seen)}</div>'
     return page(f'<div class="sides">{sides}{what if seen or clip else ""}</div>')
 
 
@@ -117,7 +119,7 @@ def _side(said: Said, place: str) -> str:
     lines = [f"<h3>{_text(said.model)}</h3>"]
     if answer.error:
         return f'<div class="card {place}">{lines[0]}{error(answer.error)}</div>'
-    for caption, blocks in zip(answer.captions, said.blocks, strict=True):
+    for caption, blocks in zip(answer.captions, said.blocks[EVERYTHING], strict=True):
         lines.append(_blocks(caption.text, blocks))
         if not caption.finished:
             lines.append(note("It was cut off at the longest length."))
@@ -127,7 +129,7 @@ def _side(said: Said, place: str) -> str:
         lines.append(note(_DIFFERS.get(name, f"The clip has no {name}; training clips had.")))
     if len(said.answers) > 1:
         lines.append("<h3>From one modality alone</h3>")
-        lines += [_alone(name, other) for name, other in said.answers.items() if name != EVERYTHING]
+        lines += [_alone(name, other, said.blocks[name]) for name, other in said.answers.items() if name != EVERYTHING]
     lines.append("<h3>Where the caption lies among the emotions</h3>")
     lines.append(drawing.bars(said.labels, said.coordinates[0]))
     lines.append(note(f"log-probability {answer.captions[0].logprob:.1f}; {said.seconds:.1f} s"))
@@ -141,16 +143,17 @@ _DIFFERS = {
 }
 
 
-def _alone(name: str, answer: Captioned) -> str:
-    text = answer.error or answer.captions[0].text
-    return f"<p><b>{_text(name)}:</b> {_text(text)}</p>"
+def _alone(name: str, answer: Captioned, blocks: Sequence[Parsed | None]) -> str:
+    if answer.error or not blocks[0] or not blocks[0].fields:
+        return f"<p><b>{_text(name)}:</b> {_text(answer.error or answer.captions[0].text)}</p>"
+    return f"<p><b>{_text(name)}:</b></p>{_blocks(answer.captions[0].text, blocks[0])}"
 
 
-def _blocks(text: str, blocks: Parsed | None, marked: str | None = None) -> str:
+def _blocks(text: str, blocks: Parsed | None) -> str:
     """An answer by its blocks, or as it stands, with why it has none."""
     if blocks is None or not blocks.fields:
         why = note(f"does not follow its protocol: {blocks.reason}") if blocks is not None else ""
-        return f'<blockquote class="said">{marked or _text(text)}</blockquote>{why}'
+        return f'<blockquote class="said">{_text(text)}</blockquote>{why}'
     rows = "".join(f"<tr><th>{_text(name)}</th><td>{_text(value)}</td></tr>" for name, value in blocks.fields.items())
     return f'<div class="wide"><table>{rows}</table></div>'
 

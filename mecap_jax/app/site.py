@@ -145,8 +145,10 @@ class Site:
     # --- captions ---------------------------------------------------------------------------------------------
 
     def checkpoint_names(self) -> list[str]:
-        """Those of the command line, and the stages of all runs."""
-        return [*self._checkpoints, *(find_stages(self._runs) if self._runs else ())]
+        """Those of the command line, and the other stages of all runs."""
+        named = {path.resolve() for path in self._checkpoints.values()}
+        stages = find_stages(self._runs) if self._runs else ()
+        return [*self._checkpoints, *(stage for stage in stages if (self._runs / stage).resolve() not in named)]
 
     def caption(
         self, names: Sequence[str], clip: str, transcript: str, sampling: Sampling, seconds: float = SECONDS_FOR_A_CLIP
