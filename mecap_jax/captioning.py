@@ -116,6 +116,7 @@ def caption_clips(
     max_new_tokens: int | None = None,
     seed: int = 0,
     long: str = "trim",
+    fill: bool = False,
 ) -> Iterator[Captioned]:
     """Yields an answer to every request, in order, as batches are done.
 
@@ -130,6 +131,7 @@ def caption_clips(
       max_new_tokens: longest caption; None takes the longest that was trained.
       long: of a clip that is longer than those of training, "trim" captions the loudest stretch, "windows" as many
         stretches as cover it, each by itself, and "refuse" none.
+      fill: fills up the first batch, too, where it has fewer clips than `batch`: for calls that shall share a program.
 
     Raises:
       ConfigError: the model reads nothing that clips have, or it reads features and there are none.
@@ -137,7 +139,7 @@ def caption_clips(
     read = ClipReader(captioner, instruction or captioner.data.instruction, features, long)
     pending: deque[_Pending] = deque()
     waiting: list[tuple[_Pending, int, LaidOutPrompt]] = []
-    width = 0
+    width = batch if fill else 0
 
     def caption(chosen: list[tuple[_Pending, int, LaidOutPrompt]]) -> None:
         nonlocal width

@@ -209,6 +209,7 @@ def _captions(model: OpenModel, requests: Sequence[Request], sampling: Sampling)
             temperature=sampling.temperature,
             max_new_tokens=sampling.max_new_tokens or None,
             seed=sampling.seed,
+            fill=True,
         )
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):

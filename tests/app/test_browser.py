@@ -31,6 +31,7 @@ pytestmark = [
     pytest.mark.skipif(bool(MISSING), reason=f"not installed: {MISSING} (requirements-test-no-deps.txt)"),
     pytest.mark.filterwarnings("ignore"),  # Gradio's own
 ]
+HOSTILE = "A ${1+1} {{value}} `calm` <img src=x onerror=console.error(1)> voice."
 SECONDS = 40_000  # milliseconds until something must have appeared
 
 
@@ -46,7 +47,7 @@ def place(run):  # noqa: F811
     _, workdir, *_ = run
     claim_data(workdir, ShardReader(workdir.parent / "shards"))
     for step in (1, 2):
-        fair, good = completion("A calm voice.", 1.0, emotion=0.2), completion("A very calm voice.", 3.0, emotion=0.9)
+        fair, good = completion(HOSTILE, 1.0, emotion=0.2), completion("A very calm voice.", 3.0, emotion=0.9)
         append(workdir / "completions.jsonl", group(step, fair, good, clip="film", label="sad"))
         append(workdir / "metrics.jsonl", {"stage": "grpo", "step": step, "reward": step / 2, "kl": 0.1})
     (workdir.parent / "young").mkdir()
@@ -156,7 +157,12 @@ def test_rollouts_of_a_finished_run_and_of_one_that_trains(browser, address, pla
         page.locator("#rows >> text=film >> visible=true").first.click()
         page.wait_for_selector("#group mark")
         group = page.inner_text("#group")
-        assert "A very calm voice." in group and "advantage" in group and page.locator("#group video").count() == 1
+        assert (
+            "A very calm voice." in group
+            and HOSTILE in group
+            and "advantage" in group
+            and page.locator("#group video").count() == 1
+        )
 
         page.locator("#run input").fill("../../etc")
         page.keyboard.press("Enter")
