@@ -14,7 +14,7 @@ from mecap_jax.app.camera import SCRIPT, TEMPLATE
 from mecap_jax.app.captions import COLUMNS, Sampling
 from mecap_jax.app.clips import labels_of
 from mecap_jax.app.rollouts import KEEPS, ORDERS
-from mecap_jax.app.site import CLIP_COLUMNS, GROUP_COLUMNS, MOST_FILES, SHOWN_ERRORS, STEP_COLUMNS, Site
+from mecap_jax.app.site import CLIP_COLUMNS, GROUP_COLUMNS, MOST_FILES, SHOWN_ERRORS, STEP_COLUMNS, Site, chosen_clip
 from mecap_jax.captioning import SUFFIXES
 from mecap_jax.config import ConfigError
 from mecap_jax.data.utterance import SPLITS
@@ -26,6 +26,7 @@ _FOLLOW = 4.0  # seconds between two looks at a run that trains
 ALL = "all"
 _CHOOSE = "Choose a row to open it"
 _FILE, _MICROPHONE, _CAMERA, _EXAMPLE, _ID = "file", "microphone", "camera", "example", "features"
+_SENT = (_FILE, _MICROPHONE, _CAMERA)  # what the browser uploads
 # Fonts that every machine has: none is fetched.
 _FONTS = {"font": ["ui-sans-serif", "system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
 _CSS = rendering.CSS + "\n.gradio-container {max-width: 1280px !important} footer {display: none !important}"
@@ -126,11 +127,8 @@ def _caption_tab(site: Site, uploads: Path) -> None:
 
     def caption(name, second, chosen, *rest):
         *clips, said, samples, temperature, longest, seed = rest
-        clip = dict(zip((_FILE, _MICROPHONE, _CAMERA, _EXAMPLE, _ID), clips)).get(chosen)
-        if chosen == _CAMERA and clip and not Path(clip).resolve().is_relative_to(uploads.resolve()):
-            raise ConfigError("that is no recording of the camera")
-        if not clip:
-            raise ConfigError(f"there is nothing to caption yet: choose or record something under {chosen!r:.40}")
+        known = {key: value for key, value in zip((*_SENT, _EXAMPLE, _ID), clips) if key in sources}
+        clip = chosen_clip(chosen, known, _SENT, uploads)
         names = [name, *([second] if second else [])]
         settings = Sampling(int(samples), float(temperature), int(longest), int(seed))
         if chosen != _EXAMPLE:

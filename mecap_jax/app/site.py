@@ -6,10 +6,11 @@ import collections
 import contextlib
 import dataclasses
 import functools
+import os
 import re
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as TooLate
 from pathlib import Path
@@ -19,7 +20,6 @@ from mecap_jax.app import rendering
 from mecap_jax.app.captions import (
     COLUMNS,
     OpenModel,
-    Said,
     Sampling,
     as_csv,
     caption_files,
@@ -160,10 +160,11 @@ class Site:
         """
 
         def describe() -> str:
-            said: list[Said] = []
-            for name in names:
-                said.append(describe_clip(self.models[name], clip, transcript, sampling))
-            model, path = self.models[names[0]], Path(clip)
+            models = [self.models[name] for name in names]
+            if len({model.reads_media for model in models}) > 1:  # an id is no path
+                raise ConfigError("one of the checkpoints reads precomputed features, the other clips")
+            said = [describe_clip(model, clip, transcript, sampling) for model in models]
+            model, path = models[0], Path(clip)
             heard = not all(answer.error for answer in said[0].answers.values())
             media = path.read_bytes() if heard and model.reads_media else None
             return rendering.captions(said, shown_of(model, path) if media else None, media)
@@ -339,6 +340,23 @@ class Site:
         except TooLate:
             waiting.cancel()
             raise ConfigError(f"it took longer than {seconds:g} s; try a shorter clip, or again later") from None
+
+
+def chosen_clip(source: str, clips: Mapping[str, str | None], sent: Collection[str], uploads: Path) -> str:
+    """What is to be captioned, of the sources that there are.
+
+    Args:
+      clips: by source; None or "" where there is nothing.
+      sent: sources whose clips a browser sends, into the directory `uploads`.
+
+    Raises:
+      ConfigError: there is nothing, or a clip that was not sent.
+    """
+    if not (clip := clips.get(source)):
+        raise ConfigError(f"there is nothing to caption yet: choose or record something under {source!r:.40}")
+    if source in sent and not Path(os.path.realpath(clip)).is_relative_to(os.path.realpath(uploads)):
+        raise ConfigError("that is no file that was sent to this page")
+    return clip
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------

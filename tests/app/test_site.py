@@ -5,6 +5,7 @@ import json
 import re
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from mecap_jax.app import rendering
 from mecap_jax.app.captions import EVERYTHING, Sampling, as_csv, describe_clip, outline, shown_of, table_rows
 from mecap_jax.app.clips import choose_clips, open_clips
-from mecap_jax.app.site import COLUMNS, Site
+from mecap_jax.app.site import COLUMNS, Site, chosen_clip
 from mecap_jax.captioning import Caption, Captioned
 from mecap_jax.config import ConfigError
 from mecap_jax.data.importers import ImporterError
@@ -112,6 +113,23 @@ def test_a_checkpoint_that_is_gone_and_a_path_that_leads_out_are_said(site, tmp_
             site.about_data(name)
     with pytest.raises(ConfigError, match="started without --runs"):
         Site({}).run("run")
+
+
+def test_a_clip_is_one_that_was_sent(tmp_path):
+    (tmp_path / "a.wav").touch()
+    clips = {"file": str(tmp_path / "a.wav"), "microphone": None, "camera": "/etc/passwd", "example": "sad"}
+    sent = ("file", "microphone", "camera")
+    assert chosen_clip("file", clips, sent, tmp_path) == clips["file"]
+    assert chosen_clip("example", clips, sent, tmp_path) == "sad"
+    for source, reason in (("camera", "no file that was sent"), ("microphone", "nothing to caption yet")):
+        with pytest.raises(ConfigError, match=reason):
+            chosen_clip(source, clips, sent, tmp_path)
+    with pytest.raises(ConfigError, match="nothing to caption yet"):
+        chosen_clip("features", clips, sent, tmp_path)  # which this page does not offer
+    two = Site({})
+    two.models = {"a": SimpleNamespace(reads_media=False), "b": SimpleNamespace(reads_media=True)}
+    with pytest.raises(ConfigError, match="one of the checkpoints reads precomputed features"):
+        two.caption(["a", "b"], "/etc/passwd", "", SHORT)
 
 
 def test_waiting_has_an_end(site, tmp_path):
