@@ -43,6 +43,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     logging.set_verbosity(logging.WARNING)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # uploads are deleted whoever ends the page
     try:
         check_port(_HOST.value, _PORT.value)
         runs, data = (_directory(flag) for flag in (_RUNS, _DATA))
