@@ -73,7 +73,7 @@ class Guard:
             if body is None:
                 return await _refuse(send, 413, "that is too much")
             if not self._may_name(body, browser):
-                return await _refuse(send, 403, "a file of this request is not one that this browser has sent")
+                return await _refuse(send, 403, "this browser has not sent that file, or it was deleted since: choose it again")
             receive = _again(body, receive)
         return await self._app(scope, receive, send)
 
