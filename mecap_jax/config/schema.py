@@ -510,6 +510,8 @@ class Config:
         nothing else.
       max_nonfinite_steps: so many steps in a row without a finite gradient stop the run.
       compilation_cache: directory of the persistent compilation cache; `JAX_COMPILATION_CACHE_DIR` goes before it.
+      trackers: where the log goes beside TensorBoard: "wandb", "trackio". Both are extras, and are set up by their own
+        variables; they get numbers, configuration, captions and labels, no media.
     """
 
     name: FileName
@@ -529,6 +531,7 @@ class Config:
     checkpoint: CheckpointConfig = CheckpointConfig()
     max_nonfinite_steps: PositiveInt = 3
     compilation_cache: str = "cache/jax"
+    trackers: tuple[Literal["wandb", "trackio"], ...] = ()
 
     @property
     def longest_answer(self) -> int:

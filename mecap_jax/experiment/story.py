@@ -43,6 +43,7 @@ from mecap_jax.json_files import write_json
 from mecap_jax.locking import locked
 from mecap_jax.models.parameters import merge_params
 from mecap_jax.training.logging import RunLogger, read_jsonl
+from mecap_jax.training.trackers import open_trackers
 
 # What the steps of a row follow from that takes the time of another stage.
 CONTROL = "control.json"
@@ -71,6 +72,7 @@ def run(
         logger = stack.enter_context(RunLogger(workdir, enabled=first, traced=traced))
         with clock.measure("set_up"):
             bench = set_up(config, workdir, logger)
+        logger.mirror(functools.partial(open_trackers, config, workdir))
         config = bench.config
         logger.say(_describe(bench))
         model = open_model(config, bench.mesh)

@@ -27,14 +27,14 @@ CACHE = Path("cache")  # what can be made again: shards, media tokens, compiled 
 # What may change between the two halves of a run without changing what it learns. Data are compared by their checksums,
 # steps by what was taken.
 _FREE = re.compile(
-    r"name|(evaluation|checkpoint|mesh)\..*|compilation_cache|max_nonfinite_steps|"
+    r"name|(evaluation|checkpoint|mesh)\..*|compilation_cache|trackers|max_nonfinite_steps|"
     r"data\.(path|source|input|synthetic\..*|workers|cache_mb)|(sft|grpo)\.steps|"
     r"(sft|grpo)\.(micro_clips|micro_prompts|validate_every)|rows|task\.(judge|judge_model|judge_timeout_s|places|wheels)|"
     r"grpo\.max_reward_failures|grpo\.reward\.(validation_)?timeout_s"
 )
 # What a machine decides and no figure follows from.
 _MACHINE = re.compile(
-    r"(checkpoint|mesh)\..*|compilation_cache|data\.(workers|cache_mb)|(sft|grpo)\.micro_(clips|prompts)|"
+    r"(checkpoint|mesh)\..*|compilation_cache|trackers|data\.(workers|cache_mb)|(sft|grpo)\.micro_(clips|prompts)|"
     r"evaluation\.batch_clips"
 )
 

@@ -1,4 +1,4 @@
-"""Logs of a run: a live display, `metrics.jsonl`, `completions.jsonl` and TensorBoard.
+"""Logs of a run: a live display, `metrics.jsonl`, `completions.jsonl`, TensorBoard, and trackers where there are some.
 
 On a terminal a progress bar shows the numbers that matter and the time left; elsewhere a line appears now and then.
 Only the first process writes.
@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from mecap_jax.json_files import parse_json, to_json
 from mecap_jax.text_files import printable
 from mecap_jax.training.profiling import StepTrace
+from mecap_jax.training.trackers import Tracker
 
 # What a person watches; everything is in metrics.jsonl.
 _SHOWN = {
@@ -57,8 +58,16 @@ class RunLogger(contextlib.AbstractContextManager):
         self._console = console or Console(file=sys.stderr, highlight=False)
         self._tensorboard = _summary_writer(workdir / "tensorboard") if enabled and workdir else None
         self._files: dict[str, Any] = {}
+        self._trackers: list[Tracker] = []
+
+    def mirror(self, open_all: Callable[[Callable[[str], None]], list[Tracker]]) -> None:
+        """From now on the logs go to these trackers, too; `open_all` is told how to say something."""
+        if self._enabled:
+            self._trackers = open_all(self.say)
 
     def __exit__(self, *exception):
+        for tracker in self._trackers:
+            tracker.close()
         for file in self._files.values():
             file.close()
         if self._tensorboard is not None:
@@ -92,12 +101,17 @@ class RunLogger(contextlib.AbstractContextManager):
         for name, value in values.items():
             if math.isfinite(value):
                 self._tensorboard.add_scalar(f"{stage}/{name}", value, step)
+        for tracker in self._trackers:
+            tracker.metrics(stage, step, values)
 
     def completions(self, stage: str, step: int, groups: Iterable[Mapping[str, Any]]) -> None:
         """Logs sampled groups with every reward term and advantage."""
         if self._enabled:
+            groups = list(groups)
             for group in groups:
                 self._write("completions.jsonl", {"stage": stage, "step": step, **group})
+            for tracker in self._trackers:
+                tracker.completions(stage, step, groups)
 
     def trace(self, stage: str) -> StepTrace:
         """What traces the stage's steps that are to be traced, into `profile/STAGE`."""

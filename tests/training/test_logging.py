@@ -1,15 +1,22 @@
 """What a run writes while it goes: files a program reads, a display a person reads."""
 
+import dataclasses
+import functools
 import gzip
 import io
 import json
+import sys
+import types
 
 import jax
+import pytest
 from rich.console import Console
 
+from mecap_jax.config import ConfigError, load
 from mecap_jax.json_files import parse_json
 from mecap_jax.training import logging
 from mecap_jax.training.logging import RunLogger, read_jsonl
+from mecap_jax.training.trackers import open_trackers
 
 
 def quiet(workdir, **options):
@@ -115,3 +122,94 @@ def test_names_in_what_is_said_cannot_write_to_the_terminal(tmp_path):
     with quiet(None) as logger:
         logger.say("labels: calm\x1b[31m\u202e\nand more")
         assert logger._console.file.getvalue() == "labels: calm\\x1b[31m\\u202e\nand more\n"
+
+
+class FakeTracker(types.ModuleType):
+    """What W&B and Trackio have in common, and what they were asked."""
+
+    def __init__(self, name, fails_at=None):
+        super().__init__(name)
+        self.calls, self._fails_at = [], fails_at
+        self.run = types.SimpleNamespace(
+            log=functools.partial(self._call, "log"),
+            define_metric=functools.partial(self._call, "define_metric"),
+            finish=functools.partial(self._call, "finish"),
+        )
+
+    def _call(self, called, /, *arguments, **options):
+        self.calls.append((called, *arguments, options))
+        if len(self.calls) == self._fails_at:
+            raise ConnectionError("no network")
+
+    def init(self, **options):
+        self._call("init", **options)
+        return self.run
+
+    Table = staticmethod(lambda **options: options)
+
+
+@pytest.fixture
+def tracker(monkeypatch):
+    def make(name, **options):
+        module = FakeTracker(name, **options)
+        monkeypatch.setitem(sys.modules, name, module)
+        return module
+
+    return make
+
+
+GROUP = {"utterance_id": "a", "label": "sad", "completions": [
+    {"text": "low", "reward": 1.5, "advantage": 0.5, "rewards": {"emotion": 0.7}},
+    {"text": "loud", "reward": None, "advantage": None, "rewards": {"emotion": None}},
+]}  # fmt: skip
+
+
+def log_with(workdir, *names):
+    config = dataclasses.replace(load("configs/grpo.py"), trackers=names)
+    with quiet(workdir) as logger:
+        logger.mirror(functools.partial(open_trackers, config, workdir))
+        logger.metrics("sft", 1, {"loss": 1.5, "bad": float("nan")})
+        logger.metrics("grpo", 1, {"reward": 2.0})
+        logger.completions("grpo", 1, iter([GROUP]))
+        logger.completions("sft", 2, [])
+        return logger._console.file.getvalue()
+
+
+def test_trackers_get_the_same_names_and_completions_as_tables(tmp_path, tracker):
+    wandb, trackio = tracker("wandb"), tracker("trackio")
+    assert log_with(tmp_path / "run", "wandb", "trackio") == ""
+    table = {
+        "columns": ["step", "clip", "label", "completion", "reward", "advantage", "emotion"],
+        "data": [[1, "a", "sad", "low", 1.5, 0.5, 0.7], [1, "a", "sad", "loud", None, None, None]],
+    }
+    logged = [
+        ("log", {"sft/step": 1, "sft/loss": 1.5}, {}),
+        ("log", {"grpo/step": 1, "grpo/reward": 2.0}, {}),
+        ("log", {"grpo/step": 1, "grpo/completions": table}, {}),
+        ("finish", {}),
+    ]
+    assert trackio.calls[1:] == logged
+    assert [call for call in wandb.calls[1:] if call[0] != "define_metric"] == logged
+    steps = [(call[1], call[2]) for call in wandb.calls if call[0] == "define_metric"]
+    assert steps == [("sft/*", {"step_metric": "sft/step"}), ("grpo/*", {"step_metric": "grpo/step"})]
+    (_, first), (_, second) = wandb.calls[0], trackio.calls[0]
+    assert first["resume"] == second["resume"] == "allow" and first["id"] == first["name"] == second["name"]
+    assert first["config"]["grpo"]["group_size"] == 6 and len(read_jsonl(tmp_path / "run" / "completions.jsonl")) == 1
+    log_with(tmp_path / "run", "wandb"), log_with(tmp_path / "other", "wandb")  # the same run, and another one
+    again, other = (call[1]["id"] for call in wandb.calls[1:] if call[0] == "init")
+    assert again == first["id"] != other
+
+
+def test_a_tracker_that_fails_is_said_once_and_harms_no_log(tmp_path, tracker):
+    trackio = tracker("trackio", fails_at=2)
+    assert log_with(tmp_path, "trackio") == ("trackio failed and is left out from here: ConnectionError: no network\n")
+    assert len(trackio.calls) == 2 and len(read_jsonl(tmp_path / "metrics.jsonl")) == 2
+
+
+def test_a_tracker_that_does_not_open_ends_the_run_before_it_begins(tmp_path, tracker, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ConfigError, match=r"'trackers': wandb is not installed \(pip install 'mecap_jax\[wandb\]'\)"):
+        log_with(tmp_path, "wandb")
+    tracker("trackio", fails_at=1)
+    with pytest.raises(ConfigError, match="'trackers': trackio did not open: no network"):
+        log_with(tmp_path, "trackio")
