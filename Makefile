@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: train test test-transformers-4 test-plan reproduce clean
+.PHONY: train test docs test-transformers-4 test-plan reproduce clean
 
 train: $(VENV)/.runtime
 	$(BIN)/python scripts/train.py --config=configs/grpo.py $(ARGS)
@@ -21,6 +21,10 @@ test-transformers-4: $(VENV)/.test $(VENV)-transformers-4/.done
 test-plan: $(VENV)/.test $(VENV)-plan/.done
 	MECAP_LIBTPU=$(CURDIR)/$(VENV)-plan/bin/python $(BIN)/python -m pytest -q tests/planning $(ARGS)
 
+# The documentation, into site/.
+docs: $(VENV)/.docs
+	$(BIN)/python -m mkdocs build --strict $(ARGS)
+
 reproduce: $(VENV)/.runtime
 	$(BIN)/python scripts/reproduce.py $(ARGS)
 
@@ -36,6 +40,10 @@ $(VENV)/.test: $(VENV)/.runtime requirements-test.txt requirements-test-no-deps.
 	$(PIP) torch==2.13.0
 	$(PIP) -r requirements-test.txt
 	$(PIP) --no-deps -r requirements-test-no-deps.txt
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.runtime requirements-docs.txt
+	$(PIP) -r requirements-docs.txt
 	touch $@
 
 $(VENV)-transformers-4/.done:

@@ -55,8 +55,8 @@ def _default(field: dataclasses.Field) -> Any:
 
 
 def _dataclass_in(hint: Any) -> type | None:
-    """The dataclass of `Dataclass | None`."""
-    return next((option for option in typing.get_args(hint) if dataclasses.is_dataclass(option)), None)
+    """The dataclass of `Dataclass` or `Dataclass | None`."""
+    return next((option for option in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(option)), None)
 
 
 def attribute_texts(kind: type) -> dict[str, str]:

@@ -499,6 +499,8 @@ class Config:
 
     Attributes:
       name: what reports call the run, and its workdir below `runs` where no other is named.
+      model: the network; presets are class methods of `ModelConfig`.
+      sft, grpo: the stages; None leaves one out.
       seed: of initial weights, order, augmentation and sampling.
       rows: what the recipe offers to hold the result against; `evaluation.rows` says which ones are trained.
       backbone: directory in the Hugging Face layout that weights, tokenizer and processor come from; "" trains a
