@@ -10,6 +10,7 @@ A run on several machines is this command on each of them, with a workdir that a
 they find each other; elsewhere --coordinator_address=HOST:PORT, --num_processes and --process_id say where they meet.
 """
 
+import gc
 import signal
 import sys
 from logging import getLogger
@@ -19,6 +20,7 @@ from mecap_jax.interruption import Interrupted, answer_signals
 
 if __name__ == "__main__":  # before the imports that take seconds
     answer_signals(dict.fromkeys((signal.SIGTERM, signal.SIGINT), Interrupted.STATUS))
+    gc.set_threshold(10_000)  # each collection looks through millions of objects that stay: imports and traces
 
 from absl import app, flags, logging
 

@@ -20,6 +20,7 @@ if not _IS_WORKER:
     # A program is compiled once, whichever worker or script that a test starts needs it first.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _CACHE.name)
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # nobody reads where an instruction came from
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers share the cores
     os.environ["NUMBA_CACHE_DIR"] = f"{_CACHE.name}/numba"
@@ -27,6 +28,8 @@ if not _IS_WORKER:
 else:
     # Two processes that fill one cache of numba's can leave code there that crashes whoever loads it.
     os.environ["NUMBA_CACHE_DIR"] += f"-{os.environ['PYTEST_XDIST_WORKER']}"
+
+gc.set_threshold(100_000)  # imports and traces make millions of objects that stay: each collection looks through them
 
 import jax  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
@@ -61,6 +64,10 @@ def pytest_collection_modifyitems(items):
     """Whole files in order of their slow tests: a long file that starts last leaves the other worker idle."""
     slow = collections.Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
+
+
+def pytest_collection_finish():
+    gc.freeze()  # modules are not looked through again after every file
 
 
 def pytest_runtest_teardown(item, nextitem):

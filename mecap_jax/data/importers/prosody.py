@@ -12,7 +12,7 @@ from collections.abc import Hashable, Mapping, Sequence
 
 import librosa
 import numpy as np
-import scipy.signal
+import scipy
 
 from mecap_jax.data import media
 from mecap_jax.data.utterance import Utterance
