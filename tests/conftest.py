@@ -29,7 +29,7 @@ else:
     # Two processes that fill one cache of numba's can leave code there that crashes whoever loads it.
     os.environ["NUMBA_CACHE_DIR"] += f"-{os.environ['PYTEST_XDIST_WORKER']}"
 
-gc.set_threshold(100_000)  # imports and traces make millions of objects that stay: each collection looks through them
+gc.set_threshold(100_000, 50, 50)  # each collection looks through millions of objects that stay: imports, traces
 
 import jax  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402

@@ -9,4 +9,5 @@ def xla_flags(devices: int) -> str:
     version = tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2]))
     if version < (0, 11):  # later ones have no such flag, and XLA ends the process over a flag that it does not know
         flags += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
+        flags += ["--xla_cpu_experimental_ynn_fusion_type="]  # YNNPACK prepares every product anew, on every device
     return " ".join(flags)

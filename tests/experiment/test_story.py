@@ -14,7 +14,6 @@ import pytest
 from mecap_jax.config import ConfigError, RowConfig, load
 from mecap_jax.config.overrides import override as override_config
 from mecap_jax.evaluation.decoding import Caption
-from mecap_jax.evaluation.java_tools import Meteor
 from mecap_jax.evaluation.reproduction import seeds_tables
 from mecap_jax.evaluation.stage import EvaluatedClip, StageResult
 from mecap_jax.experiment import scoring, stages, story, weights
@@ -268,6 +267,7 @@ def _tuples(mapping):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_meteor")
 def test_what_earns_nothing_in_training_earns_nothing_in_evaluation(finished):
     _, workdir, _ = finished
     with RunLogger(None) as logger:
@@ -275,7 +275,7 @@ def test_what_earns_nothing_in_training_earns_nothing_in_evaluation(finished):
     rows = bench.dataset.clips("test")[:4]
     good = [bench.dataset.targets(row)[0] for row in rows]
     said = [Caption(good[0], True), Caption(good[1], False), Caption("", True), Caption(f"{good[3]} {good[3]}", True)]
-    with Meteor() as meteor:
+    with scoring.Meteor() as meteor:
         metrics = score_captions(bench, dict(zip(rows, said)), meteor).metrics
     assert metrics["emotion_reward"] == pytest.approx(1 / 4, abs=1e-3)
 
