@@ -21,7 +21,7 @@ from mecap_jax.config.reference import Key, keys
 
 _ROOT = Path(__file__).parents[1]
 _DIRECTIVE = re.compile(r"^\{\{ (\w+)(?:: (.+?))? \}\}$", re.M)
-_LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)#\s]+)(#[^)]*)?\)")
+_LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s]+)(#[^)]*)?\)")
 # Files outside docs/ that have a page.
 _PAGES = {
     "README.md": "index.md",
@@ -75,14 +75,16 @@ def relink(text: str, source: str, here: str) -> str:
     """Returns text of the file `source` with links that hold on the page `here`; to what has no page, as code."""
 
     def link(found: re.Match) -> str:
-        title, target, anchor = found[1], found[2], found[3] or ""
+        mark, title, target, anchor = found[1], found[2], found[3], found[4] or ""
         if "://" in target or target.startswith("mailto:"):
             return found[0]
         path = os.path.normpath(Path(source).parent / target)
         place = f"docs/{_PAGES[path]}" if path in _PAGES else path
         if not place.startswith("docs/"):
+            if mark:  # a picture
+                return found[0]
             return title if title.startswith("`") else f"`{path}`"
-        return f"[{title}]({os.path.relpath(place, Path(here).parent)}{anchor})"
+        return f"{mark}[{title}]({os.path.relpath(place, Path(here).parent)}{anchor})"
 
     return _LINK.sub(link, text)
 

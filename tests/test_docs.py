@@ -33,7 +33,7 @@ def test_what_a_page_takes_is_there_and_its_links_lead_to_pages(path, hooks):
     page = SimpleNamespace(file=SimpleNamespace(src_uri=str(path.relative_to(DOCS))))
     text = hooks.on_page_markdown(path.read_text(encoding="utf-8"), page)
     assert "{{ " not in text and text.strip()
-    known = {p.resolve() for p in (*PAGES, *DOCS.rglob("*.svg"))} | {
+    known = {p.resolve() for p in (*PAGES, *DOCS.glob("pictures/*"))} | {
         DOCS / "api" / f"{n}.md" for n in hooks.api_pages()
     }
     text = re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.S)
@@ -56,9 +56,10 @@ def test_every_page_has_a_place(hooks):
 
 
 def test_links_of_what_is_taken_lead_on_from_where_it_stands_now(hooks):
-    text = "[a](docs/plans.md#what), [b](benchmarks/RESULTS.md), [c](LICENSE), [d](https://x.org/y.md), ![e](x.png)"
+    text = "[a](docs/plans.md#what), [b](benchmarks/RESULTS.md), [c](LICENSE), [d](https://x.org/y.md), "
+    text += "![e](x.png), ![f](docs/y.png)"
     assert hooks.relink(text, "README.md", "docs/tutorials/backbone.md") == (
-        "[a](../plans.md#what), [b](../measured.md), `LICENSE`, [d](https://x.org/y.md), ![e](x.png)"
+        "[a](../plans.md#what), [b](../measured.md), `LICENSE`, [d](https://x.org/y.md), ![e](x.png), ![f](../y.png)"
     )
     with pytest.raises(ValueError, match="no section 'Absent'; there are Quick start"):
         hooks.section((ROOT / "README.md").read_text(encoding="utf-8"), "Absent")

@@ -73,7 +73,9 @@ class Guard:
             if body is None:
                 return await _refuse(send, 413, "that is too much")
             if not self._may_name(body, browser):
-                return await _refuse(send, 403, "this browser has not sent that file, or it was deleted since: choose it again")
+                return await _refuse(
+                    send, 403, "this browser has not sent that file, or it was deleted since: choose it again"
+                )
             receive = _again(body, receive)
         return await self._app(scope, receive, send)
 
