@@ -79,7 +79,7 @@ def plot_differences(differences: Mapping[str, Mapping[str, Any]], title: str, p
       differences: pair ("grpo - sft") -> metric -> value, low, high; at least one pair, of one first stage.
       title: what dots and lines are.
     """
-    keys = [key for key in COMPARED if any(row.get(key, {}).get("value") is not None for row in differences.values())]
+    keys = [key for key in COMPARED if any(key in row for row in differences.values())]
     panels = [[key for key in keys if describe(key).digits], [key for key in keys if not describe(key).digits]]
     panels = [panel for panel in panels if panel]
     columns = min(3, len(differences))

@@ -22,7 +22,7 @@ from mecap_jax.evaluation.recognition import recognition
 from mecap_jax.evaluation.report_html import Media, picture_address, players, to_page
 from mecap_jax.evaluation.report_text import render
 from mecap_jax.evaluation.stage import StageResult, compare
-from mecap_jax.evaluation.tables import ABLATION_KEYS, pair_name, pairs
+from mecap_jax.evaluation.tables import ABLATION_KEYS, COMPARED, pair_name, pairs
 from mecap_jax.json_files import parse_json, to_json
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "pycocoevalcap")
@@ -260,7 +260,7 @@ def _draw(
     leading = next(iter(report["differences"]), "").partition(" - ")[0]
     floor = pair_name(leading, "text_only")  # beside it, all other differences would be dots at zero
     led = {pair: row for pair, row in report["differences"].items() if pair.startswith(f"{leading} - ")}
-    if led := {pair: row for pair, row in led.items() if pair != floor}:
+    if led := {pair: row for pair, row in led.items() if pair != floor and set(row) & set(COMPARED)}:
         plots.plot_differences(led, f"paired differences, with {of}", path("differences"))
     rows = [row for row in metrics_log if row.get("stage") in (None, "sft", "grpo")]
     grpo = [row for row in rows if "reward" in row]
