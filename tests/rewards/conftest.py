@@ -1,3 +1,6 @@
+import functools
+
+import jax
 import numpy as np
 import pytest
 
@@ -7,11 +10,14 @@ from mecap_jax.rewards.base import Sample
 from mecap_jax.rewards.templates import template_sentences
 from tests.rewards.captions import CAPTIONS
 from tests.rewards.train_captions import TRAIN_CAPTIONS
+from tests.xla_flags import thorough
 
 
 @pytest.fixture(scope="session")
 def encoder():
-    return load_sentence_encoder()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=thorough()))
+        return load_sentence_encoder()
 
 
 @pytest.fixture(scope="session")
