@@ -52,21 +52,10 @@ ROWS = {
 }
 PARTS = ("encoder", "media", "start")  # of the work: they have one size
 _GPU = Work("embeddings", prompts=4, prompt_tokens=1024, completion_tokens=64, dtype="bfloat16")
+_GPU_SIDES = ("ours", "trl_mixed", "trl_bfloat16")
 GPU_ROWS = {
-    "0.5b": (
-        dataclasses.replace(_GPU, size="0.5b"),
-        (
-            "ours",
-            "trl_bfloat16",
-        ),
-    ),
-    "3b": (
-        dataclasses.replace(_GPU, size="3b", accumulate=2),
-        (
-            "ours",
-            "trl_bfloat16",
-        ),
-    ),
+    "0.5b": (dataclasses.replace(_GPU, size="0.5b"), _GPU_SIDES),
+    "3b": (dataclasses.replace(_GPU, size="3b", accumulate=2), _GPU_SIDES),
 }
 SWEEPS = {
     "prompt_tokens": (256, 512, 1024, 2048, 4096),
@@ -101,11 +90,15 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     rows = GPU_ROWS if _PLATFORM.value == "gpu" else ROWS
+    if _SWEEP.value and _PLATFORM.value == "gpu":
+        raise app.UsageError("--sweep: there is none on a GPU")
     if unknown := set(_ROWS.value or ()) - set(rows):
         raise app.UsageError(f"--rows: {sorted(unknown)[0]!r} is none of {', '.join(rows)}")
     if not Path(_PEERS.value).is_file():
         sys.exit(f"error: --peers: no such file: {_PEERS.value}")
     os.environ.update(_ENVIRONMENT[_PLATFORM.value])
+    if _PLATFORM.value == "gpu":  # every side has one card
+        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
     output = Path(_OUTPUT.value)
     output.mkdir(parents=True, exist_ok=True)
     if _SWEEP.value:
@@ -149,8 +142,8 @@ def _measure(work: Work, sides: Sequence[str], rounds: int, left: Path) -> dict[
         left.mkdir(exist_ok=True)
         for log in Path(directory).glob("*.log"):
             shutil.copy(log, left)
-        if _TRACE.value:
-            shutil.copytree(Path(directory) / "trace", left / "trace", dirs_exist_ok=True)
+        if (trace := Path(directory) / "trace").is_dir():
+            shutil.copytree(trace, left / "trace", dirs_exist_ok=True)
     return {"work": vars(work), "date": f"{datetime.date.today()}", "machine": machine(), **result}
 
 

@@ -74,16 +74,17 @@ def main() -> None:
     media = np.load(directory / "media.npy", allow_pickle=False) if work.row == "embeddings" else None
     tokenizer = processor.tokenizer
     tokenizer.end_ids = (_NEVER,)
-    reference = load_model(directory / "model", model, abstract)
+    params = load_model(directory / "model", model, abstract)
     terms = RewardFunction([(_Vowels(), 1.0)], timeout_s=60.0)
     sampling = functools.partial(sampling_params, dtype=model.dtype, gather=True)
     engine = RolloutEngine(
-        graphdef, reference, {}, config, tokenizer, lambda text: {}, terms, mesh, work.seed, sampling
+        graphdef, sampling(params), {}, config, tokenizer, lambda text: {}, terms, mesh, work.seed, sampling
     )
     optimizer, peak = make_optimizer(config.optimizer, 1), peak_flops(mesh, model.dtype)
     abstract = abstract_state(abstract, optimizer, mesh)
     learner = GrpoLearner(graphdef, abstract, {}, engine, optimizer, config, mesh, work.seed)
-    state = init_state(jax.tree.map(lambda x: x.copy(), reference), optimizer, mesh)
+    state = init_state(jax.tree.map(lambda x: x.copy(), params), optimizer, mesh)
+    del params  # what of them is the reference policy's stays
 
     def micro_batch(rows: list[Any]) -> MicroBatch:
         prompt = from_ids(rows, media, model) if work.row in ("text", "embeddings") else processor(rows)

@@ -5,6 +5,7 @@ parts_torch.py encoder | media
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from benchmarks.throughput.parts import run
 from benchmarks.throughput.torch_setup import prepare_torch
 from benchmarks.throughput.work import Work, read_prompts
+from benchmarks.throughput.worker import cores
 from mecap_jax.json_files import read_json_object
 
 prepare_torch()  # declares what the imports below look for
@@ -34,12 +36,13 @@ def encoder(work: Work) -> Iterator[dict[str, float]]:
         yield {"items": len(texts), "sum": float(np.abs(np.concatenate(found)).sum())}
 
 
-def media(work: Work) -> Iterator[dict[str, float]]:
-    """Clips from files to the model's inputs, in this process."""
+def media(work: Work, workers: int = 0) -> Iterator[dict[str, float]]:
+    """Clips from files to the model's inputs, in so many processes (0: in this one)."""
     from transformers import AutoProcessor
 
     processor, clips = AutoProcessor.from_pretrained("model"), Clips(read_json_object(Path("frames.json")))
-    loader = torch.utils.data.DataLoader(clips, work.prompts, collate_fn=lambda some: _prepared(processor, some))
+    collate = functools.partial(_prepared, processor)
+    loader = torch.utils.data.DataLoader(clips, work.prompts, collate_fn=collate, num_workers=workers)
     while True:
         found = [(len(inputs["pixel_values_videos"]), int(inputs["feature_attention_mask"].sum())) for inputs in loader]
         patches, frames = map(sum, zip(*found))
@@ -99,5 +102,6 @@ def _prepared(processor: Any, clips: list[tuple[np.ndarray, torch.Tensor]]) -> d
 
 
 if __name__ == "__main__":
-    settings = {"threads": torch.get_num_threads()}
-    run({"encoder": encoder, "media": media}, settings, "torch", "transformers", "sentence-transformers")
+    settings = {"threads": torch.get_num_threads(), "workers": cores()}
+    parts = {"encoder": encoder, "media": functools.partial(media, workers=cores())}
+    run(parts, settings, "torch", "transformers", "sentence-transformers")

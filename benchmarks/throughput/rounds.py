@@ -39,6 +39,7 @@ SIDES = {
     OURS: Side("this project", "ours"),
     "trl": Side("TRL, float32", "trl_grpo", ("float32",), "trl"),
     "trl_bfloat16": Side("TRL, bfloat16", "trl_grpo", ("bfloat16",), "trl"),
+    "trl_mixed": Side("TRL, parameters float32, products bfloat16", "trl_grpo", ("mixed",), "trl"),
     "omni": Side("torch loop, float32", "omni_loop", ("float32",), "transformers"),
     "omni_bfloat16": Side("torch loop, bfloat16", "omni_loop", ("bfloat16",), "transformers"),
     "encoder": Side("this project", "parts", ("encoder",)),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
 import torch
 
 from benchmarks.throughput.worker import cores
@@ -21,7 +24,12 @@ def device_bytes() -> int | None:
 
 
 def prepare_torch() -> None:
-    """All cores, and the names that a torchvision without its compiled operators asks for."""
+    """All cores, and the names that a torchvision without its compiled operators asks for.
+
+    Ends the process where there shall be a GPU, and torch sees none.
+    """
+    if os.environ.get("JAX_PLATFORMS") == "cuda" and not torch.cuda.is_available():
+        sys.exit(f"torch {torch.__version__} sees no GPU")
     torch.set_num_threads(cores())
     try:
         import torchvision  # noqa: F401

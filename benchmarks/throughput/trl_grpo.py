@@ -1,6 +1,6 @@
 """TRL's `GRPOTrainer` as a side of a comparison, with generation by `transformers`.
 
-trl_grpo.py [float32 | bfloat16]
+trl_grpo.py [float32 | bfloat16 | mixed]; "mixed" are parameters and moments in float32, and products in bfloat16
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class MediaEmbedding(torch.nn.Module):
     def __init__(self, words: torch.nn.Embedding, media: torch.Tensor):
         super().__init__()
         self.words, self.weight = words, words.weight
-        self.register_buffer("media", media, persistent=False)
+        self.register_buffer("media", media.to(words.weight.device), persistent=False)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         vocabulary = len(self.words.weight)
@@ -123,8 +123,8 @@ def main() -> None:
     rows = work.prompts * work.group
     config = GRPOConfig(
         output_dir="trl",
-        model_init_kwargs={"dtype": dtype, "attn_implementation": "sdpa"},
-        bf16=dtype == "bfloat16",
+        model_init_kwargs={"dtype": "float32" if dtype == "mixed" else dtype, "attn_implementation": "sdpa"},
+        bf16=dtype != "float32",
         use_cpu=not torch.cuda.is_available(),
         per_device_train_batch_size=rows // work.accumulate,
         gradient_accumulation_steps=work.accumulate,

@@ -49,9 +49,9 @@ class MultimodalLM(nnx.Module):
 
         A loop would first copy the weights of all of them, and compiles a forward pass hardly faster.
         """
-        for part in (self, self.audio_tower, self.visual, self.language_model):
-            if part is not None:
-                part.running = dataclasses.replace(part.running, unroll=True)
+        for part in (self, *(getattr(self, name, None) for name in (*TOWERS.values(), "language_model"))):
+            if running := getattr(part, "running", None):  # a family's own towers may have no loops
+                part.running = dataclasses.replace(running, unroll=True)
         return self
 
     def encode_media(self, prompt: PromptBatch) -> Float[Array, "B M D"]:

@@ -35,7 +35,7 @@ class Program:
       traces: trace them.
       calls: how often a step runs it.
       trips: how often the body of its loop runs whose end depends on data; 1 where it has none.
-      copies: shapes of weights that are there beside what is kept while it runs; None: none.
+      copies: shapes of weights that are there beside what is kept while it runs or behind it; None: none.
     """
 
     traces: Sequence[Callable[[], jax.stages.Traced]]
@@ -83,12 +83,12 @@ def _plan_grpo(config: Config, mesh: Mesh, bucket: Bucket) -> StagePlan:
     rows = division.size * division.shards
     learning = _Learning(config, grpo.optimizer, grpo.steps * grpo.updates_per_step, mesh)
     raw = prompt = shapes.prompts(config, bucket, rows)
-    used, gather = _sampling(learning.params, config, config.mesh.gather)
-    programs = {"gather": Program(gather, 1)} if gather else {}
+    used, copies, gather = _sampling(learning.params, config, config.mesh.gather)
+    programs = {"gather": Program(gather, 1, copies=copies)} if gather else {}
     if encodes_once(learning.trainable) and raw.has_raw_media:
         encode = make_encode(learning.graphdef, mesh)
         prompt = jax.tree.map(lambda x: shapes.rows(x.shape, x.dtype), jax.eval_shape(encode, used, raw))
-        programs["encode"] = Program([functools.partial(encode.trace, used, raw)], division.parts)
+        programs["encode"] = Program([functools.partial(encode.trace, used, raw)], division.parts, copies=copies)
     group, length = grpo.group_size, grpo.max_new_tokens
     completions = shapes.completions(rows, group, length)
     scores = shapes.rows((rows, group, length), jnp.float32)
@@ -128,15 +128,14 @@ def _plan_grpo(config: Config, mesh: Mesh, bucket: Bucket) -> StagePlan:
         temperature=grpo.temperature,
     )
     loss = functools.partial(grpo_loss, config=grpo)
-    copies = used if gather else None
     programs["sample"] = Program([sample], division.parts, trips=length, copies=copies)
     kept = learning.kept()
     if grpo.loss.beta:
         moves = grpo.reference_sync_steps  # then it is kept as the policy is
         kept["reference"] = learning.trainable if moves else _sampling(learning.trainable, config, False)[0]
-        _, gather = _sampling(kept["reference"], config, config.mesh.gather)
+        _, own, gather = _sampling(kept["reference"], config, config.mesh.gather)
         if gather:
-            programs["gather_reference"] = Program(gather, 1)
+            programs["gather_reference"] = Program(gather, 1, copies=own)
         programs["reference"] = Program([score], division.parts, copies=copies)
     programs |= learning.programs(
         loss, example, shared, shapes, rows, division.parts, grpo.updates, grpo.updates_per_step
@@ -144,17 +143,16 @@ def _plan_grpo(config: Config, mesh: Mesh, bucket: Bucket) -> StagePlan:
     return StagePlan(programs, kept, raw, division)
 
 
-def _sampling(params: Any, config: Config, gather: bool) -> tuple[Any, list[Callable[[], jax.stages.Traced]]]:
-    """Parameters as completions are sampled with them, and what traces the programs that make them; none where none is
-    needed (see `generation.weights`)."""
+def _sampling(params: Any, config: Config, gather: bool) -> tuple[Any, list[Any], list[Callable]]:
+    """Parameters as completions are sampled with them; those of them that are copies; and what traces the programs that
+    make these (see `generation.weights`)."""
     leaves, tree = jax.tree.flatten(params)
     wanted = [as_used(x, config.model.dtype, gather) for x in leaves]
     used = [jax.ShapeDtypeStruct(x.shape, dtype, sharding=place) for x, (dtype, place) in zip(leaves, wanted)]
-    traces = [
-        functools.partial(convert.trace, [leaves[i] for i in indices])
-        for indices, convert in conversions(leaves, config.model.dtype, gather)
-    ]
-    return jax.tree.unflatten(tree, used) if traces else params, traces
+    parts = conversions(leaves, config.model.dtype, gather)
+    traces = [functools.partial(convert.trace, [leaves[i] for i in indices]) for indices, convert in parts]
+    copies = [used[i] for indices, _ in parts for i in indices]
+    return jax.tree.unflatten(tree, used) if traces else params, copies, traces
 
 
 def _plan_sft(config: Config, mesh: Mesh, bucket: Bucket) -> StagePlan:

@@ -62,7 +62,7 @@ def sft_loss(model, batch: SftBatch, divisor: Array, normalization: str) -> tupl
 @functools.partial(jax.jit, static_argnames="graphdef")
 def token_nll(graphdef: nnx.GraphDef, params: Any, prompt: PromptBatch, targets: Completions) -> tuple[Array, Array]:
     """Summed negative log-likelihood of the targets and how many tokens they have; for validation."""
-    _, total = negative_log_likelihood(nnx.merge(graphdef, params), prompt, targets, "token")
+    _, total = negative_log_likelihood(nnx.merge(graphdef, params).forward_only(), prompt, targets, "token")
     return total, jnp.sum(targets.mask)
 
 
