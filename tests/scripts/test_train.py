@@ -22,7 +22,7 @@ def run(*arguments, cwd):
         (["--config={root}/configs/absent.py"], "no such file"),
         (["--config={root}/configs/grpo.py", "--profile=3:2"], "--profile: expected FIRST:LAST"),
         (["--config={root}/configs/grpo.py", "extra"], "unexpected arguments: ['extra']"),
-        (["--config={root}/configs/grpo.py", "--wrkdir=x"], "Unknown command line flag 'wrkdir'"),
+        (["--config={root}/configs/grpo.py", "--wrkdir=x"], "unknown flag --wrkdir; did you mean --workdir?"),
         ([], "--config"),
     ],
 )
