@@ -66,7 +66,10 @@ def test_settings_of_the_synthetic_corpus_are_flags(tmp_path):
         (("--source=folder", f"--output={out}"), "needs an input directory"),
         (("--source=floder", f"--output={out}"), "should be one of"),
         (("--source=synthetic", f"--output={out}", "--synthetic.clips=many"), "--synthetic.clips"),
-        (("--source=synthetic", f"--output={out}", "--synthetic.clip=3"), "--synthetic.clip; did you mean --synthetic.clips?"),
+        (
+            ("--source=synthetic", f"--output={out}", "--synthetic.clip=3"),
+            "--synthetic.clip; did you mean --synthetic.clips?",
+        ),
     ):
         failed = run(*wrong)
         assert failed.returncode != 0 and message in failed.stderr and "Traceback" not in failed.stderr
