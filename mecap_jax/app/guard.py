@@ -34,11 +34,11 @@ class Guard:
     Args:
       app: Gradio's application.
       uploads: the directory of its uploads.
-      hosts: the names under which the server may be asked, so that no other site can pretend to be it (DNS
-        rebinding); None takes all.
+      hosts: the names under which the server may be asked, beside the address that a request has come to, so that no
+        other site can pretend to be it (DNS rebinding).
     """
 
-    def __init__(self, app: Any, uploads: Path, hosts: frozenset[str] | None):
+    def __init__(self, app: Any, uploads: Path, hosts: frozenset[str]):
         self._app, self._uploads, self._hosts = app, uploads.resolve(), hosts
         self._owners: dict[Path, set[str]] = collections.defaultdict(set)
         self._pages: collections.Counter[str] = collections.Counter()
@@ -49,8 +49,13 @@ class Guard:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         path, known = scope["path"], _browser(headers.get("cookie", ""))
         browser = known or secrets.token_urlsafe(16)
-        if self._hosts is not None and _host(headers.get("host", "")) not in self._hosts:
+        host, origin = headers.get("host", ""), headers.get("origin")
+        address, _ = scope.get("server") or ("", None)
+        if _host(host) not in self._hosts | {address}:
             return await _refuse(send, 403, "the page is not known under this name")
+        # Gradio lets pages of any other port of this machine ask, too.
+        if origin is not None and origin.lower() not in (f"http://{host}".lower(), f"https://{host}".lower()):
+            return await _refuse(send, 403, "another page may not ask for this one")
         send = _with_headers(send, None if known else browser)
         if path == "/" or path.startswith(_PAGE):
             return await self._app(scope, receive, send)

@@ -35,6 +35,16 @@ def check_port(host: str, port: int) -> None:
         raise ConfigError(f"--host={host} --port={port}: {error.strerror or error}") from error
 
 
+def own_names(host: str) -> frozenset[str]:
+    """The names and addresses of a server that listens on `host`, in small letters."""
+    names = {host, LOOPBACK, "localhost", "::1"}
+    if host not in (LOOPBACK, "localhost", "::1"):
+        names |= {socket.gethostname(), socket.getfqdn()}
+        with contextlib.suppress(OSError):
+            names |= {str(found[4][0]) for found in socket.getaddrinfo(socket.gethostname(), None)}
+    return frozenset(name.lower() for name in names)
+
+
 @contextlib.contextmanager
 def serving(site: Site, host: str = LOOPBACK, port: int = 7860) -> Iterator[str]:
     """Serves the page for as long as the context lasts; gives its address. Uploads are deleted at its end.
@@ -51,10 +61,9 @@ def serving(site: Site, host: str = LOOPBACK, port: int = 7860) -> Iterator[str]
         except ImportError as error:
             raise ConfigError(f"the page needs Gradio: pip install -e '.[app]' ({error})") from error
         check_port(host, port)
-        hosts = frozenset({LOOPBACK, "localhost", "::1"}) if host in (LOOPBACK, "localhost", "::1") else None
         from starlette.middleware import Middleware  # Gradio's
 
-        guard = Middleware(Guard, uploads=Path(uploads), hosts=hosts)
+        guard = Middleware(Guard, uploads=Path(uploads), hosts=own_names(host))
         page = build(site, Path(uploads))
         try:
             _, address, _ = page.launch(

@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+import socket
 
 import pytest
 
 from mecap_jax.app.guard import COOKIE, Guard
+from mecap_jax.app.server import own_names
 
 HOST = (b"host", b"127.0.0.1:7860")
 
@@ -31,10 +33,11 @@ class Server:
         await send({"type": "http.response.body", "body": body[:1], "more_body": True})
         await send({"type": "http.response.body", "body": body[1:]})
 
-    def ask(self, path, browser="", method="GET", body=b"", host=HOST):
+    def ask(self, path, browser="", method="GET", body=b"", host=HOST, origin=None, at="127.0.0.1"):
         """(status, cookies, body) of an answer."""
         cookie = [(b"cookie", f"{COOKIE}={browser}".encode())] if browser else []
-        scope = {"type": "http", "method": method, "path": path, "headers": [host, *cookie]}
+        scope = {"type": "http", "method": method, "path": path, "headers": [host, *cookie], "server": (at, 7860)}
+        scope["headers"] += [(b"origin", origin)] if origin is not None else []
         sent, parts = [], [body[:5], body[5:]]
 
         async def receive():
@@ -112,6 +115,29 @@ def test_only_the_page_and_its_calls_are_there(server):
     for host in (b"evil.example", b"127.0.0.1.evil.example:7860", b""):
         assert server.ask("/", host=(b"host", host))[0] == 403
     assert server.ask("/", host=(b"host", b"localhost:1"))[0] == 200
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS"])
+def test_other_pages_may_not_ask(server, method):
+    def ask(origin):
+        return server.ask("/gradio_api/queue/join", ANNA, method, call(), origin=origin)[0]
+
+    for origin in (b"http://localhost:3000", b"http://127.0.0.1", b"https://evil.example", b"null", b""):
+        assert ask(origin) == 403
+    assert not server.reached
+    assert ask(b"http://127.0.0.1:7860") == ask(None) == 200
+    same = {"host": (b"host", b"LocalHost:7860"), "origin": b"http://localhost:7860"}
+    assert server.ask("/", ANNA, **same)[0] == 200
+
+
+def test_a_server_for_others_is_known_under_its_own_names_alone(tmp_path):
+    server = Server(tmp_path)
+    server.guard = Guard(server.answer, tmp_path, own_names("0.0.0.0"))
+    for host in (socket.gethostname(), "localhost", "192.0.2.7"):
+        assert server.ask("/", host=(b"host", f"{host}:7860".encode()), at="192.0.2.7")[0] == 200
+    for host in (b"evil.example:7860", b"192.0.2.8", b""):
+        assert server.ask("/", host=(b"host", host), at="192.0.2.7")[0] == 403
+    assert socket.gethostname().lower() not in own_names("127.0.0.1") - {"localhost"}
 
 
 def test_a_browser_gets_one_cookie_and_its_uploads_go_with_its_last_page(server):
