@@ -132,7 +132,7 @@ def _caption_tab(site: Site, uploads: Path) -> None:
         names = [name, *([second] if second else [])]
         settings = Sampling(int(samples), float(temperature), int(longest), int(seed))
         if chosen != _EXAMPLE:
-            return site.caption(names, clip, said, settings)
+            return site.caption(names, clip, said, settings, is_id=chosen == _ID)
         with site.example(clip) as path:
             return site.caption(names, path, said, settings)
 

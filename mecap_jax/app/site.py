@@ -151,18 +151,30 @@ class Site:
         return [*self._checkpoints, *(stage for stage in stages if (self._runs / stage).resolve() not in named)]
 
     def caption(
-        self, names: Sequence[str], clip: str, transcript: str, sampling: Sampling, seconds: float = SECONDS_FOR_A_CLIP
+        self,
+        names: Sequence[str],
+        clip: str,
+        transcript: str,
+        sampling: Sampling,
+        seconds: float = SECONDS_FOR_A_CLIP,
+        *,
+        is_id: bool = False,
     ) -> str:
-        """What one checkpoint or several say of a file, or of an id of precomputed features.
+        """What one checkpoint or several say of a file, or, where `is_id`, of an id of precomputed features.
 
         Raises:
-          ConfigError: it took too long; or one of `USER_ERRORS` where a checkpoint cannot be opened.
+          ConfigError: a checkpoint reads the other of the two; it took too long; or one of `USER_ERRORS` where a
+            checkpoint cannot be opened.
         """
 
         def describe() -> str:
             models = [self.models[name] for name in names]
-            if len({model.reads_media for model in models}) > 1:  # an id is no path
-                raise ConfigError("one of the checkpoints reads precomputed features, the other clips")
+            for model in models:
+                if model.reads_media == is_id:  # what a person types as an id must not be opened as a path
+                    wanted = (
+                        "clips, no ids of precomputed features" if is_id else "ids of precomputed features, no clips"
+                    )
+                    raise ConfigError(f"{model.name} reads {wanted}")
             said = [describe_clip(model, clip, transcript, sampling) for model in models]
             model, path = models[0], Path(clip)
             heard = not all(answer.error for answer in said[0].answers.values())

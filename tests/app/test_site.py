@@ -13,7 +13,7 @@ import pytest
 import soundfile
 
 from mecap_jax.app import rendering
-from mecap_jax.app.captions import EVERYTHING, Sampling, as_csv, describe_clip, outline, shown_of, table_rows
+from mecap_jax.app.captions import EVERYTHING, OpenModel, Sampling, as_csv, describe_clip, outline, shown_of, table_rows
 from mecap_jax.app.clips import choose_clips, open_clips
 from mecap_jax.app.site import COLUMNS, Site, chosen_clip
 from mecap_jax.captioning import Caption, Captioned
@@ -137,10 +137,31 @@ def test_a_clip_is_one_that_was_sent(tmp_path):
             chosen_clip(source, clips, sent, tmp_path)
     with pytest.raises(ConfigError, match="nothing to caption yet"):
         chosen_clip("features", clips, sent, tmp_path)  # which this page does not offer
-    two = Site({})
-    two.models = {"a": SimpleNamespace(reads_media=False), "b": SimpleNamespace(reads_media=True)}
-    with pytest.raises(ConfigError, match="one of the checkpoints reads precomputed features"):
-        two.caption(["a", "b"], "/etc/passwd", "", SHORT)
+
+
+def opened(name, *modalities):
+    """A checkpoint of which no more is known than what it reads."""
+    captioner = SimpleNamespace(data=SimpleNamespace(modalities=modalities))
+    return OpenModel(name, captioner, None, None, None, "")
+
+
+def test_an_id_of_features_is_no_path(monkeypatch):
+    described = []
+    monkeypatch.setattr("mecap_jax.app.site.describe_clip", lambda model, *_: described.append(model.name))
+    several = Site({})
+    models = (opened("ids", "features"), opened("media", "audio"), opened("both", "audio", "features"))
+    several.models = {model.name: model for model in models}
+    for names in (["media"], ["both"], ["ids", "media"], ["ids", "both"]):
+        with pytest.raises(ConfigError, match=f"{names[-1]} reads clips, no ids"):
+            several.caption(names, "/etc/passwd", "", SHORT, is_id=True)
+    for names in (["ids"], ["both", "ids"]):
+        with pytest.raises(ConfigError, match="ids reads ids of precomputed features, no clips"):
+            several.caption(names, "a.wav", "", SHORT)
+    assert not described
+    for name, is_id in (("ids", True), ("media", False), ("both", False)):
+        with pytest.raises(AttributeError):  # nothing is said by what was described
+            several.caption([name], "a", "", SHORT, is_id=is_id)
+    assert described == ["ids", "media", "both"]
 
 
 def test_waiting_has_an_end(site, tmp_path):
