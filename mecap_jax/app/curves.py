@@ -40,6 +40,11 @@ class MetricsLog:
         self._log, self._lock = GrowingLog(path), threading.Lock()
         self._points: dict[tuple[str, str], tuple[list[int], list[float]]] = {}
 
+    @property
+    def problem(self) -> str:
+        """What is wrong with the log, in one line; "" where nothing is."""
+        return self._log.problem
+
     def update(self) -> None:
         """Reads what has been written since the last time; lines that are no JSON objects are left out."""
         with self._lock:

@@ -3,17 +3,47 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
+
+from mecap_jax.config import ConfigError
 
 _LONGEST = 2**24  # bytes of a line; what is longer is no row of ours
 
 
+def open_own(path: Path) -> BinaryIO:
+    """Opens a file of a run for reading.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ConfigError: it is a link that leads out of its directory, or no plain file (a pipe would never end).
+    """
+    place = os.path.realpath(path)
+    if not Path(place).is_relative_to(os.path.realpath(path.parent)):
+        raise ConfigError(f"{path.name} is not read: it is a link that leads out of its directory")
+    try:
+        descriptor = os.open(place, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ConfigError(f"{path.name} cannot be read: {error.strerror}") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ConfigError(f"{path.name} is not read: it is no plain file")
+    return os.fdopen(descriptor, "rb")
+
+
 class GrowingLog:
-    """Lines of a file that grows at its end, or is replaced by a shorter one where a run takes up an earlier step."""
+    """Lines of a file that grows at its end, or is replaced by a shorter one where a run takes up an earlier step.
+
+    Attributes:
+      problem: why it cannot be opened, in one line; "" where it can, or is not there.
+    """
 
     def __init__(self, path: Path):
-        self.path = path
+        self.path, self.problem = path, ""
         self._inode, self._end = 0, 0
 
     def restarted(self) -> bool:
@@ -35,9 +65,13 @@ class GrowingLog:
         A line without an end is left for the next time: somebody is writing it. Of one that is too long, nothing is
         kept and b"" is given.
         """
+        self.problem = ""
         try:
-            file = self.path.open("rb")
-        except OSError:
+            file = open_own(self.path)
+        except FileNotFoundError:
+            return
+        except ConfigError as error:
+            self.problem = str(error)
             return
         with file:
             file.seek(self._end)
@@ -51,7 +85,7 @@ class GrowingLog:
                 yield begin, line
 
     def line(self, begin: int) -> bytes:
-        """The line that begins at a byte. Raises OSError where the file is gone."""
-        with self.path.open("rb") as file:
+        """The line that begins at a byte. Raises as `open_own` does."""
+        with open_own(self.path) as file:
             file.seek(begin)
             return file.readline(_LONGEST)

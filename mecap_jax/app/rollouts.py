@@ -99,7 +99,7 @@ class RolloutLog:
 
     Attributes:
       rows: one a group, in the order of the log.
-      problem: what is wrong with the lines that are no groups, in one line; "" where nothing is.
+      problem: what is wrong with the log or with its lines that are no groups, in one line; "" where nothing is.
     """
 
     def __init__(self, path: Path):
@@ -109,7 +109,7 @@ class RolloutLog:
     @property
     def problem(self) -> str:
         if not self._bad:
-            return ""
+            return self._log.problem
         lines = "1 line is" if self._bad == 1 else f"{self._bad} lines are"
         return f"{self._log.path.name}: {lines} left out, which this version does not read ({self._reason})"
 

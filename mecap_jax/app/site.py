@@ -29,16 +29,18 @@ from mecap_jax.app.captions import (
 )
 from mecap_jax.app.clips import ClipRow, Clips, choose_clips, open_clips
 from mecap_jax.app.curves import MetricsLog
+from mecap_jax.app.json_lines import open_own
 from mecap_jax.app.places import COMPLETIONS, METRICS, find_data, find_runs, find_stages, inside
 from mecap_jax.app.rollouts import GroupRow, RolloutLog, StepRow, by_step, choose
 from mecap_jax.config import ConfigError, SyntheticConfig
 from mecap_jax.data.inspection import read
 from mecap_jax.data.synthetic.corpus import plan
 from mecap_jax.data.synthetic.corpus import render as render_clip
+from mecap_jax.data.training_facts import FACTS_FILE
 from mecap_jax.data.utterance import Utterance
 from mecap_jax.experiment.setup import USER_ERRORS
-from mecap_jax.experiment.weights import read_run
-from mecap_jax.experiment.workdir import data_of
+from mecap_jax.experiment.weights import CONFIG_FILE, read_run
+from mecap_jax.experiment.workdir import DATA, data_of
 from mecap_jax.json_files import to_json
 from mecap_jax.tasks.protocols import Protocol
 from mecap_jax.tasks.registry import make_task
@@ -99,6 +101,9 @@ class OpenRun:
             raise ConfigError(f"{name!r:.200} holds no run: there is neither {COMPLETIONS} nor {METRICS}")
         protocol, data, problem = None, None, ""
         try:
+            for file in (CONFIG_FILE, DATA, FACTS_FILE):
+                with contextlib.suppress(FileNotFoundError):
+                    open_own(directory / file).close()
             data = data_of(directory)
             protocol = getattr(make_task(read_run(directory)), "protocol", None)
         except SHOWN_ERRORS as error:
@@ -116,7 +121,8 @@ class OpenRun:
         rows = self.rollouts.rows
         completions = sum(row.completions for row in rows)
         there = f"{len(rows)} groups, {completions} completions" if rows else "no completions (yet)"
-        return "\n".join(filter(None, (f"{self.name}: {there}", self.rollouts.problem, self.problem)))
+        problems = (self.rollouts.problem, self.metrics.problem, self.problem)
+        return "\n".join(filter(None, (f"{self.name}: {there}", *problems)))
 
 
 class Site:

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 import re
 import time
 from pathlib import Path
@@ -226,6 +227,30 @@ def test_a_run_of_another_version_is_still_shown_and_said(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match="holds no run"):
         Site({}, runs=tmp_path).run("empty")
+
+
+def test_only_plain_files_of_the_run_are_read(tmp_path):
+    mine, secret = tmp_path / "runs" / "a", tmp_path / "secret.jsonl"
+    mine.mkdir(parents=True)
+    append(secret, group(1, completion("secret")))
+    append(mine / "kept.jsonl", {"stage": "grpo", "step": 1, "reward": 1.0})
+    (mine / "completions.jsonl").symlink_to(secret)
+    (mine / "metrics.jsonl").symlink_to("kept.jsonl")  # a link within the run
+    (mine / "config.json").symlink_to(secret)
+    found = Site({}, runs=tmp_path / "runs").run("a")
+    assert not found.rollouts.rows and found.metrics.stages() == ["grpo"]
+    leads_out = "is not read: it is a link that leads out of its directory"
+    assert found.state.splitlines()[1:] == [f"completions.jsonl {leads_out}", f"config.json {leads_out}"]
+    for replace in (os.mkfifo, lambda path: path.symlink_to("/dev/zero")):
+        (mine / "completions.jsonl").unlink()
+        replace(mine / "completions.jsonl")
+        found.update()
+        assert (
+            re.fullmatch("completions.jsonl is not read: it is .*", found.rollouts.problem) and found.metrics.stages()
+        )
+    (mine / "config.json").unlink()
+    os.mkfifo(mine / "shards.json")
+    assert Site({}, runs=tmp_path / "runs").run("a").problem == "shards.json is not read: it is no plain file"
 
 
 def test_blocks_of_an_answer():
