@@ -19,6 +19,7 @@ from mecap_jax.rewards.lexical import tokenize
 from mecap_jax.tasks.protocols import Parsed, Protocol
 from mecap_jax.text_files import printable
 
+_MOST_COMPLETIONS, _MOST_TERMS = 64, 40  # of a group that are shown
 _PLAYED = 24 * 2**20  # bytes of a clip that go into the page
 _TYPES = {
     "wav": "audio/wav",
@@ -192,11 +193,11 @@ def group(found: Group, clip: str, protocol: Protocol | None) -> str:
     best, last = every[order[0]]["text"], every[order[-1]]["text"]
     terms = sorted({name for completion in every for name in completion["rewards"]})
     cards = []
-    for place, i in enumerate(order, start=1):
+    for place, i in enumerate(order[:_MOST_COMPLETIONS], start=1):
         one = every[i]
         marked = _marked(one["text"], last if place == 1 else best)
         values = {"reward": one["reward"], "advantage": one["advantage"]}
-        values |= {name: one["rewards"].get(name) for name in terms}
+        values |= {name: one["rewards"].get(name) for name in terms[:_MOST_TERMS]}
         head = "".join(f"<th>{_text(name)}</th>" for name in values)
         cells = "".join(f'<td class="number">{_value(value)}</td>' for value in values.values())
         badges = [f"#{i + 1}", f"{len(tokenize(one['text']))} words"]
@@ -212,6 +213,8 @@ def group(found: Group, clip: str, protocol: Protocol | None) -> str:
             f'<div class="wide"><table><tr>{head}</tr><tr>{cells}</tr></table></div></div>'
         )
     marks = note("Marked words differ from the best one; in the best one, from the last.")
+    counts = (("completions", len(every), _MOST_COMPLETIONS), ("terms of rewards", len(terms), _MOST_TERMS))
+    marks += "".join(note(f"{most} of {there} {what} are shown.") for what, there, most in counts if there > most)
     completions = f"<h3>completions, the best first</h3>{marks}"
     return page(
         f'<div class="sides"><div class="card">{"".join(about)}</div>'

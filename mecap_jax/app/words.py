@@ -9,6 +9,7 @@ import re
 _ALONE = r"\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff"
 _TOKENS = re.compile(rf"\s+|[{_ALONE}]|[^\W{_ALONE}]+|[^\w\s]")
 _MOST = 600  # tokens of one text: comparing takes their product
+_LONGEST = 20_000  # characters of one text
 
 
 def differing(text: str, other: str) -> list[tuple[str, bool]]:
@@ -16,6 +17,8 @@ def differing(text: str, other: str) -> list[tuple[str, bool]]:
 
     Case does not count. Of texts with more than a few hundred words nothing is compared.
     """
+    if max(len(text), len(other)) > _LONGEST:
+        return [(text, False)]
     tokens, others = _TOKENS.findall(text), _TOKENS.findall(other)
     words, their_words = ([token.casefold() for token in side if not token.isspace()] for side in (tokens, others))
     if max(len(words), len(their_words)) > _MOST:

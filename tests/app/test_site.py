@@ -259,6 +259,15 @@ def test_blocks_of_an_answer():
     assert "parse failure: no &lt;think&gt;" in page
 
 
+def test_of_a_large_group_a_part_is_shown_and_said():
+    terms = {f"term-{i:02}": 1.0 for i in range(41)}
+    page = rendering.group(group(1, *[completion(f"says {i}", reward=-i, **terms) for i in range(65)]), "", None)
+    assert "says</mark> 63" not in page and "63" in page and page.count("<table>") == 64 == page.count("term-39")
+    assert "term-40" not in page and "64 of 65 completions are shown." in page
+    assert "40 of 41 terms of rewards are shown." in page
+    assert "are shown." not in rendering.group(group(1, completion()), "", None)
+
+
 def test_data(site, place, tmp_path):
     clips = open_clips(place / "shards")
     assert [row.id for row in choose_clips(clips.rows, words="DOGS")] == ["voice"]
