@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 import threading
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from mecap_jax.app.json_lines import GrowingLog
+from mecap_jax.app.json_lines import LARGEST, LARGEST_STEP, GrowingLog
 from mecap_jax.json_files import parse_json
 
 # What is worth a look, in this order; the names are those of the log (docs/metrics.md).
@@ -25,7 +24,7 @@ _MOST_CURVES, _MOST_POINTS = 48, 400
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """Values of one number over the steps of one stage; what is not finite is left out."""
+    """Values of one number over the steps of one stage; what is null is left out."""
 
     stage: str
     name: str
@@ -38,24 +37,30 @@ class MetricsLog:
 
     def __init__(self, path: Path):
         self._log, self._lock = GrowingLog(path), threading.Lock()
+        self._bad = 0
         self._points: dict[tuple[str, str], tuple[list[int], list[float]]] = {}
 
     @property
     def problem(self) -> str:
         """What is wrong with the log, in one line; "" where nothing is."""
-        return self._log.problem
+        if not self._bad:
+            return self._log.problem
+        lines = "1 line is" if self._bad == 1 else f"{self._bad} lines are"
+        return f"{self._log.path.name}: {lines} left out (no JSON object, or a number that is too large)"
 
     def update(self) -> None:
-        """Reads what has been written since the last time; lines that are no JSON objects are left out."""
+        """Reads what has been written since the last time."""
         with self._lock:
             if self._log.restarted():
-                self._points = {}
+                self._points, self._bad = {}, 0
             for _, line in self._log.new_lines():
                 try:
                     row = parse_json(line)
                 except ValueError:
-                    continue
-                if isinstance(row, dict) and isinstance(row.get("stage"), str) and isinstance(row.get("step"), int):
+                    row = None
+                if not isinstance(row, dict) or not _fits(row):
+                    self._bad += 1
+                elif isinstance(row.get("stage"), str) and isinstance(row.get("step"), int):
                     self._take(row)
 
     def curves(self, stage: str = "") -> list[Curve]:
@@ -66,7 +71,7 @@ class MetricsLog:
                 for (at, name), (steps, values) in self._points.items()
                 if stage in ("", at)
             ]
-        began = {name: number for number, name in enumerate(self.stages())}
+            began = {name: number for number, name in enumerate(self.stages())}
         return sorted(found, key=lambda curve: (-began[curve.stage], _rank(curve.name), curve.name))
 
     def stages(self) -> list[str]:
@@ -76,12 +81,18 @@ class MetricsLog:
     def _take(self, row: dict) -> None:
         for name in (*CURVES, *filter(_TERM.fullmatch, row)):
             value = row.get(name)
-            if isinstance(value, int | float) and math.isfinite(value):
+            if isinstance(value, int | float):
                 if (key := (row["stage"], name)) not in self._points and len(self._points) >= _MOST_CURVES:
                     continue
                 steps, values = self._points.setdefault(key, ([], []))
                 steps.append(row["step"])
                 values.append(float(value))
+
+
+def _fits(row: dict) -> bool:
+    numbers = [value for value in row.values() if isinstance(value, int | float)]
+    step = row.get("step")
+    return all(abs(value) <= LARGEST for value in numbers) and (not isinstance(step, int) or abs(step) <= LARGEST_STEP)
 
 
 def paired(curves: Sequence[Curve], others: Sequence[Curve]) -> list[tuple[str, list[Curve | None]]]:

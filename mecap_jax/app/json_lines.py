@@ -10,6 +10,7 @@ from typing import BinaryIO
 
 from mecap_jax.config import ConfigError
 
+LARGEST_STEP, LARGEST = 2**53, 1e100  # what is larger is no number of ours, and its square is no float's
 _LONGEST = 2**24  # bytes of a line; what is longer is no row of ours
 
 

@@ -14,11 +14,14 @@ from typing import Annotated
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from mecap_jax.app.json_lines import GrowingLog
+from mecap_jax.app.json_lines import LARGEST, LARGEST_STEP, GrowingLog
 from mecap_jax.config import ConfigError
 from mecap_jax.text_files import printable
 
 FORMAT_TERM = "format"  # the term that is 0 where an answer does not follow its protocol
+
+_Name = Annotated[str, Field(max_length=1000)]  # is kept for each group
+_Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
 
 
 class Completion(TypedDict):
@@ -28,19 +31,19 @@ class Completion(TypedDict):
     text: str
     finished: bool
     degenerate: str | None
-    reward: float | None
-    rewards: dict[str, float | None]
-    advantage: float | None
+    reward: _Number | None
+    rewards: dict[str, _Number | None]
+    advantage: _Number | None
 
 
 class Group(TypedDict):
     """A prompt with its completions as `completions.jsonl` has it."""
 
     __pydantic_config__ = ConfigDict(strict=True, allow_inf_nan=False, extra="ignore")
-    stage: str
-    step: int
-    utterance_id: str
-    label: str | None
+    stage: _Name
+    step: Annotated[int, Field(ge=0, le=LARGEST_STEP)]
+    utterance_id: _Name
+    label: _Name | None
     prompt: str
     transcript: str
     references: list[str]

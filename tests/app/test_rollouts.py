@@ -95,6 +95,39 @@ def test_lines_of_another_version_are_left_out_and_said(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    "bad",
+    [
+        group(10**400, completion()),
+        group(1, completion(reward=10**400)),
+        group(1, completion(reward=1e200), completion(reward=-1e200)),
+        group(1, completion(emotion=-1e200)),
+        group(1, completion(), clip="c" * 1001),
+        group(1, completion(), stage="s" * 1001),
+        group(1, completion(), label="l" * 1001),
+    ],
+)
+def test_groups_with_numbers_or_names_of_no_run_are_left_out(tmp_path, bad):
+    append(tmp_path / "log", bad, group(1, completion(), clip="c" * 1000))
+    log = RolloutLog(tmp_path / "log")
+    log.update()
+    assert [len(row.clip) for row in log.rows] == [1000] and "log: 1 line is left out" in log.problem
+
+
+def test_metrics_with_numbers_of_no_run_are_left_out(tmp_path):
+    good = {"stage": "grpo", "step": 1, "reward": 1.0, "kl": None}
+    append(tmp_path / "log", good, good | {"step": 10**400}, good | {"kl": 10**400}, good | {"reward": -1e200})
+    append(tmp_path / "log", good | {"step": 2**60}, "[1]", "no json", {"event": "end"})
+    log = MetricsLog(tmp_path / "log")
+    log.update()
+    assert log.curves()[0].steps == (1,) and log.problem == (
+        "log: 6 lines are left out (no JSON object, or a number that is too large)"
+    )
+    (tmp_path / "log").unlink()
+    log.update()
+    assert not log.curves() and not log.problem
+
+
 def test_choosing(tmp_path):
     append(tmp_path / "log", *GROUPS)
     log = RolloutLog(tmp_path / "log")
