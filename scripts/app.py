@@ -43,7 +43,9 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     logging.set_verbosity(logging.WARNING)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # uploads are deleted whoever ends the page
+    for number in (signal.SIGTERM, signal.SIGHUP):  # uploads are deleted whoever ends the page
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
         check_port(_HOST.value, _PORT.value)
         runs, data = (_directory(flag) for flag in (_RUNS, _DATA))

@@ -9,7 +9,9 @@ from __future__ import annotations
 import collections
 import contextlib
 import json
+import os
 import secrets
+import time
 from collections.abc import Iterator
 from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
@@ -20,6 +22,8 @@ COOKIE = "mecap_browser"
 _API = "/gradio_api"
 _PAGE = ("/assets/", "/static/", "/svelte/", "/theme.css", "/config", "/favicon.ico", "/manifest.json", "/pwa_icon")
 _CALLS = ("/queue/", "/upload", "/heartbeat/", "/cancel", "/reset", "/startup-events", "/info", "/app_id", "/theme.css")
+UPLOADS_KEPT = (60, 1800)  # seconds: looked through every so many; older ones go, also under an open page
+LARGEST_UPLOAD = 2**31  # bytes of files that are sent together
 _LARGEST_CALL = 2**22  # bytes: what a person can type or choose; files come another way
 # Nothing is loaded from elsewhere, and no other page may show this one in a frame.
 _POLICY = (
@@ -69,7 +73,10 @@ class Guard:
         if not call.startswith(_CALLS):
             return await _refuse(send, 404, "there is no such page")
         if call == "/upload":
-            return await self._app(scope, receive, self._noting_uploads(send, browser))
+            try:
+                return await self._app(scope, _up_to(LARGEST_UPLOAD, receive), self._noting_uploads(send, browser))
+            except _TooMuch:
+                return await _refuse(send, 413, "that is too much")
         if call.startswith("/heartbeat/"):
             with self._open_page(browser):
                 return await self._app(scope, receive, send)
@@ -201,6 +208,34 @@ async def _read(receive, most: int) -> bytes | None:
         if len(body) > most:
             return None
     return body
+
+
+class _TooMuch(Exception):
+    """A request is longer than it may be."""
+
+
+def _up_to(most: int, receive):
+    """The same for at most so many bytes. What is said of their number beforehand does not count."""
+    seen = 0
+
+    async def receiving():
+        nonlocal seen
+        message = await receive()
+        seen += len(message.get("body", b""))
+        if seen > most:
+            raise _TooMuch
+        return message
+
+    return receiving
+
+
+def delete_old(directory: Path, seconds: float) -> None:
+    """Deletes the plain files in a directory, not those below it, that nobody has written to for so long."""
+    with contextlib.suppress(OSError), os.scandir(directory) as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):
+                if entry.is_file(follow_symlinks=False) and time.time() - entry.stat().st_mtime > seconds:
+                    os.unlink(entry.path)
 
 
 def _again(body: bytes, receive):

@@ -13,6 +13,7 @@ from mecap_jax.app import rendering
 from mecap_jax.app.camera import SCRIPT, TEMPLATE
 from mecap_jax.app.captions import COLUMNS, Sampling
 from mecap_jax.app.clips import labels_of
+from mecap_jax.app.guard import UPLOADS_KEPT
 from mecap_jax.app.rollouts import KEEPS, ORDERS
 from mecap_jax.app.site import CLIP_COLUMNS, GROUP_COLUMNS, MOST_FILES, SHOWN_ERRORS, STEP_COLUMNS, Site, chosen_clip
 from mecap_jax.captioning import SUFFIXES
@@ -21,7 +22,6 @@ from mecap_jax.data.utterance import SPLITS
 
 TITLE = "mecap_jax"
 _WAITING = 32  # calls that may wait
-_UPLOADS_KEPT = (60, 1800)  # looked through every so many seconds; older ones go, also under an open page
 _FOLLOW = 4.0  # seconds between two looks at a run that trains
 ALL = "all"
 _CHOOSE = "Choose a row to open it"
@@ -34,7 +34,7 @@ _CSS = rendering.CSS + "\n.gradio-container {max-width: 1280px !important} foote
 
 def build(site: Site, uploads: Path) -> gr.Blocks:
     """The page; `launch_options` go with it. Recordings are in the directory `uploads`."""
-    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=_UPLOADS_KEPT) as page:
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=UPLOADS_KEPT) as page:
         with gr.Tab("Caption"):
             _caption_tab(site, uploads)
         with gr.Tab("Rollouts"):
@@ -53,6 +53,7 @@ def launch_options() -> dict[str, Any]:
         "share": False,
         "ssr_mode": False,
         "mcp_server": False,
+        "num_workers": 0,  # whatever GRADIO_NUM_WORKERS says: those would serve files without the guard
         "enable_monitoring": False,
         "run_history": False,
         "footer_links": [],

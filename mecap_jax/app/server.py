@@ -7,10 +7,11 @@ import errno
 import os
 import socket
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from mecap_jax.app.guard import Guard
+from mecap_jax.app.guard import UPLOADS_KEPT, Guard, delete_old
 from mecap_jax.app.site import Site
 from mecap_jax.config import ConfigError
 from mecap_jax.data.importers import MAX_CLIP_BYTES
@@ -65,6 +66,8 @@ def serving(site: Site, host: str = LOOPBACK, port: int = 7860) -> Iterator[str]
 
         guard = Middleware(Guard, uploads=Path(uploads), hosts=own_names(host))
         page = build(site, Path(uploads))
+        ended = threading.Event()
+        threading.Thread(target=_sweep, args=(Path(uploads), ended), daemon=True).start()
         try:
             _, address, _ = page.launch(
                 server_name=host,
@@ -76,4 +79,12 @@ def serving(site: Site, host: str = LOOPBACK, port: int = 7860) -> Iterator[str]
             )
             yield address
         finally:
+            ended.set()
             page.close()
+
+
+def _sweep(uploads: Path, ended: threading.Event) -> None:
+    """Deletes what broken uploads leave, which Gradio does not know of: it lies in the directory itself."""
+    every, seconds = UPLOADS_KEPT
+    while not ended.wait(every):
+        delete_old(uploads, seconds)

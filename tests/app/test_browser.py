@@ -201,6 +201,12 @@ def test_data_and_many_files_in_a_narrow_window(browser, address, tmp_path):
         assert "a sad voice" in page.inner_text("#clip-card") and "left out: 0" in page.inner_text("#about")
 
 
+def test_all_that_is_served_is_behind_the_guard(address):
+    from mecap_jax.app.page import launch_options
+
+    assert launch_options()["num_workers"] == 0
+
+
 def test_a_port_in_use_and_a_host_of_another_machine(address):
     port = int(address.rstrip("/").rpartition(":")[2])
     with pytest.raises(ConfigError, match=f"--port: {port} of 127.0.0.1 is in use"):

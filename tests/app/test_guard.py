@@ -2,10 +2,15 @@
 
 import asyncio
 import json
+import os
 import socket
+import threading
+import time
 
 import pytest
 
+from mecap_jax.app import guard
+from mecap_jax.app import server as server_module
 from mecap_jax.app.guard import COOKIE, Guard
 from mecap_jax.app.server import own_names
 
@@ -23,6 +28,8 @@ class Server:
         self.reached.append(scope["path"])
         body = b"{}"
         if scope["path"] == "/gradio_api/upload":
+            while (await receive()).get("more_body"):
+                pass
             place = self.uploads / "x" / "a.wav"
             place.parent.mkdir(exist_ok=True)
             place.write_bytes(b"sound")
@@ -104,6 +111,34 @@ def test_files_that_nobody_has_sent_are_refused(server):
     assert server.ask("/gradio_api/queue/join", ANNA, "POST", b" " * 5_000_000)[0] == 413
     assert server.ask("/gradio_api/queue/join", ANNA, "POST", call())[0] == 200
     assert server.reached == ["/gradio_api/upload", "/gradio_api/queue/join"]
+
+
+def test_an_upload_has_a_largest_size(server, monkeypatch):
+    monkeypatch.setattr(guard, "LARGEST_UPLOAD", 8)
+    assert server.ask("/gradio_api/upload", ANNA, "POST", b"x" * 9)[0] == 413 and not (server.uploads / "x").exists()
+    assert server.ask("/gradio_api/upload", ANNA, "POST", b"x" * 8)[0] == 200
+
+
+def test_what_a_broken_upload_leaves_is_deleted(tmp_path, monkeypatch):
+    for name in ("old", "new", "directory/old"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+        os.utime(path, (0, 0) if path.name == "old" else None)
+    (tmp_path / "link").symlink_to("directory/old")
+    monkeypatch.setattr(server_module, "UPLOADS_KEPT", (0.01, 1800))
+    ended = threading.Event()
+    sweeping = threading.Thread(target=server_module._sweep, args=(tmp_path, ended))
+    sweeping.start()
+    for _ in range(500):
+        if not (tmp_path / "old").exists():
+            break
+        time.sleep(0.01)
+    ended.set()
+    sweeping.join(5)
+    assert not sweeping.is_alive()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["directory", "link", "new"]
+    assert (tmp_path / "directory" / "old").exists()
 
 
 def test_only_the_page_and_its_calls_are_there(server):
