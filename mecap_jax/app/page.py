@@ -131,7 +131,7 @@ def _caption_tab(site: Site, uploads: Path) -> None:
         known = {key: value for key, value in zip((*_SENT, _EXAMPLE, _ID), clips) if key in sources}
         clip = chosen_clip(chosen, known, _SENT, uploads)
         names = [name, *([second] if second else [])]
-        settings = Sampling(int(samples), float(temperature), int(longest), int(seed))
+        settings = _settings(samples, temperature, longest, seed)
         if chosen != _EXAMPLE:
             return site.caption(names, clip, said, settings, is_id=chosen == _ID)
         with site.example(clip) as path:
@@ -153,6 +153,11 @@ def _sampling() -> list:
     ]
 
 
+def _settings(samples: float, temperature: float, longest: float, seed: float | None) -> Sampling:
+    """What was chosen; a seed that somebody has emptied is 0."""
+    return Sampling(int(samples), float(temperature), int(longest), int(seed or 0))
+
+
 def _many_files(site: Site, checkpoint: gr.Dropdown, sampling: list) -> None:
     files = gr.File(file_count="multiple", file_types=list(SUFFIXES), label="Files", elem_id="files")
     go = gr.Button("Caption all", elem_id="go-all")
@@ -163,7 +168,7 @@ def _many_files(site: Site, checkpoint: gr.Dropdown, sampling: list) -> None:
         def told(done, total):
             progress((done, total), desc="captions")
 
-        settings = Sampling(int(samples), float(temperature), int(longest), int(seed))
+        settings = _settings(samples, temperature, longest, seed)
         return site.caption_files(name, clips or [], settings, told)
 
     _on(

@@ -207,6 +207,12 @@ def test_all_that_is_served_is_behind_the_guard(address):
     assert launch_options()["num_workers"] == 0
 
 
+def test_a_seed_that_was_emptied_is_zero(address):
+    from mecap_jax.app.page import _settings
+
+    assert _settings(2, 0, 8, None) == _settings(2, 0, 8, 0) and _settings(2, 0, 8, 7).seed == 7
+
+
 def test_a_port_in_use_and_a_host_of_another_machine(address):
     port = int(address.rstrip("/").rpartition(":")[2])
     with pytest.raises(ConfigError, match=f"--port: {port} of 127.0.0.1 is in use"):
