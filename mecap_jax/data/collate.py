@@ -198,7 +198,7 @@ def _put_tokens(table: np.ndarray, row: LaidOutPrompt, start: int) -> dict[int, 
 
 
 def collate_targets(targets: Sequence[Sequence[Sequence[int]]], length: int, pad_id: int) -> Completions:
-    """Pads target token ids [B][R] to [B, R, length]."""
+    """Pads target token ids, B lists of R, to [B, R, length]."""
     shape = (len(targets), max(map(len, targets)), length)
     tokens, mask = np.full(shape, pad_id, np.int32), np.zeros(shape, bool)
     for b, references in enumerate(targets):

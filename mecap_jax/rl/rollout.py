@@ -57,13 +57,13 @@ class Rollout:
       generation: tokens and log-probabilities, on the mesh.
       completions: the same with the mask that the loss uses.
       reference_logprobs: of the reference policy, on the mesh, or None.
-      texts: this process's completions as text, [B_local][G].
+      texts: this process's completions as text, B_local lists of G.
       finished, lengths: this process's part, bool and int [B_local, G].
       valid: this process's part, bool [B_local].
       rewards: this process's rewards, in the order of the flattened texts of valid rows.
       encoded: sound and video that frozen towers were run on beforehand, once for rollout, reference and gradient; None
         where each of them runs the towers.
-      replies: what the policy said to the questions of reward terms, by term, [B_local][G]; rows that are not valid
+      replies: what the policy said to the questions of reward terms, by term, B_local lists of G; rows not valid
         have none, and texts have {} where no term asks.
     """
 
