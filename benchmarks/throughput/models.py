@@ -5,7 +5,13 @@ from __future__ import annotations
 import dataclasses
 
 from benchmarks.throughput.work import Work
-from mecap_jax.model_config import AudioTowerConfig, DecoderConfig, ModelConfig, VisionTowerConfig
+from mecap_jax.model_config import (
+    AudioTowerConfig,
+    DecoderConfig,
+    FeatureProjectorConfig,
+    ModelConfig,
+    VisionTowerConfig,
+)
 
 # 28 million parameters; with rotary positions of one axis, a Qwen2.5.
 DECODER = DecoderConfig(
@@ -21,26 +27,8 @@ DECODER = DecoderConfig(
 DECODERS = {
     "28m": DECODER,
     # Qwen2.5's published shapes.
-    "0.5b": DecoderConfig(
-        vocab_size=151_936,
-        hidden_size=896,
-        intermediate_size=4864,
-        num_hidden_layers=24,
-        num_attention_heads=14,
-        num_key_value_heads=2,
-        head_dim=64,
-        tie_word_embeddings=True,
-    ),
-    "3b": DecoderConfig(
-        vocab_size=151_936,
-        hidden_size=2048,
-        intermediate_size=11_008,
-        num_hidden_layers=36,
-        num_attention_heads=16,
-        num_key_value_heads=2,
-        head_dim=128,
-        tie_word_embeddings=True,
-    ),
+    "0.5b": ModelConfig.features_qwen2_5_0_5b(FeatureProjectorConfig((), (), 1)).decoder,
+    "3b": dataclasses.replace(ModelConfig.qwen2_5_vl_3b().decoder, mrope_section=None),
 }
 # Towers that cost, for a media token, about as much of the decoder as the published ones do beside that of 3B.
 _VISION = VisionTowerConfig(hidden_size=256, intermediate_size=684, depth=6, num_heads=4, fullatt_block_indexes=(2, 5))

@@ -5,7 +5,6 @@ Colours are Okabe and Ito's, which colour-blind readers can tell apart, as in th
 
 from __future__ import annotations
 
-import base64
 import html
 import io
 import math
@@ -16,6 +15,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from mecap_jax.app.curves import Curve
+from mecap_jax.evaluation.players import data_address
 
 COLOURS = ("#D55E00", "#0072B2")  # of the first and the second run, or checkpoint
 _WIDTH, _HEIGHT = 320, 120
@@ -56,13 +56,8 @@ def frames(pictures: Sequence[UInt8[np.ndarray, "H W 3"]]) -> str:
         picture.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
         file = io.BytesIO()
         picture.save(file, "JPEG", quality=85)
-        shown.append(f'<img alt="frame {number}" src="{data_uri("image/jpeg", file.getvalue())}">')
+        shown.append(f'<img alt="frame {number}" src="{data_address("image/jpeg", file.getvalue())}">')
     return f'<figure class="frames">{"".join(shown)}<figcaption>{len(shown)} frames</figcaption></figure>'
-
-
-def data_uri(kind: str, data: bytes) -> str:
-    """The bytes as an address that holds them: nothing is left on the disk for others to find."""
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def chart(title: str, curves: Sequence[Curve | None]) -> str:

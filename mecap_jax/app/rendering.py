@@ -15,21 +15,13 @@ from mecap_jax.captioning import Captioned
 from mecap_jax.data.containers import parts
 from mecap_jax.data.media import MediaError
 from mecap_jax.data.utterance import Utterance
+from mecap_jax.evaluation.players import MEDIA_TYPES, data_address, media_element
 from mecap_jax.rewards.lexical import tokenize
 from mecap_jax.tasks.protocols import Parsed, Protocol
 from mecap_jax.text_files import printable
 
 _MOST_COMPLETIONS, _MOST_TERMS = 64, 40  # of a group that are shown
 _PLAYED = 24 * 2**20  # bytes of a clip that go into the page
-_TYPES = {
-    "wav": "audio/wav",
-    "flac": "audio/flac",
-    "ogg": "audio/ogg",
-    "mp3": "audio/mpeg",
-    "aac": "audio/aac",
-    "mov": "video/mp4",
-    "matroska": "video/webm",
-}
 CSS = """
 .mecap {font-size: 14px; line-height: 1.45; overflow-wrap: anywhere}
 .mecap h3 {font-size: 15px; font-weight: 600; margin: 10px 0 4px} .mecap p {margin: 4px 0}
@@ -93,10 +85,9 @@ def player(data: bytes | None) -> str:
         kind, _ = parts(data)
     except MediaError as problem:
         return note(f"It cannot be played: {problem}")
-    if (media := _TYPES.get(kind)) is None:
+    if (media_type := MEDIA_TYPES.get(kind)) is None:
         return note(f"No browser plays {kind} files.")
-    tag = media.partition("/")[0]
-    return f'<{tag} controls preload="metadata" src="{drawing.data_uri(media, data)}"></{tag}>'
+    return media_element(media_type, data)
 
 
 # --- captions -----------------------------------------------------------------------------------------------------
@@ -277,7 +268,7 @@ def _text(value: object) -> str:
 def downloads(files: Mapping[str, tuple[str, str]]) -> str:
     """Links to files that are part of the page: name -> (media type, text)."""
     links = (
-        f'<a download="{html.escape(name)}" href="{drawing.data_uri(kind, text.encode("utf-8", "backslashreplace"))}">'
+        f'<a download="{html.escape(name)}" href="{data_address(kind, text.encode("utf-8", "backslashreplace"))}">'
         f"{html.escape(name)}</a>"
         for name, (kind, text) in files.items()
     )

@@ -147,7 +147,8 @@ class RolloutLog:
 # --- choosing -----------------------------------------------------------------------------------------------------
 
 
-def _missing_last(value: float | None, sign: int = 1) -> tuple[bool, float]:
+def missing_last(value: float | None, sign: int = 1) -> tuple[bool, float]:
+    """What to sort by: what there is, upwards or (-1) downwards, and then what is not there."""
     return (True, 0.0) if value is None else (False, sign * value)
 
 
@@ -155,11 +156,11 @@ def _missing_last(value: float | None, sign: int = 1) -> tuple[bool, float]:
 ORDERS: Mapping[str, Callable[[GroupRow], tuple]] = {
     "newest first": lambda row: (-row.number,),
     "oldest first": lambda row: (row.number,),
-    "best completion": lambda row: _missing_last(row.best, -1),
-    "worst completion": lambda row: _missing_last(row.worst),
-    "highest mean reward": lambda row: _missing_last(row.mean, -1),
-    "lowest mean reward": lambda row: _missing_last(row.mean),
-    "most disagreeing": lambda row: _missing_last(row.spread, -1),
+    "best completion": lambda row: missing_last(row.best, -1),
+    "worst completion": lambda row: missing_last(row.worst),
+    "highest mean reward": lambda row: missing_last(row.mean, -1),
+    "lowest mean reward": lambda row: missing_last(row.mean),
+    "most disagreeing": lambda row: missing_last(row.spread, -1),
     "most degenerate": lambda row: (-row.degenerate,),
     "most parse failures": lambda row: (-row.misread,),
 }
@@ -237,7 +238,7 @@ def by_step(rows: Iterable[GroupRow]) -> list[StepRow]:
 
 def by_reward(completions: Sequence[Completion]) -> list[int]:
     """Numbers of the completions, the best first, those without a reward last."""
-    return sorted(range(len(completions)), key=lambda i: _missing_last(completions[i]["reward"], -1))
+    return sorted(range(len(completions)), key=lambda i: missing_last(completions[i]["reward"], -1))
 
 
 # --- reading ------------------------------------------------------------------------------------------------------

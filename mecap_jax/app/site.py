@@ -31,7 +31,7 @@ from mecap_jax.app.clips import ClipRow, Clips, choose_clips, open_clips
 from mecap_jax.app.curves import MetricsLog
 from mecap_jax.app.json_lines import open_own
 from mecap_jax.app.places import COMPLETIONS, METRICS, find_data, find_runs, find_stages, inside
-from mecap_jax.app.rollouts import GroupRow, RolloutLog, StepRow, by_step, choose
+from mecap_jax.app.rollouts import GroupRow, RolloutLog, StepRow, by_step, choose, missing_last
 from mecap_jax.config import ConfigError, SyntheticConfig
 from mecap_jax.data.inspection import read
 from mecap_jax.data.synthetic.corpus import plan
@@ -407,16 +407,12 @@ def _clip_cells(row: ClipRow) -> list:
     return [row.number, row.id, row.split, row.speaker, row.seconds, label, differing, captions, row.transcript]
 
 
-def _reward(value: float | None, sign: int) -> float:
-    return float("inf") if value is None else sign * value
-
-
 _STEP_ORDERS: Mapping[str, Callable[[StepRow], Any]] = {
     "newest first": lambda row: -row.step,
     "oldest first": lambda row: row.step,
-    "highest mean reward": lambda row: _reward(row.mean, -1),
-    "lowest mean reward": lambda row: _reward(row.mean, 1),
-    "most disagreeing": lambda row: _reward(row.spread, -1),
+    "highest mean reward": lambda row: missing_last(row.mean, -1),
+    "lowest mean reward": lambda row: missing_last(row.mean),
+    "most disagreeing": lambda row: missing_last(row.spread, -1),
     "most degenerate": lambda row: -row.degenerate,
     "most parse failures": lambda row: -row.misread,
 }

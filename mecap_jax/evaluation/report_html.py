@@ -3,29 +3,19 @@ samples are in it, as data addresses. It runs no script, and its policy forbids 
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from markdown_it import MarkdownIt
 
 from mecap_jax.data.containers import MediaError, identify
+from mecap_jax.evaluation.players import MEDIA_TYPES, data_address, media_element
 
 # The files of a clip by its id: encoded sound or pictures.
 Media = Callable[[str], Sequence[bytes]]
 
 # Of one file and of all together, before base64 adds a third.
 _MOST_BYTES, _MOST_BYTES_OF_ALL = 2_000_000, 24_000_000
-# What browsers play, by container: kind of player and MIME type.
-_PLAYED = {
-    "wav": ("audio", "audio/wav"),
-    "flac": ("audio", "audio/flac"),
-    "ogg": ("audio", "audio/ogg"),
-    "mp3": ("audio", "audio/mpeg"),
-    "aac": ("audio", "audio/aac"),
-    "mov": ("video", "video/mp4"),
-    "matroska": ("video", "video/webm"),
-}
 _PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -57,7 +47,7 @@ def to_page(markdown: str) -> str:
 
 def picture_address(path: Path) -> str:
     """Returns a PNG file as an address that holds it."""
-    return _address("image/png", path.read_bytes())
+    return data_address("image/png", path.read_bytes())
 
 
 def players(ids: Iterable[str], media: Media) -> dict[str, str]:
@@ -69,9 +59,9 @@ def players(ids: Iterable[str], media: Media) -> dict[str, str]:
             if len(data) > min(_MOST_BYTES, left):
                 parts.append(f"<em>{len(data) / 1e6:.1f} MB: too large for this page</em>")
                 continue
-            player = _player(data)
-            left -= len(data) if player.startswith("<audio") or player.startswith("<video") else 0
-            parts.append(player)
+            shown = _player(data)
+            left -= len(data) if shown.startswith(("<audio", "<video")) else 0
+            parts.append(shown)
         found[clip] = "<br>".join(parts)
     return found
 
@@ -81,11 +71,6 @@ def _player(data: bytes) -> str:
         container = identify(data)
     except MediaError:
         container = "not a media file"
-    if container not in _PLAYED:
+    if container not in MEDIA_TYPES:
         return f"<em>{container}: no browser plays it</em>"
-    tag, mime = _PLAYED[container]
-    return f'<{tag} controls preload="metadata" src="{_address(mime, data)}"></{tag}>'
-
-
-def _address(mime: str, data: bytes) -> str:
-    return f"data:{mime};base64,{base64.b64encode(data).decode('ascii')}"
+    return media_element(MEDIA_TYPES[container], data)

@@ -44,15 +44,15 @@ def conversions(
 
     Small ones share a program; what one makes is bounded, because XLA gathers it into temporaries first.
     """
+    wanted = [as_used(x, dtype, gather) for x in leaves]
     parts: list[tuple[list[int], int]] = []
-    for i, x in enumerate(leaves):
-        to, place = as_used(x, dtype, gather)
+    for i, (x, (to, place)) in enumerate(zip(leaves, wanted)):
         if x.dtype == to and x.sharding.is_equivalent_to(place, len(x.shape)):
             continue
         size = math.prod(place.shard_shape(x.shape)) * to.itemsize
         indices, before = parts.pop() if parts and parts[-1][1] + size <= _AT_ONCE else ([], 0)
         parts.append(([*indices, i], before + size))
-    return [(indices, _convert(*zip(*(as_used(leaves[i], dtype, gather) for i in indices)))) for indices, _ in parts]
+    return [(indices, _convert(*zip(*(wanted[i] for i in indices)))) for indices, _ in parts]
 
 
 def as_used(x: jax.Array | jax.ShapeDtypeStruct, dtype: str, gather: bool) -> tuple[jnp.dtype, jax.sharding.Sharding]:
