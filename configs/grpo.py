@@ -63,8 +63,15 @@ ROWS = (
     RowConfig("reward_off", "grpo", after="sft", changes=("grpo.advantage=none",)),
     # Emo-GRPO without the emotion term.
     RowConfig("grpo_semantic", "grpo", after="sft", changes=("grpo.reward.terms.emotion.weight=0",)),
+    # The emotion term alone.
+    RowConfig(
+        "emotion_only",
+        "grpo",
+        after="sft",
+        changes=tuple(f"grpo.reward.terms.{term}.weight=0" for term in ("distinctiveness", "fluency", "cider_d")),
+    ),
     # Emo-GRPO with an emotion term of the same shape that means nothing.
-    RowConfig("anchors_shuffled", "grpo", after="sft", changes=("grpo.reward.terms.emotion.options.shuffled=true",)),
+    RowConfig("anchors_shuffled", "grpo", after="sft", changes=("grpo.reward.terms.emotion.options.shuffled=True",)),
 )
 
 

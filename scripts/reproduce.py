@@ -3,11 +3,11 @@
   python scripts/reproduce.py [--seeds=0,1,2,3,4] [--root=runs/reproduce]
   python scripts/reproduce.py --config=configs/erv.py --root=runs/erv [--rows=reward_off] [--others=DIR]
 
-Each seed is a run of its own, `ROOT/seed-N`; what is finished is not done again, and refused where it is something
-else. How many steps of SFT fit into the time of the main stage is measured in the first seed and holds for all. The
-tables of `configs/grpo.py` go into the section "results" of the document and of `README.md`, those of another recipe
-into the section of its name. A recipe with `--change` or an argument is another experiment: its tables go into the
-section of the document that `--section` names.
+Each seed is a run of its own, `ROOT/seed-N`; what is finished is not done again (with further `--rows` it goes on with
+those), and refused where it is something else. How many steps of SFT fit into the time of the main stage is measured in
+the first seed and holds for all. The tables of `configs/grpo.py` go into the section "results" of the document and of
+`README.md`, those of another recipe into the section of its name. A recipe with `--change` or an argument is another
+experiment: its tables go into the section of the document that `--section` names.
 """
 
 import shutil
@@ -78,7 +78,7 @@ def _reproduce() -> None:
     for seed, workdir in workdirs.items():
         _check(workdir, asked[seed])
     for seed, workdir in workdirs.items():
-        _train(seed, settings, workdir, workdirs[seeds[0]] / CONTROL)
+        _train(asked[seed], settings, workdir, workdirs[seeds[0]] / CONTROL)
     reports = [_report(workdir) for workdir in workdirs.values()]
     with RunLogger(None) as logger:
         found = [evaluated_again(workdir, logger)[1] for workdir in workdirs.values()]
@@ -125,7 +125,7 @@ def _check(workdir: Path, config: Config) -> None:
       ConfigError: it is not.
     """
     try:
-        if _is_finished(workdir):
+        if _is_finished(workdir, config):
             check_finished(workdir, config)
         elif is_claimed(workdir):
             check_same(workdir, config)
@@ -133,23 +133,25 @@ def _check(workdir: Path, config: Config) -> None:
         raise ConfigError(f"{error}; choose another --root, or what was asked for there") from error
 
 
-def _train(seed: int, settings: list[str], workdir: Path, control: Path) -> None:
-    if _is_finished(workdir):
+def _train(config: Config, settings: list[str], workdir: Path, control: Path) -> None:
+    if _is_finished(workdir, config):
         return
     if control.exists() and not (workdir / CONTROL).exists():
         workdir.mkdir(parents=True, exist_ok=True)
         shutil.copy(control, workdir / CONTROL)
     command = [sys.executable, str(_PROJECT / "scripts" / "train.py"), f"--config={_CONFIG.value}"]
-    options = [f"--workdir={workdir}", *(f"--config.{item}" for item in [f"seed={seed}", *settings])]
+    options = [f"--workdir={workdir}", *(f"--config.{item}" for item in [f"seed={config.seed}", *settings])]
     code = subprocess.run([*command, *options]).returncode
-    if code or not _is_finished(workdir):
-        sys.exit(f"seed {seed} did not finish; the same command goes on where it stopped")
+    if code or not _is_finished(workdir, config):
+        sys.exit(f"seed {config.seed} did not finish; the same command goes on where it stopped")
 
 
-def _is_finished(workdir: Path) -> bool:
-    """Whether a run has its report, and has not gone on as something else since."""
+def _is_finished(workdir: Path, config: Config) -> bool:
+    """Whether a run has its report with every row that is asked for, and has not gone on as something else since."""
     report = read_report(workdir)
-    return bool(report) and report.get("config") == read_json_object(workdir / CONFIG_FILE)
+    if not report or report.get("config") != read_json_object(workdir / CONFIG_FILE):
+        return False
+    return set(config.evaluation.rows) <= set(report["config"]["evaluation"]["rows"])
 
 
 def _report(workdir: Path) -> dict[str, Any]:

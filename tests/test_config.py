@@ -42,13 +42,19 @@ def test_overrides_reach_nested_fields_with_the_right_type():
             "evaluation.rows=text_only",
             "grpo.reward.terms=semantic=0.25,a.py:f=1",
             "grpo.reward.terms.a.py:f.gate=semantic",
+            "grpo.reward.terms.semantic.options.over=mean",
+            "grpo.reward.terms.a.py:f.options={'seen': 1}",
+            "grpo.reward.terms.a.py:f.options.shuffled=True",
         ],
     )
     assert (config.seed, config.grpo.group_size, config.data.instruction) == (3, 4, "7")
     assert config.grpo.optimizer.learning_rate == 1.0 and isinstance(config.grpo.optimizer.learning_rate, float)
     assert config.data.modalities == ("audio",)
     assert config.evaluation.rows == ("text_only",)
-    assert config.grpo.reward.terms == (RewardSpec("semantic", 0.25), RewardSpec("a.py:f", 1.0, gate="semantic"))
+    assert config.grpo.reward.terms == (
+        RewardSpec("semantic", 0.25, options={"over": "mean"}),
+        RewardSpec("a.py:f", 1.0, gate="semantic", options={"seen": 1, "shuffled": True}),
+    )
     assert load(RECIPE, ["grpo=None"]).grpo is None
 
 
@@ -208,6 +214,14 @@ def test_a_row_of_comparison_is_the_run_with_small_changes():
     assert (changed.sft.steps, changed.sft.references, changed.sft.optimizer.learning_rate) == (22, 2, 1e-3)
     expected = dataclasses.replace(config.data, modalities=(), tower_cache=False)
     assert row_config(config, blind).data == expected and row_config(config, blind).grpo == config.grpo
+
+
+@pytest.mark.parametrize("recipe", sorted(str(path) for path in Path("configs").glob("*.py")))
+def test_every_row_of_every_recipe_can_be_asked_for(recipe):
+    config = load(recipe)
+    for row in config.rows:
+        assert chosen_rows(load(recipe, [f"evaluation.rows={row.name}"])) == [row]
+        assert row_config(config, row) != config
 
 
 @pytest.mark.parametrize(

@@ -60,12 +60,19 @@ def _all_keys(kind: type, prefix: str = "") -> Iterator[str]:
 
 
 def _replace_named(specs: tuple[RewardSpec, ...], path: list[str], text: str, key: str) -> tuple[RewardSpec, ...]:
-    """Returns the terms with one field of one of them, `NAME.FIELD`, set."""
-    name = ".".join(path[:-1])  # "file.py:function" has dots
+    """Returns the terms with one field of one of them, `NAME.FIELD`, or one option, `NAME.options.KEY`, set."""
+    fields = 2 if path[-2:-1] == ["options"] else 1
+    name = ".".join(path[:-fields])  # "file.py:function" has dots
     if name not in [spec.name for spec in specs]:
         known = ", ".join(spec.name for spec in specs)
         raise ConfigError(f"config key {key!r}: no reward term {name!r}; there are {known}")
-    return tuple(_replace(spec, path[-1:], text, key) if spec.name == name else spec for spec in specs)
+    return tuple(_replace_in(spec, path[-fields:], text, key) if spec.name == name else spec for spec in specs)
+
+
+def _replace_in(spec: RewardSpec, path: list[str], text: str, key: str) -> RewardSpec:
+    if len(path) == 1:
+        return _replace(spec, path, text, key)
+    return dataclasses.replace(spec, options={**spec.options, path[1]: _parse(text, Any)})
 
 
 def parse_terms(text: str) -> tuple[RewardSpec, ...]:

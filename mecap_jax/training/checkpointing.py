@@ -197,7 +197,18 @@ def _parts(state: TrainState) -> dict[str, Any]:
 
 
 def _check_description(path: Path, mine: dict[str, Any]) -> None:
-    theirs, mine = read_json_object(path / _DESCRIPTION), as_json(mine)
-    different = [f"{key}: {old!r} there, {new!r} here" for key, old, new in differences(theirs, mine)]
+    different = [
+        f"{key}: {old!r} there, {new!r} here"
+        for key, old, new in differences(*_in_common(read_json_object(path / _DESCRIPTION), as_json(mine)))
+    ]
     if different:
         raise CheckpointError(f"the checkpoint {path} is of another run:\n  " + "\n  ".join(different))
+
+
+def _in_common(old: Any, new: Any) -> tuple[Any, Any]:
+    """Two JSON trees without the settings of which one knows nothing: those that a version of the project has added or
+    dropped, with a default that is what the other one always does."""
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return old, new
+    pairs = {key: _in_common(old[key], new[key]) for key in old.keys() & new.keys()}
+    return {key: pair[0] for key, pair in pairs.items()}, {key: pair[1] for key, pair in pairs.items()}

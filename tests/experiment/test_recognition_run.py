@@ -118,6 +118,11 @@ def test_tables_over_seeds_go_into_the_section_that_was_named(finished, shared, 
                 f"evaluation.others: [] there, ['{tmp_path}/docs'] asked",
             ],
         ),
+        # With further rows it would go on, were it the same.
+        (
+            ["--change=grpo.loss.beta=0.5", "--rows=sft_labels,reward_off"],
+            ["runs/seed-0 holds a run with another configuration;", "grpo.loss.beta: 0.04 there, 0.5 asked"],
+        ),
     ):
         refused = reproduce(*arguments)
         assert refused.returncode == 1 and all(word in refused.stderr for word in words), refused.stderr

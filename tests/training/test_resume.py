@@ -154,6 +154,9 @@ def test_parameters_alone_can_be_loaded(unbroken):
         load_params(directory / "nowhere", abstract, DESCRIPTION)
     with pytest.raises(CheckpointError, match="model.width: 32 there, 64 here"):
         load_params(directory / "checkpoints", abstract, {"model": {"width": 64}})
+    # Settings that a version of the project adds or drops do not make a stranger of what another one saved.
+    load_params(directory / "checkpoints", abstract, {"model": {"width": 32, "more": False}, "trainable": ()})
+    load_params(directory / "checkpoints", abstract, {"model": {}})
 
 
 def test_non_finite_gradients_are_skipped_counted_and_stop_the_run(tmp_path):
