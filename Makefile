@@ -27,6 +27,7 @@ docs: $(VENV)/.docs
 
 reproduce: $(VENV)/.runtime
 	$(BIN)/python scripts/reproduce.py $(ARGS)
+	$(BIN)/python scripts/reproduce.py --budgets=150,300,450,900 --seeds=0,1 --rows=reward_off,sft_control $(ARGS)
 
 $(VENV)/.runtime: requirements.txt requirements-no-deps.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'

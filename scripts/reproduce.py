@@ -1,21 +1,28 @@
 """The results of a recipe over several seeds, with every row of comparison, written into `docs/reproduction.md`.
 
   python scripts/reproduce.py [--seeds=0,1,2,3,4] [--root=runs/reproduce]
+  python scripts/reproduce.py --budgets=150,450,900 --rows=reward_off,sft_control [--seeds=0,1]
   python scripts/reproduce.py --config=configs/erv.py --root=runs/erv [--rows=reward_off] [--others=DIR]
 
 Each seed is a run of its own, `ROOT/seed-N`; what is finished is not done again (with further `--rows` it goes on with
 those), and refused where it is something else. How many steps of SFT fit into the time of the main stage is measured in
 the first seed and holds for all. The tables of `configs/grpo.py` go into the section "results" of the document and of
 `README.md`, those of another recipe into the section of its name. A recipe with `--change` or an argument is another
-experiment: its tables go into the section of the document that `--section` names.
+experiment: its tables go into the section of the document that `--section` names. With `--budgets` SFT is as long as
+each of these says, in runs of their own (`ROOT/sft-STEPS`, where it is not the recipe's own length).
 """
 
+import dataclasses
+import multiprocessing
 import shutil
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mecap_jax.interruption import answer_signals
 
@@ -26,6 +33,7 @@ from absl import app, flags
 
 from mecap_jax.command_line import local_paths, run
 from mecap_jax.config import Config, ConfigError, load
+from mecap_jax.evaluation.budget import BUDGET_SECTION, budget_tables, plot_budget
 from mecap_jax.evaluation.reproduction import (
     MAIN_SECTION,
     claims_table,
@@ -35,8 +43,9 @@ from mecap_jax.evaluation.reproduction import (
     seeds_tables,
     summary_table,
 )
+from mecap_jax.experiment.forecast import about, seconds_of_runs
 from mecap_jax.experiment.setup import USER_ERRORS
-from mecap_jax.experiment.story import CONTROL, evaluated_again
+from mecap_jax.experiment.story import CONTROL, Evaluated, evaluated_again
 from mecap_jax.experiment.weights import CONFIG_FILE, read_report
 from mecap_jax.experiment.workdir import check_finished, check_same, is_claimed
 from mecap_jax.json_files import read_json_object
@@ -49,9 +58,13 @@ _CONFIG = flags.DEFINE_string("config", "configs/grpo.py", "Recipe.")
 _CHANGES = flags.DEFINE_multi_string("change", [], "KEY=VALUE of the recipe's configuration; can be repeated.")
 _ROWS = flags.DEFINE_list("rows", None, "Rows of comparison; by default all that the recipe offers.")
 _OTHERS = flags.DEFINE_list("others", [], "Directories of further clips that every stage is evaluated on.")
+_BUDGETS = flags.DEFINE_list(
+    "budgets", [], "Steps of SFT: what comes behind so many of them, as table and curves in the section 'budget'."
+)
 _SECTION = flags.DEFINE_string("section", None, "Section of the document that the tables go into.")
 _PROJECT = Path(__file__).parents[1]
 _DOCUMENT = "docs/reproduction.md"
+_PICTURE = "docs/pictures/budget.png"
 _NEEDED = {"seed", "eval", "confidence", "ablation", "intervals", "data", "test", "made"}  # of a report
 local_paths("root", "others")
 
@@ -65,32 +78,70 @@ def main(argv: list[str]) -> None:
         sys.exit(error_message(error))
 
 
+class _Runs(NamedTuple):
+    """The runs of one length of SFT: settings over the recipe, and by seed what is asked for and where it is."""
+
+    settings: list[str]
+    asked: dict[int, Config]
+    workdirs: dict[int, Path]
+
+
+def _runs(root: Path, changes: Sequence[str] = ()) -> _Runs:
+    changes = [*_CHANGES.value, *changes]
+    settings = [*changes, *_evaluation(load(_CONFIG.value, changes))]
+    asked = {seed: load(_CONFIG.value, [f"seed={seed}", *settings]) for seed in _seeds()}
+    return _Runs(settings, asked, {seed: root / f"seed-{seed}" for seed in asked})
+
+
 def _reproduce() -> None:
-    settings = [*_CHANGES.value, *_evaluation(load(_CONFIG.value, _CHANGES.value))]
-    seeds = _seeds()
-    asked = {seed: load(_CONFIG.value, [f"seed={seed}", *settings]) for seed in seeds}
-    section = _section()
+    root, section = Path(_ROOT.value), _section()
+    own = load(_CONFIG.value, _CHANGES.value).sft
+    experiments = {
+        steps: _runs(root if own and own.steps == steps else root / f"sft-{steps}", [f"sft.steps={steps}"])
+        for steps in _budgets()
+    } or {0: _runs(root)}
     documents = [_PROJECT / name for name in ((_DOCUMENT, "README.md") if section == MAIN_SECTION else (_DOCUMENT,))]
-    workdirs = {seed: Path(_ROOT.value) / f"seed-{seed}" for seed in seeds}
     # Before hours of training, not after.
     for document in documents:
         _replace(document, section, None)
-    for seed, workdir in workdirs.items():
-        _check(workdir, asked[seed])
-    for seed, workdir in workdirs.items():
-        _train(asked[seed], settings, workdir, workdirs[seeds[0]] / CONTROL)
-    reports = [_report(workdir) for workdir in workdirs.values()]
+    for runs in experiments.values():
+        for seed, workdir in runs.workdirs.items():
+            _check(workdir, runs.asked[seed])
+    _train_all([(runs, seed) for runs in experiments.values() for seed in runs.workdirs])
+    reports = {steps: [_report(workdir) for workdir in runs.workdirs.values()] for steps, runs in experiments.items()}
     with RunLogger(None) as logger:
-        found = [evaluated_again(workdir, logger)[1] for workdir in workdirs.values()]
+        found = {
+            steps: [evaluated_again(workdir, logger)[1] for workdir in runs.workdirs.values()]
+            for steps, runs in experiments.items()
+        }
+    if _BUDGETS.value:
+        results = {steps: [of_seed.results for of_seed in by_seed] for steps, by_seed in found.items()}
+        _write(documents[0], section, budget_tables(next(iter(reports.values())), results))
+        plot_budget(results, _PROJECT / _PICTURE)
+        print(f"written: {_PROJECT / _PICTURE}")
+        return
+    for document, text in zip(documents, _texts(section, reports[0], found[0])):
+        _write(document, section, text)
+
+
+def _texts(section: str, reports: list[dict[str, Any]], found: list[Evaluated]) -> list[str]:
+    """What goes into the section of each document."""
     ablation = [of_seed.ablation for of_seed in found]
     tables = seeds_tables(reports, [{"": of_seed.results} | of_seed.others for of_seed in found], ablation)
-    texts = [tables]
-    if section == MAIN_SECTION:
-        claims = claims_table(reports, [of_seed.results for of_seed in found], ablation)
-        texts = [f"{tables}\n{seed_tables(reports)}", f"{summary_table(reports)}\n{claims}"]
-    for document, text in zip(documents, texts):
-        _replace(document, section, text)
-        print(f"written: {document}")
+    if section != MAIN_SECTION:
+        return [tables]
+    claims = claims_table(reports, [of_seed.results for of_seed in found], ablation)
+    return [f"{tables}\n{seed_tables(reports)}", f"{summary_table(reports)}\n{claims}"]
+
+
+def _budgets() -> list[int]:
+    try:
+        budgets = sorted({int(steps) for steps in _BUDGETS.value})
+    except ValueError as error:
+        raise ConfigError(f"--budgets: {error}") from error
+    if budgets and budgets[0] < 1:
+        raise ConfigError(f"--budgets: {budgets[0]} is no number of steps")
+    return budgets
 
 
 def _seeds() -> list[int]:
@@ -108,6 +159,8 @@ def _section() -> str:
     recipe, _, argument = _CONFIG.value.partition(":")
     is_main = Path(recipe).resolve() == (_PROJECT / "configs" / "grpo.py").resolve()
     changes = [*_CHANGES.value, *([f"the argument {argument}"] if argument else [])]
+    if _BUDGETS.value and not _SECTION.value:
+        return section_of(BUDGET_SECTION, changes, None)
     return section_of(MAIN_SECTION if is_main else Path(recipe).stem, changes, _SECTION.value)
 
 
@@ -126,6 +179,9 @@ def _check(workdir: Path, config: Config) -> None:
     """
     try:
         if _is_finished(workdir, config):
+            if _BUDGETS.value:  # a run with more rows serves as well
+                rows = tuple(read_report(workdir)["config"]["evaluation"]["rows"])
+                config = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, rows=rows))
             check_finished(workdir, config)
         elif is_claimed(workdir):
             check_same(workdir, config)
@@ -133,9 +189,25 @@ def _check(workdir: Path, config: Config) -> None:
         raise ConfigError(f"{error}; choose another --root, or what was asked for there") from error
 
 
-def _train(config: Config, settings: list[str], workdir: Path, control: Path) -> None:
-    if _is_finished(workdir, config):
+def _train_all(runs: list[tuple[_Runs, int]]) -> None:
+    """Trains what is not finished, and says at the start of each run how long all will take on this machine: by what
+    the first took, before that by their floating-point operations."""
+    runs = [(of, seed) for of, seed in runs if not _is_finished(of.workdirs[seed], of.asked[seed])]
+    if not runs:
         return
+    # In a process of its own: this one must not hold the accelerator that the trainings need.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:
+        ahead = apart.submit(seconds_of_runs, [(of.asked[seed], of.workdirs[seed]) for of, seed in runs]).result()
+    began, expected = time.monotonic(), sum(ahead)
+    for number, (of, seed) in enumerate(runs):
+        left = f"{about(expected)} for all that is left"
+        print(f"run {number + 1} of {len(runs)}, {of.workdirs[seed]}: {left}", flush=True)
+        # A row that takes the time of another stage does so in every seed as in the first one.
+        _train(of.asked[seed], of.settings, of.workdirs[seed], next(iter(of.workdirs.values())) / CONTROL)
+        expected = sum(ahead[number + 1 :]) * (time.monotonic() - began) / sum(ahead[: number + 1])
+
+
+def _train(config: Config, settings: list[str], workdir: Path, control: Path) -> None:
     if control.exists() and not (workdir / CONTROL).exists():
         workdir.mkdir(parents=True, exist_ok=True)
         shutil.copy(control, workdir / CONTROL)
@@ -166,6 +238,11 @@ def _report(workdir: Path) -> dict[str, Any]:
             f"the report of {workdir} lacks {', '.join(absent)}: scripts/evaluate.py --report={workdir} writes it anew"
         )
     return report
+
+
+def _write(document: Path, section: str, text: str) -> None:
+    _replace(document, section, text)
+    print(f"written: {document}")
 
 
 def _replace(document: Path, section: str, text: str | None) -> None:

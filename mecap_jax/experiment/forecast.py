@@ -4,7 +4,7 @@ reaches."""
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -14,6 +14,7 @@ from mecap_jax.data.fitting import bucket_for
 from mecap_jax.data.synthetic.corpus import SPLIT_SHARES
 from mecap_jax.model_config import ModelConfig
 from mecap_jax.models.checkpoints.table import flatten
+from mecap_jax.sharding import make_mesh
 from mecap_jax.throughput import product_seconds
 from mecap_jax.train_state import abstract_model
 from mecap_jax.training.checkpointing import latest_step
@@ -68,11 +69,24 @@ def forecast(config: Config, workdir: Path, mesh: jax.sharding.Mesh, shape: Buck
 
 def first_forecast(config: Config, workdir: Path, mesh: jax.sharding.Mesh) -> str:
     """What a run will take whose synthetic corpus is to be made first: the corpus, and all that follows."""
+    whole, corpus = first_seconds(config, workdir, mesh)
+    return f"{about(whole)} on this machine, {about(corpus)} of it for the corpus"
+
+
+def first_seconds(config: Config, workdir: Path, mesh: jax.sharding.Mesh) -> tuple[float, float]:
+    """What a run of which only the configuration is known will take, and how much of it its synthetic corpus."""
     clips = config.data.synthetic.clips
     corpus = _CLIP_CPU_S * clips / _processors()
     shape = bucket_for(config.data.max_seconds or _CLIP_SECONDS, config.data, config.model)
     rest = forecast(config, workdir, mesh, shape, round(SPLIT_SHARES["test"] * clips))
-    return f"{about(corpus + rest.seconds())} on this machine, {about(corpus)} of it for the corpus"
+    return corpus + rest.seconds(), corpus
+
+
+def seconds_of_runs(runs: Sequence[tuple[Config, Path]]) -> list[float]:
+    """What each of several runs on one machine will take; the corpus is theirs together, and the first one makes it."""
+    mesh = make_mesh(runs[0][0].mesh)
+    whole, corpus = zip(*(first_seconds(config, workdir, mesh) for config, workdir in runs))
+    return [whole[0], *(seconds - of_corpus for seconds, of_corpus in zip(whole[1:], corpus[1:]))]
 
 
 def _processors() -> int:

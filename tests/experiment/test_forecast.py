@@ -8,7 +8,7 @@ from flax import nnx
 
 from mecap_jax.config import Bucket, load
 from mecap_jax.experiment import forecast
-from mecap_jax.experiment.forecast import Cost, Forecast, first_forecast
+from mecap_jax.experiment.forecast import Cost, Forecast, first_forecast, seconds_of_runs
 from mecap_jax.train_state import abstract_model
 from tests import miniature
 from tests.training.harness import mesh
@@ -50,3 +50,6 @@ def test_the_first_estimate_counts_the_corpus_and_every_stage(tmp_path, monkeypa
     assert corpus == 15 and whole > corpus
     longer, same = minutes("data.synthetic.clips=20000", "grpo.steps=2000")
     assert same == corpus and longer > 1.5 * whole
+    several = [load("configs/grpo.py", [f"seed={seed}", "data.synthetic.clips=20000"]) for seed in range(3)]
+    first, *others = (seconds / 60 for seconds in seconds_of_runs([(config, tmp_path) for config in several]))
+    assert round(first) == whole and others == pytest.approx([first - 15] * 2)
