@@ -38,7 +38,7 @@ from mecap_jax.experiment.weights import (
     starting_trainable,
 )
 from mecap_jax.experiment.workbench import Workbench, common_clips
-from mecap_jax.experiment.workdir import CONFIG_FILE, LOCK, check_place
+from mecap_jax.experiment.workdir import CONFIG_FILE, LOCK, check_place, is_claimed
 from mecap_jax.json_files import write_json
 from mecap_jax.locking import locked
 from mecap_jax.models.parameters import merge_params
@@ -70,9 +70,10 @@ def run(
     with contextlib.ExitStack() as stack:
         stack.enter_context(_only_writer(workdir))
         logger = stack.enter_context(RunLogger(workdir, enabled=first, traced=traced))
+        goes_on = is_claimed(workdir)
         with clock.measure("set_up"):
             bench = set_up(config, workdir, logger)
-        logger.mirror(functools.partial(open_trackers, config, workdir))
+        logger.mirror(functools.partial(open_trackers, config, workdir, goes_on))
         config = bench.config
         logger.say(_describe(bench))
         model = open_model(config, bench.mesh)

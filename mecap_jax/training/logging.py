@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from mecap_jax.json_files import parse_json, to_json
 from mecap_jax.text_files import printable
 from mecap_jax.training.profiling import StepTrace
-from mecap_jax.training.trackers import Tracker
+from mecap_jax.training.trackers import COMPLETIONS, METRICS, Tracker
 
 # What a person watches; everything is in metrics.jsonl.
 _SHOWN = {
@@ -65,9 +65,9 @@ class RunLogger(contextlib.AbstractContextManager):
         if self._enabled:
             self._trackers = open_all(self.say)
 
-    def __exit__(self, *exception):
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         for tracker in self._trackers:
-            tracker.close()
+            tracker.close(error)
         for file in self._files.values():
             file.close()
         if self._tensorboard is not None:
@@ -84,20 +84,26 @@ class RunLogger(contextlib.AbstractContextManager):
             return
         while self._files:  # a file that is open would go on in the old copy
             self._files.popitem()[1].close()
-        for name in ("metrics.jsonl", "completions.jsonl"):
+        for name in (METRICS, COMPLETIONS):
             path = self._workdir / name
             if not path.exists():
                 continue
-            kept = [row for row in read_jsonl(path) if row.get("stage") != stage or row.get("step", 0) <= step]
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text("".join(f"{to_json(row)}\n" for row in kept), encoding="utf-8")
+            temporary, last = path.with_suffix(".tmp"), step
+            with temporary.open("w", encoding="utf-8") as file:
+                for row in jsonl_rows(path):
+                    if row.get("stage") != stage or row.get("step", 0) <= step:
+                        file.write(f"{to_json(row)}\n")
+                    else:
+                        last = max(last, row["step"])
             temporary.replace(path)
+            for tracker in self._trackers:
+                tracker.rewind(stage, name, last)
 
     def metrics(self, stage: str, step: int, values: Mapping[str, float]) -> None:
         """Logs the numbers of one step."""
         if not self._enabled:
             return
-        self._write("metrics.jsonl", {"stage": stage, "step": step, "time": round(time.time(), 3), **values})
+        self._write(METRICS, {"stage": stage, "step": step, "time": round(time.time(), 3), **values})
         for name, value in values.items():
             if math.isfinite(value):
                 self._tensorboard.add_scalar(f"{stage}/{name}", value, step)
@@ -109,7 +115,7 @@ class RunLogger(contextlib.AbstractContextManager):
         if self._enabled:
             groups = list(groups)
             for group in groups:
-                self._write("completions.jsonl", {"stage": stage, "step": step, **group})
+                self._write(COMPLETIONS, {"stage": stage, "step": step, **group})
             for tracker in self._trackers:
                 tracker.completions(stage, step, groups)
 
@@ -185,11 +191,19 @@ def _duration(seconds: float) -> str:
     return f"{minutes}:{seconds:02d}"
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Rows of a log; what is none, such as a last line that a crash cut short, is left out."""
-    rows = []
+def jsonl_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Yields the rows of a log, one in memory at a time; what is none, such as a last line that a crash cut short, is
+    left out."""
     with path.open("rb") as file:
         for line in file:
-            with contextlib.suppress(ValueError):
-                rows.append(parse_json(line))
-    return [row for row in rows if isinstance(row, dict)]
+            try:
+                row = parse_json(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict):
+                yield row
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The rows of a log, see `jsonl_rows`."""
+    return list(jsonl_rows(path))

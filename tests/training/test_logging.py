@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from mecap_jax.config import ConfigError, load
+from mecap_jax.interruption import Interrupted
 from mecap_jax.json_files import parse_json
 from mecap_jax.training import logging
 from mecap_jax.training.logging import RunLogger, read_jsonl
@@ -134,6 +135,7 @@ class FakeTracker(types.ModuleType):
             log=functools.partial(self._call, "log"),
             define_metric=functools.partial(self._call, "define_metric"),
             finish=functools.partial(self._call, "finish"),
+            alert=functools.partial(self._call, "alert"),
         )
 
     def _call(self, called, /, *arguments, **options):
@@ -146,6 +148,10 @@ class FakeTracker(types.ModuleType):
         return self.run
 
     Table = staticmethod(lambda **options: options)
+    AlertLevel = types.SimpleNamespace(ERROR="error")
+
+    def called(self, name):
+        return [call for call in self.calls if call[0] == name]
 
 
 @pytest.fixture
@@ -164,10 +170,15 @@ GROUP = {"utterance_id": "a", "label": "sad", "completions": [
 ]}  # fmt: skip
 
 
-def log_with(workdir, *names):
+def opening(workdir, *names, goes_on=False):
+    workdir.mkdir(exist_ok=True)
     config = dataclasses.replace(load("configs/grpo.py"), trackers=names)
+    return functools.partial(open_trackers, config, workdir, goes_on)
+
+
+def log_with(workdir, *names, goes_on=False):
     with quiet(workdir) as logger:
-        logger.mirror(functools.partial(open_trackers, config, workdir))
+        logger.mirror(opening(workdir, *names, goes_on=goes_on))
         logger.metrics("sft", 1, {"loss": 1.5, "bad": float("nan")})
         logger.metrics("grpo", 1, {"reward": 2.0})
         logger.completions("grpo", 1, iter([GROUP]))
@@ -186,18 +197,54 @@ def test_trackers_get_the_same_names_and_completions_as_tables(tmp_path, tracker
         ("log", {"sft/step": 1, "sft/loss": 1.5}, {}),
         ("log", {"grpo/step": 1, "grpo/reward": 2.0}, {}),
         ("log", {"grpo/step": 1, "grpo/completions": table}, {}),
-        ("finish", {}),
     ]
-    assert trackio.calls[1:] == logged
-    assert [call for call in wandb.calls[1:] if call[0] != "define_metric"] == logged
+    assert trackio.calls[1:] == [*logged, ("finish", {})]
+    assert [call for call in wandb.calls[1:] if call[0] != "define_metric"] == [*logged, ("finish", {"exit_code": 0})]
     steps = [(call[1], call[2]) for call in wandb.calls if call[0] == "define_metric"]
     assert steps == [("sft/*", {"step_metric": "sft/step"}), ("grpo/*", {"step_metric": "grpo/step"})]
     (_, first), (_, second) = wandb.calls[0], trackio.calls[0]
-    assert first["resume"] == second["resume"] == "allow" and first["id"] == first["name"] == second["name"]
+    assert first["resume"] == second["resume"] == "allow"
+    assert first["id"] == first["name"] != second["name"] and second["name"].startswith("run-")
     assert first["config"]["grpo"]["group_size"] == 6 and len(read_jsonl(tmp_path / "run" / "completions.jsonl")) == 1
-    log_with(tmp_path / "run", "wandb"), log_with(tmp_path / "other", "wandb")  # the same run, and another one
-    again, other = (call[1]["id"] for call in wandb.calls[1:] if call[0] == "init")
-    assert again == first["id"] != other
+    log_with(tmp_path / "run", "wandb", goes_on=True)  # the same run, and others: another workdir, the same one emptied
+    log_with(tmp_path / "other", "wandb"), log_with(tmp_path / "run", "wandb")
+    _, again, other, anew = (call[1]["id"] for call in wandb.called("init"))
+    assert again == first["id"] and len({again, other, anew}) == 3
+
+
+def test_a_step_is_sent_to_a_tracker_once_however_often_it_is_taken(tmp_path, tracker):
+    """A crash between two checkpoints: what had been sent comes out the same, and a tracker takes nothing back."""
+    wandb, trackio = tracker("wandb"), tracker("trackio")
+    with quiet(tmp_path) as logger:
+        logger.mirror(opening(tmp_path, "wandb"))
+        for step in (1, 2, 3):
+            logger.metrics("grpo", step, {"reward": 1.0})
+            if step < 3:  # the end comes between the two
+                logger.completions("grpo", step, [GROUP])
+    with quiet(tmp_path) as logger:
+        logger.mirror(opening(tmp_path, "wandb", "trackio", goes_on=True))
+        logger.rewind("sft", 0)
+        logger.rewind("grpo", 1)
+        for step in (2, 3, 4):
+            logger.metrics("grpo", step, {"reward": 1.0})
+            logger.completions("grpo", step, [GROUP])
+        logger.metrics("sft", 1, {"loss": 1.0})
+    for module, expected in ((wandb, [1, 2, 3, 4]), (trackio, [2, 3, 4])):  # the second one is new to this run
+        logged = [call[1] for call in module.called("log")]
+        for name in ("grpo/reward", "grpo/completions"):
+            assert [row["grpo/step"] for row in logged if name in row] == expected
+        assert logged[-1] == {"sft/step": 1, "sft/loss": 1.0}
+    assert [row["step"] for row in read_jsonl(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 1]
+
+
+def test_a_run_that_fails_is_no_finished_one(tmp_path, tracker):
+    wandb, trackio = tracker("wandb"), tracker("trackio")
+    for error, status, title in ((RuntimeError("no memory"), 1, "failed"), (Interrupted("asked to"), 75, "stopped")):
+        with pytest.raises(type(error)), quiet(tmp_path) as logger:
+            logger.mirror(opening(tmp_path, "wandb", "trackio"))
+            raise error
+        assert wandb.calls[-1] == ("finish", {"exit_code": status})
+        assert trackio.calls[-2:] == [("alert", title, f"{type(error).__name__}: {error}", "error", {}), ("finish", {})]
 
 
 def test_a_tracker_that_fails_is_said_once_and_harms_no_log(tmp_path, tracker):
@@ -210,6 +257,11 @@ def test_a_tracker_that_does_not_open_ends_the_run_before_it_begins(tmp_path, tr
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ConfigError, match=r"'trackers': wandb is not installed \(pip install 'mecap_jax\[wandb\]'\)"):
         log_with(tmp_path, "wandb")
-    tracker("trackio", fails_at=1)
+    trackio = tracker("trackio")
+    with pytest.raises(ConfigError, match="wandb is not installed"):
+        log_with(tmp_path, "trackio", "wandb")
+    assert not trackio.calls and not (tmp_path / "trackers.json").exists()
+    wandb, _ = tracker("wandb"), tracker("trackio", fails_at=1)
     with pytest.raises(ConfigError, match="'trackers': trackio did not open: no network"):
-        log_with(tmp_path, "trackio")
+        log_with(tmp_path, "wandb", "trackio")
+    assert [call[0] for call in wandb.calls] == ["init", "finish"]  # and is not left open
