@@ -10,7 +10,7 @@ import math
 import os
 import platform
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from mecap_jax.evaluation.report_html import Media, picture_address, players, to
 from mecap_jax.evaluation.report_text import render
 from mecap_jax.evaluation.stage import StageResult, compare
 from mecap_jax.evaluation.tables import ABLATION_KEYS, COMPARED, pair_name, pairs
+from mecap_jax.evaluation.training_plots import SampledGroups
 from mecap_jax.json_files import parse_json, to_json
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "pycocoevalcap")
@@ -47,7 +48,7 @@ def write_report(
     confidence: float = 0.95,
     samples: int = 24,
     cluster_kind: str = "speakers",
-    groups: Sequence[Mapping[str, Any]] = (),
+    groups: Iterable[Mapping[str, Any]] = (),
     media: Media | None = None,
 ) -> dict[str, Any]:
     """Writes `report.json`, `report.md`, `plots/*.png` and `report.html`, which needs no other file, into `directory`
@@ -76,7 +77,7 @@ def write_report(
       resamples, confidence: as in `intervals.bootstrap`.
       samples: captions shown in `report.md`, drawn at random, evenly over labels.
       cluster_kind: what clusters are, in the plural.
-      groups: rows of `completions.jsonl`.
+      groups: rows of `completions.jsonl`; gone through once, and never held all together.
       media: the files of a clip by its id, for the players of `report.html`; None: it has none.
 
     Raises:
@@ -115,14 +116,14 @@ def write_report(
     }
     text = _to_json(report)
     report = parse_json(text)
-    groups = [group for group in groups if group.get("stage") == "grpo"]
-    pictures = _draw(directory / "plots", report, results, metrics_log, groups)
+    sampled = SampledGroups.read(groups)
+    pictures = _draw(directory / "plots", report, results, metrics_log, sampled)
     chosen = _choose(first, samples, seed)
     _write(directory / "report.json", text)
-    _write(directory / "report.md", render(report, results, chosen, pictures, groups))
+    _write(directory / "report.md", render(report, results, chosen, pictures, sampled))
     addresses = {name: picture_address(directory / path) for name, path in pictures.items()}
     played = players([first.clips[i].id for i in chosen], media) if media else {}
-    _write(directory / "report.html", to_page(render(report, results, chosen, addresses, groups, played)))
+    _write(directory / "report.html", to_page(render(report, results, chosen, addresses, sampled, played)))
     return report
 
 
@@ -242,7 +243,7 @@ def _draw(
     report: Mapping[str, Any],
     results: Mapping[str, StageResult],
     metrics_log: Sequence[Mapping[str, Any]],
-    groups: Sequence[Mapping[str, Any]],
+    groups: SampledGroups | None,
 ) -> dict[str, str]:
     """Draws what there is to draw; returns each picture's path relative to the report by its name."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -269,7 +270,7 @@ def _draw(
         training_plots.plot_sft(sft, path("sft"))
     if grpo:
         training_plots.plot_grpo(grpo, _fixed_weights(report["config"]), path("grpo"))
-    if groups:
+    if groups is not None:
         training_plots.plot_groups(groups, path("groups"))
     labels = [clip.label for clip in first.clips]
     shown = {s: row for s, row in report["recalls"].items() if s in ("sft", "grpo", "text_only")} or report["recalls"]

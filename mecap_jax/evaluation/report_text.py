@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,7 +25,7 @@ from mecap_jax.evaluation.tables import (
     stage_title,
     verdict,
 )
-from mecap_jax.evaluation.training_plots import judged, reward_spread
+from mecap_jax.evaluation.training_plots import SampledGroups, judged, reward_spread
 from mecap_jax.json_files import to_json
 
 _TOKENISATION = {
@@ -35,7 +34,6 @@ _TOKENISATION = {
     "characters": "Chinese characters",
 }
 _MOST_QUARANTINED = 50
-_MOST_GROUPS = 5
 # What a verdict is about: the first that was measured. The nearest anchor is too close to what the reward optimises.
 _MAIN = ("emotion_word_uar", "uar", "wheel_f1", "rouge_l")
 
@@ -45,7 +43,7 @@ def render(
     results: Mapping[str, StageResult],
     chosen: Sequence[int],
     pictures: Mapping[str, str],
-    groups: Sequence[Mapping[str, Any]] = (),
+    groups: SampledGroups | None = None,
     players: Mapping[str, str] | None = None,
 ) -> str:
     """Returns the Markdown report.
@@ -55,7 +53,7 @@ def render(
       results: scored stages.
       chosen: indices of the clips whose captions are shown.
       pictures: addresses of the pictures by name.
-      groups: the sampled groups of Emo-GRPO, rows of `completions.jsonl`.
+      groups: what Emo-GRPO sampled; None where there was none.
       players: HTML that plays a clip, by its id; none in `report.md`.
     """
     sections = [
@@ -299,21 +297,20 @@ def _caption(result: StageResult, i: int) -> str:
     return f"{text}<br>*{escape(guess)}*{verdict}"
 
 
-def _training(pictures: Mapping[str, str], groups: Sequence[Mapping[str, Any]]) -> str:
+def _training(pictures: Mapping[str, str], groups: SampledGroups | None) -> str:
     titles = {
         "sft": "SFT: likelihood and learning rate",
         "grpo": "Emo-GRPO: reward, its terms, KL, entropy, length, shares and learning rate",
         "groups": "Advantages, lengths and spread of rewards in the first and the last fifth of the steps",
     }
     shown = [picture for name, title in titles.items() if (picture := _picture(pictures, name, title))]
-    return "\n\n".join(["## Training", *shown, *_telling_groups(groups)]) if shown else ""
+    return "\n\n".join(["## Training", *shown, *_telling_groups(groups.widest if groups else ())]) if shown else ""
 
 
 def _telling_groups(groups: Sequence[Mapping[str, Any]]) -> list[str]:
     """The groups whose rewards differ most, which is what a group-relative advantage learns from."""
-    widest = heapq.nlargest(_MOST_GROUPS, groups, key=reward_spread)
     rows = []
-    for group in widest:
+    for group in groups:
         ranked = sorted(judged(group), key=lambda c: c["reward"])
         if len(ranked) > 1:
             cells = [f"{c['reward']:.2f}: “{escape(c['text'])}”" for c in (ranked[-1], ranked[0])]

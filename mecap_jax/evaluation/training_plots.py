@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import heapq
 import math
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
+from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
@@ -24,6 +28,8 @@ _SHARES = {
     "clip_ratio/region_mean": "probability ratios clipped",
     "frac_reward_zero_std": "groups without spread of reward",
 }
+
+_WIDEST = 5  # groups with most to learn from
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -133,30 +139,71 @@ def _validation_terms(axis: Axes, rows: Rows) -> None:
         _absent(axis)
 
 
-def plot_groups(groups: Rows, path: Path) -> None:
-    """Draws advantages, lengths and the spread of rewards within groups, of the first and the last fifth of steps.
+@dataclasses.dataclass(frozen=True)
+class SampledGroups:
+    """What the report tells of the groups that Emo-GRPO sampled: numbers of all of them, and the texts of a few.
 
-    Args:
-      groups: rows of `completions.jsonl`.
+    Attributes:
+      steps, spreads: of every group its step and the standard deviation of its rewards.
+      completion_steps, advantages, lengths: of every completion its step, its advantage (NaN: none) and its length in
+        characters.
+      widest: the groups whose rewards differ most, the first one most; rows of `completions.jsonl`.
     """
-    last = max(group["step"] for group in groups)
+
+    steps: Int[np.ndarray, " G"]
+    spreads: Float[np.ndarray, " G"]
+    completion_steps: Int[np.ndarray, " N"]
+    advantages: Float[np.ndarray, " N"]
+    lengths: Float[np.ndarray, " N"]
+    widest: tuple[Mapping[str, Any], ...]
+
+    @classmethod
+    def read(cls, rows: Iterable[Mapping[str, Any]]) -> SampledGroups | None:
+        """Goes through rows of `completions.jsonl` once, and holds one of them at a time; None where none is of GRPO's
+        own stage."""
+        steps, spreads = array("q"), array("d")
+        completion_steps, advantages, lengths = array("q"), array("d"), array("d")
+        widest: list[tuple[float, int, Mapping[str, Any]]] = []
+        for row in rows:
+            if row.get("stage") != "grpo":
+                continue
+            steps.append(row["step"])
+            spreads.append(reward_spread(row))
+            for completion in row["completions"]:
+                advantage = completion["advantage"]
+                completion_steps.append(row["step"])
+                advantages.append(math.nan if advantage is None else advantage)
+                lengths.append(len(completion["text"]))
+            entry = (spreads[-1], -len(steps), row)  # of equal ones the first; rows themselves are never compared
+            if len(widest) < _WIDEST:
+                heapq.heappush(widest, entry)
+            else:
+                heapq.heappushpop(widest, entry)
+        if not steps:
+            return None
+        chosen = tuple(row for *_, row in sorted(widest, reverse=True))
+        return cls(*map(np.array, (steps, spreads, completion_steps, advantages, lengths)), chosen)
+
+
+def plot_groups(groups: SampledGroups, path: Path) -> None:
+    """Draws advantages, lengths and the spread of rewards within groups, of the first and the last fifth of steps."""
+    last = groups.steps.max()
+    fifth = math.ceil(last / 5)
     parts = {
-        "first fifth of steps": [group for group in groups if group["step"] <= math.ceil(last / 5)],
-        "last fifth": [group for group in groups if group["step"] > last - math.ceil(last / 5)],
+        "first fifth of steps": lambda steps: steps <= fifth,
+        "last fifth": lambda steps: steps > last - fifth,
     }
     panels = (
-        ("Advantages", "", lambda group: [c["advantage"] for c in group["completions"]]),
-        ("Length of captions", "characters", lambda group: [len(c["text"]) for c in group["completions"]]),
-        ("Spread within groups", "standard deviation of reward", lambda group: [reward_spread(group)]),
+        ("Advantages", "", groups.advantages, groups.completion_steps),
+        ("Length of captions", "characters", groups.lengths, groups.completion_steps),
+        ("Spread within groups", "standard deviation of reward", groups.spreads, groups.steps),
     )
     with matplotlib.rc_context(STYLE):
         figure, axes = style.grid(1, 3, 3)
-        for axis, (title, unit, values) in zip(axes, panels):
-            found = {
-                name: [v for group in part for v in values(group) if v is not None] for name, part in parts.items()
-            }
-            every = [value for part in found.values() for value in part]
-            edges = np.histogram_bin_edges(every, 24) if every else np.linspace(0, 1, 2)
+        for axis, (title, unit, values, steps) in zip(axes, panels):
+            found = {name: values[chosen(steps) & np.isfinite(values)] for name, chosen in parts.items()}
+            every = np.concatenate(list(found.values()))
+            edges = np.histogram_bin_edges(every, 24) if len(every) else np.linspace(0, 1, 2)
             for (name, part), ink, line in zip(found.items(), (COLOURS["sft"], COLOURS["grpo"]), ("--", "-")):
                 shares = np.full(len(part), 1 / max(len(part), 1))
                 axis.hist(part, edges, weights=shares, histtype="step", color=ink, linestyle=line, linewidth=1.8,

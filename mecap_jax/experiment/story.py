@@ -42,8 +42,8 @@ from mecap_jax.experiment.workdir import CONFIG_FILE, LOCK, check_place, is_clai
 from mecap_jax.json_files import write_json
 from mecap_jax.locking import locked
 from mecap_jax.models.parameters import merge_params
-from mecap_jax.training.logging import RunLogger, read_jsonl
-from mecap_jax.training.trackers import open_trackers
+from mecap_jax.training.logging import RunLogger, jsonl_rows, read_jsonl
+from mecap_jax.training.trackers import COMPLETIONS, METRICS, open_trackers
 
 # What the steps of a row follow from that takes the time of another stage.
 CONTROL = "control.json"
@@ -178,7 +178,7 @@ def _steps_in_time_of(bench: Workbench, row: RowConfig) -> int:
 def _step_seconds(workdir: Path) -> dict[str, float]:
     """Median seconds of a step by stage."""
     seconds = defaultdict(list)
-    for row in read_jsonl(workdir / "metrics.jsonl"):
+    for row in jsonl_rows(workdir / METRICS):
         if "timing_s/step" in row:
             seconds[row["stage"]].append(row["timing_s/step"])
     return {stage: float(np.median(values)) for stage, values in seconds.items()}
@@ -303,7 +303,7 @@ class Clock:
 
 def _report(bench: Workbench, evaluated: Evaluated, timing: Mapping[str, Any]) -> dict[str, Any]:
     config = bench.config
-    log = read_jsonl(bench.workdir / "metrics.jsonl")
+    log = read_jsonl(bench.workdir / METRICS)
     if jax.process_index() != 0:
         return {}
     report = write_report(
@@ -319,7 +319,7 @@ def _report(bench: Workbench, evaluated: Evaluated, timing: Mapping[str, Any]) -
         resamples=config.evaluation.bootstrap,
         confidence=config.evaluation.confidence,
         samples=config.evaluation.samples,
-        groups=read_jsonl(groups) if (groups := bench.workdir / "completions.jsonl").is_file() else (),
+        groups=jsonl_rows(groups) if (groups := bench.workdir / COMPLETIONS).is_file() else (),
         media=_media(bench),
     )
     bench.logger.say(f"report: {bench.workdir / 'report.md'}")

@@ -1,12 +1,13 @@
 """What the pictures of a training run show."""
 
 import math
+import weakref
 
 import numpy as np
 import pytest
 
 from mecap_jax.evaluation import plot_style, training_plots
-from mecap_jax.evaluation.training_plots import reward_spread, running_mean
+from mecap_jax.evaluation.training_plots import SampledGroups, reward_spread, running_mean
 
 
 def test_the_running_mean_begins_at_the_first_value_and_follows():
@@ -84,3 +85,30 @@ def test_degenerate_captions_do_not_count_in_the_spread_of_a_group():
         return {"completions": [{"reward": reward, "degenerate": None if reward else "empty"} for reward in rewards]}
 
     assert reward_spread(group(1.0, 3.0, 0.0, None)) == 1.0 and reward_spread(group(0.0, None)) == 0.0
+
+
+def test_groups_are_gone_through_one_at_a_time():
+    """A long run samples gigabytes: what the report tells of them is held, and the texts of five groups."""
+    alive = weakref.WeakSet()
+
+    class Row(dict):
+        __hash__ = object.__hash__
+
+    def rows():
+        for step in range(1, 101):
+            completions = [
+                {"text": "x" * step, "reward": 1.0, "advantage": None},
+                {"text": "", "reward": 1.0 + step % 50, "advantage": 0.5},
+            ]
+            row = Row(stage="grpo" if step != 99 else "reward_off", step=step, completions=completions)
+            alive.add(row)
+            yield row
+            del row, completions
+            assert len(alive) <= 7  # five to show, this one, and the one before
+
+    groups = SampledGroups.read(rows())
+    assert [row["step"] for row in groups.widest] == [49, 48, 98, 47, 97]  # of equal ones the earlier first
+    assert len(groups.steps) == 99 and groups.spreads[3] == 2.0
+    assert np.isnan(groups.advantages[::2]).all() and (groups.advantages[1::2] == 0.5).all()
+    assert groups.lengths[:4].tolist() == [1, 0, 2, 0] and groups.completion_steps[:4].tolist() == [1, 1, 2, 2]
+    assert SampledGroups.read([{"stage": "sft_control", "step": 1}]) is None
