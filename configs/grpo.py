@@ -44,6 +44,7 @@ _BACKBONES = {
         "checkpoints/Qwen2.5-7B-Instruct",
         ("features",),
     ),
+    "features_gpt2": (ModelConfig.features_gpt2(_FEATURES), "checkpoints/gpt2", ("features",)),
 }
 
 
@@ -73,7 +74,6 @@ ROWS = (
     # Emo-GRPO with an emotion term of the same shape that means nothing.
     RowConfig("anchors_shuffled", "grpo", after="sft", changes=("grpo.reward.terms.emotion.options.shuffled=True",)),
 )
-
 
 # The emotion, what is said of no other clip of the same emotion, and words as people put them. With these weights few
 # of fifty kinds of adversarial captions earn more than an honest one (tests/rewards/test_caption_hacks.py).

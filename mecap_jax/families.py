@@ -29,6 +29,8 @@ class MediaTokens:
         return self.image is not None or self.audio is not None
 
 
+END_OF_TEXT = "<|endoftext|>"
+IM_START, IM_END = "<|im_start|>", "<|im_end|>"  # of a turn in ChatML
 # How Qwen2 to 3 split text into words, single digits, punctuation and white space.
 QWEN2_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -37,7 +39,7 @@ QWEN2_WORDS = (
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """Chat format, inputs and names of a family; all speak ChatML.
+    """Chat format, inputs and names of a family.
 
     Attributes:
       architecture: class of `transformers` that loads what is exported.
@@ -45,6 +47,10 @@ class Family:
       versions: of `transformers`, those in which it computes what was trained.
       media: placeholders in the chat format.
       media_ids: fields of `config.json` that hold ids of `media`, by its fields.
+      special: special tokens of text that a tokenizer must have; one that is trained here has them in this order.
+      ends: those that end an answer; the first is what training puts there.
+      pad: the one that fills up rows.
+      plain: what stands before a prompt of plain text, and behind each of its messages; None: ChatML.
       words: how tokenizers that are trained here split text; None takes the rule of byte-level BPE, GPT-2's.
       processor: class of the processor; None where a tokenizer is all there is.
       frame_rate: frames a second of a video that comes without a rate.
@@ -60,6 +66,10 @@ class Family:
     versions: str = "4.57 or 5"
     media: MediaTokens = MediaTokens()
     media_ids: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    special: tuple[str, ...] = (END_OF_TEXT, IM_START, IM_END)
+    ends: tuple[str, ...] = (IM_END, END_OF_TEXT)
+    pad: str = END_OF_TEXT
+    plain: tuple[str, str] | None = None
     words: str | None = QWEN2_WORDS
     processor: str | None = None
     frame_rate: float | None = None
@@ -118,4 +128,12 @@ FAMILIES: dict[str, Family] = {
     ),
     "qwen2": Family(architecture="Qwen2ForCausalLM", model_type="qwen2"),
     "qwen3": Family(architecture="Qwen3ForCausalLM", model_type="qwen3"),
+    "gpt2": Family(
+        architecture="GPT2LMHeadModel",
+        model_type="gpt2",
+        special=(END_OF_TEXT,),
+        ends=(END_OF_TEXT,),
+        plain=(END_OF_TEXT, "\n"),  # what separates documents in its training comes first
+        words=None,
+    ),
 }

@@ -17,13 +17,16 @@ from mecap_jax.field_types import Regex, ShareBelowOne
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """Qwen2.5 or Qwen3 decoder: grouped-query attention, RMSNorm, SwiGLU.
+    """Qwen2.5 or Qwen3 decoder: grouped-query attention, RMSNorm, SwiGLU; or GPT-2's, with learned positions.
 
     Attributes:
+      rms_norm_eps: of RMSNorm, or of the LayerNorm in its place.
       attention_bias: biases on q, k and v (Qwen2 and 2.5).
       qk_norm: RMSNorm over each head of q and k (Qwen3).
       mrope_section: how many rotary frequency pairs follow the temporal, height and width position (they sum to
         head_dim / 2); None gives plain one-dimensional rotary positions.
+      max_position_embeddings: so many positions are learned, in place of rotary ones, which makes it GPT-2 (Radford et
+        al., 2019): LayerNorm for RMSNorm, one hidden layer with GELU for SwiGLU, and biases everywhere.
     """
 
     vocab_size: PositiveInt
@@ -39,6 +42,12 @@ class DecoderConfig:
     tie_word_embeddings: bool = False
     attention_bias: bool = True
     qk_norm: bool = False
+    max_position_embeddings: PositiveInt | None = None
+
+    @property
+    def has_learned_positions(self) -> bool:
+        """Whether it is GPT-2's."""
+        return self.max_position_embeddings is not None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +204,7 @@ class ModelConfig:
             intermediate_size=128,
             num_hidden_layers=2,
             num_attention_heads=4,
-            num_key_value_heads=2,
+            num_key_value_heads=4 if self.decoder.has_learned_positions else 2,
             head_dim=16,
             mrope_section=self.decoder.mrope_section and (2, 3, 3),
         )
@@ -268,6 +277,23 @@ class ModelConfig:
             position_id_per_seconds=2,
             **_BFLOAT16,
         )
+
+    @classmethod
+    def features_gpt2(cls, features: FeatureProjectorConfig) -> ModelConfig:
+        """openai-community/gpt2, the smallest GPT-2 (Radford et al., 2019), behind precomputed features."""
+        decoder = DecoderConfig(
+            vocab_size=50257,
+            hidden_size=768,
+            intermediate_size=3072,
+            num_hidden_layers=12,
+            num_attention_heads=12,
+            num_key_value_heads=12,
+            head_dim=64,
+            rms_norm_eps=1e-5,
+            tie_word_embeddings=True,
+            max_position_embeddings=1024,
+        )
+        return cls(name="features_gpt2", family="gpt2", decoder=decoder, features=features)
 
     @classmethod
     def tiny(cls) -> ModelConfig:

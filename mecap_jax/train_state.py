@@ -131,11 +131,11 @@ _ADAM_RMS = 0.2
 
 def _muon_labels(params: Any) -> Any:
     """Muon takes the matrices of layers. Embeddings and output weights have a row a token, most without a gradient in a
-    step; they stay with AdamW, as Muon's author has it, tied or not."""
+    step; they stay with AdamW, as Muon's author has it, tied or not, and so do learned positions."""
 
     def label(path, x):
-        vocabulary = any(name in str(key) for key in path for name in ("embed_tokens", "lm_head"))
-        return "layers" if x.ndim == 2 and not vocabulary else "rest"
+        table = any(name in str(key) for key in path for name in ("embed_tokens", "embed_positions", "lm_head"))
+        return "layers" if x.ndim == 2 and not table else "rest"
 
     return jax.tree_util.tree_map_with_path(label, params)
 

@@ -79,6 +79,10 @@ def write_processor(
         "clean_up_tokenization_spaces": False,
         "model_max_length": 32_768,
     }
+    if family == "gpt2":
+        config = {"tokenizer_class": "GPT2Tokenizer", "eos_token": "<|endoftext|>", "model_max_length": 1024}
+        _write(directory / "tokenizer_config.json", config)
+        return
     template = chat_template(family)
     if family == "qwen2_5_omni":
         config |= {"extra_special_tokens": _NAMED, "processor_class": "Qwen2_5OmniProcessor"}
@@ -145,13 +149,16 @@ def chat_template(family: str) -> str:
 @functools.cache
 def _tokenizer(family: str) -> str:
     backend = tokenizers.Tokenizer(models.BPE())
-    backend.normalizer = normalizers.NFC()
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(tokenizers.Regex(_SPLIT), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    if family == "gpt2":
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    else:
+        backend.normalizer = normalizers.NFC()
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(tokenizers.Regex(_SPLIT), behavior="isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
     backend.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
@@ -159,7 +166,8 @@ def _tokenizer(family: str) -> str:
     # Behind the words, as published.
     omni, vision = family == "qwen2_5_omni", ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
     media = list(_NAMED.values()) if omni else vision
-    backend.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>", *media])
+    turns = [] if family == "gpt2" else ["<|im_start|>", "<|im_end|>", *media]
+    backend.add_special_tokens(["<|endoftext|>", *turns])
     return backend.to_str()
 
 

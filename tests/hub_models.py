@@ -44,7 +44,7 @@ _AUDIO = dict(
     n_window=100,
     output_dim=32,
 )
-FAMILIES = ("qwen2_5_omni", "qwen2_5_vl", "qwen2", "qwen3")
+FAMILIES = ("qwen2_5_omni", "qwen2_5_vl", "qwen2", "qwen3", "gpt2")
 
 
 def make(family: str, tied: bool = False, seed: int = 0, special_ids: dict[str, int] | None = None):
@@ -67,6 +67,12 @@ def make(family: str, tied: bool = False, seed: int = 0, special_ids: dict[str, 
             **ids,
         )
         cls = transformers.Qwen2_5_VLForConditionalGeneration
+    elif family == "gpt2":
+        sizes = dict(vocab_size=640, n_embd=32, n_inner=48, n_layer=2, n_head=4, n_positions=512)
+        config = transformers.GPT2Config(
+            **sizes, bos_token_id=None, eos_token_id=2, pad_token_id=0, tie_word_embeddings=tied
+        )
+        cls = transformers.GPT2LMHeadModel
     else:
         rope = dict(rope_type="default", rope_theta=1e6)
         if family == "qwen3":
@@ -82,7 +88,8 @@ def make(family: str, tied: bool = False, seed: int = 0, special_ids: dict[str, 
             if "norm" in name or "ln_" in name:
                 parameter.add_(0.1 * torch.randn_like(parameter))
             else:
-                parameter.normal_(0, 0.1 if parameter.ndim == 1 else parameter[0].numel() ** -0.5)
+                inputs = parameter.shape[0] if "c_" in name else parameter[0].numel()  # GPT-2 has them first
+                parameter.normal_(0, 0.1 if parameter.ndim == 1 else inputs**-0.5)
     model.generation_config.eos_token_id = None
     return model
 

@@ -43,6 +43,13 @@ CONFIG = ModelConfig(
 )
 
 
+# The same with GPT-2's decoder.
+GPT2 = dataclasses.replace(
+    CONFIG,
+    decoder=dataclasses.replace(CONFIG.decoder, num_key_value_heads=4, mrope_section=None, max_position_embeddings=80),
+)
+
+
 # Adapters in the decoder and in both towers.
 LORA = dataclasses.replace(
     CONFIG,

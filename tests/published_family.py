@@ -9,6 +9,7 @@ import jax
 from flax import nnx
 from transformers import AutoProcessor, AutoTokenizer
 
+from mecap_jax.data.chat_template import default_template
 from mecap_jax.data.processor import Processor
 from mecap_jax.models.checkpoints.hub import load_weights, published_part
 from mecap_jax.models.checkpoints.hub_config import read_config
@@ -84,5 +85,6 @@ def their_inputs(family, conversation, **options):
         {**m, "content": m["content"] if isinstance(m["content"], str) else m["content"][0]["text"]}
         for m in conversation
     ]
-    prompt = family.theirs.apply_chat_template(flat, tokenize=False, add_generation_prompt=True)
+    template = default_template("gpt2") if family.name == "gpt2" else None  # the published one has none
+    prompt = family.theirs.apply_chat_template(flat, chat_template=template, tokenize=False, add_generation_prompt=True)
     return dict(family.theirs([prompt], return_tensors="pt"))

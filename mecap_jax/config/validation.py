@@ -97,6 +97,11 @@ def _heads(config: Config) -> Problems:
         yield "model.decoder.mrope_section", f"must sum to head_dim / 2 = {decoder.head_dim // 2}"
     if decoder.num_attention_heads % decoder.num_key_value_heads:
         yield "model.decoder.num_key_value_heads", f"must divide num_attention_heads = {decoder.num_attention_heads}"
+    if decoder.has_learned_positions:
+        if decoder.num_attention_heads != decoder.num_key_value_heads:
+            yield "model.decoder.num_key_value_heads", f"GPT-2 has as many as heads, {decoder.num_attention_heads}"
+        if decoder.mrope_section is not None:
+            yield "model.decoder.mrope_section", "must be None where positions are learned"
 
 
 def _objective(config: Config) -> Problems:

@@ -15,15 +15,16 @@ from mecap_jax.data.template_sandbox import run_template
 from mecap_jax.families import FAMILIES, MediaTokens
 from mecap_jax.json_files import is_named, read_file, read_json_object
 
-END_OF_TEXT = "<|endoftext|>"
-IM_START, IM_END = "<|im_start|>", "<|im_end|>"
 FEATURES = "<|FEATURES|>"  # precomputed features; no published vocabulary has a token for them
 ROLES = ("system", "user", "assistant")
 
 
 def default_template(family: str) -> str:
-    """Qwen's chat format (ChatML) with the family's placeholders and without a system prompt of its own."""
+    """The family's chat format: plain text, or ChatML with its placeholders and without a system prompt of its own."""
     tokens = FAMILIES[family].media
+    if plain := FAMILIES[family].plain:
+        before, behind = map(repr, plain)
+        return "{{ " + before + " }}{% for message in messages %}{{ message.content + " + behind + " }}{% endfor %}"
     blocks = [("audio", tokens.audio_start, tokens.audio, tokens.audio_end)]
     blocks += [(name, tokens.vision_start, getattr(tokens, name), tokens.vision_end) for name in ("image", "video")]
     media = "".join(

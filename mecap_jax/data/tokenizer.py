@@ -11,16 +11,7 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from mecap_jax.data.chat_template import (
-    END_OF_TEXT,
-    FEATURES,
-    IM_END,
-    IM_START,
-    default_template,
-    defuse,
-    read_template,
-    render,
-)
+from mecap_jax.data.chat_template import FEATURES, default_template, defuse, read_template, render
 from mecap_jax.families import FAMILIES
 from mecap_jax.json_files import write_json
 from mecap_jax.tokenizer_files import LONGEST_TEXT, read_tokenizer
@@ -54,7 +45,7 @@ def special_tokens(family: str) -> tuple[str, ...]:
     tokens = FAMILIES[family].media
     audio = (tokens.audio, tokens.audio_start, tokens.audio_end)
     vision = (tokens.image, tokens.video, tokens.vision_start, tokens.vision_end)
-    return (END_OF_TEXT, IM_START, IM_END, *(token for token in (*audio, *vision) if token is not None))
+    return (*FAMILIES[family].special, *(token for token in (*audio, *vision) if token is not None))
 
 
 class Tokenizer:
@@ -101,8 +92,8 @@ class Tokenizer:
         self.template = default_template(family) if template is None else template
         self._template_name = f"the chat template of {template_file}" if template_file else "the chat template"
         self.vocab_size = max(backend.get_vocab().values()) + 1  # ids may have gaps
-        self.pad_id = backend.token_to_id(END_OF_TEXT)
-        self.end_ids = (backend.token_to_id(IM_END), backend.token_to_id(END_OF_TEXT))
+        self.pad_id = backend.token_to_id(FAMILIES[family].pad)
+        self.end_ids = tuple(map(backend.token_to_id, FAMILIES[family].ends))
         in_file = backend.token_to_id(FEATURES) is not None
         if not in_file:
             backend.add_special_tokens([FEATURES])
@@ -157,8 +148,8 @@ class Tokenizer:
         media = {name: tokens[field] for field, name in _ATTRIBUTES.items() if tokens[field] is not None}
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",  # takes tokenizer.json as it is, splitting rules included
-            "eos_token": IM_END,
-            "pad_token": END_OF_TEXT,
+            "eos_token": FAMILIES[self.family].ends[0],
+            "pad_token": FAMILIES[self.family].pad,
             "clean_up_tokenization_spaces": False,
             "model_max_length": 32768,
             "extra_special_tokens": media,

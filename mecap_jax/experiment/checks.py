@@ -61,17 +61,20 @@ def check_stages(bench: Workbench) -> None:
     """Tries what stages and rows of comparison will ask for, while nothing has been trained that could be lost.
 
     Raises:
-      ConfigError, DataError: a reward that cannot be made as it is spelt, or a row that its data do not suffice for.
+      ConfigError, DataError: a reward that cannot be made as it is spelt, a row that its data do not suffice for, or
+        prompts that are too long for the network.
     """
     if bench.config.grpo is not None:
         bench.task.rewards(bench.config.grpo.reward, bench.judges)
     if bench.config.sft is not None:
         _check_exercises(bench, bench.config.sft)
+    _check_positions(bench)
     stages = {"": bench}
     for row in chosen_rows(bench.config):
         stages[row.name] = bench.for_row(row)
         try:
             _check_row(stages[row.name], row.stage)
+            _check_positions(stages[row.name])
             _check_common(stages, row.name)
         except ConfigError as error:
             raise ConfigError(f"row {row.name!r}: {error}") from error
@@ -106,6 +109,17 @@ def _check_row(bench: Workbench, stage: str) -> None:
         bench.task.rewards(settings.reward, bench.judges)
     if len(clips) < (batch := getattr(settings, key)):
         raise ConfigError(f"'{stage}.{key}': {batch} clips a step, but only {len(clips)} train")
+
+
+def _check_positions(bench: Workbench) -> None:
+    """Refuses prompts and answers that are longer than what the decoder has learned positions for."""
+    learned = bench.config.model.decoder.max_position_embeddings
+    prompt, answer = bench.config.data.buckets[-1].prompt_tokens, bench.config.longest_answer
+    if learned is not None and prompt + answer > learned:
+        raise ConfigError(
+            f"config key 'model.decoder.max_position_embeddings': {learned}, but the longest prompt has {prompt} "
+            f"tokens and an answer up to {answer}"
+        )
 
 
 def _check_exercises(bench: Workbench, settings: SftConfig) -> None:

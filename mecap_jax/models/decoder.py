@@ -1,4 +1,4 @@
-"""The Qwen2.5 decoder, with the group's shared prompt as a first-class idea.
+"""The decoder of Qwen2.5 or GPT-2, with the group's shared prompt as a first-class idea.
 
 `prefill` runs a batch of prompts and returns their keys and values; `extend` takes the next tokens of G continuations
 of every prompt against them (decoding). `run_groups` runs prompts with G whole completions each (scoring, training).
@@ -9,6 +9,7 @@ it.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -20,7 +21,17 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mecap_jax.model_config import DecoderConfig
 from mecap_jax.models.attention import KeyValue, attend_group, attend_once, attend_prompt, plain_group
-from mecap_jax.models.layers import Dtypes, Embedding, GatedMlp, Linear, RMSNorm, rotate, split_heads
+from mecap_jax.models.layers import (
+    Dtypes,
+    Embedding,
+    GatedMlp,
+    LayerNorm,
+    Linear,
+    Mlp,
+    RMSNorm,
+    rotate,
+    split_heads,
+)
 from mecap_jax.models.stack import Running, run_layers
 
 
@@ -38,8 +49,13 @@ class Prefix(NamedTuple):
     next_position: Array
 
 
+# Of every position of a batch: cosine and sine of its rotary angles; nothing where positions are learned.
+Angles = Sequence[Array]
+
+
 class Attention(nnx.Module):
-    """Projections of grouped-query attention: biases on q, k and v (Qwen2.5) or a norm of q and k (Qwen3)."""
+    """Projections of grouped-query attention: biases on q, k and v (Qwen2.5) or a norm of q and k (Qwen3); or biases on
+    all four and nothing that rotates (GPT-2)."""
 
     def __init__(self, config: DecoderConfig, dtypes: Dtypes, rngs: nnx.Rngs):
         query_dim = config.num_attention_heads * config.head_dim
@@ -48,33 +64,43 @@ class Attention(nnx.Module):
         self.q_proj = Linear(config.hidden_size, query_dim, ("embed", "heads"), dtypes, rngs, bias=bias)
         self.k_proj = Linear(config.hidden_size, key_dim, ("embed", "kv_heads"), dtypes, rngs, bias=bias)
         self.v_proj = Linear(config.hidden_size, key_dim, ("embed", "kv_heads"), dtypes, rngs, bias=bias)
-        self.o_proj = Linear(query_dim, config.hidden_size, ("heads", "embed"), dtypes, rngs, bias=False)
+        self.o_proj = Linear(
+            query_dim, config.hidden_size, ("heads", "embed"), dtypes, rngs, bias=config.has_learned_positions
+        )
         self.q_norm = RMSNorm(config.head_dim, dtypes, config.rms_norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(config.head_dim, dtypes, config.rms_norm_eps) if config.qk_norm else None
 
-    def queries(self, x: Float[Array, "*batch dim"], cos, sin) -> Float[Array, "*batch N H"]:
+    def queries(self, x: Float[Array, "*batch dim"], *angles: Array) -> Float[Array, "*batch N H"]:
         """Rotated queries."""
         q = split_heads(checkpoint_name(self.q_proj(x), "projections"), self.heads)
-        return rotate(q if self.q_norm is None else self.q_norm(q), cos, sin)
+        return _rotated(q if self.q_norm is None else self.q_norm(q), angles)
 
-    def keys_values(self, x: Float[Array, "*batch dim"], cos, sin) -> KeyValue:
+    def keys_values(self, x: Float[Array, "*batch dim"], *angles: Array) -> KeyValue:
         """Rotated keys, and values [..., K, H]."""
         k, v = (checkpoint_name(project(x), "projections") for project in (self.k_proj, self.v_proj))
         k, v = split_heads(k, self.kv_heads), split_heads(v, self.kv_heads)
-        return KeyValue(rotate(k if self.k_norm is None else self.k_norm(k), cos, sin), v)
+        return KeyValue(_rotated(k if self.k_norm is None else self.k_norm(k), angles), v)
 
     def output(self, x: Float[Array, "*batch heads head"]) -> Float[Array, "*batch dim"]:
         return self.o_proj(x.reshape(*x.shape[:-2], -1))
 
 
+def _rotated(x: Float[Array, "*batch heads head"], angles: Angles) -> Float[Array, "*batch heads head"]:
+    return rotate(x, *angles) if angles else x
+
+
 class DecoderLayer(nnx.Module):
-    """Pre-norm attention and SwiGLU."""
+    """Pre-norm attention and SwiGLU, or GPT-2's MLP."""
 
     def __init__(self, config: DecoderConfig, dtypes: Dtypes, rngs: nnx.Rngs):
-        self.input_layernorm = RMSNorm(config.hidden_size, dtypes, config.rms_norm_eps)
+        width, hidden = config.hidden_size, config.intermediate_size
+        self.input_layernorm = make_norm(config, dtypes)
         self.self_attn = Attention(config, dtypes, rngs)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, dtypes, config.rms_norm_eps)
-        self.mlp = GatedMlp(config.hidden_size, config.intermediate_size, dtypes, rngs, bias=False)
+        self.post_attention_layernorm = make_norm(config, dtypes)
+        if config.has_learned_positions:
+            self.mlp = Mlp(width, hidden, jax.nn.gelu, dtypes, rngs)  # by tanh
+        else:
+            self.mlp = GatedMlp(width, hidden, dtypes, rngs, bias=False)
 
     def prompt(self, x: Float[Array, "B P D"], angles, mesh: Mesh | None) -> tuple[Float[Array, "B P D"], KeyValue]:
         """A prompt by itself, and its keys and values."""
@@ -115,8 +141,10 @@ class Decoder(nnx.Module):
     ):
         self.config, self.running = config, running
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, dtypes, rngs)
+        learned = config.max_position_embeddings
+        self.embed_positions = Embedding(learned, config.hidden_size, dtypes, rngs) if learned else None
         self.layers = nnx.List([DecoderLayer(config, dtypes, rngs) for _ in range(config.num_hidden_layers)])
-        self.norm = RMSNorm(config.hidden_size, dtypes, config.rms_norm_eps)
+        self.norm = make_norm(config, dtypes)
         self.lm_head = (
             None
             if config.tie_word_embeddings
@@ -135,7 +163,9 @@ class Decoder(nnx.Module):
 
         With `last`, of this position of each prompt only, [B, 1, D]: the last layer does without the others.
         """
-        angles = rotary_angles(positions, self.config)
+        if self.config.mrope_section is None:
+            positions, next_position = _counted(positions), jnp.sum(mask, axis=1)
+        x, angles = self._placed(x, positions)
 
         def below(layer: DecoderLayer, x):
             x, own = layer.prompt(x, angles, self.running.mesh)
@@ -159,10 +189,16 @@ class Decoder(nnx.Module):
         """Runs prompts and G whole completions of each.
 
         Returns normalised hidden states of each prompt's last position, and of the completions.
+
+        Raises:
+          ValueError: more positions than were learned, as in `extend`.
         """
-        angles = rotary_angles(positions, self.config)
-        after = next_position[:, None] + jnp.arange(completions.shape[2])
-        completion_angles = [x[:, None] for x in self._text_angles(after)]  # the same for every completion of a group
+        if self.config.mrope_section is None:
+            positions, next_position = _counted(positions), length
+        self._check_room(prompts.shape[1] + completions.shape[2])
+        prompts, angles = self._placed(prompts, positions)
+        after = next_position[:, None, None] + jnp.arange(completions.shape[2])  # the same for all of a group
+        completions, completion_angles = self._text_placed(completions, after)
         mask = jnp.arange(prompts.shape[1]) < length[:, None]
 
         def both(run_prompt, layer: DecoderLayer, x):
@@ -193,19 +229,19 @@ class Decoder(nnx.Module):
         nothing sees them.
 
         Returns normalised hidden states and the updated cache.
+
+        Raises:
+          ValueError: prompts and cache have more positions than were learned.
         """
-        batch, _, length, _ = x.shape
-        index = step + jnp.arange(length)
-        position = prefix.next_position[:, None] + index[None, :]  # text: one number on all three axes
+        index = step + jnp.arange(x.shape[2])
+        position = prefix.next_position[:, None, None] + index
         keys = jnp.arange(cache[0].keys.shape[3])
+        self._check_room(prefix.mask.shape[1] + len(keys))
         visible = keys[None, :] <= index[:, None]
-        if skipped is None:
-            angles = [x[:, None] for x in self._text_angles(position)]
-        else:
-            position = position[:, None] - skipped[..., None]
-            angles = self._text_angles(position.reshape(-1, length))
-            angles = [x.reshape(batch, -1, length, x.shape[-1]) for x in angles]
+        if skipped is not None:
+            position = position - skipped[..., None]
             visible = visible & (keys >= skipped[..., None])[:, :, None]
+        x, angles = self._text_placed(x, position)
         updated = []
         for layer, prompt, old in zip(self.layers, prefix.layers, cache):
 
@@ -220,12 +256,44 @@ class Decoder(nnx.Module):
         steps = [below] * (len(self.layers) - 1) + [top]
         return run_layers(self.layers, steps, x, self.running)
 
-    def _text_angles(self, position: Int[Array, "B T"]) -> tuple[Float[Array, "B T half"], Float[Array, "B T half"]]:
-        return rotary_angles(jnp.broadcast_to(position[:, None], (len(position), 3, position.shape[1])), self.config)
+    def _check_room(self, length: int) -> None:
+        if length > (self.config.max_position_embeddings or length):
+            raise ValueError(
+                f"{length} positions, padding included, and the decoder has learned "
+                f"{self.config.max_position_embeddings} (model.decoder.max_position_embeddings)"
+            )
+
+    def _placed(self, x: Float[Array, "B P D"], positions: Int[Array, "B 3 P"]) -> tuple[Float[Array, "B P D"], Angles]:
+        """Token embeddings with what their positions add to them, and the angles of their rotation."""
+        if self.embed_positions is None:
+            return x, rotary_angles(positions, self.config)
+        self._check_room(x.shape[1])
+        return x + self.embed_positions(positions[:, 0]), ()
+
+    def _text_placed(
+        self, x: Float[Array, "B G T D"], position: Int[Array, "B _ T"]
+    ) -> tuple[Float[Array, "B G T D"], Angles]:
+        """The same for continuations: text has one number on all three axes."""
+        if self.embed_positions is not None:
+            return x + self.embed_positions(position), ()
+        flat = position.reshape(-1, 1, position.shape[2])
+        angles = rotary_angles(jnp.broadcast_to(flat, (len(flat), 3, flat.shape[2])), self.config)
+        return x, [a.reshape(*position.shape, a.shape[-1]) for a in angles]
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
         """Output logits, accumulated and kept in float32."""
         return self.embed_tokens.attend(hidden) if self.lm_head is None else self.lm_head(hidden)
+
+
+def make_norm(config: DecoderConfig, dtypes: Dtypes) -> RMSNorm | LayerNorm:
+    """The norm of the decoder's layers."""
+    norm = LayerNorm if config.has_learned_positions else RMSNorm
+    return norm(config.hidden_size, dtypes, config.rms_norm_eps)
+
+
+def _counted(positions: Int[Array, "B 3 P"]) -> Int[Array, "B 3 P"]:
+    """Positions of tokens one behind the other: with no axes for pictures, these lie in a line as text does."""
+    return jnp.broadcast_to(jnp.arange(positions.shape[2]), positions.shape)
 
 
 def rotary_angles(

@@ -11,6 +11,7 @@ whole table before it looks a token up; its Linear and Conv draw random numbers 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
+Activation = Callable[[Float[Array, "*shape"]], Float[Array, "*shape"]]
 Initializer = jax.nn.initializers.Initializer
 MASKED = -1e30  # finite, so that a row without any visible key gives a uniform softmax instead of NaN
 
@@ -130,6 +132,19 @@ class GatedMlp(nnx.Module):
         gate, up = (checkpoint_name(project(x), "mlp") for project in (self.gate_proj, self.up_proj))
         # The backward pass has two hidden layers to keep, not five: what is between them is quickly computed again.
         return jax.checkpoint(lambda gate, up: self.down_proj(jax.nn.silu(gate) * up))(gate, up)
+
+
+class Mlp(nnx.Module):
+    """`down(activation(up(x)))`, with biases."""
+
+    def __init__(self, dim: int, hidden: int, activation: Activation, dtypes: Dtypes, rngs: nnx.Rngs):
+        self.up_proj = Linear(dim, hidden, ("embed", "mlp"), dtypes, rngs, bias=True)
+        self.down_proj = Linear(hidden, dim, ("mlp", "embed"), dtypes, rngs, bias=True)
+        self.activation = activation
+
+    def __call__(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
+        hidden = checkpoint_name(self.up_proj(x), "mlp")
+        return jax.checkpoint(lambda hidden: self.down_proj(self.activation(hidden)))(hidden)
 
 
 def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

@@ -12,6 +12,7 @@ from transformers import AutoProcessor, AutoTokenizer
 from transformers.video_utils import VideoMetadata
 
 from mecap_jax.config import Bucket
+from mecap_jax.data.chat_template import default_template
 from mecap_jax.data.media import decode_video
 from mecap_jax.data.processor import Processor
 from mecap_jax.data.processor_settings import ProcessorSettings
@@ -48,7 +49,7 @@ def family(request):
 @pytest.fixture(scope="module")
 def directories(tmp_path_factory):
     root = tmp_path_factory.mktemp("published")
-    for name in ("qwen2_5_omni", "qwen2_5_vl", "qwen2", "qwen3"):
+    for name in ("qwen2_5_omni", "qwen2_5_vl", "qwen2", "qwen3", "gpt2"):
         write_processor(root / name, name, **PIXELS)
     return root
 
@@ -260,7 +261,7 @@ def test_sound_in_video(pairs, frames, seconds, fps):
         check_row(batch, 0, ours, expected, 1e-6, use_audio_in_video=True)
 
 
-@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "gpt2"])
 def test_text_families(directories, family):
     model = dataclasses.replace(OMNI, family=family, audio=None, vision=None, features=FEATURES)
     ours = Processor.from_directory(directories / family, model)
@@ -276,7 +277,8 @@ def test_text_families(directories, family):
     )
     for b, words in ((0, "He said."), (1, "Nothing but words.")):
         prompt = [{"role": "user", "content": words}]
-        expected = theirs.apply_chat_template(prompt, add_generation_prompt=True)["input_ids"]
+        template = None if theirs.chat_template else default_template(family)
+        expected = theirs.apply_chat_template(prompt, chat_template=template, add_generation_prompt=True)["input_ids"]
         tokens = batch.tokens[b, : batch.length[b]]
         np.testing.assert_array_equal(tokens[batch.media_index[b, : batch.length[b]] < 0], expected)
     assert [(batch.media_index[b] >= 0).sum() for b in range(3)] == [4, 0, 5]

@@ -159,7 +159,7 @@ def test_placeholders_point_at_their_media_in_order(tokenizer):
     assert (layout.index[layout.kind == TEXT] == -1).all()
 
 
-@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "gpt2"])
 def test_text_families_see_the_pad_token_where_features_stand(family):
     tokenizer = train_tokenizer(TEXTS, 400, family)
     model = dataclasses.replace(OMNI, family=family, audio=None, vision=None)
@@ -199,7 +199,10 @@ def test_text_cannot_smuggle_in_special_tokens(tokenizer):
         assert (layout.tokens == tokenizer.special("<|im_end|>")).sum() == 1
 
 
-@pytest.mark.parametrize("family, token", [("qwen2_5_omni", "AUDIO"), ("qwen2_5_vl", "image_pad"), ("qwen2", "im_end")])
+@pytest.mark.parametrize(
+    "family, token",
+    [("qwen2_5_omni", "AUDIO"), ("qwen2_5_vl", "image_pad"), ("qwen2", "im_end"), ("gpt2", "endoftext")],
+)
 def test_a_tokenizer_without_the_special_tokens_is_refused(tmp_path, family, token):
     path = tmp_path / "tokenizer.json"
     tokenizers.Tokenizer(tokenizers.models.BPE()).save(str(path))
@@ -209,7 +212,7 @@ def test_a_tokenizer_without_the_special_tokens_is_refused(tmp_path, family, tok
         Tokenizer.from_file(tmp_path / "nowhere.json")
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_omni", "qwen2_5_vl", "qwen2"])
+@pytest.mark.parametrize("family", ["qwen2_5_omni", "qwen2_5_vl", "qwen2", "gpt2"])
 def test_a_saved_tokenizer_is_the_same(tmp_path, family):
     tokenizer = train_tokenizer(TEXTS, 400, family)
     tokenizer.save(tmp_path / "tokenizer.json")

@@ -145,6 +145,15 @@ def text(root):
     return train_from(backbone, "features_qwen2_5_0_5b", root), backbone
 
 
+@pytest.fixture(scope="module")
+def gpt2(root):
+    """A GPT-2 behind precomputed features; its files say nothing of chats."""
+    backbone = root / "gpt2"
+    write_processor(backbone, "gpt2")
+    hub_models.make("gpt2", tied=True).save_pretrained(backbone)
+    return train_from(backbone, "features_gpt2", root), backbone
+
+
 # --- what both compute ---------------------------------------------------------------------------------------------
 
 
@@ -331,8 +340,9 @@ def test_adapters_of_a_vl(vl, tmp_path, monkeypatch, said):
     assert 'library_name: "peft"' in card and 'base_model: "vl"' in card
 
 
-def test_a_decoder_behind_features(text, tmp_path, monkeypatch, said):
-    checkpoint, backbone = text
+@pytest.mark.parametrize("family", ["text", "gpt2"])
+def test_a_decoder_behind_features(request, family, tmp_path, monkeypatch, said):
+    checkpoint, backbone = request.getfixturevalue(family)
     export_stage(checkpoint, tmp_path / "out")
     check_keys(tmp_path / "out", transformers.AutoModelForCausalLM, said)
     check(checkpoint, tmp_path / "out", monkeypatch)
@@ -340,7 +350,7 @@ def test_a_decoder_behind_features(text, tmp_path, monkeypatch, said):
     assert found.features == read_run(checkpoint.parent.parent).model.features
 
 
-@pytest.mark.parametrize("family", ["tiny", "omni", "vl", "text"])
+@pytest.mark.parametrize("family", ["tiny", "omni", "vl", "text", "gpt2"])
 def test_earlier_versions_of_transformers_compute_the_same(request, family, tmp_path):
     """The card's own code under transformers 4.57, in an environment that the variable names.
 

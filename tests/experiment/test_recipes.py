@@ -19,6 +19,7 @@ FAMILIES = (
     "qwen2_5_vl_7b",
     "features_qwen2_5_0_5b",
     "features_qwen2_5_7b",
+    "features_gpt2",
 )
 
 
@@ -109,7 +110,7 @@ def test_the_vision_tower_trains_where_the_pattern_says_so():
         SHOWN,
         "grpo.py:qwen2_5_omni_7b,lora,smoke",
         "grpo.py:qwen2_5_vl_3b,smoke",
-        "grpo.py:features_qwen2_5_0_5b,smoke",
+        "grpo.py:features_gpt2,smoke",
         "sft.py:qwen2_5_omni_3b,smoke",
     ],
 )

@@ -19,8 +19,10 @@ from tests.miniature import END
 LENGTH = 9
 
 
-def _generate(prompt, *, temperature=1.3, group=4, ends=(END, 3), seed=(0, 0), rows=None, **options):
-    graphdef, params = miniature.model()
+def _generate(
+    prompt, *, temperature=1.3, group=4, ends=(END, 3), seed=(0, 0), rows=None, config=miniature.CONFIG, **options
+):
+    graphdef, params = miniature.model(0, config)
     rows = jnp.arange(prompt.tokens.shape[0]) if rows is None else rows
     return generate(
         graphdef,
@@ -47,6 +49,20 @@ def test_sampled_logprobs_equal_scored_logprobs(generation):
     completions = Completions(generation.tokens, generation.mask())
     scored = completion_logprobs(graphdef, params, miniature.prompts(), completions, temperature=1.3)
     chex.assert_trees_all_close(generation.logprobs, scored, atol=1e-5)
+
+
+def test_a_decoder_with_learned_positions_samples_what_it_scores():
+    """Padding takes no position; and what was never learned is refused in words, not looked up."""
+    graphdef, params = miniature.model(0, miniature.GPT2)
+    prompt = miniature.pad_right(miniature.prompts(), 5)
+    sampled = _generate(prompt, config=miniature.GPT2)
+    completions = Completions(sampled.tokens, sampled.mask())
+    scored = completion_logprobs(graphdef, params, prompt, completions, temperature=1.3)
+    chex.assert_trees_all_close(sampled.logprobs, scored, atol=1e-5)
+    padded = completion_logprobs(graphdef, params, miniature.prompts(), completions, temperature=1.3)
+    chex.assert_trees_all_close(padded, scored, atol=1e-5)
+    with pytest.raises(ValueError, match="83 positions, padding included, and the decoder has learned 80"):
+        _generate(miniature.pad_right(miniature.prompts(), 50), config=miniature.GPT2)
 
 
 def test_lengths_count_up_to_the_first_end(generation):

@@ -26,9 +26,9 @@ def tokens():
     return jax.random.randint(jax.random.key(1), (3, GROUP, LENGTH), 4, miniature.CONFIG.decoder.vocab_size)
 
 
-def _separate_logprobs(params, prompt, tokens, temperature, lengths):
+def _separate_logprobs(params, prompt, tokens, temperature, config, lengths):
     """Every completion as its own sequence: prompt and completion in one causal pass, no prefix, no group."""
-    model = nnx.merge(miniature.model()[0], params)
+    model = nnx.merge(miniature.model(0, config)[0], params)
     rows = []
     for b, n in enumerate(lengths):
         one = miniature.row(prompt, b)
@@ -43,20 +43,21 @@ def _separate_logprobs(params, prompt, tokens, temperature, lengths):
     return jnp.stack(rows)
 
 
-@functools.partial(jax.jit, static_argnums=3)
-def _group_logprobs(params, prompt, tokens, temperature):
-    model = nnx.merge(miniature.model()[0], params)
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def _group_logprobs(params, prompt, tokens, temperature, config=miniature.CONFIG):
+    model = nnx.merge(miniature.model(0, config)[0], params)
     return score_completions(model, prompt, tokens, temperature).logprobs
 
 
-def test_logprobs_and_gradients_equal_separate_sequences(tokens):
+@pytest.mark.parametrize("config", [miniature.CONFIG, miniature.GPT2], ids=["qwen", "gpt2"])
+def test_logprobs_and_gradients_equal_separate_sequences(tokens, config):
     """Padded prompts, missing modalities and a temperature included."""
-    params = miniature.model()[1]
+    params = miniature.model(0, config)[1]
     prompt = miniature.pad_right(miniature.prompts(), 5)
     weights = jax.random.normal(jax.random.key(2), tokens.shape) / tokens.size
 
     def objective(logprobs):
-        return lambda p: (jnp.sum(weights * (lp := logprobs(p, prompt, tokens, 0.7))), lp)
+        return lambda p: (jnp.sum(weights * (lp := logprobs(p, prompt, tokens, 0.7, config))), lp)
 
     def gradient(logprobs):
         return jax.jit(jax.value_and_grad(objective(logprobs), has_aux=True))(params)

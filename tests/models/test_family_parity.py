@@ -69,6 +69,8 @@ def test_our_right_padding_equals_their_left_padding(family):
     }
     if family.name == "qwen2_5_vl":
         joined["mm_token_type_ids"] = torch.zeros_like(joined["input_ids"])
+    if family.name == "gpt2":  # its forward pass counts padding, as its `generate` does not
+        joined["position_ids"] = (joined["attention_mask"].cumsum(1) - 1).clamp(min=0)
     for key in ("input_features", "feature_attention_mask"):
         parts = [x[key] for x in inputs if key in x]
         if parts:
@@ -90,14 +92,16 @@ def test_hidden_states_of_every_decoder_layer(family):
     assert len(expected) == layers + 1
     embedded = jax.jit(lambda p: nnx.merge(family.graphdef, family.params).embed_prompt(p))(batch)
     n = int(batch.length[0])
-    np.testing.assert_allclose(np.asarray(embedded)[0, :n], expected[0][0], atol=1e-4, rtol=0)
+    if family.name != "gpt2":  # its first state has positions in it
+        np.testing.assert_allclose(np.asarray(embedded)[0, :n], expected[0][0], atol=1e-4, rtol=0)
     model = nnx.merge(family.graphdef, family.params)
     mask = jnp.arange(batch.tokens.shape[1]) < batch.length[:, None]
     for count in range(1, layers):  # what their last entry holds has passed the final norm, as logits have
         model.language_model.layers = nnx.List(list(model.language_model.layers)[:count])
         hidden, _ = model.language_model.prefill(embedded, batch.positions, mask, batch.next_position)
         with torch.no_grad():
-            normed = inner(family.reference).norm(expected[count])[0]
+            norm = family.reference.transformer.ln_f if family.name == "gpt2" else inner(family.reference).norm
+            normed = norm(expected[count])[0]
         np.testing.assert_allclose(np.asarray(hidden)[0, :n], normed, atol=1e-4, rtol=0)
 
 

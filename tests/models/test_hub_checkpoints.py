@@ -485,6 +485,32 @@ def test_text_presets_are_the_published_configurations():
         assert not describe_mismatch(preset(features), parse_config(published, "published"))
 
 
+def test_the_preset_of_gpt2_is_the_published_configuration():
+    published = dict(
+        model_type="gpt2", activation_function="gelu_new", attn_pdrop=0.1, bos_token_id=50256, embd_pdrop=0.1,
+        eos_token_id=50256, initializer_range=0.02, layer_norm_epsilon=1e-05, n_ctx=1024, n_embd=768, n_head=12,
+        n_layer=12, n_positions=1024, resid_pdrop=0.1, summary_activation=None, summary_first_dropout=0.1,
+        summary_proj_to_labels=True, summary_type="cls_index", summary_use_proj=True, vocab_size=50257,
+        task_specific_params={"text-generation": {"do_sample": True, "max_length": 50}},
+    )  # fmt: skip
+    preset = ModelConfig.features_gpt2(FeatureProjectorConfig(("clip",), (8,), 16))
+    assert not describe_mismatch(preset, parse_config(published, "published"))
+    for field, value in (("scale_attn_by_inverse_layer_idx", True), ("activation_function", "relu"), ("n_head", 7)):
+        with pytest.raises(CheckpointError, match=field):
+            parse_config(published | {field: value}, "odd")
+
+
+def test_the_published_files_of_gpt2_hold_the_part_without_a_head(tmp_path):
+    """As in openai-community/gpt2: no prefix, no output weights, and the causal mask beside every layer's weights."""
+    hub_models.make("gpt2", tied=True).save_pretrained(tmp_path)
+    config, path = read_config(tmp_path), tmp_path / "model.safetensors"
+    expected = load_weights(tmp_path, config, abstract(config))
+    tensors = {key.removeprefix("transformer."): value for key, value in load_file(path).items()}
+    assert "h.0.attn.c_attn.weight" in tensors and "lm_head.weight" not in tensors
+    save_file(tensors | {f"h.{i}.attn.bias": np.ones((1, 1, 8, 8), np.float32) for i in range(2)}, path)
+    jax.tree.map(np.testing.assert_array_equal, load_weights(tmp_path, config, abstract(config)), expected)
+
+
 def test_a_mismatch_names_every_field_with_both_values():
     asked, found = ModelConfig.qwen2_5_omni_3b(), ModelConfig.qwen2_5_omni_7b()
     lines = describe_mismatch(asked, found)

@@ -7,6 +7,7 @@ from typing import Any
 
 from mecap_jax.families import FAMILIES
 from mecap_jax.model_config import ModelConfig
+from mecap_jax.models.checkpoints.families import LAYOUTS
 
 
 def format_config(model: ModelConfig, special_ids: Mapping[str, int | list[int] | None]) -> dict[str, Any]:
@@ -16,6 +17,15 @@ def format_config(model: ModelConfig, special_ids: Mapping[str, int | list[int] 
       special_ids: ids of special tokens by the family's names for them (`audio_token_index`, `eos_token_id`, ...).
     """
     decoder, vision, audio, family = model.decoder, model.vision, model.audio, FAMILIES[model.family]
+    whole: dict[str, Any] = {
+        "architectures": [family.architecture],
+        "model_type": family.model_type,
+        "dtype": model.param_dtype,
+        "tie_word_embeddings": decoder.tie_word_embeddings,
+        **special_ids,
+    }
+    if write := LAYOUTS[model.family].write:
+        return whole | write(model)
     text = {
         "vocab_size": decoder.vocab_size,
         "hidden_size": decoder.hidden_size,
@@ -33,13 +43,6 @@ def format_config(model: ModelConfig, special_ids: Mapping[str, int | list[int] 
     }
     if decoder.qk_norm:
         text["head_dim"] = decoder.head_dim
-    whole: dict[str, Any] = {
-        "architectures": [family.architecture],
-        "model_type": family.model_type,
-        "dtype": model.param_dtype,
-        "tie_word_embeddings": decoder.tie_word_embeddings,
-        **special_ids,
-    }
     if vision is None:
         return for_earlier_versions(whole | text, decoder.tie_word_embeddings)
     whole["text_config"] = text | {

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mecap_jax.model_config import ModelConfig
+from mecap_jax.models.checkpoints import gpt2
 from mecap_jax.models.checkpoints.config_reader import Fields, read_omni, read_text, read_vl, read_whole_omni
 from mecap_jax.models.checkpoints.table import Table, TensorRule, linear
 
@@ -101,11 +102,13 @@ class Layout:
     Attributes:
       readers: what makes a `ModelConfig` of the fields of a `config.json`, by its `model_type`.
       table: which tensor is which parameter.
+      write: the fields of a `config.json` that say what the network is; None: Qwen's (`config_writer`).
       carried: tensors that a file must have although the network has no use for them: key -> rows of decoder width.
     """
 
     readers: Mapping[str, Reader]
     table: Table
+    write: Callable[[ModelConfig], dict[str, Any]] | None = None
     carried: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
@@ -124,6 +127,7 @@ LAYOUTS: dict[str, Layout] = {
     "qwen2_5_vl": Layout({"qwen2_5_vl": read_vl}, Table(rules=DECODER + _VISION + _FUSED_QKV, aliases=_IN_MEMORY)),
     "qwen2": Layout({"qwen2": read_text}, Table(rules=DECODER)),
     "qwen3": Layout({"qwen3": read_text}, Table(rules=DECODER)),
+    "gpt2": Layout({"gpt2": gpt2.read_config}, gpt2.TABLE, gpt2.write_config),
 }
 
 # Precomputed features are no part of the published models: their projector stands in files of its own beside them.

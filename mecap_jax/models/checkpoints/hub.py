@@ -128,10 +128,11 @@ def load_table(directory: Path, table: Table, tied: bool, abstract_params: Any, 
     """
     files = TensorFiles(directory, table.key)
     rules, ignored = table.rules, table.ignored
-    if tied and {_HEAD, _EMBEDDINGS} <= set(files) and not files.problems:
+    head, embeddings = (next(rule.key for rule in rules if rule.path == path) for path in (_HEAD, _EMBEDDINGS))
+    if tied and {head, embeddings} <= set(files) and not files.problems:
         # Some files hold the output weights a second time; where they are not the embeddings, they are not tied.
-        if np.array_equal(files[_HEAD].view(), files[_EMBEDDINGS].view()):
-            rules, ignored = tuple(rule for rule in rules if rule.key != _HEAD), (*ignored, re.escape(_HEAD))
+        if np.array_equal(files[head].view(), files[embeddings].view()):
+            rules, ignored = tuple(rule for rule in rules if rule.key != head), (*ignored, re.escape(head))
     return _load(directory, files, rules, ignored, abstract_params, **rest)
 
 
@@ -146,7 +147,7 @@ def _load(
         raise CheckpointError(f"{directory}: {error}") from None
 
 
-_HEAD, _EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
+_HEAD, _EMBEDDINGS = "language_model.lm_head.kernel", "language_model.embed_tokens.embedding"
 
 
 def _place(value: np.ndarray, target: jax.ShapeDtypeStruct) -> jax.Array:

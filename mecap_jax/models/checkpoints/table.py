@@ -27,7 +27,7 @@ class CheckpointError(ValueError):
 class TensorRule:
     """One published tensor and the parameter it becomes; `{i}` stands for a layer's number on both sides.
 
-    Several paths: the published tensor is divided into as many equal parts along its first axis.
+    Several paths: the published tensor is divided into as many equal parts, along the axis of its outputs.
     """
 
     key: str
@@ -70,6 +70,8 @@ def linear(prefix: tuple[str, str], name: str, *, bias: bool = False) -> list[Te
 _TRANSFORMS: dict[str, tuple[Callable, Callable]] = {
     "none": (lambda x: x, lambda x, shape: x),
     "transpose": (lambda x: x.T, lambda x, shape: x.T),
+    # [in, out] on both sides: GPT-2's "Conv1D".
+    "product": (lambda x: x, lambda x, shape: x),
     # [out, in, *width] <-> [*width, in, out]
     "convolution": (lambda x: np.moveaxis(x, (1, 0), (-2, -1)), lambda x, shape: np.moveaxis(x, (-2, -1), (1, 0))),
     # A convolution of width 1 over rows and columns is one product: [out, in, 1, 1] <-> [in, out].
@@ -101,9 +103,10 @@ class Match:
         if len(self.paths) == 1:
             yield self.paths[0], to_ours(tensor)
             return
-        size = len(tensor) // len(self.paths)
+        size = tensor.shape[self._outputs] // len(self.paths)
         for n, path in enumerate(self.paths):
-            yield path, to_ours(tensor[n * size : (n + 1) * size])
+            part = slice(n * size, (n + 1) * size)
+            yield path, to_ours(tensor[..., part] if self._outputs else tensor[part])
 
     def published_shape(self, shape: tuple[int, ...], patch: tuple[int, ...] = ()) -> tuple[int, ...]:
         """Shape of the published tensor whose parts become parameters of `shape`; `patch` as in `load_tensors`."""
@@ -113,14 +116,21 @@ class Match:
             first, *rest = (shape[-1], shape[-2], *shape[:-2])
         elif self.transform == "pointwise":
             first, *rest = (*shape[::-1], 1, 1)
+        elif self.transform == "product":
+            return (*shape[:-1], shape[-1] * len(self.paths))
         else:
             first, *rest = shape if self.transform == "none" else shape[::-1]
         return (first * len(self.paths), *rest)
 
+    @property
+    def _outputs(self) -> int:
+        """The published tensor's axis of outputs, along which several parameters stand."""
+        return -1 if self.transform == "product" else 0
+
     def to_tensor(self, values: Sequence[np.ndarray], shape: tuple[int, ...] = ()) -> np.ndarray:
         """The published tensor; `shape` is its shape behind the first axis, for transforms that lose it."""
         parts = [_TRANSFORMS[self.transform][1](value, shape) for value in values]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=self._outputs)
 
 
 @functools.cache
