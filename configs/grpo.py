@@ -75,6 +75,19 @@ ROWS = (
     RowConfig("anchors_shuffled", "grpo", after="sft", changes=("grpo.reward.terms.emotion.options.shuffled=True",)),
 )
 
+# The paper's other captioners, in the place of the tiny decoder: of its width, its depth and its number of parameters.
+_GPT2 = (
+    "model.decoder.mrope_section=None",
+    "model.decoder.max_position_embeddings=512",
+    "model.decoder.num_key_value_heads=4",
+    "model.decoder.intermediate_size=320",
+)
+_CAPTIONERS = (
+    RowConfig("qwen2_sft", "sft", changes=("model.decoder.mrope_section=None",)),
+    RowConfig("gpt2_sft", "sft", changes=_GPT2),
+)
+
+
 # The emotion, what is said of no other clip of the same emotion, and words as people put them. With these weights few
 # of fifty kinds of adversarial captions earn more than an honest one (tests/rewards/test_caption_hacks.py).
 _REWARD = (
@@ -150,7 +163,7 @@ def _tiny() -> Config:
             ),
             validate_every=25,
         ),
-        rows=ROWS,
+        rows=ROWS + _CAPTIONERS,
     )
 
 

@@ -229,7 +229,9 @@ def test_every_row_of_every_recipe_can_be_asked_for(recipe):
     [
         ("sft.stps=1", "row 'odd': unknown config key 'sft.stps'"),
         ("sft.steps=0", "row 'odd': config key 'sft.steps'"),
-        ("model.lora={}", "row 'odd': .* changes more than task, data, sft or grpo"),
+        ("model.lora={}", "row 'odd': .* changes more than task, data, sft, grpo or model.decoder"),
+        ("model.decoder={}", "row 'odd': .* changes more than task, data, sft, grpo or model.decoder"),
+        ("model.decoder.max_position_embeddings=9", "row 'odd': .*num_key_value_heads': GPT-2 has as many as heads, 4"),
         ("task.name=recognition", "row 'odd': .* changes what all rows must share: task.name, data.path"),
         ("data.synthetic.clips=7", "row 'odd': .* changes what all rows must share"),
         ("data.tower_cache=True", "row 'odd': .*'data.tower_cache': all rows read media as the run does"),
@@ -242,6 +244,34 @@ def test_a_row_that_cannot_be_is_refused_where_it_is_asked_for(change, message):
     load(RECIPE, [rows])
     with pytest.raises(ConfigError, match=message):
         load(RECIPE, [rows, "evaluation.rows=odd"])
+
+
+def test_a_row_with_another_decoder_is_the_run_with_another_network():
+    for recipe in (RECIPE, RECIPE.replace("grpo", "sft")):
+        config = load(recipe, ["evaluation.rows=qwen2_sft,gpt2_sft"])
+        qwen2, gpt2 = (row_config(config, row) for row in chosen_rows(config))
+        assert qwen2.model.decoder == dataclasses.replace(config.model.decoder, mrope_section=None)
+        assert gpt2.model.decoder.max_position_embeddings and not config.model.decoder.max_position_embeddings
+        for changed in (qwen2, gpt2):
+            decoder = config.model.decoder
+            assert dataclasses.replace(changed.model, decoder=decoder) == config.model
+            assert (changed.sft, changed.data, changed.seed) == (config.sft, config.data, config.seed)
+            assert changed.model.decoder.hidden_size == decoder.hidden_size
+
+
+@pytest.mark.parametrize(
+    "after, changes, message",
+    [
+        ("sft", [], "row 'odd': config key 'model.decoder': another network cannot go on from 'sft'"),
+        ("", ["init_from=run/checkpoints/sft"], "'model.decoder': another network begins at random.*'init_from'"),
+        ("", ["backbone=DIR"], "'model.decoder': another network begins at random.*'backbone'"),
+        ("", ["data.tower_cache=True", "data.augment={}"], "'data.tower_cache': its tokens come from .* the run's own"),
+    ],
+)
+def test_a_row_with_another_decoder_has_nothing_to_begin_with(after, changes, message):
+    row = {"name": "odd", "stage": "sft", "after": after, "changes": ("model.decoder.mrope_section=None",)}
+    with pytest.raises(ConfigError, match=message):
+        load(RECIPE, [f"rows=({row},)", "evaluation.rows=odd", *changes])
 
 
 @pytest.mark.parametrize(

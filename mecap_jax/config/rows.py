@@ -9,6 +9,8 @@ from mecap_jax.config.schema import MEDIA_SETTINGS, Config, ConfigError, RowConf
 from mecap_jax.config.validation import validate
 
 _CHANGEABLE = ("task", "data", "sft", "grpo")
+# A row may also put another network in the decoder's place, which then learns from the beginning.
+_DECODER = "model.decoder"
 # All rows are judged by one task on the clips of one corpus, or there would be nothing to compare.
 _SHARED = ("task.name", "data.path", "data.source", "data.input", "data.synthetic")
 
@@ -27,13 +29,14 @@ def row_config(config: Config, row: RowConfig) -> Config:
     """
     for change in row.changes:
         key = change.partition("=")[0]
-        if key.partition(".")[0] not in _CHANGEABLE:
-            raise ConfigError(f"row {row.name!r}: {change!r} changes more than task, data, sft or grpo")
+        if key.partition(".")[0] not in _CHANGEABLE and not key.startswith(f"{_DECODER}."):
+            raise ConfigError(f"row {row.name!r}: {change!r} changes more than task, data, sft, grpo or model.decoder")
         if key in _CHANGEABLE or any(key == shared or key.startswith(f"{shared}.") for shared in _SHARED):
             raise ConfigError(f"row {row.name!r}: {change!r} changes what all rows must share: {', '.join(_SHARED)}")
     evaluation = dataclasses.replace(config.evaluation, rows=())
     try:
         changed = override(dataclasses.replace(config, evaluation=evaluation), (*row.changes, *_steps(config, row)))
+        _check_own_network(config, changed, row)
         return validate(_beside_cache(config, changed))
     except ConfigError as error:
         raise ConfigError(f"row {row.name!r}: {error}") from error
@@ -43,6 +46,22 @@ def _steps(config: Config, row: RowConfig) -> tuple[str, ...]:
     """How many steps a row takes that are counted by those of another stage, as a change."""
     of = getattr(config, row.steps_of) if row.steps_of else None
     return () if of is None else (f"{row.stage}.steps={max(1, round(row.steps_each * of.steps))}",)
+
+
+def _check_own_network(config: Config, changed: Config, row: RowConfig) -> None:
+    """Refuses another decoder where its weights would have to come from somewhere.
+
+    Raises:
+      ConfigError: names the key.
+    """
+    if changed.model == config.model:
+        return
+    if row.after:
+        raise ConfigError(f"config key {_DECODER!r}: another network cannot go on from {row.after!r}")
+    if given := next((key for key in ("backbone", "init_from") if getattr(config, key)), None):
+        raise ConfigError(f"config key {_DECODER!r}: another network begins at random, and the run has {given!r}")
+    if config.data.tower_cache:
+        raise ConfigError("config key 'data.tower_cache': its tokens come from the towers of the run's own network")
 
 
 def _beside_cache(config: Config, changed: Config) -> Config:

@@ -447,7 +447,8 @@ class RowConfig:
       stage: which stage.
       after: "sft" starts where SFT ended; "" where the run starts.
       changes: "key=value" as on the command line, over the run's own configuration; keys of `task`, `data`, `sft` and
-        `grpo`, but for the task's name and what says which clips there are: a row must be comparable.
+        `grpo`, but for the task's name and what says which clips there are: a row must be comparable. Keys of
+        `model.decoder` put another network in its place, towers in front of it and all, which begins at random.
       time_of: a stage whose time its steps are to take, by the median step of both; "" takes as many steps as the
         stage does.
       steps_of, steps_each: a stage for each step of which it takes `steps_each`: as many floating-point operations, on

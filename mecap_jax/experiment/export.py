@@ -25,7 +25,7 @@ from mecap_jax.experiment.weights import (
     open_stage,
     read_kept,
     read_report,
-    read_run,
+    read_stage,
     run_of,
 )
 from mecap_jax.experiment.workdir import cache_of, data_of
@@ -75,7 +75,7 @@ def export_stage(
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise ConfigError(f"--output: {output} is there already; choose another, or delete it")
     workdir = run_of(checkpoint)
-    config = read_run(workdir)
+    config = read_stage(checkpoint)
     if whole_omni and (adapter_only or config.model.family != "qwen2_5_omni"):
         raise ConfigError("--whole_omni is a layout of Qwen2.5-Omni's weights; this would be something else")
     check_backbone(config)

@@ -109,9 +109,10 @@ def run_work(config: Config, workdir: Path, mesh: jax.sharding.Mesh, shape: Buck
     if config.grpo is not None:
         work["grpo"] = left("grpo", config.grpo.steps) * cost.grpo_step(config.grpo)
     for row in chosen_rows(config):
-        stage = row.time_of or row.stage
-        settings = getattr(row_config(config, row), stage)
-        whole = settings.steps * (cost.sft_step(settings) if stage == "sft" else cost.grpo_step(settings))
+        stage, changed = row.time_of or row.stage, row_config(config, row)
+        settings = getattr(changed, stage)
+        own = cost if changed.model == config.model else Cost(changed.model, shape, mesh)
+        whole = settings.steps * (own.sft_step(settings) if stage == "sft" else own.grpo_step(settings))
         done = latest_step(workdir / "checkpoints" / row.name) or 0
         # Of a row that takes the time of another stage it is not known how far it is.
         left_over = float(not done) if row.time_of else max(0, settings.steps - done) / settings.steps

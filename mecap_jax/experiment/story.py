@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from flax import nnx
 
 from mecap_jax.config import Config, ConfigError, RowConfig, chosen_rows
 from mecap_jax.data.manifest import describe
@@ -157,13 +158,19 @@ def _second_start(bench: Workbench) -> Start:
 def _train_row(bench: Workbench, row: RowConfig, model: RunModel, should_stop: Stop) -> Workbench:
     """Trains a row of comparison; returns the bench that it was trained on."""
     changed = bench.for_row(row)
-    start = _second_start(bench) if row.after else _first_start(bench)
+    model = _model_of(changed, bench, model)
+    start = _second_start(bench) if row.after else _first_start(changed)
     settings = getattr(changed.config, row.stage)
     if row.time_of:
         settings = dataclasses.replace(settings, steps=_steps_in_time_of(bench, row))
     train = train_sft if row.stage == "sft" else train_grpo
     train(changed, row.name, settings, model, start, should_stop)
     return changed
+
+
+def _model_of(view: Workbench, bench: Workbench, model: RunModel) -> RunModel:
+    """The model of a stage: the run's, or that of a row with a network of its own."""
+    return model if view.config.model == bench.config.model else open_model(view.config, view.mesh)
 
 
 def _steps_in_time_of(bench: Workbench, row: RowConfig) -> int:
@@ -258,14 +265,16 @@ def _captioner(bench: Workbench, model: RunModel) -> Callable[..., Mapping[int, 
 
     held: dict[str, Any] = {}
 
-    def params(stage: str) -> Any:
+    def opened(view: Workbench, stage: str) -> tuple[nnx.GraphDef, Any]:
         if stage not in held:
             held.clear()  # before the next are read: memory holds those of one stage
-            held[stage] = merge_params(stage_trainable(bench.config, bench.workdir, bench.mesh, stage), model.frozen)
+            own = _model_of(view, bench, model)
+            trained = stage_trainable(view.config, bench.workdir, bench.mesh, stage)
+            held[stage] = own.graphdef, merge_params(trained, own.frozen)
         return held[stage]
 
     def caption(view: Workbench, stage: str, title: str, numbers: list[int]) -> Mapping[int, Caption]:
-        return caption_stage(view, title, model.graphdef, params(stage), numbers, view.config.longest_answer)
+        return caption_stage(view, title, *opened(view, stage), numbers, view.config.longest_answer)
 
     return caption
 

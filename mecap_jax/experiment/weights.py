@@ -10,7 +10,7 @@ from typing import Any
 from flax import nnx
 from jax.sharding import Mesh
 
-from mecap_jax.config import Config, ConfigError, differences, from_json, validate
+from mecap_jax.config import Config, ConfigError, differences, from_json, stage_config, validate
 from mecap_jax.data.manifest import sha256
 from mecap_jax.data.processor import Processor
 from mecap_jax.data.training_facts import read_facts
@@ -66,6 +66,16 @@ def read_run(workdir: Path) -> Config:
     return dataclasses.replace(config, data=dataclasses.replace(config.data, **followed))
 
 
+def read_stage(checkpoint: Path) -> Config:
+    """The configuration of the run that `RUN/checkpoints/STAGE` is of, with the network of that stage.
+
+    Raises:
+      ConfigError: as `run_of` and `read_run`.
+    """
+    config = read_run(run_of(checkpoint))
+    return dataclasses.replace(config, model=stage_config(config, checkpoint.name).model)
+
+
 def check_init_from(config: Config) -> None:
     """Compares the model with that of the run that `init_from` names.
 
@@ -76,7 +86,7 @@ def check_init_from(config: Config) -> None:
         return
     checkpoint = Path(config.init_from)
     try:
-        theirs = read_run(run_of(checkpoint))
+        theirs = read_stage(checkpoint)
     except ConfigError as error:
         raise ConfigError(f"config key 'init_from': {str(error).removeprefix('--checkpoint: ')}") from error
     if latest_step(checkpoint) is None:
@@ -138,7 +148,7 @@ def starting_params(
     """
     if config.init_from:
         checkpoint = Path(config.init_from)
-        params = stage_params(read_run(run_of(checkpoint)), run_of(checkpoint), mesh, checkpoint.name, wanted)
+        params = stage_params(read_stage(checkpoint), run_of(checkpoint), mesh, checkpoint.name, wanted)
         return abstract_model(config.model, mesh)[0], params
     if not config.backbone:
         return init_params(config.model, config.seed, mesh, lambda params: select_params(params, wanted))
@@ -257,7 +267,7 @@ def open_stage(checkpoint: Path, mesh: Mesh) -> TrainedStage:
       CheckpointError: the stage has no checkpoint, or one of another model.
     """
     workdir = run_of(checkpoint)
-    config = read_run(workdir)
+    config = read_stage(checkpoint)
     params = stage_params(config, workdir, mesh, checkpoint.name)
     model = config.model
     if model.lora is not None:

@@ -240,6 +240,10 @@ def row(*changes, stage="sft"):
         (row("data.modalities=()"), "row 'other': .*needs a transcript"),
         (["sft.exercises=0.5"], "'sft.exercises': 0.5, but the task .* has no exercise on any training clip"),
         (row("sft.exercises=0.5"), "row 'other': config key 'sft.exercises'"),
+        (
+            row(*load("configs/grpo.py").rows[-1].changes, "model.decoder.max_position_embeddings=50"),
+            "row 'other': .*max_position_embeddings': 50, but the longest prompt has \\d+ tokens and an answer",
+        ),
     ],
 )
 def test_what_stages_and_rows_ask_for_is_tried_before_anything_is_trained(tmp_path, monkeypatch, overrides, message):

@@ -56,7 +56,7 @@ SMALL = (
     "evaluation.batch_clips=2",
     "evaluation.bootstrap=20",
     "evaluation.samples=4",
-    "evaluation.rows=text_only,sft_control,grpo_semantic",
+    "evaluation.rows=text_only,sft_control,grpo_semantic,gpt2_sft",
 )
 METRICS = (
     "bleu_1 bleu_2 bleu_3 bleu_4 rouge_l meteor cider_d sbert_similarity emotion_reward emotion_uar emotion_war "
@@ -94,7 +94,7 @@ def test_who_may_read_new_files_may_read_all_of_a_run(finished, tmp_path):
 def test_the_report_holds_every_stage_and_metric(finished):
     _, workdir, _ = finished
     report = json.loads((workdir / "report.json").read_text())
-    stages = {"sft", "grpo", "text_only", "sft_control", "grpo_semantic"}
+    stages = {"sft", "grpo", "text_only", "sft_control", "grpo_semantic", "gpt2_sft"}
     assert set(report) >= {"seed", "config", "data", "eval", "confidence", "timing"}
     assert set(report["eval"]) == set(report["confidence"]) == stages
     for stage in stages:
@@ -118,7 +118,7 @@ def test_what_a_workdir_holds(finished):
     assert (workdir / "report.html").read_text().count("<video controls") == 4  # its samples
     text = (workdir / "report.md").read_text()
     assert "synthetic" in text and "audio only" in text.lower()
-    for stage, steps in (("sft", 3), ("grpo", 2), ("text_only", 3), ("grpo_semantic", 2)):
+    for stage, steps in (("sft", 3), ("grpo", 2), ("text_only", 3), ("grpo_semantic", 2), ("gpt2_sft", 3)):
         assert latest_step(workdir / "checkpoints" / stage) == steps
 
 
@@ -176,7 +176,7 @@ def test_a_run_keeps_what_every_stage_said(finished):
     _, workdir, report = finished
     conditions = ("", ".audio", ".video")
     names = {f"{stage}{condition}" for stage in ("sft", "grpo") for condition in conditions}
-    names |= {"text_only", "sft_control", "grpo_semantic"}
+    names |= {"text_only", "sft_control", "grpo_semantic", "gpt2_sft"}
     assert {path.name for path in (workdir / "evaluations").iterdir()} == {f"{n}.predictions.jsonl" for n in names}
     rows = read_jsonl(workdir / "evaluations" / "grpo.predictions.jsonl")
     assert len(rows) == report["test"]["clips"] and {row["step"] for row in rows} == {2}
