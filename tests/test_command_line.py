@@ -17,7 +17,8 @@ from mecap_jax.text_files import is_address
 
 SCRIPTS = sorted((Path(__file__).parents[1] / "scripts").glob("*.py"))
 NO_PATHS = set(
-    "beam_option budgets change chip config fold host instruction layer name profile rows runner section seeds topology".split()
+    "beam_option budgets change chip config fold host instruction layer name profile rows runner section seeds "
+    "topology".split()
 )
 
 
