@@ -42,6 +42,7 @@ class SyntheticConfig:
       conflict_share: share of clips with a non-neutral emotion in which one modality is neutral or contradicts it.
       contradicting_share: share of clips whose rationale argues for another emotion than the label: a cold start that
         such rationales teach explains one thing and answers another, as models do that ERV is made for.
+      captioned_share: share of the training speakers whose clips have captions; clips of the others have labels alone.
       stills: pictures of faces instead of clips: no sound, no words, and captions of none.
       domain: "other" has voices of another build and accent, and faces drawn in pencil: what a model does outside of
         what it was trained on.
@@ -55,6 +56,7 @@ class SyntheticConfig:
     speech_languages: Annotated[tuple[Literal["en", "zh"], ...], Field(min_length=1)] = ("en", "zh")
     conflict_share: Share = 0.4
     contradicting_share: Share = 0.0
+    captioned_share: Share = 1.0
     stills: bool = False
     domain: Literal["usual", "other"] = "usual"
     features: tuple[Literal["log_mel-UTT", "log_mel-FRA"], ...] = ()
@@ -114,6 +116,8 @@ class DataConfig:
       target: which caption kind is learnt and generated.
       modalities: what the model gets to see, out of "audio", "video", "features"; () is the text-only model.
       include_transcript: whether the transcript is part of the prompt.
+      label_captions: language of captions from templates that training clips learn which have a label and no caption of
+        that kind, as `scripts/prepare_data.py --captions=templates` writes them; "" leaves such clips without.
       transcript_dropout: chance that a training prompt goes without its transcript, so that the model captions clips
         of which nobody knows what is said; in every stage, never in evaluation.
       instruction: the request in the prompt.
@@ -141,6 +145,7 @@ class DataConfig:
     input: str = ""
     synthetic: SyntheticConfig = SyntheticConfig()
     target: CaptionKind = "overall"
+    label_captions: Literal["", "en", "zh"] = ""
     modalities: tuple[Modality, ...] = ("audio", "video")
     include_transcript: bool = True
     transcript_dropout: Share = 0.0

@@ -16,6 +16,7 @@ from mecap_jax.rewards.anchors import Anchors, check_encoder
 from mecap_jax.rewards.base import Sample, normalise_text
 
 FORMS = ("centred", "raw", "text_centred", "softmax")
+AGAINST = ("references", "label")
 _TEMPERATURE = 0.1
 _REDUCTIONS = {"best": np.max, "mean": np.mean}
 
@@ -64,6 +65,8 @@ class EmotionReward:
     """Emotion similarity to the references, in [0, 1]; None for a sample without references.
 
     Args:
+      against: "references", or the "label": similarity to the anchor of the clip's emotion, for which a clip needs no
+        caption; None for a sample without a label, or with one that has no anchor.
       over: "best" takes the reference that is most similar, "mean" averages over them: a caption that is close to one
         reference by its wording alone earns less.
       shuffled: a reward of the same shape that means nothing, to hold the real one against: the emotions of a clip's
@@ -83,14 +86,26 @@ class EmotionReward:
         form: str = "centred",
         over: str = "best",
         shuffled: bool = False,
+        against: str = "references",
     ):
         check_encoder(anchors, encoder)
         if form not in FORMS:
             raise ValueError(f"form must be one of {FORMS}, got {form!r}")
+        if against not in AGAINST:
+            raise ValueError(f"against must be one of {AGAINST}, got {against!r}")
         self._encoder, self._anchors, self._form, self._over = encoder, anchors, form, reduction(over)
-        self._shuffled = shuffled
+        self._shuffled, self._by_label = shuffled, against == "label"
 
     def __call__(self, samples: Sequence[Sample]) -> list[float | None]:
+        if self._by_label:
+            texts = self._encoder.encode([normalise_text(sample.completion) for sample in samples])
+            labels, vectors = self._anchors.labels, self._anchors.vectors
+            return [
+                self._similarity(text, vectors[labels.index(sample.label)][None], sample.utterance_id)
+                if sample.label in labels
+                else None
+                for sample, text in zip(samples, texts)
+            ]
         return [
             None if references is None else self._similarity(completion, references, sample.utterance_id)
             for sample, (completion, references) in zip(samples, _embed(self._encoder, samples))

@@ -10,6 +10,7 @@ import numpy as np
 
 from mecap_jax.config import Config, RewardConfig, RewardSpec
 from mecap_jax.data.checks import Judgement, clip_counts, counted, listed, references
+from mecap_jax.data.importers.template_captions import fill
 from mecap_jax.data.language import has_word
 from mecap_jax.data.manifest import ClipRecord
 from mecap_jax.data.synthetic.corpus import DATASET as SYNTHETIC
@@ -37,21 +38,31 @@ class Captioning:
       target: the kind of captions that is learnt and generated.
       instruction: what is asked, the same for every clip.
       form: of the emotion coordinates (see `rewards.emotion`), as the emotion term has them.
+      by_label: whether a reward judges captions by the label alone, so that clips without captions are of use.
+      label_captions: language of captions that name the label, for training clips without captions; "" for none.
     """
 
     target: str
     instruction: str
     form: str = "centred"  # as the paper's reconstruction has them, where nothing is rewarded
+    by_label: bool = False
+    label_captions: str = ""
 
     @classmethod
     def from_config(cls, config: Config) -> Captioning:
         """The task that a run's configuration describes."""
-        forms = [spec.options.get("form", DEFAULT_FORM) for spec in _terms(config) if spec.name == "emotion"]
-        return cls(config.data.target, config.data.instruction, *forms)
+        terms = [spec.options for spec in _terms(config) if spec.name == "emotion"]
+        return cls(
+            config.data.target,
+            config.data.instruction,
+            *(options.get("form", DEFAULT_FORM) for options in terms),
+            by_label=any(options.get("against") == "label" for options in terms),
+            label_captions=config.data.label_captions,
+        )
 
     def usable(self, record: ClipRecord) -> str | None:
         """Returns why a clip cannot be used, None if it can."""
-        if self.targets(record):
+        if self.targets(record) or (self.by_label and record.split == "train" and record.label):
             return None
         wordless = " with a word in it" if record.captions.get(self.target) else ""
         return f"has no {self.target!r} caption{wordless}"
@@ -62,7 +73,10 @@ class Captioning:
 
     def targets(self, record: ClipRecord) -> tuple[str, ...]:
         """Returns the captions of the kind that is learnt."""
-        return references(record, self.target)
+        found = references(record, self.target)
+        if self.label_captions and not found and record.split == "train":
+            return fill(record, self.label_captions).captions.get(self.target, ())
+        return found
 
     def exercise(self, record: ClipRecord, other: ClipRecord, rng: np.random.Generator) -> None:
         """Returns nothing: who captions is asked for nothing else."""
@@ -138,7 +152,9 @@ class Captioning:
         return dataclasses.replace(result, statistics={**result.statistics, **claims})
 
     def _check_references(self, config: Config, records: Sequence[ClipRecord], found: Judgement) -> None:
-        wordless = [text for record in records for text in record.captions[self.target] if not has_word(text)]
+        records = [record for record in records if record.captions.get(self.target)]
+        captions = (text for record in records for text in record.captions[self.target])
+        wordless = [text for text in captions if not has_word(text)]
         if wordless:
             found.remarks.append(
                 f"{counted(wordless, 'reference')} without a word left out: {listed(map(repr, wordless))}"
@@ -201,9 +217,16 @@ class _Context:
     train: Sequence[Sequence[str]]
 
 
-def _emotion(context: _Context, form: str = DEFAULT_FORM, over: str = "best", shuffled: bool = False) -> Reward:
-    """`over`: the "best" reference, or the "mean" of all; `shuffled`: similarity to an emotion that means nothing."""
-    return EmotionReward(context.judges.encoder, context.judges.anchors, form, over, shuffled)
+def _emotion(
+    context: _Context,
+    form: str = DEFAULT_FORM,
+    over: str = "best",
+    shuffled: bool = False,
+    against: str = "references",
+) -> Reward:
+    """`over`: the "best" reference, or the "mean" of all; `shuffled`: similarity to an emotion that means nothing;
+    `against`: "references", or the anchor of the clip's "label"."""
+    return EmotionReward(context.judges.encoder, context.judges.anchors, form, over, shuffled, against)
 
 
 def _semantic(context: _Context, over: str = "best") -> Reward:

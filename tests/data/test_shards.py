@@ -208,7 +208,7 @@ def test_a_setting_that_came_later_is_compared_with_what_it_was_then(tmp_path, m
         return {"importer": "synthetic", "synthetic": dataclasses.asdict(SyntheticConfig(**changes))}
 
     then = source(clips=8)
-    for later in ("contradicting_share", "stills", "domain", "features"):
+    for later in ("contradicting_share", "captioned_share", "stills", "domain", "features"):
         del then["synthetic"][later]
     shards.write(utterances(media, 1), tmp_path, "then", then)
     assert find_finished(tmp_path, source(clips=8))["command"] == "then"

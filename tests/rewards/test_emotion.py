@@ -133,6 +133,15 @@ def test_emotion_reward_takes_the_best_reference(table_anchors):
     assert values == [pytest.approx(1), pytest.approx(0), None]
 
 
+def test_emotion_reward_against_the_label_needs_no_reference(table_anchors):
+    reward = EmotionReward(TableEncoder(TABLE), table_anchors, against="label")
+    texts = [("joy", "happy"), ("rage", "happy"), ("mixed", "angry"), ("joy", "bored"), ("joy", None)]
+    values = reward([sample(text, ["rage"], label=label) for text, label in texts])
+    assert values == [pytest.approx(1), pytest.approx(0), pytest.approx(0.5, abs=1e-3), None, None]
+    with pytest.raises(ValueError, match="against must be one of .*, got 'labels'"):
+        EmotionReward(TableEncoder(TABLE), table_anchors, against="labels")
+
+
 def test_semantic_reward_takes_the_best_reference():
     reward = SemanticReward(TableEncoder(TABLE))
     values = reward([sample("joy", ["rage", "mixed"]), sample("joy", ["rage"]), sample("joy", [])])

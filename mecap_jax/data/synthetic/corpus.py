@@ -54,6 +54,7 @@ class ClipSpec:
       features: names of precomputed features that the clip carries (see `SyntheticConfig.features`).
       still: whether it is a picture of the face alone.
       pencil: whether the face is drawn in pencil.
+      captioned: whether there are captions and a rationale.
       argued: the emotion that the rationale argues for, where it contradicts the label.
     """
 
@@ -72,6 +73,7 @@ class ClipSpec:
     features: tuple[str, ...] = ()
     still: bool = False
     pencil: bool = False
+    captioned: bool = True
     argued: str | None = None
 
     def shown(self, modality: str) -> tuple[str, str]:
@@ -94,12 +96,12 @@ def plan(config: SyntheticConfig) -> list[ClipSpec]:
     specs: list[ClipSpec] = []
     for split, size in sizes.items():
         specs += _plan_split(split, size, len(specs), config, rng)
-    return _contradict(specs, config.contradicting_share)
+    return _silence(_contradict(specs, config.contradicting_share), config.captioned_share)
 
 
 def captions_of(spec: ClipSpec) -> dict[str, tuple[str, ...]]:
     """Returns the captions of a clip by kind, which a still has not; no media are made."""
-    if spec.still:
+    if spec.still or not spec.captioned:
         return {}
     caption_rng = _generators(spec)[2]
     return _GRAMMARS[spec.caption_language].write(_draw(spec).facts, caption_rng)
@@ -174,7 +176,7 @@ def _utterance(spec: ClipSpec, **media) -> Utterance:
         speaker=spec.speaker.id,
         labels=labels_of(spec),
         captions=captions_of(spec),
-        rationale=rationale_of(spec),
+        rationale=rationale_of(spec) if spec.captioned else None,
         attributes=attributes_of(spec),
         licence="CC0-1.0",
         **media,
@@ -281,6 +283,14 @@ def _contradict(specs: list[ClipSpec], share: float) -> list[ClipSpec]:
         return other[rng.integers(len(other))] if drawn < share else None
 
     return [dataclasses.replace(spec, argued=argued(spec)) for spec in specs] if share else specs
+
+
+def _silence(specs: list[ClipSpec], share: float) -> list[ClipSpec]:
+    """Takes the captions of all training speakers but a share; those of a larger share hold those of a smaller one."""
+    speakers = sorted({spec.speaker.id for spec in specs if spec.speaker.split == "train"})
+    order = np.random.default_rng(len(speakers)).permutation(speakers)
+    silent = set(order[round(share * len(order)) :])
+    return [dataclasses.replace(spec, captioned=spec.speaker.id not in silent) for spec in specs]
 
 
 def _deal(cards, count: int, rng: np.random.Generator) -> list:

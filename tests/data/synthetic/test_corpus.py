@@ -13,7 +13,15 @@ from mecap_jax.data import media
 from mecap_jax.data.importers import BadClip, ImportSettings, synthetic
 from mecap_jax.data.inspection import in_processes
 from mecap_jax.data.media import MAX_SECONDS
-from mecap_jax.data.synthetic.corpus import INTENSITIES, attributes_of, labels_of, plan, rationale_of, render
+from mecap_jax.data.synthetic.corpus import (
+    INTENSITIES,
+    attributes_of,
+    captions_of,
+    labels_of,
+    plan,
+    rationale_of,
+    render,
+)
 from mecap_jax.data.utterance import MODALITIES, deserialize, serialize
 from mecap_jax.emotion_words import first_emotion_word
 from mecap_jax.emotions import EMOTIONS
@@ -153,6 +161,22 @@ def test_some_rationales_argue_for_another_emotion_and_nothing_else_changes(lang
         assert other.argued or rationale == rationale_of(spec)
         shown = [claim for claim in claims_of(rationale, language) if claim[0] != "emotion"]
         assert all(is_true(claim, attributes_of(spec), labels_of(spec)) for claim in shown)
+
+
+def test_some_speakers_have_labels_alone_and_nothing_else_changes():
+    settings = SyntheticConfig(clips=300)
+    usual = plan(settings)
+    few, fewer = (plan(dataclasses.replace(settings, captioned_share=share)) for share in (0.5, 0.2))
+    assert [dataclasses.replace(spec, captioned=True) for spec in few] == usual
+    train = {spec.speaker.id: spec.captioned for spec in few if spec.speaker.split == "train"}
+    assert sum(train.values()) == round(0.5 * len(train))
+    for spec, less in zip(few, fewer):
+        assert spec.captioned == (spec.speaker.split != "train" or train[spec.speaker.id])
+        assert spec.captioned or not less.captioned
+        assert bool(captions_of(spec)) == spec.captioned
+    silent = next(spec for spec in few if not spec.captioned)
+    utterance = render(silent)
+    assert utterance.rationale is None and utterance.captions == {} and utterance.labels == labels_of(silent)
 
 
 def test_seeds_make_different_corpora(specs):
