@@ -45,6 +45,7 @@ _BACKBONES = {
         ("features",),
     ),
     "features_gpt2": (ModelConfig.features_gpt2(_FEATURES), "checkpoints/gpt2", ("features",)),
+    "features_bart_base": (ModelConfig.features_bart_base(_FEATURES), "checkpoints/bart-base", ("features",)),
 }
 
 
@@ -75,16 +76,20 @@ ROWS = (
     RowConfig("anchors_shuffled", "grpo", after="sft", changes=("grpo.reward.terms.emotion.options.shuffled=True",)),
 )
 
-# The paper's other captioners, in the place of the tiny decoder: of its width, its depth and its number of parameters.
+# The paper's other captioners, in the place of the tiny decoder: of its width, its depth and its number of parameters,
+# but for BART's attention to what its encoder says.
 _GPT2 = (
     "model.decoder.mrope_section=None",
     "model.decoder.max_position_embeddings=512",
     "model.decoder.num_key_value_heads=4",
     "model.decoder.intermediate_size=320",
 )
+_ENCODER = {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 320}
+_BART = (*_GPT2, "model.decoder.num_hidden_layers=2", f"model.decoder.encoder={_ENCODER}")
 _CAPTIONERS = (
     RowConfig("qwen2_sft", "sft", changes=("model.decoder.mrope_section=None",)),
     RowConfig("gpt2_sft", "sft", changes=_GPT2),
+    RowConfig("bart_sft", "sft", changes=_BART),
 )
 
 

@@ -136,4 +136,13 @@ FAMILIES: dict[str, Family] = {
         plain=(END_OF_TEXT, "\n"),  # what separates documents in its training comes first
         words=None,
     ),
+    "bart": Family(
+        architecture="BartForConditionalGeneration",
+        model_type="bart",
+        special=("<s>", "<pad>", "</s>"),
+        ends=("</s>",),
+        pad="<pad>",
+        plain=("<s>", "</s>"),
+        words=None,
+    ),
 }

@@ -2,7 +2,7 @@
 
 Field names follow the Hugging Face configuration of the family (Qwen2.5-Omni's thinker), so that a published
 `config.json` reads off directly. With both towers the model is that thinker; without the audio tower, Qwen2.5-VL;
-with only the feature projector, a Qwen2.5 decoder behind precomputed features (EmotionTalk's recipe).
+with only the feature projector, a decoder (Qwen2.5, GPT-2) or BART behind precomputed features (EmotionTalk's recipe).
 """
 
 from __future__ import annotations
@@ -16,8 +16,23 @@ from mecap_jax.field_types import Regex, ShareBelowOne
 
 
 @dataclasses.dataclass(frozen=True)
+class TextEncoderConfig:
+    """An encoder that reads the prompt, of the decoder's width and with as many learned positions.
+
+    Attributes:
+      num_hidden_layers, num_attention_heads, intermediate_size: of its layers.
+      start_ids: tokens that the decoder begins with; behind them stands the answer.
+    """
+
+    num_hidden_layers: PositiveInt
+    num_attention_heads: PositiveInt
+    intermediate_size: PositiveInt
+    start_ids: tuple[NonNegativeInt, NonNegativeInt] = (2, 0)
+
+
+@dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """Qwen2.5 or Qwen3 decoder: grouped-query attention, RMSNorm, SwiGLU; or GPT-2's, with learned positions.
+    """Qwen2.5 or Qwen3 decoder: grouped-query attention, RMSNorm, SwiGLU; or GPT-2's or BART's, with learned positions.
 
     Attributes:
       rms_norm_eps: of RMSNorm, or of the LayerNorm in its place.
@@ -27,6 +42,8 @@ class DecoderConfig:
         head_dim / 2); None gives plain one-dimensional rotary positions.
       max_position_embeddings: so many positions are learned, in place of rotary ones, which makes it GPT-2 (Radford et
         al., 2019): LayerNorm for RMSNorm, one hidden layer with GELU for SwiGLU, and biases everywhere.
+      encoder: what reads the prompt in the decoder's place, which makes it BART (arXiv 1910.13461): the decoder attends
+        to what the encoder says, and norms stand behind their residuals.
     """
 
     vocab_size: PositiveInt
@@ -43,10 +60,11 @@ class DecoderConfig:
     attention_bias: bool = True
     qk_norm: bool = False
     max_position_embeddings: PositiveInt | None = None
+    encoder: TextEncoderConfig | None = None
 
     @property
     def has_learned_positions(self) -> bool:
-        """Whether it is GPT-2's."""
+        """Whether it is GPT-2's or BART's."""
         return self.max_position_embeddings is not None
 
 
@@ -207,6 +225,7 @@ class ModelConfig:
             num_key_value_heads=4 if self.decoder.has_learned_positions else 2,
             head_dim=16,
             mrope_section=self.decoder.mrope_section and (2, 3, 3),
+            encoder=self.decoder.encoder and TextEncoderConfig(2, 4, 128),
         )
         audio = self.audio and replace(
             self.audio, d_model=32, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=64
@@ -294,6 +313,24 @@ class ModelConfig:
             max_position_embeddings=1024,
         )
         return cls(name="features_gpt2", family="gpt2", decoder=decoder, features=features)
+
+    @classmethod
+    def features_bart_base(cls, features: FeatureProjectorConfig) -> ModelConfig:
+        """facebook/bart-base (arXiv 1910.13461) behind precomputed features."""
+        decoder = DecoderConfig(
+            vocab_size=50265,
+            hidden_size=768,
+            intermediate_size=3072,
+            num_hidden_layers=6,
+            num_attention_heads=12,
+            num_key_value_heads=12,
+            head_dim=64,
+            rms_norm_eps=1e-5,
+            tie_word_embeddings=True,
+            max_position_embeddings=1024,
+            encoder=TextEncoderConfig(num_hidden_layers=6, num_attention_heads=12, intermediate_size=3072),
+        )
+        return cls(name="features_bart_base", family="bart", decoder=decoder, features=features)
 
     @classmethod
     def tiny(cls) -> ModelConfig:

@@ -141,7 +141,6 @@ class ModelFlops:
 
     def _products(self, sizes: Mapping[str, int], counts: Counts) -> float:
         """Two for every parameter of a matrix and every position that is multiplied with it."""
-        tokens = float(counts.prompt_tokens + counts.completion_tokens)
         merged = self._config.vision.spatial_merge_size**2 if self._config.vision else 1
         positions = {
             "audio_tower.conv1": counts.audio_frames,
@@ -150,13 +149,9 @@ class ModelFlops:
             "visual.": counts.patches,
             "visual.merger": counts.patches / merged,
             "feature_projector.": counts.feature_frames,
-            "language_model.layers": tokens,
             "language_model.lm_head": counts.completion_tokens,
+            **self._of_layers(counts),
         }
-        # Of the last layer, a prompt needs keys and values at all positions, and the rest at one.
-        last = f"language_model.layers.{self._config.decoder.num_hidden_layers - 1}."
-        positions[last] = counts.completion_tokens + counts.clips
-        positions |= {f"{last}self_attn.{name}": tokens for name in ("k_proj", "v_proj")}
         if self._config.decoder.tie_word_embeddings:
             positions["language_model.embed_tokens"] = counts.completion_tokens
 
@@ -165,12 +160,30 @@ class ModelFlops:
 
         return 2 * sum(size * at(path) for path, size in sizes.items())
 
+    def _of_layers(self, counts: Counts) -> dict[str, float]:
+        """Positions by the decoder's matrices."""
+        decoder, keys = self._config.decoder, ("k_proj", "v_proj")
+        if decoder.encoder:
+            begun = counts.completion_tokens + counts.clips * len(decoder.encoder.start_ids)
+            layers = [f"language_model.layers.{i}.encoder_attn." for i in range(decoder.num_hidden_layers)]
+            of_prompt = dict.fromkeys((layer + name for layer in layers for name in keys), counts.prompt_tokens)
+            return {"language_model.encoder.layers": counts.prompt_tokens, "language_model.layers": begun, **of_prompt}
+        tokens = counts.prompt_tokens + counts.completion_tokens
+        # Of the last layer, a prompt needs keys and values at all positions, and the rest at one.
+        last = f"language_model.layers.{decoder.num_hidden_layers - 1}."
+        of_last = {last: counts.completion_tokens + counts.clips}
+        return {"language_model.layers": tokens} | of_last | {f"{last}self_attn.{name}": tokens for name in keys}
+
     def _attention(self, counts: Counts) -> dict[str, float]:
         """Of every visible pair and channel: a product for the weight, and one for the value."""
         audio, vision, decoder = self._config.audio, self._config.vision, self._config.decoder
         width = decoder.num_attention_heads * decoder.head_dim
         pairs = decoder.num_hidden_layers * float(counts.prompt_pairs + counts.completion_pairs)
         pairs -= float(counts.prompt_pairs - counts.prompt_tokens)  # the end of a prompt sees all of it
+        if decoder.encoder:  # of which every position sees all, and so does what the decoder begins with
+            begun = float(counts.completion_pairs + len(decoder.encoder.start_ids) * counts.prompt_tokens)
+            within = float(2 * counts.prompt_pairs - counts.prompt_tokens)
+            pairs = decoder.encoder.num_hidden_layers * within + decoder.num_hidden_layers * begun
         found = {"language_model": 4.0 * width * pairs}
         if audio:
             found["audio_tower"] = 4.0 * audio.d_model * audio.encoder_layers * float(counts.audio_pairs)

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 _SYSTEM = "You are a helpful assistant."
 TEXTS = ["A woman sounds sad and tired.", "他听起来很高兴。", _SYSTEM, "Describe the emotion in 3 words!"]
@@ -36,6 +36,18 @@ _NAMED = {  # tokenizer attributes that Qwen2_5OmniProcessor asks for
     "vision_eos_token": "<|vision_eos|>",
     "audio_bos_token": "<|audio_bos|>",
     "audio_eos_token": "<|audio_eos|>",
+}
+# What has no chat template.
+_PLAIN = {
+    "gpt2": {"tokenizer_class": "GPT2Tokenizer", "eos_token": "<|endoftext|>"},
+    "bart": {
+        "tokenizer_class": "BartTokenizer",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+        "mask_token": "<mask>",
+    },
 }
 PICTURES = {
     "image_mean": [0.48145466, 0.4578275, 0.40821073],
@@ -79,8 +91,8 @@ def write_processor(
         "clean_up_tokenization_spaces": False,
         "model_max_length": 32_768,
     }
-    if family == "gpt2":
-        config = {"tokenizer_class": "GPT2Tokenizer", "eos_token": "<|endoftext|>", "model_max_length": 1024}
+    if family in _PLAIN:
+        config = _PLAIN[family] | {"model_max_length": 1024}
         _write(directory / "tokenizer_config.json", config)
         return
     template = chat_template(family)
@@ -149,7 +161,7 @@ def chat_template(family: str) -> str:
 @functools.cache
 def _tokenizer(family: str) -> str:
     backend = tokenizers.Tokenizer(models.BPE())
-    if family == "gpt2":
+    if family in _PLAIN:
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     else:
         backend.normalizer = normalizers.NFC()
@@ -161,11 +173,17 @@ def _tokenizer(family: str) -> str:
         )
     backend.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
+    first = ["<s>", "<pad>", "</s>", "<unk>"] if family == "bart" else []
+    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, special_tokens=first, show_progress=False)
     backend.train_from_iterator([*TEXTS, "system user assistant"] * 2, trainer)
     # Behind the words, as published.
     omni, vision = family == "qwen2_5_omni", ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
     media = list(_NAMED.values()) if omni else vision
+    if family == "bart":
+        backend.add_special_tokens(["<mask>"])
+        ends = [(token, backend.token_to_id(token)) for token in ("</s>", "<s>")]
+        backend.post_processor = processors.RobertaProcessing(*ends, add_prefix_space=False)
+        return backend.to_str()
     turns = [] if family == "gpt2" else ["<|im_start|>", "<|im_end|>", *media]
     backend.add_special_tokens(["<|endoftext|>", *turns])
     return backend.to_str()

@@ -44,7 +44,8 @@ _AUDIO = dict(
     n_window=100,
     output_dim=32,
 )
-FAMILIES = ("qwen2_5_omni", "qwen2_5_vl", "qwen2", "qwen3", "gpt2")
+DECODERS = ("qwen2_5_omni", "qwen2_5_vl", "qwen2", "qwen3", "gpt2")
+FAMILIES = (*DECODERS, "bart")
 
 
 def make(family: str, tied: bool = False, seed: int = 0, special_ids: dict[str, int] | None = None):
@@ -73,6 +74,14 @@ def make(family: str, tied: bool = False, seed: int = 0, special_ids: dict[str, 
             **sizes, bos_token_id=None, eos_token_id=2, pad_token_id=0, tie_word_embeddings=tied
         )
         cls = transformers.GPT2LMHeadModel
+    elif family == "bart":
+        config = transformers.BartConfig(
+            vocab_size=640, d_model=32, encoder_layers=2, decoder_layers=3, encoder_attention_heads=2,
+            decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=40, max_position_embeddings=512,
+            bos_token_id=0, pad_token_id=1, eos_token_id=2, decoder_start_token_id=2, forced_bos_token_id=0,
+            forced_eos_token_id=None,
+        )  # fmt: skip
+        cls = transformers.BartForConditionalGeneration
     else:
         rope = dict(rope_type="default", rope_theta=1e6)
         if family == "qwen3":
@@ -90,6 +99,9 @@ def make(family: str, tied: bool = False, seed: int = 0, special_ids: dict[str, 
             else:
                 inputs = parameter.shape[0] if "c_" in name else parameter[0].numel()  # GPT-2 has them first
                 parameter.normal_(0, 0.1 if parameter.ndim == 1 else inputs**-0.5)
+        if family == "bart":
+            model.final_logits_bias.normal_(0, 0.1)
+            model.generation_config.update(decoder_start_token_id=2, forced_bos_token_id=0)
     model.generation_config.eos_token_id = None
     return model
 

@@ -15,6 +15,7 @@ from mecap_jax.model_config import (
     FeatureProjectorConfig,
     LoraConfig,
     ModelConfig,
+    TextEncoderConfig,
     VisionTowerConfig,
 )
 from mecap_jax.models.multimodal_lm import MultimodalLM
@@ -43,10 +44,15 @@ CONFIG = ModelConfig(
 )
 
 
-# The same with GPT-2's decoder.
+# The same with GPT-2's decoder, and with BART.
 GPT2 = dataclasses.replace(
     CONFIG,
     decoder=dataclasses.replace(CONFIG.decoder, num_key_value_heads=4, mrope_section=None, max_position_embeddings=80),
+)
+
+
+BART = dataclasses.replace(
+    GPT2, decoder=dataclasses.replace(GPT2.decoder, encoder=TextEncoderConfig(2, 2, 40, start_ids=(END, 0)))
 )
 
 

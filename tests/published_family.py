@@ -85,6 +85,6 @@ def their_inputs(family, conversation, **options):
         {**m, "content": m["content"] if isinstance(m["content"], str) else m["content"][0]["text"]}
         for m in conversation
     ]
-    template = default_template("gpt2") if family.name == "gpt2" else None  # the published one has none
+    template = None if family.theirs.chat_template else default_template(family.name)
     prompt = family.theirs.apply_chat_template(flat, chat_template=template, tokenize=False, add_generation_prompt=True)
-    return dict(family.theirs([prompt], return_tensors="pt"))
+    return dict(family.theirs([prompt], return_tensors="pt", add_special_tokens=False))

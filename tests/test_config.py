@@ -231,7 +231,10 @@ def test_every_row_of_every_recipe_can_be_asked_for(recipe):
         ("sft.steps=0", "row 'odd': config key 'sft.steps'"),
         ("model.lora={}", "row 'odd': .* changes more than task, data, sft, grpo or model.decoder"),
         ("model.decoder={}", "row 'odd': .* changes more than task, data, sft, grpo or model.decoder"),
-        ("model.decoder.max_position_embeddings=9", "row 'odd': .*num_key_value_heads': GPT-2 has as many as heads, 4"),
+        (
+            "model.decoder.max_position_embeddings=9",
+            "row 'odd': .*num_key_value_heads': GPT-2 and BART have one a head, 4",
+        ),
         ("task.name=recognition", "row 'odd': .* changes what all rows must share: task.name, data.path"),
         ("data.synthetic.clips=7", "row 'odd': .* changes what all rows must share"),
         ("data.tower_cache=True", "row 'odd': .*'data.tower_cache': all rows read media as the run does"),
@@ -248,11 +251,12 @@ def test_a_row_that_cannot_be_is_refused_where_it_is_asked_for(change, message):
 
 def test_a_row_with_another_decoder_is_the_run_with_another_network():
     for recipe in (RECIPE, RECIPE.replace("grpo", "sft")):
-        config = load(recipe, ["evaluation.rows=qwen2_sft,gpt2_sft"])
-        qwen2, gpt2 = (row_config(config, row) for row in chosen_rows(config))
+        config = load(recipe, ["evaluation.rows=qwen2_sft,gpt2_sft,bart_sft"])
+        qwen2, gpt2, bart = (row_config(config, row) for row in chosen_rows(config))
         assert qwen2.model.decoder == dataclasses.replace(config.model.decoder, mrope_section=None)
         assert gpt2.model.decoder.max_position_embeddings and not config.model.decoder.max_position_embeddings
-        for changed in (qwen2, gpt2):
+        assert bart.model.decoder.encoder and not gpt2.model.decoder.encoder
+        for changed in (qwen2, gpt2, bart):
             decoder = config.model.decoder
             assert dataclasses.replace(changed.model, decoder=decoder) == config.model
             assert (changed.sft, changed.data, changed.seed) == (config.sft, config.data, config.seed)

@@ -26,6 +26,10 @@ WIDE = _REPLACE(
     audio=_REPLACE(miniature.CONFIG.audio, d_model=256, encoder_ffn_dim=512),
     vision=_REPLACE(miniature.CONFIG.vision, hidden_size=256, intermediate_size=512),
 )  # fmt: skip
+BART = _REPLACE(
+    WIDE, decoder=_REPLACE(WIDE.decoder, **{name: getattr(miniature.BART.decoder, name) for name in (
+        "num_key_value_heads", "mrope_section", "max_position_embeddings", "encoder")})
+)  # fmt: skip
 GROUP, LENGTH, ROWS = 3, 7, 4
 
 
@@ -43,14 +47,14 @@ def _whole(prompt):
 
 
 @pytest.mark.parametrize(
-    "trainable",
-    [(".*",), (r"language_model\..*",), (r"visual\..*",)],
-    ids=["everything", "decoder", "vision"],
+    "trainable, config",
+    [((".*",), WIDE), ((r"language_model\..*",), WIDE), ((r"visual\..*",), WIDE), ((".*",), BART)],
+    ids=["everything", "decoder", "vision", "bart"],
 )
-def test_model_flops_are_those_that_xla_counts(trainable):
+def test_model_flops_are_those_that_xla_counts(trainable, config):
     """Forward and gradient, with frozen parts, whose weights get no gradient."""
     prompt, tokens = _whole(miniature.prompts(ROWS)), jnp.ones((ROWS, GROUP, LENGTH), jnp.int32)
-    graphdef, params = abstract_model(WIDE, mesh())
+    graphdef, params = abstract_model(config, mesh())
     trained, frozen = split_params(params, trainable)
     flops = ModelFlops(graphdef, trained, frozen)
     counts = jax.device_get(count(prompt, jnp.ones(ROWS, bool), (jnp.ones(tokens.shape, bool),)))

@@ -99,9 +99,18 @@ def _heads(config: Config) -> Problems:
         yield "model.decoder.num_key_value_heads", f"must divide num_attention_heads = {decoder.num_attention_heads}"
     if decoder.has_learned_positions:
         if decoder.num_attention_heads != decoder.num_key_value_heads:
-            yield "model.decoder.num_key_value_heads", f"GPT-2 has as many as heads, {decoder.num_attention_heads}"
+            yield "model.decoder.num_key_value_heads", f"GPT-2 and BART have one a head, {decoder.num_attention_heads}"
         if decoder.mrope_section is not None:
             yield "model.decoder.mrope_section", "must be None where positions are learned"
+    if (encoder := decoder.encoder) is not None:
+        if not decoder.has_learned_positions:
+            yield "model.decoder.max_position_embeddings", "an encoder has learned positions, and so has its decoder"
+        if not decoder.tie_word_embeddings:
+            yield "model.decoder.tie_word_embeddings", "BART has one table of embeddings for all"
+        if decoder.hidden_size % encoder.num_attention_heads:
+            yield "model.decoder.encoder.num_attention_heads", f"must divide hidden_size = {decoder.hidden_size}"
+        if max(encoder.start_ids) >= decoder.vocab_size:
+            yield "model.decoder.encoder.start_ids", f"must be below vocab_size = {decoder.vocab_size}"
 
 
 def _objective(config: Config) -> Problems:

@@ -7,6 +7,7 @@ in it are broken up before the template puts its own around it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -90,8 +91,10 @@ def render(template: str, messages: Sequence[Mapping[str, Any]], family: str, na
         raise ValueError(f"{name} {error}") from None
 
 
-def defuse(text: str) -> str:
+def defuse(text: str, family: str) -> str:
     """Breaks up the delimiters of special tokens, so that a transcript cannot speak for the chat template."""
+    if any(token[1].isalpha() for token in FAMILIES[family].special):  # "<s>", and "<mask>" beside it
+        text = re.sub(r"<(?=/?[a-z]+>)", "< ", text)
     return text.replace("<|", "< |").replace("|>", "| >")
 
 
@@ -100,7 +103,7 @@ def _plain_message(message: Mapping[str, Any], tokens: MediaTokens, family: str)
     if role not in ROLES:
         raise ValueError(f"unknown role {role!r}; roles are {', '.join(ROLES)}")
     if isinstance(content, str):
-        return {"role": role, "content": defuse(content)}
+        return {"role": role, "content": defuse(content, family)}
     if not isinstance(content, list | tuple):
         raise ValueError(f"the content of a {role!r} message is a {type(content).__name__}, not a string or a list")
     items: list[dict[str, str]] = []
@@ -108,7 +111,7 @@ def _plain_message(message: Mapping[str, Any], tokens: MediaTokens, family: str)
 
     def flush() -> None:
         if texts:
-            items.append({"type": "text", "text": defuse("".join(texts))})
+            items.append({"type": "text", "text": defuse("".join(texts), family)})
             texts.clear()
 
     for item in content:

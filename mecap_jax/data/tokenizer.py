@@ -166,7 +166,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text. Special tokens written out in `text` are data, not control: they are split like words."""
-        return self.encode_rendered(defuse(text))
+        return self.encode_rendered(defuse(text, self.family))
 
     def encode_conversation(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """Ids of messages as `chat_template.render` takes them: one placeholder id an item of media.
@@ -218,5 +218,5 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, family: str = "qwen2_
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    backend.train_from_iterator(map(defuse, texts), trainer)
+    backend.train_from_iterator((defuse(text, family) for text in texts), trainer)
     return Tokenizer(backend, family)

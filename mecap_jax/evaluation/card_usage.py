@@ -25,7 +25,7 @@ def transformers_usage(
     if "features" in seen:
         parts.append(_features(model, max_new_tokens))
     elif model.vision is None:
-        parts.append(_words(max_new_tokens))
+        parts.append(_words(model, max_new_tokens))
     else:
         parts.append(_media(model, data, seen, max_new_tokens))
     return "\n\n".join(parts)
@@ -33,7 +33,8 @@ def transformers_usage(
 
 def _load(model: ModelConfig, base: str, media: bool) -> str:
     multimodal = model.vision is not None
-    architecture = FAMILIES[model.family].architecture if multimodal else "AutoModelForCausalLM"
+    words = "AutoModelForSeq2SeqLM" if model.decoder.encoder else "AutoModelForCausalLM"
+    architecture = FAMILIES[model.family].architecture if multimodal else words
     reader, name = ("AutoProcessor", "processor") if multimodal else ("AutoTokenizer", "tokenizer")
     imports = ["import torch"]
     imports += ["from peft import PeftModel"] if base else []
@@ -102,15 +103,26 @@ def _media(model: ModelConfig, data: DataConfig, seen: tuple[str, ...], max_new_
     )
 
 
-def _words(max_new_tokens: int) -> str:
+def _words(model: ModelConfig, max_new_tokens: int) -> str:
+    new = "tokens[0]" if model.decoder.encoder else 'tokens[0, inputs["input_ids"].shape[1] :]'
     return (
         'messages = [{"role": "user", "content": text}]\n'
         "prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)\n"
-        'inputs = tokenizer([prompt], return_tensors="pt").to(model.device)\n'
+        f"inputs = tokenizer([prompt], {_tokenizing(model)}).to(model.device)\n"
         "with torch.inference_mode():\n"
-        f"    tokens = model.generate(**inputs, max_new_tokens={max_new_tokens}, do_sample=False)\n"
-        'caption = tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)'
+        f"    tokens = model.generate(**inputs, max_new_tokens={_most(model, max_new_tokens)}, do_sample=False)\n"
+        f"caption = tokenizer.decode({new}, skip_special_tokens=True)"
     )
+
+
+def _tokenizing(model: ModelConfig) -> str:
+    """Options of a call to the tokenizer; what begins and ends plain text stands in the prompt already."""
+    return 'return_tensors="pt"' + (", add_special_tokens=False" if FAMILIES[model.family].plain else "")
+
+
+def _most(model: ModelConfig, max_new_tokens: int) -> int:
+    """`generate` counts what a decoder behind an encoder begins with, but for the first of it."""
+    return max_new_tokens + (len(model.decoder.encoder.start_ids) - 1 if model.decoder.encoder else 0)
 
 
 def _features(model: ModelConfig, max_new_tokens: int) -> str:
@@ -118,7 +130,7 @@ def _features(model: ModelConfig, max_new_tokens: int) -> str:
         f"# Columns of features, in this order: {dict(zip(model.features.names, model.features.dims))!r}\n"
         "# What has one row for the whole clip is repeated beside every row of the rest.\n"
         "def embed(words):\n"
-        '    ids = tokenizer([words], return_tensors="pt")["input_ids"].to(model.device)\n'
+        f'    ids = tokenizer([words], {_tokenizing(model)})["input_ids"].to(model.device)\n'
         "    return model.get_input_embeddings()(ids)\n"
         "\n"
         'weights = load_file(f"{directory}/feature_projector.safetensors", device=str(model.device))\n'
@@ -132,7 +144,8 @@ def _features(model: ModelConfig, max_new_tokens: int) -> str:
         'before, after = prompt.split("<|FEATURES|>", 1)\n'
         "with torch.inference_mode():\n"
         "    prompt_states = torch.cat([embed(before), x[None], embed(after)], dim=1)\n"
-        f"    tokens = model.generate(inputs_embeds=prompt_states, max_new_tokens={max_new_tokens}, do_sample=False)\n"
+        f"    tokens = model.generate(inputs_embeds=prompt_states, max_new_tokens={_most(model, max_new_tokens)}, "
+        "do_sample=False)\n"
         "caption = tokenizer.decode(tokens[0], skip_special_tokens=True)"
     )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mecap_jax.config import Config, ConfigError, SftConfig, chosen_rows
+from mecap_jax.config import Config, ConfigError, GrpoConfig, SftConfig, chosen_rows
 from mecap_jax.data.checks import check_data
 from mecap_jax.data.pipeline import DataError
 from mecap_jax.data.shards import ShardError, ShardReader
@@ -65,7 +65,7 @@ def check_stages(bench: Workbench) -> None:
         prompts that are too long for the network.
     """
     if bench.config.grpo is not None:
-        bench.task.rewards(bench.config.grpo.reward, bench.judges)
+        _check_rewards(bench, bench.config.grpo)
     if bench.config.sft is not None:
         _check_exercises(bench, bench.config.sft)
     _check_positions(bench)
@@ -106,16 +106,28 @@ def _check_row(bench: Workbench, stage: str) -> None:
         _check_exercises(bench, settings)
     else:
         key, clips = "prompts", bench.dataset.clips("train", settings.clips)
-        bench.task.rewards(settings.reward, bench.judges)
+        _check_rewards(bench, settings)
     if len(clips) < (batch := getattr(settings, key)):
         raise ConfigError(f"'{stage}.{key}': {batch} clips a step, but only {len(clips)} train")
 
 
+def _check_rewards(bench: Workbench, settings: GrpoConfig) -> None:
+    """Makes the rewards; refuses those that ask the policy where it cannot answer."""
+    asking = bench.task.rewards(settings.reward, bench.judges).asking
+    if asking and bench.config.model.decoder.encoder:
+        raise ConfigError(
+            f"config key 'grpo.reward.terms': {asking[0].name!r} asks the policy about its own answers: prompts that "
+            "differ at their ends, and an encoder (model.decoder.encoder) reads whole ones only"
+        )
+
+
 def _check_positions(bench: Workbench) -> None:
     """Refuses prompts and answers that are longer than what the decoder has learned positions for."""
-    learned = bench.config.model.decoder.max_position_embeddings
+    decoder = bench.config.model.decoder
+    learned = decoder.max_position_embeddings
     prompt, answer = bench.config.data.buckets[-1].prompt_tokens, bench.config.longest_answer
-    if learned is not None and prompt + answer > learned:
+    together = max(prompt, answer + len(decoder.encoder.start_ids)) if decoder.encoder else prompt + answer
+    if learned is not None and together > learned:
         raise ConfigError(
             f"config key 'model.decoder.max_position_embeddings': {learned}, but the longest prompt has {prompt} "
             f"tokens and an answer up to {answer}"

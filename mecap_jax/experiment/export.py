@@ -25,12 +25,14 @@ from mecap_jax.experiment.weights import (
     open_stage,
     read_kept,
     read_report,
+    read_run,
     read_stage,
     run_of,
 )
 from mecap_jax.experiment.workdir import cache_of, data_of
 from mecap_jax.families import FAMILIES
 from mecap_jax.json_files import write_json
+from mecap_jax.models.checkpoints.bart import start_fields
 from mecap_jax.models.checkpoints.config_reader import omni_thinker
 from mecap_jax.models.checkpoints.config_writer import for_earlier_versions, format_config, within_omni
 from mecap_jax.models.checkpoints.hub import save_model, save_projector
@@ -67,8 +69,8 @@ def export_stage(
       max_shard_bytes: a file of weights is no larger, unless a single tensor is.
 
     Raises:
-      ConfigError: `checkpoint` is not a stage of a run, `output` holds something, or there are no adapters that could
-        stand by themselves.
+      ConfigError: `checkpoint` is not a stage of a run, or has another decoder than the run; `output` holds something,
+        or there are no adapters that could stand by themselves.
       CheckpointError: the stage has no checkpoint, or one of another model; the backbone's files do not fit, or values
         do not fit the dtype.
     """
@@ -76,6 +78,11 @@ def export_stage(
         raise ConfigError(f"--output: {output} is there already; choose another, or delete it")
     workdir = run_of(checkpoint)
     config = read_stage(checkpoint)
+    if config.model != read_run(workdir).model:
+        raise ConfigError(
+            f"--checkpoint: {checkpoint.name} is a row of comparison with another 'model.decoder' than the run's, for "
+            f"which the layout of {config.model.family} has no place"
+        )
     if whole_omni and (adapter_only or config.model.family != "qwen2_5_omni"):
         raise ConfigError("--whole_omni is a layout of Qwen2.5-Omni's weights; this would be something else")
     check_backbone(config)
@@ -139,7 +146,7 @@ def _write_model(
     source = Path(config.backbone) if config.backbone else None
     fields = _model_config(config, tokenizer, dtype)
     write_json(directory / CONFIG_FILE, within_omni(fields) if whole else fields)
-    write_json(directory / _GENERATION_FILE, _generation_ids(tokenizer, source))
+    write_json(directory / _GENERATION_FILE, _generation_ids(tokenizer, source) | start_fields(config.model))
     stage = open_stage(checkpoint, mesh)
     prefix = "thinker." if whole else ""
     save_model(directory, stage.config.model, stage.params, source, max_shard_bytes, dtype, prefix)

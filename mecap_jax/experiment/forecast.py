@@ -139,6 +139,8 @@ class Cost:
         top = f"language_model.layers.{model.decoder.num_hidden_layers - 1}."
         at_the_end = of(top) - of(f"{top}self_attn.k_proj") - of(f"{top}self_attn.v_proj")
         self.prompt = 2.0 * ((layers - at_the_end) * bucket.prompt_tokens + at_the_end)
+        if model.decoder.encoder is not None:
+            self.prompt = 2.0 * of("language_model.encoder.layers") * bucket.prompt_tokens
         if model.audio is not None:
             self.prompt += 2.0 * of("audio_tower") * bucket.audio_chunks * model.audio.n_window
         if model.vision is not None:

@@ -104,18 +104,18 @@ def plain_prompt(
     q: Float[Array, "B P N H"], k: Float[Array, "B P K H"], v: Float[Array, "B P K H"]
 ) -> Float[Array, "B P N H"]:
     """`attend_prompt` with all logits at once."""
-    return _plain(q, KeyValue(k, v), _bias(_causal(q.shape[1]), q.shape[2] // k.shape[2]))
+    return _plain(q, KeyValue(k, v).by_heads(), _bias(_causal(q.shape[1]), q.shape[2] // k.shape[2]))
 
 
-def attend_once(q: Float[Array, "B 1 N H"], prompt: KeyValue, seen: Bool[Array, "B P"]) -> Float[Array, "B 1 N H"]:
-    """Attention of one position of a prompt to those that it has seen."""
+def attend_seen(q: Float[Array, "B T N H"], prompt: KeyValue, seen: Bool[Array, "B P"]) -> Float[Array, "B T N H"]:
+    """Attention of every query to the same positions of a prompt by heads, [B, K, P, H]."""
     return _plain(q, prompt, jnp.where(seen, 0.0, MASKED)[:, None, None, :])
 
 
 def _plain(q: Float[Array, "B T N H"], prompt: KeyValue, bias: Float[Array, "*#BK #RT S"]) -> Float[Array, "B T N H"]:
     batch, length, _, head = q.shape
-    key_heads = prompt.keys.shape[2]
-    k, v = (x.swapaxes(1, 2) for x in prompt)
+    k, v = prompt
+    key_heads = k.shape[1]
     logits = _products(_fold_queries(q, key_heads), k) + bias
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
     values = weigh(weights, v) / weights.sum(axis=-1, keepdims=True)

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from mecap_jax.model_config import DecoderConfig
-from mecap_jax.models.attention import KeyValue, attend_group, attend_once, attend_prompt, plain_group
+from mecap_jax.models.attention import KeyValue, attend_group, attend_prompt, attend_seen, plain_group
 from mecap_jax.models.layers import (
     Dtypes,
     Embedding,
@@ -116,7 +116,7 @@ class DecoderLayer(nnx.Module):
         own = self.self_attn.keys_values(self.input_layernorm(x), *angles)
         seen = jnp.arange(x.shape[1]) <= last[:, None]
         x, *angles = (jnp.take_along_axis(a, last[:, None, None], axis=1) for a in (x, *angles))
-        attended = attend_once(self.self_attn.queries(self.input_layernorm(x), *angles), own, seen)
+        attended = attend_seen(self.self_attn.queries(self.input_layernorm(x), *angles), own.by_heads(), seen)
         return self._feed_forward(x + self.self_attn.output(attended)), own
 
     def completions(self, x: Float[Array, "B G T D"], angles, attend) -> Float[Array, "B G T D"]:
@@ -195,7 +195,7 @@ class Decoder(nnx.Module):
         """
         if self.config.mrope_section is None:
             positions, next_position = _counted(positions), length
-        self._check_room(prompts.shape[1] + completions.shape[2])
+        check_room(self.config, prompts.shape[1] + completions.shape[2])
         prompts, angles = self._placed(prompts, positions)
         after = next_position[:, None, None] + jnp.arange(completions.shape[2])  # the same for all of a group
         completions, completion_angles = self._text_placed(completions, after)
@@ -236,7 +236,7 @@ class Decoder(nnx.Module):
         index = step + jnp.arange(x.shape[2])
         position = prefix.next_position[:, None, None] + index
         keys = jnp.arange(cache[0].keys.shape[3])
-        self._check_room(prefix.mask.shape[1] + len(keys))
+        check_room(self.config, prefix.mask.shape[1] + len(keys))
         visible = keys[None, :] <= index[:, None]
         if skipped is not None:
             position = position - skipped[..., None]
@@ -246,7 +246,7 @@ class Decoder(nnx.Module):
         for layer, prompt, old in zip(self.layers, prefix.layers, cache):
 
             def attend(q, new: KeyValue, prompt=prompt, old=old):
-                updated.append(KeyValue(*(_write(a, b, step) for a, b in zip(old, new.by_heads()))))
+                updated.append(write_cache(old, new, step))
                 return plain_group(prompt, prefix.mask, q, updated[-1], visible)
 
             x = layer.completions(x, angles, attend)
@@ -256,18 +256,11 @@ class Decoder(nnx.Module):
         steps = [below] * (len(self.layers) - 1) + [top]
         return run_layers(self.layers, steps, x, self.running)
 
-    def _check_room(self, length: int) -> None:
-        if length > (self.config.max_position_embeddings or length):
-            raise ValueError(
-                f"{length} positions, padding included, and the decoder has learned "
-                f"{self.config.max_position_embeddings} (model.decoder.max_position_embeddings)"
-            )
-
     def _placed(self, x: Float[Array, "B P D"], positions: Int[Array, "B 3 P"]) -> tuple[Float[Array, "B P D"], Angles]:
         """Token embeddings with what their positions add to them, and the angles of their rotation."""
         if self.embed_positions is None:
             return x, rotary_angles(positions, self.config)
-        self._check_room(x.shape[1])
+        check_room(self.config, x.shape[1])
         return x + self.embed_positions(positions[:, 0]), ()
 
     def _text_placed(
@@ -289,6 +282,15 @@ def make_norm(config: DecoderConfig, dtypes: Dtypes) -> RMSNorm | LayerNorm:
     """The norm of the decoder's layers."""
     norm = LayerNorm if config.has_learned_positions else RMSNorm
     return norm(config.hidden_size, dtypes, config.rms_norm_eps)
+
+
+def check_room(config: DecoderConfig, length: int) -> None:
+    """Raises ValueError where there are more positions than were learned: looking one up would give NaN."""
+    if length > (config.max_position_embeddings or length):
+        raise ValueError(
+            f"{length} positions, padding included, and the decoder has learned {config.max_position_embeddings} "
+            "(model.decoder.max_position_embeddings)"
+        )
 
 
 def _counted(positions: Int[Array, "B 3 P"]) -> Int[Array, "B 3 P"]:
@@ -313,5 +315,10 @@ def rotary_angles(
     return jnp.cos(angles), jnp.sin(angles)
 
 
-def _write(buffer: Float[Array, "B K G S H"], new: Float[Array, "B K G T H"], step) -> Float[Array, "B K G S H"]:
-    return jax.lax.dynamic_update_slice_in_dim(buffer, new.astype(buffer.dtype), step, axis=3)
+def write_cache(cache: KeyValue, new: KeyValue, step: Int[Array, ""] | int) -> KeyValue:
+    """The cache [B, K, G, S, H] with the keys and values of completions [B, G, T, K, H] written from `step` on."""
+
+    def write(buffer, x):
+        return jax.lax.dynamic_update_slice_in_dim(buffer, x.astype(buffer.dtype), step, axis=3)
+
+    return KeyValue(*map(write, cache, new.by_heads()))

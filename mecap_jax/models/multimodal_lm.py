@@ -13,6 +13,7 @@ from mecap_jax.batch import RAW_MEDIA, PromptBatch
 from mecap_jax.model_config import ModelConfig
 from mecap_jax.models.audio_tower import AudioTower
 from mecap_jax.models.decoder import Decoder, Prefix
+from mecap_jax.models.encoder_decoder import EncoderDecoder
 from mecap_jax.models.feature_projector import FeatureProjector
 from mecap_jax.models.layers import Dtypes
 from mecap_jax.models.lora import add_adapters
@@ -24,7 +25,8 @@ TOWERS = {"audio": "audio_tower", "video": "visual"}
 
 
 class MultimodalLM(nnx.Module):
-    """Qwen2.5-Omni's thinker, or the part of it that the configuration names."""
+    """Qwen2.5-Omni's thinker, or the part of it that the configuration names; or another text model in its decoder's
+    place."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, row_sharding: jax.sharding.NamedSharding | None = None):
         """`row_sharding` divides the rows of activations over a mesh; None on the default device.
@@ -40,7 +42,8 @@ class MultimodalLM(nnx.Module):
         self.audio_tower = AudioTower(config.audio, *parts) if config.audio else None
         self.visual = VisionTower(config.vision, *parts) if config.vision else None
         self.feature_projector = FeatureProjector(config.features, width, dtypes, rngs) if config.features else None
-        self.language_model = Decoder(config.decoder, dtypes, rngs, self.running)
+        text = EncoderDecoder if config.decoder.encoder else Decoder
+        self.language_model = text(config.decoder, dtypes, rngs, self.running)
         if config.lora:
             add_adapters(self, config.lora, rngs)
 

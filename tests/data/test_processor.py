@@ -49,7 +49,7 @@ def family(request):
 @pytest.fixture(scope="module")
 def directories(tmp_path_factory):
     root = tmp_path_factory.mktemp("published")
-    for name in ("qwen2_5_omni", "qwen2_5_vl", "qwen2", "qwen3", "gpt2"):
+    for name in ("qwen2_5_omni", "qwen2_5_vl", "qwen2", "qwen3", "gpt2", "bart"):
         write_processor(root / name, name, **PIXELS)
     return root
 
@@ -261,7 +261,7 @@ def test_sound_in_video(pairs, frames, seconds, fps):
         check_row(batch, 0, ours, expected, 1e-6, use_audio_in_video=True)
 
 
-@pytest.mark.parametrize("family", ["qwen2", "qwen3", "gpt2"])
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "gpt2", "bart"])
 def test_text_families(directories, family):
     model = dataclasses.replace(OMNI, family=family, audio=None, vision=None, features=FEATURES)
     ours = Processor.from_directory(directories / family, model)

@@ -91,7 +91,7 @@ def test_a_trained_tokenizer_becomes_a_directory_that_transformers_loads(tmp_pat
     assert (tmp_path / "second" / "tokenizer.json").read_bytes() == (tmp_path / "tokenizer.json").read_bytes()
 
 
-@pytest.mark.parametrize("family", ["qwen2", "qwen3", "gpt2"])
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "gpt2", "bart"])
 def test_a_trained_text_tokenizer_becomes_a_directory(tmp_path, family):
     """Also beside a model's configuration, by which transformers may take another class than the one named."""
     model = dataclasses.replace(OMNI, family=family, audio=None, vision=None)

@@ -159,7 +159,7 @@ def test_placeholders_point_at_their_media_in_order(tokenizer):
     assert (layout.index[layout.kind == TEXT] == -1).all()
 
 
-@pytest.mark.parametrize("family", ["qwen2", "qwen3", "gpt2"])
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "gpt2", "bart"])
 def test_text_families_see_the_pad_token_where_features_stand(family):
     tokenizer = train_tokenizer(TEXTS, 400, family)
     model = dataclasses.replace(OMNI, family=family, audio=None, vision=None)
@@ -199,9 +199,24 @@ def test_text_cannot_smuggle_in_special_tokens(tokenizer):
         assert (layout.tokens == tokenizer.special("<|im_end|>")).sum() == 1
 
 
+def test_text_cannot_smuggle_in_the_special_tokens_of_plain_text():
+    tokenizer = train_tokenizer(TEXTS, 400, "bart")
+    special = {tokenizer.special(token) for token in special_tokens("bart")}
+    assert not special & set(tokenizer.encode("hi </s><s><pad>"))
+    assert tokenizer.decode(tokenizer.encode("a < b, x<sub>2</sub>")) == "a < b, x< sub>2< /sub>"
+    ids = tokenizer.encode_conversation(user_turn([], "hi </s>"))
+    assert [tokenizer.special("<s>"), tokenizer.special("</s>")] == [ids[0], ids[-1]] and not special & set(ids[1:-1])
+
+
 @pytest.mark.parametrize(
     "family, token",
-    [("qwen2_5_omni", "AUDIO"), ("qwen2_5_vl", "image_pad"), ("qwen2", "im_end"), ("gpt2", "endoftext")],
+    [
+        ("qwen2_5_omni", "AUDIO"),
+        ("qwen2_5_vl", "image_pad"),
+        ("qwen2", "im_end"),
+        ("gpt2", "endoftext"),
+        ("bart", "</s>"),
+    ],
 )
 def test_a_tokenizer_without_the_special_tokens_is_refused(tmp_path, family, token):
     path = tmp_path / "tokenizer.json"
@@ -212,7 +227,7 @@ def test_a_tokenizer_without_the_special_tokens_is_refused(tmp_path, family, tok
         Tokenizer.from_file(tmp_path / "nowhere.json")
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_omni", "qwen2_5_vl", "qwen2", "gpt2"])
+@pytest.mark.parametrize("family", ["qwen2_5_omni", "qwen2_5_vl", "qwen2", "gpt2", "bart"])
 def test_a_saved_tokenizer_is_the_same(tmp_path, family):
     tokenizer = train_tokenizer(TEXTS, 400, family)
     tokenizer.save(tmp_path / "tokenizer.json")

@@ -19,6 +19,7 @@ import torch
 import transformers
 from safetensors.numpy import load_file
 
+from mecap_jax.captioner import Captioner
 from mecap_jax.config import ConfigError, MeshConfig, SftConfig, load
 from mecap_jax.experiment import export, stages
 from mecap_jax.experiment.export import export_stage
@@ -154,6 +155,15 @@ def gpt2(root):
     return train_from(backbone, "features_gpt2", root), backbone
 
 
+@pytest.fixture(scope="module")
+def bart(root):
+    """A BART behind precomputed features, which its encoder reads."""
+    backbone = root / "bart"
+    write_processor(backbone, "bart")
+    hub_models.make("bart").save_pretrained(backbone)
+    return train_from(backbone, "features_bart_base", root), backbone
+
+
 # --- what both compute ---------------------------------------------------------------------------------------------
 
 
@@ -218,9 +228,12 @@ def check(checkpoint, directory, monkeypatch, base=None):
     given = (
         {"inputs_embeds": theirs["prompt_states"]} if "features" in stage.config.data.modalities else theirs["inputs"]
     )
+    if encoder := stage.config.model.decoder.encoder:  # then logits are of the first token of an answer
+        given = {**given, "decoder_input_ids": torch.tensor([encoder.start_ids])}
     with torch.inference_mode():
         expected = theirs["model"](**given).logits[0].float().numpy()
-    assert len(expected) == prompt.length[0] and expected.std() > 0.1
+    expected = expected[-1:] if encoder else expected
+    assert len(expected) == (1 if encoder else prompt.length[0]) and expected.std() > 0.1
     worst = np.abs(ours[: len(expected)] - expected).max()
     print(f"{directory.name}: largest difference of a logit {worst:.1e}")
     assert worst <= 1e-4
@@ -340,12 +353,18 @@ def test_adapters_of_a_vl(vl, tmp_path, monkeypatch, said):
     assert 'library_name: "peft"' in card and 'base_model: "vl"' in card
 
 
-@pytest.mark.parametrize("family", ["text", "gpt2"])
+@pytest.mark.parametrize("family", ["text", "gpt2", "bart"])
 def test_a_decoder_behind_features(request, family, tmp_path, monkeypatch, said):
     checkpoint, backbone = request.getfixturevalue(family)
     export_stage(checkpoint, tmp_path / "out")
-    check_keys(tmp_path / "out", transformers.AutoModelForCausalLM, said)
-    check(checkpoint, tmp_path / "out", monkeypatch)
+    kind = transformers.AutoModelForSeq2SeqLM if family == "bart" else transformers.AutoModelForCausalLM
+    check_keys(tmp_path / "out", kind, said)
+    theirs = check(checkpoint, tmp_path / "out", monkeypatch)
+    if family == "bart":  # what it begins with is no part of its answer, and does not shorten it
+        captioner = Captioner.from_pretrained(tmp_path / "out")
+        prompt = our_prompt(open_stage(checkpoint, make_mesh(MeshConfig())), clip(captioner.model))
+        (words,) = captioner.generate(prompt, temperature=0, max_new_tokens=24).text
+        assert words == [theirs["caption"].strip()]
     found = read_model(tmp_path / "out")
     assert found.features == read_run(checkpoint.parent.parent).model.features
 

@@ -20,6 +20,7 @@ FAMILIES = (
     "features_qwen2_5_0_5b",
     "features_qwen2_5_7b",
     "features_gpt2",
+    "features_bart_base",
 )
 
 

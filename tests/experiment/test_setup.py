@@ -228,6 +228,9 @@ def row(*changes, stage="sft"):
     return f"rows=({ {'name': 'other', 'stage': stage, 'changes': changes} },)", "evaluation.rows=other"
 
 
+BART = load("configs/grpo.py").rows[-1].changes
+
+
 @pytest.mark.parametrize(
     "overrides, message",
     [
@@ -240,8 +243,9 @@ def row(*changes, stage="sft"):
         (row("data.modalities=()"), "row 'other': .*needs a transcript"),
         (["sft.exercises=0.5"], "'sft.exercises': 0.5, but the task .* has no exercise on any training clip"),
         (row("sft.exercises=0.5"), "row 'other': config key 'sft.exercises'"),
+        (["grpo.reward.terms=c.py:Asks", *BART], "'grpo.reward.terms': 'Asks' asks the policy .* whole ones only"),
         (
-            row(*load("configs/grpo.py").rows[-1].changes, "model.decoder.max_position_embeddings=50"),
+            row(*load("configs/grpo.py").rows[-2].changes, "model.decoder.max_position_embeddings=50"),
             "row 'other': .*max_position_embeddings': 50, but the longest prompt has \\d+ tokens and an answer",
         ),
     ],
@@ -251,6 +255,11 @@ def test_what_stages_and_rows_ask_for_is_tried_before_anything_is_trained(tmp_pa
     monkeypatch.chdir(tmp_path)
     for name in "ab":
         (tmp_path / f"{name}.py").write_text("def f(samples):\n    return [0.0] * len(samples)\n")
+    (tmp_path / "c.py").write_text(
+        "class Asks:\n    needs_policy, asks, reply_tokens = True, (False,), 4\n"
+        "    def questions(self, sample):\n        return [None]\n"
+        "    def __call__(self, samples):\n        return [0.0] * len(samples)\n"
+    )
     (tmp_path / "run").mkdir()
     with pytest.raises(USER_ERRORS, match=f"(?s){message}"):
         set_up(config, tmp_path / "run", Said())

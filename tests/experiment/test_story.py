@@ -17,11 +17,13 @@ from mecap_jax.evaluation.decoding import Caption
 from mecap_jax.evaluation.reproduction import seeds_tables
 from mecap_jax.evaluation.stage import EvaluatedClip, StageResult
 from mecap_jax.experiment import scoring, stages, story, weights
+from mecap_jax.experiment.export import export_stage
 from mecap_jax.experiment.scoring import evaluate_checkpoint, score_captions
 from mecap_jax.experiment.setup import reopen
 from mecap_jax.interruption import Interrupted
 from mecap_jax.models.checkpoints.table import CheckpointError
 from mecap_jax.rewards.anchors import Anchors
+from mecap_jax.sharding import make_mesh
 from mecap_jax.training.checkpointing import latest_step
 from mecap_jax.training.logging import RunLogger, read_jsonl
 from tests import documented
@@ -56,7 +58,7 @@ SMALL = (
     "evaluation.batch_clips=2",
     "evaluation.bootstrap=20",
     "evaluation.samples=4",
-    "evaluation.rows=text_only,sft_control,grpo_semantic,gpt2_sft",
+    "evaluation.rows=text_only,sft_control,grpo_semantic,bart_sft",
 )
 METRICS = (
     "bleu_1 bleu_2 bleu_3 bleu_4 rouge_l meteor cider_d sbert_similarity emotion_reward emotion_uar emotion_war "
@@ -94,7 +96,7 @@ def test_who_may_read_new_files_may_read_all_of_a_run(finished, tmp_path):
 def test_the_report_holds_every_stage_and_metric(finished):
     _, workdir, _ = finished
     report = json.loads((workdir / "report.json").read_text())
-    stages = {"sft", "grpo", "text_only", "sft_control", "grpo_semantic", "gpt2_sft"}
+    stages = {"sft", "grpo", "text_only", "sft_control", "grpo_semantic", "bart_sft"}
     assert set(report) >= {"seed", "config", "data", "eval", "confidence", "timing"}
     assert set(report["eval"]) == set(report["confidence"]) == stages
     for stage in stages:
@@ -110,6 +112,21 @@ def test_the_report_holds_every_stage_and_metric(finished):
 
 
 @pytest.mark.slow
+def test_a_row_with_another_decoder_is_opened_with_its_own_network(finished, tmp_path):
+    config, workdir, _ = finished
+    paths = {name: workdir / "checkpoints" / name for name in ("sft", "bart_sft")}
+    models = {name: weights.open_stage(path, make_mesh(config.mesh)) for name, path in paths.items()}
+    assert models["bart_sft"].config.model.decoder.encoder and not models["sft"].config.model.decoder.encoder
+    assert "encoder" in models["bart_sft"].params["language_model"]
+    with pytest.raises(ConfigError, match="bart_sft is a row of comparison with another 'model.decoder'"):
+        export_stage(paths["bart_sft"], tmp_path / "out")
+    branch = dataclasses.replace(config, init_from=str(paths["bart_sft"]))
+    with pytest.raises(ConfigError, match=r"of another model:\n.*model.decoder.encoder: .* there, None asked"):
+        weights.check_init_from(branch)
+    weights.check_init_from(dataclasses.replace(branch, model=models["bart_sft"].config.model))
+
+
+@pytest.mark.slow
 def test_what_a_workdir_holds(finished):
     _, workdir, _ = finished
     for name in ("config.json", "report.md", "processor", "anchors.safetensors", "tensorboard"):
@@ -118,7 +135,7 @@ def test_what_a_workdir_holds(finished):
     assert (workdir / "report.html").read_text().count("<video controls") == 4  # its samples
     text = (workdir / "report.md").read_text()
     assert "synthetic" in text and "audio only" in text.lower()
-    for stage, steps in (("sft", 3), ("grpo", 2), ("text_only", 3), ("grpo_semantic", 2), ("gpt2_sft", 3)):
+    for stage, steps in (("sft", 3), ("grpo", 2), ("text_only", 3), ("grpo_semantic", 2), ("bart_sft", 3)):
         assert latest_step(workdir / "checkpoints" / stage) == steps
 
 
@@ -176,7 +193,7 @@ def test_a_run_keeps_what_every_stage_said(finished):
     _, workdir, report = finished
     conditions = ("", ".audio", ".video")
     names = {f"{stage}{condition}" for stage in ("sft", "grpo") for condition in conditions}
-    names |= {"text_only", "sft_control", "grpo_semantic", "gpt2_sft"}
+    names |= {"text_only", "sft_control", "grpo_semantic", "bart_sft"}
     assert {path.name for path in (workdir / "evaluations").iterdir()} == {f"{n}.predictions.jsonl" for n in names}
     rows = read_jsonl(workdir / "evaluations" / "grpo.predictions.jsonl")
     assert len(rows) == report["test"]["clips"] and {row["step"] for row in rows} == {2}

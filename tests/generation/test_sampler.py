@@ -51,18 +51,19 @@ def test_sampled_logprobs_equal_scored_logprobs(generation):
     chex.assert_trees_all_close(generation.logprobs, scored, atol=1e-5)
 
 
-def test_a_decoder_with_learned_positions_samples_what_it_scores():
+@pytest.mark.parametrize("config", [miniature.GPT2, miniature.BART], ids=["gpt2", "bart"])
+def test_what_has_learned_positions_samples_what_it_scores(config):
     """Padding takes no position; and what was never learned is refused in words, not looked up."""
-    graphdef, params = miniature.model(0, miniature.GPT2)
+    graphdef, params = miniature.model(0, config)
     prompt = miniature.pad_right(miniature.prompts(), 5)
-    sampled = _generate(prompt, config=miniature.GPT2)
+    sampled = _generate(prompt, config=config)
     completions = Completions(sampled.tokens, sampled.mask())
     scored = completion_logprobs(graphdef, params, prompt, completions, temperature=1.3)
     chex.assert_trees_all_close(sampled.logprobs, scored, atol=1e-5)
     padded = completion_logprobs(graphdef, params, miniature.prompts(), completions, temperature=1.3)
     chex.assert_trees_all_close(padded, scored, atol=1e-5)
-    with pytest.raises(ValueError, match="83 positions, padding included, and the decoder has learned 80"):
-        _generate(miniature.pad_right(miniature.prompts(), 50), config=miniature.GPT2)
+    with pytest.raises(ValueError, match="positions, padding included, and the decoder has learned 80"):
+        _generate(miniature.pad_right(miniature.prompts(), 60), config=config)
 
 
 def test_lengths_count_up_to_the_first_end(generation):

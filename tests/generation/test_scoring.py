@@ -70,6 +70,25 @@ def test_logprobs_and_gradients_equal_separate_sequences(tokens, config):
     assert max(jnp.abs(g).max() for g in jax.tree.leaves(actual_gradient)) > 0.01
 
 
+def test_an_encoder_decoder_scores_a_group_as_each_completion_alone(tokens):
+    """What the encoder makes of a prompt is computed once for all of them; gradients of all parameters included."""
+    graphdef, params = miniature.model(0, miniature.BART)
+    prompt, weights = miniature.prompts(), jax.random.normal(jax.random.key(2), tokens.shape) / tokens.size
+
+    def objective(groups):
+        def loss(p):
+            model = nnx.merge(graphdef, p)
+            scored = [score_completions(model, prompt, group, 0.7).logprobs for group in groups]
+            return jnp.sum(weights * jnp.concatenate(scored, axis=1))
+
+        return jax.jit(jax.value_and_grad(loss))(params)
+
+    together, apart = objective([tokens]), objective(jnp.split(tokens, GROUP, axis=1))
+    chex.assert_trees_all_close(together, apart, atol=1e-6)
+    for name in ("encoder", "layers", "embed_positions"):
+        assert max(jnp.abs(x).max() for x in jax.tree.leaves(together[1]["language_model"][name])) > 1e-3, name
+
+
 def test_a_model_whose_attention_goes_by_blocks_is_the_plain_one(tokens, monkeypatch):
     """Padded prompts of different lengths, of which the shortest ends within a block; gradients of all parameters."""
     graphdef, params = miniature.model()

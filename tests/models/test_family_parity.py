@@ -26,7 +26,7 @@ from tests.published_family import conversations, load, open_family, their_input
 NEVER_ENDS = (100_000,)  # an id that no model says: generation goes on to the last token
 
 
-@pytest.fixture(scope="module", params=hub_models.FAMILIES)
+@pytest.fixture(scope="module", params=hub_models.DECODERS)
 def family(request, tmp_path_factory):
     return open_family(request.param, tmp_path_factory.mktemp(request.param))
 

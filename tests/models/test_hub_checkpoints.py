@@ -30,7 +30,9 @@ from mecap_jax.train_state import abstract_model
 from tests import hub_models
 
 
-@pytest.fixture(scope="module", params=[(f, t) for f in hub_models.FAMILIES for t in (False, True)], ids=str)
+@pytest.fixture(
+    scope="module", params=[*((f, t) for f in hub_models.DECODERS for t in (False, True)), ("bart", True)], ids=str
+)
 def saved(request, tmp_path_factory):
     family, tied = request.param
     directory = tmp_path_factory.mktemp(family)

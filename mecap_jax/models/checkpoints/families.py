@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mecap_jax.model_config import ModelConfig
-from mecap_jax.models.checkpoints import gpt2
+from mecap_jax.models.checkpoints import bart, gpt2
 from mecap_jax.models.checkpoints.config_reader import Fields, read_omni, read_text, read_vl, read_whole_omni
 from mecap_jax.models.checkpoints.table import Table, TensorRule, linear
 
@@ -128,6 +128,7 @@ LAYOUTS: dict[str, Layout] = {
     "qwen2": Layout({"qwen2": read_text}, Table(rules=DECODER)),
     "qwen3": Layout({"qwen3": read_text}, Table(rules=DECODER)),
     "gpt2": Layout({"gpt2": gpt2.read_config}, gpt2.TABLE, gpt2.write_config),
+    "bart": Layout({"bart": bart.read_config}, bart.TABLE, bart.write_config),
 }
 
 # Precomputed features are no part of the published models: their projector stands in files of its own beside them.

@@ -133,7 +133,7 @@ def load_table(directory: Path, table: Table, tied: bool, abstract_params: Any, 
         # Some files hold the output weights a second time; where they are not the embeddings, they are not tied.
         if np.array_equal(files[head].view(), files[embeddings].view()):
             rules, ignored = tuple(rule for rule in rules if rule.key != head), (*ignored, re.escape(head))
-    return _load(directory, files, rules, ignored, abstract_params, **rest)
+    return _load(directory, files, rules, ignored, abstract_params, zero=table.zero, **rest)
 
 
 def _load(

@@ -47,11 +47,13 @@ class Table:
       rules: what is read and written.
       ignored: regular expressions of keys that are knowingly left out.
       aliases: (pattern, replacement), applied in order to the keys of a file before rules are looked up.
+      zero: parameters that are zero where a file has no tensor for them.
     """
 
     rules: tuple[TensorRule, ...]
     ignored: tuple[str, ...] = ()
     aliases: tuple[tuple[str, str], ...] = ()
+    zero: tuple[str, ...] = ()
 
     def key(self, key: str) -> str:
         """The key as the rules have it."""
@@ -72,6 +74,7 @@ _TRANSFORMS: dict[str, tuple[Callable, Callable]] = {
     "transpose": (lambda x: x.T, lambda x, shape: x.T),
     # [in, out] on both sides: GPT-2's "Conv1D".
     "product": (lambda x: x, lambda x, shape: x),
+    "row": (lambda x: x[0], lambda x, shape: x[None]),
     # [out, in, *width] <-> [*width, in, out]
     "convolution": (lambda x: np.moveaxis(x, (1, 0), (-2, -1)), lambda x, shape: np.moveaxis(x, (-2, -1), (1, 0))),
     # A convolution of width 1 over rows and columns is one product: [out, in, 1, 1] <-> [in, out].
@@ -116,6 +119,8 @@ class Match:
             first, *rest = (shape[-1], shape[-2], *shape[:-2])
         elif self.transform == "pointwise":
             first, *rest = (*shape[::-1], 1, 1)
+        elif self.transform == "row":
+            return (1, *shape)
         elif self.transform == "product":
             return (*shape[:-1], shape[-1] * len(self.paths))
         else:
@@ -180,6 +185,7 @@ def load_tensors(
     patch: tuple[int, ...] = (),
     problems: Sequence[str] = (),
     is_complete: bool = True,
+    zero: Sequence[str] = (),
 ) -> Any:
     """Builds the parameter tree from published tensors, one at a time.
 
@@ -192,6 +198,7 @@ def load_tensors(
       patch: shape of a patch (channels, frames, height, width), for a convolution over patches.
       problems: what is known to be wrong already.
       is_complete: whether `tensors` are all that there should be; otherwise it is not named which are missing.
+      zero: parameters that may be missing, and are zero then, by path.
 
     Returns:
       The nested dict of the wanted parameters.
@@ -221,10 +228,12 @@ def load_tensors(
         else:
             problems.append(problem)
     if is_complete:
-        problems += [f"no tensor for parameter {path}" for path in targets if path not in filled]
+        problems += [f"no tensor for parameter {path}" for path in targets if path not in filled and path not in zero]
     if problems:
         raise CheckpointError("checkpoint does not fit the model:\n  " + "\n  ".join(sorted(problems)))
-    leaves, broken = {}, []
+    missing = [path for path in zero if path in targets and path not in filled and wanted(path)]
+    leaves = {path: place(np.zeros(targets[path].shape, targets[path].dtype), targets[path]) for path in missing}
+    broken = []
     for key, match in chosen.items():
         if any(map(wanted, match.paths)):
             tensor = tensors[key].view()
