@@ -30,7 +30,7 @@ from mecap_jax.text_files import printable
 from mecap_jax.threads import ahead
 
 FRAMES, UTTERANCE = "FRA", "UTT"
-_RECORD, _SOURCES = "extractor.json", "sources.jsonl"
+RECORD, _SOURCES = "extractor.json", "sources.jsonl"
 _LARGEST_SOURCES = 2**30  # bytes: millions of clips
 _AHEAD = 4  # decoded clips that wait
 _LONGEST_ID = 240  # bytes: what a file system takes, less endings
@@ -103,10 +103,10 @@ def open_output(output: Path, name: str, encoder: FrozenEncoder, extraction: Ext
     wanted = as_json(extraction.described(encoder))
     directories = {kind: output / f"{name}-{kind}" for kind in extraction.kinds}
     for directory in directories.values():
-        if not (directory / _RECORD).is_file() and not any(directory.glob("*.npy")):
+        if not (directory / RECORD).is_file() and not any(directory.glob("*.npy")):
             continue
         try:
-            found = read_json_object(directory / _RECORD)
+            found = read_json_object(directory / RECORD)
         except (OSError, ValueError) as error:
             raise EncoderError(f"{directory} holds features, and not how they were made: {error}") from None
         differing = [
@@ -118,9 +118,9 @@ def open_output(output: Path, name: str, encoder: FrozenEncoder, extraction: Ext
             raise EncoderError(f"{directory} holds other features ({'; '.join(differing)}); choose another --name")
     for directory in directories.values():
         directory.mkdir(parents=True, exist_ok=True)
-        write_json(directory / _RECORD, wanted)
+        write_json(directory / RECORD, wanted)
         lines = [to_json({"id": id, "sha256": sha256}) for id, sha256 in _sources(directory).items()]
-        _write(directory / _SOURCES, "".join(f"{line}\n" for line in lines).encode())
+        write_whole(directory / _SOURCES, "".join(f"{line}\n" for line in lines).encode())
     return directories
 
 
@@ -182,8 +182,7 @@ def _open(
     if not isinstance(item, Utterance):
         reason = item.reason if isinstance(item, BadClip) else f"is a copy of {item.of}"
         return Extracted(item.id, False, reason)
-    too_long = len(item.id.encode("utf-8", "surrogateescape")) > _LONGEST_ID
-    if Path(item.id).name != item.id or item.id.startswith(".") or "\0" in item.id or too_long:
+    if not names_a_file(item.id):
         return Extracted(item.id, False, "its id is no name of a file")
     try:
         medium = _medium(item, encoder)
@@ -199,6 +198,12 @@ def _open(
         return _Opened(item.id, sha256, encoder.prepare(_decode(medium, encoder, extraction)))
     except ValueError as error:  # media, too
         return Extracted(item.id, False, str(error))
+
+
+def names_a_file(id: str) -> bool:
+    """Whether a clip's features can be called by its id."""
+    too_long = len(id.encode("utf-8", "surrogateescape")) > _LONGEST_ID
+    return Path(id).name == id and not id.startswith(".") and "\0" not in id and not too_long
 
 
 def _medium(item: Utterance, encoder: FrozenEncoder) -> bytes:
@@ -258,11 +263,11 @@ def _save(clip: _Opened, directories: dict[str, Path]) -> Extracted:
             file.write(to_json({"id": clip.id, "sha256": clip.sha256}) + "\n")
         data = io.BytesIO()
         np.save(data, np.concatenate(clip.states) if kind == FRAMES else mean, allow_pickle=False)
-        _write(directory / f"{clip.id}.npy", data.getvalue())
+        write_whole(directory / f"{clip.id}.npy", data.getvalue())
     return Extracted(clip.id, True)
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
     """Writes a file as a whole: an interrupted run leaves none that is half there."""
     temporary = path.with_name(f".{path.name}.partial")
     temporary.write_bytes(content)
