@@ -7,7 +7,8 @@ import html
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-_ABBREVIATIONS = ("sft", "grpo", "dapo")
+# Words of stages' names that are names themselves.
+_NAMES = {name.lower().replace("-", ""): name for name in ("SFT", "GRPO", "DAPO", "GPT-2", "BART", "Qwen2")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,10 +100,10 @@ def ordered(keys: Iterable[str]) -> list[str]:
 
 
 def stage_title(stage: str) -> str:
-    """Returns the printed name of a stage: "SFT", "GRPO, semantic", "Text only"."""
+    """Returns the printed name of a stage: "SFT", "GRPO, semantic", "GPT-2, SFT", "Text only"."""
     first, *rest = stage.split("_")
-    if first in _ABBREVIATIONS:
-        return ", ".join(filter(None, (first.upper(), " ".join(rest))))
+    if first in _NAMES:
+        return ", ".join(filter(None, (_NAMES[first], " ".join(_NAMES.get(word, word) for word in rest))))
     return " ".join((first, *rest)).capitalize()
 
 

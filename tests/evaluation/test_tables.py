@@ -7,6 +7,7 @@ from mecap_jax.evaluation.tables import (
     markdown_table,
     pairs,
     reward_verdict,
+    stage_title,
     verdict,
     verdict_cells,
 )
@@ -49,6 +50,12 @@ def test_values():
     assert format_value("vocabulary_size", 1234.0, (1200.4, 1267.6)) == "1,234 [1,200, 1,268]"
     assert format_value("rouge_l", -0.0001, (-0.01, 0.0), signed=True) == "0.000 [-0.010, 0.000]"
     assert format_value("meteor", None) == "unavailable"
+
+
+def test_stages_have_the_names_that_people_know():
+    names = ("sft", "grpo_semantic", "gpt2_sft", "bart_sft", "qwen2_sft", "reward_off")
+    titles = ["SFT", "GRPO, semantic", "GPT-2, SFT", "BART, SFT", "Qwen2, SFT", "Reward off"]
+    assert list(map(stage_title, names)) == titles
 
 
 def test_stages_are_compared_once():
