@@ -93,6 +93,7 @@ def _check_other(stages: Mapping[str, Workbench], directory: Path) -> None:
         try:
             over[name] = stage.over(reader)
             _check_common(over, name)
+            _check_positions(over[name])
         except (ConfigError, DataError) as error:
             row = f"row {name!r}: " if name else ""
             raise ConfigError(f"config key 'evaluation.others': {directory}: {row}{error}") from error
