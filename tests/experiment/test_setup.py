@@ -276,6 +276,11 @@ def test_further_clips_are_tried_on_every_row(tmp_path):
     text_only = row("data.modalities=()", "data.include_transcript=True")
     with pytest.raises(ConfigError, match="(?s)'evaluation.others': .*silent: row 'other': no clip has a transcript"):
         set_up(recipe(spoken, *SMALL, others, *text_only), tmp_path / "run", Said())
+    write_voices(tmp_path / "talkative", [1.0] * 10, transcript="It is late, and nobody has come. " * 30)
+    gpt2 = row(*load("configs/grpo.py").rows[-2].changes, "model.decoder.max_position_embeddings=300")
+    others = f"evaluation.others={tmp_path / 'talkative'}"
+    with pytest.raises(ConfigError, match=r"talkative: row 'other': .*300, but the longest prompt has \d\d\d tokens"):
+        set_up(recipe(spoken, *SMALL, others, *gpt2), tmp_path / "run", Said())
 
 
 def test_a_run_goes_on_with_the_corpus_that_it_began_with(tmp_path, monkeypatch):
