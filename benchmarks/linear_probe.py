@@ -1,35 +1,31 @@
 """What a linear classifier hears in the features of clips.
 
-  python benchmarks/linear_probe.py --shards=DIR --feature=NAME
+  python benchmarks/linear_probe.py --shards=DIR --feature=NAME[,NAME]
 
-A captioner that reads the same features is held against it: multinomial logistic regression on the utterance features,
-standardised, one classifier for each corpus. Its regularisation is chosen by folds of the train speakers; validation or
-test clips are read once.
+A captioner that reads the same features, side by side where there are several, is held against it: multinomial logistic
+regression on the utterance features, standardised, one classifier for each corpus. Its regularisation is chosen by
+folds of the train speakers; validation or test clips are read once.
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from absl import app, flags
-from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import recall_score
-from sklearn.model_selection import GridSearchCV, GroupKFold
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.linear_classifier import fit
 from mecap_jax.command_line import local_paths, run
 from mecap_jax.data.manifest import ClipRecord
 from mecap_jax.data.shards import ShardError, ShardReader
 from mecap_jax.text_files import error_message
 
 _SHARDS = flags.DEFINE_string("shards", None, "Directory of shards.", required=True)
-_FEATURE = flags.DEFINE_string("feature", None, "Name of the features, such as whisper-base-UTT.", required=True)
+_FEATURE = flags.DEFINE_list("feature", None, "Names of the features, such as whisper-base-UTT.", required=True)
 local_paths("shards")
-
-_STRENGTHS = tuple(10.0**power for power in range(-4, 2))  # of scikit-learn's C, the inverse of the penalty
-_FOLDS = 5
 
 
 class Row(NamedTuple):
@@ -45,7 +41,7 @@ class Row(NamedTuple):
     majority_uar: float
 
 
-def probe(reader: ShardReader, feature: str) -> list[Row]:
+def probe(reader: ShardReader, features: Sequence[str]) -> list[Row]:
     """Trains and tests a probe for each corpus that has labelled clips with the features in both splits.
 
     Raises:
@@ -54,22 +50,21 @@ def probe(reader: ShardReader, feature: str) -> list[Row]:
     held_out = "test" if any(row.split == "test" for row in reader.index) else "validation"
     clips: dict[tuple[str, str], list[tuple[ClipRecord, np.ndarray]]] = {}
     for number, row in enumerate(reader.index):
-        if "multimodal" in row.labels and feature in row.features:
-            vector = reader[number].features[feature].mean(axis=0)
+        if "multimodal" in row.labels and all(name in row.features for name in features):
+            held = reader[number].features
+            vector = np.concatenate([held[name].mean(axis=0) for name in features])
             clips.setdefault((row.dataset, row.split), []).append((row, vector))
     corpora = [corpus for corpus, split in clips if split == "train" and (corpus, held_out) in clips]
     if not corpora:
-        raise ShardError(f"{reader.directory}: no labelled clips with features {feature!r} in train and {held_out}")
+        names = ", ".join(features)
+        raise ShardError(f"{reader.directory}: no labelled clips with features {names} in train and {held_out}")
     return [_probe(corpus, clips[corpus, "train"], clips[corpus, held_out]) for corpus in corpora]
 
 
 def _probe(corpus: str, train: list, tested: list) -> Row:
     x, y, speakers = _arrays(train)
     unseen, truth, tested_speakers = _arrays(tested)
-    folds = GroupKFold(min(_FOLDS, len(set(speakers))))
-    classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000))
-    search = GridSearchCV(classifier, {"logisticregression__C": _STRENGTHS}, scoring="recall_macro", cv=folds)
-    search.fit(x, y, groups=speakers)
+    search = fit(x, y, speakers)
     return Row(
         corpus=corpus,
         trained=len(y),

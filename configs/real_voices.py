@@ -1,7 +1,11 @@
 """MECap-R1's two stages on real voices: SFT and Emo-GRPO of a tiny decoder that reads a frozen encoder's features.
 
 For some hundred clips with labels, such as RAVDESS or EMO-DB: shards of `prepare_data.py --captions=prosody` with
-features of Whisper-base (`extract_features.py --layer=3`), named by `data.path`. Minutes on two cores.
+features of Whisper-base (`extract_features.py --layer=3`) as z-scores over the clips of each speaker
+(`normalise_features.py`), named by `data.path`. Minutes on two cores.
+
+`real_voices.py:train` reads z-scores over the training clips (`--by=train`), which a single clip of a stranger has too.
+`real_voices.py:speaker,face` and `:train,face` read the 56 numbers of a face beside the voice, normalised likewise.
 """
 
 import dataclasses
@@ -12,12 +16,16 @@ from mecap_jax.model_config import FeatureProjectorConfig
 
 
 def get_config(arg: str = "") -> Config:
-    if arg:
-        raise ConfigError(f"--config: real_voices.py takes no argument, got {arg!r}")
+    by, *more = (arg or "speaker").split(",")
+    if by not in ("speaker", "train") or more not in ([], ["face"]):
+        raise ConfigError(f"--config: expected real_voices.py[:speaker|:train[,face]], got {arg!r}")
     whole = load(str(Path(__file__).with_name("grpo.py")))
     replace = dataclasses.replace
     # Utterance features alone: with 300 clips a decoder learns every clip by heart from more.
-    features = FeatureProjectorConfig(names=("whisper-base-UTT",), dims=(512,), hidden_size=128)
+    names, dims = (f"whisper-base-{by}-UTT",), (512,)
+    if more:
+        names, dims = (*names, f"face-{by}-UTT"), (*dims, 56)
+    features = FeatureProjectorConfig(names=names, dims=dims, hidden_size=128)
     model = replace(
         whole.model,
         name="real_voices",

@@ -93,6 +93,8 @@ class AugmentConfig:
       time_mask_frames, frequency_mask_bins: longest SpecAugment masks (arXiv 1904.08779); one mask of each kind.
       brightness: frames are brightened or darkened by up to this share.
       shift_pixels: frames move by up to this many pixels.
+      feature_noise: standard deviation of normal noise on precomputed features, in their own unit: a ridge penalty in
+        effect (Bishop 1995, Neural Computation 7:108), without which few clips are learnt by heart.
     """
 
     modality_dropout: Share = 0.0
@@ -101,6 +103,7 @@ class AugmentConfig:
     frequency_mask_bins: NonNegativeInt = 0
     brightness: Share = 0.0
     shift_pixels: NonNegativeInt = 0
+    feature_noise: NonNegativeFloat = 0.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -76,7 +76,7 @@ def _tower_cache(config: Config) -> Problems:
         yield "data.modalities", "data.tower_cache needs audio or video"
     for field in dataclasses.fields(AugmentConfig):
         # A modality can be left out of what was encoded; whatever changes media comes too late.
-        if field.name != "modality_dropout" and getattr(config.data.augment, field.name):
+        if field.name not in ("modality_dropout", "feature_noise") and getattr(config.data.augment, field.name):
             yield f"data.augment.{field.name}", "must be 0 with data.tower_cache"
 
 

@@ -191,7 +191,12 @@ def augment(clip: DecodedClip, config: AugmentConfig, rng: np.random.Generator) 
             frames = np.clip(frames.astype(np.float32) * factor, 0, 255).astype(np.uint8)
         if shift.any():
             frames = _shift(frames, *map(int, shift))
-    clip = dataclasses.replace(clip, mel=mel, frames=frames)
+    features = clip.features
+    if config.feature_noise:
+        noise = np.random.default_rng(rng.integers(2**63))  # its draws are the clip's shape long
+        if features is not None:
+            features = features + np.float32(config.feature_noise) * noise.standard_normal(features.shape, np.float32)
+    clip = dataclasses.replace(clip, mel=mel, frames=frames, features=features)
     if clip.has_audio and clip.has_video and drop[0] < config.modality_dropout:
         return clip.without(("audio",) if drop[1] < 0.5 else ("video",))
     return clip

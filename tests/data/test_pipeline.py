@@ -402,6 +402,19 @@ def test_augmentation_stays_within_its_limits():
     assert ((masked != clip.mel).all(1).sum() <= 5) and ((masked != clip.mel).all(0).sum() <= 3)
 
 
+def test_noise_on_features_is_new_each_time_and_moves_no_other_draw():
+    clip = DecodedClip(mel=np.ones((50, 16), np.float32), features=np.ones((1, 2000), np.float32))
+    rng = np.random.default_rng(0)
+    first, second = (augment(clip, AugmentConfig(feature_noise=0.5), rng).features - clip.features for _ in range(2))
+    assert first.dtype == np.float32 and abs(first.std() - 0.5) < 0.05 and abs(first.mean()) < 0.05
+    assert abs(np.corrcoef(first[0], second[0])[0, 1]) < 0.1
+    draws = []
+    for some in (clip, clip.without(("features",))):
+        augment(some, AugmentConfig(feature_noise=0.5), rng := np.random.default_rng(0))
+        draws.append(rng.random())
+    assert draws[0] == draws[1]
+
+
 def test_features_become_tokens(tokenizer):
     features = np.arange(12, dtype=np.float32).reshape(4, 3)
     layout = lay_out(tokenizer, MODEL, user_turn(["features"], "Describe."), [FeatureSpan(4)])

@@ -8,9 +8,13 @@ import sys
 import numpy as np
 import pytest
 
-from mecap_jax.config import load
+from benchmarks.linear_probe import probe
+from mecap_jax.config import ConfigError, load
 from mecap_jax.data.importers import prepare
+from mecap_jax.data.shards import ShardError, ShardReader
 from mecap_jax.experiment import story
+from mecap_jax.experiment.feature_normalisation import normalise
+from mecap_jax.training.logging import RunLogger
 from tests import documented
 from tests.data.importers.test_prosody_captions import voice
 
@@ -50,6 +54,8 @@ def voices(tmp_path_factory):
             dict(file=f"{n}.wav", dataset=corpus, speaker=f"{corpus}{speaker}", label=LABELS[label], split=split)
         )
     (directory / "manifest.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with RunLogger(None) as logger:
+        normalise(directory, "whisper-base-UTT", "speaker", logger)
     prepare("folder", directory, directory.parent / "shards", captions="prosody", progress=False)
     return directory.parent / "shards"
 
@@ -73,6 +79,18 @@ def test_the_recipe_chooses_nothing_by_the_clips_that_it_is_tested_on():
     assert {row.name for row in config.rows} == {"reward_off", "sft_control"}
 
 
+def test_the_recipe_reads_what_its_argument_says():
+    def read(arg):
+        features = load(f"configs/real_voices.py{arg}").model.features
+        return dict(zip(features.names, features.dims, strict=True))
+
+    assert read("") == read(":speaker") == {"whisper-base-speaker-UTT": 512}
+    assert read(":train,face") == {"whisper-base-train-UTT": 512, "face-train-UTT": 56}
+    for wrong in (":face", ":speaker,face,face", ":nobody"):
+        with pytest.raises(ConfigError, match=f"got '{wrong[1:]}'"):
+            read(wrong)
+
+
 def test_a_linear_probe_hears_what_the_features_tell_of_unseen_speakers(voices):
     command = [sys.executable, "benchmarks/linear_probe.py", f"--shards={voices}", "--feature=whisper-base-UTT"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
@@ -80,3 +98,11 @@ def test_a_linear_probe_hears_what_the_features_tell_of_unseen_speakers(voices):
     told = re.findall(r"(\w+): UAR (\S+) \(majority class 0.333\) of 3 labels in 6 clips of 1 unseen", done.stdout)
     assert [corpus for corpus, _ in told] == ["heard", "noise"]
     assert float(told[0][1]) == 1.0 and float(told[1][1]) < 0.9
+
+
+def test_a_captioner_of_several_features_is_held_against_them_side_by_side(voices):
+    names = ["whisper-base-UTT", "whisper-base-speaker-UTT"]
+    (heard, _) = probe(ShardReader(voices), names)
+    assert heard.uar == 1.0
+    with pytest.raises(ShardError, match="no labelled clips with features whisper-base-UTT, nose-UTT in train"):
+        probe(ShardReader(voices), [names[0], "nose-UTT"])

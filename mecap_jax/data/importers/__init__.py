@@ -60,7 +60,7 @@ IMPORTERS = {
     for name in "synthetic folder ravdess crema_d dfew emer emotiontalk images mafw meld merr secap".split()
 }
 # Where captions come from -> the language of those that are made.
-CAPTIONS = {"own": None, "templates": "en", "templates_zh": "zh", "prosody": "en"}
+CAPTIONS = {"own": None, "templates": "en", "templates_zh": "zh", "prosody": "en", "plain_prosody": "en"}
 
 FOLD = 5  # of MAFW and DFEW: the one that ERV is tested on
 _USUAL = {"allow_outside": False, "label_map": {}, "captions": "own", "fold": FOLD}
@@ -136,7 +136,7 @@ def prepare(
       label_map: file of raw and canonical labels, a JSON object or two columns of CSV.
       fold: as in `ImportSettings`.
       captions: a key of `CAPTIONS`; clips without captions get some from templates in English or in Chinese, "prosody"
-        that also say how the voice sounds.
+        that also say how the voice sounds, "plain_prosody" in as few different words as that takes.
       runner: of Apache Beam ("DirectRunner", …), on which clips are read; None reads them here. It is not part of what
         the shards are made from: they are the same.
       beam_options: its options ("direct_num_workers=4").
@@ -172,9 +172,9 @@ def prepare(
             finished = shards.find_finished(output, described)  # another process may just have made it
             if finished is None:
                 clips = _open(importer, source, input, settings)
-                if captions == "prosody":
+                if captions.endswith("prosody"):
                     _say(f"measuring the voices of {len(clips)} clips")
-                    clips = prosody_captions.captioned(clips, max_seconds)
+                    clips = prosody_captions.captioned(clips, max_seconds, plain=captions.startswith("plain"))
                 elif (language := CAPTIONS[captions]) is not None:
                     clips = [functools.partial(_captioned, clip, language) for clip in clips]
                 inspect = in_processes if hasattr(importer, "IN_PROCESSES") else in_threads

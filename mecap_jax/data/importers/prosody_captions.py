@@ -1,5 +1,7 @@
 """Captions that say how a clip sounds: the emotion, and pitch, melody, loudness and tempo as they were measured.
 
+In plain words there is one for each thing, and the emotion comes first or nearly so: what some hundred clips can teach.
+
 A caption says only what is known: emotion and intensity as labelled, the gender, and how the voice compares with
 others: with the speaker's other clips or, where these are few, with men or women of the corpus, or with all of it.
 """
@@ -70,6 +72,11 @@ _OVERALL_TEMPLATES = (
     "In a {loudness} voice and {rate}, the {person} expresses {noun}, with {melody}.",
     "It is a {person} who sounds {state} and talks {rate}, in a {pitch} voice with {melody}.",
 )  # "a" stands before pitch and loudness: none of their words begins with a vowel
+_PLAIN_TEMPLATES = (
+    "The {person} sounds {state}: {their} voice is {loudness} and {pitch}, and {they} speaks {rate}, with {melody}.",
+    "Sounding {state}, the {person} speaks {rate}, in a {pitch} and {loudness} voice with {melody}.",
+    "It is a {person} who sounds {state} and speaks {rate}, in a {loudness}, {pitch} voice with {melody}.",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,17 +95,17 @@ class Levels:
     rate: str
 
 
-def captioned(clips: Sequence[Pending], max_seconds: float) -> list[Pending]:
+def captioned(clips: Sequence[Pending], max_seconds: float, plain: bool = False) -> list[Pending]:
     """Returns clips that get captions of the kinds that they lack when they are read, in English.
 
-    Five of kind "overall" where the label is known, and one of kind "style", that says how they speak; the other kinds
-    are those of `template_captions`, and all where no voice is heard. They depend on the clip and on those that it is
-    compared with: all clips are heard here, before any is captioned.
+    Five of kind "overall" where the label is known (three in plain words), and one of kind "style", that says how they
+    speak; the other kinds are those of `template_captions`, and all where no voice is heard. They depend on the clip
+    and on those that it is compared with: all clips are heard here, before any is captioned.
     """
     heard = list(ahead(functools.partial(_hear, max_seconds=max_seconds), clips))
     levels = compare([prosody for prosody, _ in heard], [groups for _, groups in heard])
     found = (None if level is None else Levels(**level) for level in levels)
-    return [functools.partial(_captioned, clip, level) for clip, level in zip(clips, found, strict=True)]
+    return [functools.partial(_captioned, clip, level, plain) for clip, level in zip(clips, found, strict=True)]
 
 
 def _hear(clip: Pending, max_seconds: float) -> tuple[Prosody | None, Sequence[Hashable]]:
@@ -112,13 +119,13 @@ def _hear(clip: Pending, max_seconds: float) -> tuple[Prosody | None, Sequence[H
     return measure(item, max_seconds), groups
 
 
-def _captioned(clip: Pending, levels: Levels | None) -> Item:
+def _captioned(clip: Pending, levels: Levels | None, plain: bool) -> Item:
     item = read(clip)
     if not isinstance(item, Utterance):
         return item
     if levels is not None:
         intensity = "strong" if is_strong(item) else "normal"
-        captions = write(item.label, intensity, gender_of(item), levels, random_of(item))
+        captions = write(item.label, intensity, gender_of(item), levels, None if plain else random_of(item))
         told = {} if item.captions else {"caption_language": "en"}
         wanted = {kind: captions[kind] for kind in ("style", "overall") if kind in captions}
         item = dataclasses.replace(item, captions={**wanted, **item.captions}, attributes={**item.attributes, **told})
@@ -130,7 +137,7 @@ def write(
     intensity: str,
     gender: str | None,
     levels: Levels,
-    rng: np.random.Generator,
+    rng: np.random.Generator | None,
     speaker: Sequence[str] = (),
 ) -> dict[str, tuple[str, ...]]:
     """Writes the captions of one clip: one each of kind "emotion", "style" and "speaker", five of kind "overall".
@@ -139,14 +146,17 @@ def write(
       emotion: a canonical label; None: captions of kind "style" and "speaker" only.
       intensity: "normal" or "strong".
       gender: "male" or "female", None where nobody knows.
+      rng: chooses templates and words; None: plain words.
       speaker: templates of that kind; () leaves it out.
     """
-    overall = rng.permutation(len(_OVERALL_TEMPLATES))[:REFERENCES]
+    overall = _PLAIN_TEMPLATES
+    if rng is not None:
+        overall = [_OVERALL_TEMPLATES[i] for i in rng.permutation(len(_OVERALL_TEMPLATES))[:REFERENCES]]
     chosen = {
         "emotion": [_pick(_EMOTION_TEMPLATES, rng)],
         "style": [_pick(_STYLE_TEMPLATES, rng)],
         "speaker": [_pick(speaker, rng)] if speaker else [],
-        "overall": [_OVERALL_TEMPLATES[i] for i in overall],
+        "overall": overall,
     }
     return {
         kind: tuple(_fill(template, _words(emotion, intensity, gender, levels, rng)) for template in templates)
@@ -156,9 +166,12 @@ def write(
 
 
 def _words(
-    emotion: str | None, intensity: str, gender: str | None, levels: Levels, rng: np.random.Generator
+    emotion: str | None, intensity: str, gender: str | None, levels: Levels, rng: np.random.Generator | None
 ) -> Mapping[str, str]:
-    states, nouns = phrases(emotion, strong=intensity == "strong") if emotion is not None else (("",), ("",))
+    strong = intensity == "strong"
+    states, nouns = phrases(emotion, strong=strong and rng is not None) if emotion is not None else (("",), ("",))
+    if strong and rng is None:
+        states = (f"very {states[0]}",)
     return {
         **_GENDER[gender],
         "person": _pick(_GENDER[gender]["person"], rng),
@@ -177,5 +190,5 @@ def _fill(template: str, words: Mapping[str, str]) -> str:
     return sentence[0].upper() + sentence[1:]
 
 
-def _pick(options: Sequence[str], rng: np.random.Generator) -> str:
-    return options[rng.integers(len(options))]
+def _pick(options: Sequence[str], rng: np.random.Generator | None) -> str:
+    return options[0 if rng is None else rng.integers(len(options))]

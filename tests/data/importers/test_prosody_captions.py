@@ -76,11 +76,14 @@ def test_a_clip_is_compared_with_its_speaker_or_where_there_are_few_clips_with_m
 
 
 @pytest.mark.parametrize("label", [*LABELS, "hangry"])
-def test_every_caption_names_the_emotion_and_no_other(label):
+@pytest.mark.parametrize("plain", [False, True])
+def test_every_caption_names_the_emotion_and_no_other(label, plain):
     for number, levels in enumerate(itertools.product(("low", "medium", "high"), repeat=4)):
         gender, intensity = ("female", "male", None)[number % 3], ("strong", "normal")[number % 2]
-        captions = write(label, intensity, gender, Levels(*levels), np.random.default_rng(number))
-        assert {kind: len(set(texts)) for kind, texts in captions.items()} == {"emotion": 1, "style": 1, "overall": 5}
+        rng = None if plain else np.random.default_rng(number)
+        captions = write(label, intensity, gender, Levels(*levels), rng)
+        counts = {"emotion": 1, "style": 1, "overall": 3 if plain else 5}
+        assert {kind: len(set(texts)) for kind, texts in captions.items()} == counts
         assert first_emotion_word(captions["style"][0], {*LABELS, label}) is None, captions["style"]
         for caption in captions["overall"]:
             assert first_emotion_word(caption, {*LABELS, label}) == label, caption
@@ -88,6 +91,13 @@ def test_every_caption_names_the_emotion_and_no_other(label):
             assert not re.search(r"\ba [aeiou]|\ban [^aeiou]", caption), caption
             if gender is None:
                 assert not re.search(r"\b(he|she|his|her|man|woman|male|female)\b", caption), caption
+
+
+def test_plain_words_are_the_same_for_the_same_thing_and_others_for_another():
+    levels = Levels("low", "medium", "high", "high")
+    normal, strong = (" ".join(write("happy", how, "male", levels, None)["overall"]) for how in ("normal", "strong"))
+    assert strong == normal.replace("happy", "very happy")
+    assert all(normal.count(words) == 3 for words in ("happy", "low", "natural intonation", "loud", "quickly"))
 
 
 @pytest.fixture
@@ -117,6 +127,9 @@ def test_a_folder_gets_captions_that_compare_each_clip_with_the_others(raw, tmp_
     assert rows["4"]["overall"] == ("Mine.",) and "style" in rows["4"]
     prepare("folder", raw, tmp_path / "again", captions="prosody", max_bad_fraction=0.2, progress=False)
     assert {row.id: row.captions for row in ShardReader(tmp_path / "again").index} == rows
+    prepare("folder", raw, tmp_path / "plain", captions="plain_prosody", max_bad_fraction=0.2, progress=False)
+    rows = {row.id: row.captions for row in ShardReader(tmp_path / "plain").index}
+    assert [len(rows[id]["overall"]) for id in "0145"] == [3, 3, 1, 5]
 
 
 @needs_shared_data

@@ -1,0 +1,109 @@
+"""Captions of real voices that nobody trained on, in five folds by speaker, beside a linear probe of the same features.
+
+  python benchmarks/voice_folds.py --shards=DIR --output=DIR [--face=FILE.csv]
+
+The shards are those of `prepare_data.py --captions=prosody` with features of Whisper-base. The speakers of each corpus
+are dealt into folds; for each fold `configs/real_voices.py` trains on the clips of the others and captions its own.
+Features are normalised by speaker (z-scores over the clips of a person, no labels: it takes several clips of a new one,
+too) or by the training clips of the fold. The face is a table of one row a clip, normalised likewise; clips without one
+have 0 there, the mean. The same command resumes. The table goes to stdout and, with what every clip was taken for, to
+OUTPUT.
+"""
+
+import itertools
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from absl import app, flags
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.speaker_folds import PROBE, Clips, FoldsError, deal, features, probe, read_clips, table
+from mecap_jax.command_line import local_paths, run
+from mecap_jax.config import ConfigError, load
+from mecap_jax.data.importers import ImporterError, prepare
+from mecap_jax.data.shards import ShardError
+from mecap_jax.experiment.feature_normalisation import SPEAKER, TRAIN
+from mecap_jax.json_files import to_json, write_json
+from mecap_jax.text_files import error_message
+from mecap_jax.training.logging import read_jsonl
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPE = ROOT / "configs" / "real_voices.py"
+VARIANTS = (SPEAKER, TRAIN, f"{SPEAKER},face", f"{TRAIN},face")
+
+_SHARDS = flags.DEFINE_string("shards", None, "Directory of shards.", required=True)
+_OUTPUT = flags.DEFINE_string("output", None, "Directory of the folds, their runs and what was found.", required=True)
+_FEATURE = flags.DEFINE_string("feature", "whisper-base-UTT", "The voice's features in the shards.")
+_FACE = flags.DEFINE_string(
+    "face", "", "CSV of faces, a name before numbers; the attribute visual_features names rows."
+)
+_FOLDS = flags.DEFINE_integer("folds", 5, "How many.", lower_bound=2)
+_VARIANTS = flags.DEFINE_multi_enum("variant", [SPEAKER], VARIANTS, "How features are normalised; with a face or not.")
+_ROWS = flags.DEFINE_list("rows", [], "Rows of comparison of the recipe.")
+_CHANGES = flags.DEFINE_multi_string("change", [], "KEY=VALUE over the recipe, for every fold.")
+local_paths("shards", "output", "face")
+
+
+def run_fold(clips: Clips, variant: str, fold: int, tested: np.ndarray, output: Path) -> dict[str, list[str | None]]:
+    """What each system takes the tested clips for, by its name; trains what is not there yet."""
+    found = features(clips, variant, ~tested)
+    raw = output / "raw"
+    for name, vectors in found.items():
+        (raw / "features" / name).mkdir(parents=True, exist_ok=True)
+        for row, vector in zip(clips.rows, vectors):
+            np.save(raw / "features" / name / f"{row['id']}.npy", vector, allow_pickle=False)
+    rows = [row | {"split": "test" if test else "train"} for row, test in zip(clips.rows, tested)]
+    (raw / "manifest.jsonl").write_text("".join(to_json(row) + "\n" for row in rows), encoding="utf-8")
+    prepare("folder", raw, output / "shards", progress=False)
+    shutil.rmtree(raw)
+    train = [sys.executable, str(ROOT / "scripts" / "train.py"), f"--config={RECIPE}:{variant}"]
+    settings = [f"data.path={output / 'shards'}", f"evaluation.rows={','.join(_ROWS.value)}", *_CHANGES.value]
+    done = subprocess.run(
+        [*train, f"--workdir={output / 'run'}", *(f"--config.{setting}" for setting in settings)], cwd=ROOT
+    )
+    if done.returncode:
+        raise FoldsError(f"fold {fold} of {variant}: training ended with status {done.returncode}")
+    said = {PROBE: probe(clips, np.concatenate(list(found.values()), axis=1), tested)}
+    for path in sorted((output / "run" / "evaluations").glob("*.predictions.jsonl")):
+        read = {row["id"]: row["reading"]["first_word"] for row in read_jsonl(path)}
+        said[path.name.removesuffix(".predictions.jsonl")] = [read[id] for id in clips.column("id")[tested]]
+    return said
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    if not _FACE.value and any(variant.endswith(",face") for variant in _VARIANTS.value):
+        raise app.UsageError("--variant with a face needs --face")
+    try:
+        load(f"{RECIPE}:{SPEAKER}", [*_CHANGES.value, f"evaluation.rows={','.join(_ROWS.value)}"])
+        _run(Path(_OUTPUT.value))
+    except (ConfigError, FoldsError, ImporterError, ShardError, OSError) as error:
+        sys.exit(error_message(error))
+
+
+def _run(output: Path) -> None:
+    clips = read_clips(Path(_SHARDS.value), _FEATURE.value, Path(_FACE.value) if _FACE.value else None)
+    speakers = [(row["dataset"], row["speaker"]) for row in clips.rows]
+    dealt = deal(speakers, _FOLDS.value)
+    numbers = np.array([dealt[speaker] for speaker in speakers])
+    for variant in dict.fromkeys(_VARIANTS.value):
+        place = output / variant.replace(",", "-")
+        rows, said = [], {}
+        for fold in range(_FOLDS.value):
+            tested = numbers == fold
+            for name, words in run_fold(clips, variant, fold, tested, place / f"fold-{fold}").items():
+                said.setdefault(name, []).extend(words)
+            rows += itertools.compress(clips.rows, tested)
+        ids = [row["id"] for row in rows]
+        write_json(place / "said.json", {name: dict(zip(ids, words, strict=True)) for name, words in said.items()})
+        lines = table(rows, said)
+        (place / "table.md").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        print(f"{variant}, {_FOLDS.value} folds:", *lines, sep="\n", flush=True)
+
+
+if __name__ == "__main__":
+    run(main)
