@@ -169,8 +169,8 @@ def _idle_step(terms: Sequence[RewardSpec]) -> float | None:
 
 def _rows(config: Config) -> Problems:
     offered = {row.name: row for row in config.rows}
-    if len(offered) < len(config.rows) or {"sft", "grpo"} & set(offered):
-        yield "rows", "every row needs a name of its own, other than 'sft' and 'grpo'"
+    if len(offered) < len(config.rows) or {"sft", "grpo", "untrained"} & set(offered):
+        yield "rows", "every row needs a name of its own, other than 'sft', 'grpo' and 'untrained'"
     for name in config.evaluation.rows:
         if name not in offered:
             yield "evaluation.rows", f"this recipe has no row {name!r}; it has {', '.join(offered) or 'none'}"

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from mecap_jax.evaluation.tables import describe, stage_title
+from mecap_jax.evaluation.tables import UNTRAINED, describe, stage_title
 
 COLOURS = {"sft": "#0072B2", "grpo": "#D55E00"}
 OTHERS = ("#777777", "#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#B8A900")  # rows of comparison
@@ -39,7 +39,7 @@ STYLE = {
     "text.parse_math": False,
 }
 
-_FLOORS = {"chance": (0, (3, 2)), "text only": (0, (1, 1.2))}
+_FLOORS = {"chance": (0, (3, 2)), "text only": (0, (1, 1.2)), UNTRAINED: (0, (5, 1.5, 1, 1.5))}
 
 Interval = Sequence[float] | None
 
@@ -89,7 +89,8 @@ def row_titles(axis: Axes, rows: Sequence[str]) -> None:
 
 
 def floor_line(name: str) -> dict[str, Any]:
-    """Returns how a line looks at what needs no model: "chance", or what is had from "text only"."""
+    """Returns how a line looks at what needs no training on clips: "chance", what is had from "text only", or what
+    "untrained" text earns."""
     return {"color": INK, "linewidth": 1.3, "linestyle": _FLOORS[name], "label": name}
 
 

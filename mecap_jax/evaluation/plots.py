@@ -40,14 +40,14 @@ Intervals = Mapping[str, Sequence[float] | None]
 def plot_metrics(
     values: Mapping[str, Values],
     intervals: Mapping[str, Intervals],
-    floors: Mapping[str, float],
+    floors: Mapping[str, Values],
     title: str,
     path: Path,
 ) -> None:
     """Draws one row a metric: a dot a stage with its interval. Shares have one scale, and every count its own.
 
     Args:
-      floors: by metric, what guessing reaches.
+      floors: by name ("chance") and metric, what is reached without learning.
       title: what dots and lines are.
     """
     stages = ordered_stages(values)
@@ -55,6 +55,7 @@ def plot_metrics(
     shares = [key for key in keys if all((values[stage].get(key) or 0) <= 1 for stage in stages)]
     panels = [shares, *([key] for key in keys if key not in shares)] if shares else [[key] for key in keys]
     heights = [len(panel) * max(0.3, 0.09 * len(stages)) + 0.3 for panel in panels]
+    drawn = _floors(floors, keys)
     with matplotlib.rc_context(STYLE):
         height = sum(heights) + 0.3 * len(panels) + 0.7
         figure, axes = style.grid(len(panels), 1, height, lines="x", height_ratios=heights)
@@ -62,13 +63,14 @@ def plot_metrics(
             chosen = {stage: [values[stage].get(key) for key in panel] for stage in stages}
             ends = {stage: [intervals[stage].get(key) for key in panel] for stage in stages}
             dots(axis, list(map(metric_title, panel)), chosen, ends, stages)
-            for y, key in enumerate(panel):
-                if key in floors:
-                    axis.plot([floors[key]] * 2, [y - 0.4, y + 0.4], **style.floor_line("chance"))
+            for name, floor in drawn.items():
+                for y, key in enumerate(panel):
+                    if floor.get(key) is not None:
+                        axis.plot([floor[key]] * 2, [y - 0.4, y + 0.4], **style.floor_line(name))
         if shares:
             axes[0].set_xlim(0, 1)
         axes[0].set_title(title)
-        style.legend(figure, stages, ["chance"] if set(floors) & set(keys) else [])
+        style.legend(figure, stages, drawn)
         style.save(figure, path)
 
 
@@ -217,19 +219,17 @@ def plot_ablation(
     values: Mapping[str, Mapping[str, Values]],
     intervals: Mapping[str, Mapping[str, Intervals]],
     keys: Sequence[str],
-    floors: Mapping[str, float],
-    text_only: Values,
+    floors: Mapping[str, Values],
     path: Path,
 ) -> None:
     """Draws, a panel each metric in `keys`, dots by what the model gets to see (`values[stage][condition]`).
 
     Args:
-      floors: by metric, what guessing reaches.
-      text_only: metrics of the stage that was trained without sound and picture; empty where there is none.
+      floors: as in `plot_metrics`.
     """
     stages = ordered_stages(values)
     conditions = list(dict.fromkeys(condition for stage in stages for condition in values[stage]))
-    drawn = {name: floor for name, floor in (("chance", floors), ("text only", text_only)) if set(floor) & set(keys)}
+    drawn = _floors(floors, keys)
     with matplotlib.rc_context(STYLE):
         height = len(conditions) * max(0.35, 0.15 * len(stages)) + 1.3
         figure, axes = style.grid(1, len(keys), height, lines="x", sharey=True)
@@ -244,3 +244,8 @@ def plot_ablation(
             axis.set_title(metric_title(key))
         style.legend(figure, stages, drawn)
         style.save(figure, path)
+
+
+def _floors(floors: Mapping[str, Values], keys: Sequence[str]) -> dict[str, Values]:
+    """Those floors that are known of one of the metrics `keys`."""
+    return {name: floor for name, floor in floors.items() if any(floor.get(key) is not None for key in keys)}

@@ -22,7 +22,7 @@ from mecap_jax.evaluation.recognition import recognition
 from mecap_jax.evaluation.report_html import Media, picture_address, players, to_page
 from mecap_jax.evaluation.report_text import render
 from mecap_jax.evaluation.stage import StageResult, compare
-from mecap_jax.evaluation.tables import ABLATION_KEYS, COMPARED, pair_name, pairs
+from mecap_jax.evaluation.tables import ABLATION_KEYS, COMPARED, COUNTS, UNTRAINED, pair_name, pairs
 from mecap_jax.evaluation.training_plots import SampledGroups
 from mecap_jax.json_files import parse_json, to_json
 
@@ -49,6 +49,8 @@ def write_report(
     samples: int = 24,
     cluster_kind: str = "speakers",
     groups: Iterable[Mapping[str, Any]] = (),
+    untrained: StageResult | None = None,
+    untrained_is: str = "",
     media: Media | None = None,
 ) -> dict[str, Any]:
     """Writes `report.json`, `report.md`, `plots/*.png` and `report.html`, which needs no other file, into `directory`
@@ -59,7 +61,7 @@ def write_report(
     `tokenisation`, `unavailable` (stage -> metric -> reason), `differences` ("grpo - sft" -> metric -> value, low,
     high), `confusion` (stage -> classes, counts), `recalls` (stage -> class -> value, low, high), `ablation` (stage ->
     condition -> eval, confidence), `others` (name -> test, tokenisation, eval, confidence, differences), `intervals`
-    (how they were made) and `made` (date, machine, versions).
+    (how they were made), `untrained` (what, clips, eval, confidence; or null) and `made` (date, machine, versions).
 
     Args:
       directory: the run's working directory.
@@ -78,6 +80,8 @@ def write_report(
       samples: captions shown in `report.md`, drawn at random, evenly over labels.
       cluster_kind: what clusters are, in the plural.
       groups: rows of `completions.jsonl`; gone through once, and never held all together.
+      untrained: text without any training, of some of the clips; None: not known.
+      untrained_is: what text that is.
       media: the files of a clip by its id, for the players of `report.html`; None: it has none.
 
     Raises:
@@ -111,6 +115,7 @@ def write_report(
         "recalls": {stage: found for stage, result in results.items() if (found := _recalls(result, options))},
         "ablation": _ablation(results, ablation or {}, options),
         "others": elsewhere,
+        "untrained": _untrained(untrained, untrained_is, options),
         "intervals": {"resamples": resamples, "level": confidence, "clusters": cluster_kind},
         "made": _made(),
     }
@@ -134,6 +139,14 @@ def _clips(result: StageResult, cluster_kind: str) -> dict[str, Any]:
         cluster_kind: len({clip.cluster for clip in result.clips}),
         "ids_sha256": hashlib.sha256("\n".join(result.ids).encode()).hexdigest(),
     }
+
+
+def _untrained(result: StageResult | None, what: str, options: tuple) -> dict[str, Any] | None:
+    if result is None:
+        return None
+    parts = {"eval": result.metrics, "confidence": result.confidence(*options)}
+    compared = {name: {key: row[key] for key in row if key not in COUNTS} for name, row in parts.items()}
+    return {"what": what, "clips": len(result.clips), **compared}
 
 
 def _other(results: Mapping[str, StageResult], cluster_kind: str, options: tuple) -> dict[str, Any]:
@@ -257,7 +270,8 @@ def _draw(
     of = f"{report['intervals']['level']:.0%} intervals over {report['intervals']['clusters']}"
     keys = ("uar", "emotion_uar", "emotion_word_uar")
     chance = dict.fromkeys(keys, 1 / len(report["recalls"][next(iter(report["recalls"]))])) if report["recalls"] else {}
-    plots.plot_metrics(report["eval"], report["confidence"], chance, f"Metrics, with {of}", path("metrics"))
+    floors = {"chance": chance, UNTRAINED: (report[UNTRAINED] or {}).get("eval", {})}
+    plots.plot_metrics(report["eval"], report["confidence"], floors, f"Metrics, with {of}", path("metrics"))
     leading = next(iter(report["differences"]), "").partition(" - ")[0]
     floor = pair_name(leading, "text_only")  # beside it, all other differences would be dots at zero
     led = {pair: row for pair, row in report["differences"].items() if pair.startswith(f"{leading} - ")}
@@ -286,8 +300,8 @@ def _draw(
     )
     keys = [key for key in ABLATION_KEYS if any(key in entry for row in values.values() for entry in row.values())]
     if keys:
-        text_only = report["eval"].get("text_only", {})
-        plots.plot_ablation(values, intervals, keys, chance, text_only, path("ablation"))
+        text_only = {"text only": report["eval"].get("text_only", {})}
+        plots.plot_ablation(values, intervals, keys, floors | text_only, path("ablation"))
     return {name: f"plots/{name}.png" for name in drawn}
 
 

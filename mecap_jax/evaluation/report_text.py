@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from mecap_jax.evaluation.stage import NEAREST_ANCHOR, StageResult
@@ -13,6 +14,7 @@ from mecap_jax.evaluation.tables import (
     BELOW,
     COMPARED,
     REWARD_OFF,
+    UNTRAINED,
     condition_title,
     describe,
     escape,
@@ -93,6 +95,8 @@ def _verdict(report: Mapping[str, Any]) -> str:
               for stage in stages if stage == "text_only"]  # fmt: skip
     if key.endswith("uar") and report["recalls"].get(last[0]):
         floors.insert(0, f"chance {format_value(key, 1 / len(report['recalls'][last[0]]))}")
+    if untrained := report[UNTRAINED]:
+        floors.append(f"{UNTRAINED} {format_value(key, untrained['eval'].get(key))}")
     beside = f" ({', '.join(floors)})" if floors else ""
     value = format_value(key, scores[key], report["confidence"][last[0]].get(key))
     lines = [f"**{stage_title(last[0])}** reaches {value} in {metric_cell(key)}{beside}."]
@@ -149,7 +153,8 @@ def _interval(entry: Mapping[str, float | None]) -> tuple[float, float] | None:
 
 
 def _results(report: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
-    stages, table = ordered_stages(report["eval"]), _by_stage(report)
+    stages, untrained = ordered_stages(report["eval"]), report[UNTRAINED]
+    table = _by_stage(report, {UNTRAINED: untrained} if untrained else {})
     clusters = report["intervals"]["clusters"]
     clips = f"{report['test']['clips']} {escape(report['data'].get('evaluated_split', 'test'))} clips"
     notes = [
@@ -165,6 +170,11 @@ def _results(report: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
         notes.append("Every clip is scored by the language of its references; METEOR is that of the English ones.")
     if report["test"][clusters] < 2:
         notes.append(f"There are no intervals: they need at least two {escape(clusters)}.")
+    if untrained:
+        notes.append(
+            f"“{stage_title(UNTRAINED)}” is {escape(untrained['what'])}, on {untrained['clips']} of the clips, drawn "
+            "at random: what text earns that has learnt nothing here. What depends on the number of clips is left out."
+        )
     reasons: dict[str, list[str]] = {}
     for stage in stages:
         for key, reason in report["unavailable"][stage].items():
@@ -174,18 +184,22 @@ def _results(report: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
     return "\n\n".join(["## Results", table, *notes, _picture(pictures, "metrics", "Metrics with intervals")])
 
 
-def _by_stage(scores: Mapping[str, Any]) -> str:
-    """A table of metrics with intervals, a column a stage."""
+def _by_stage(scores: Mapping[str, Any], floors: Mapping[str, Mapping[str, Any]] = MappingProxyType({})) -> str:
+    """A table of metrics with intervals, a column a stage; and a floor, with what is not known of it left empty."""
     stages = ordered_stages(scores["eval"])
     keys = ordered(key for stage in stages for key in scores["eval"][stage])
     rows = [
         [
             metric_cell(key),
             *(format_value(key, scores["eval"][s].get(key), scores["confidence"][s].get(key)) for s in stages),
+            *(
+                format_value(key, floor["eval"][key], floor["confidence"].get(key)) if key in floor["eval"] else ""
+                for floor in floors.values()
+            ),
         ]
         for key in keys
     ]
-    return markdown_table(["metric", *map(stage_title, stages)], rows)
+    return markdown_table(["metric", *map(stage_title, (*stages, *floors))], rows)
 
 
 def _changes(differences: Mapping[str, Mapping[str, Any]], pictures: Mapping[str, str]) -> str:

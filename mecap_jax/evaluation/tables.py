@@ -71,8 +71,11 @@ COMPARED = (
     "bleu_4 rouge_l meteor vocabulary_size"
 ).split()
 ABOVE, BELOW, ALIKE = "above", "below", "not told apart"
+UNTRAINED = "untrained"  # text that has learnt nothing here: what it earns is no merit of training
 REWARD_OFF = "reward_off"  # the row of comparison that is `grpo` without what its reward teaches
 ABLATION_KEYS = ("emotion_uar", "emotion_word_uar", "war", "uar", "wheel_f1")  # what is compared between modalities
+# These grow with the number of clips, or shrink with it: of fewer clips they do not compare.
+COUNTS = ("vocabulary_size", "distinct_1", "distinct_2", "distinct_captions")
 _CONDITIONS = {"audio": "audio only", "video": "video only", "features": "features only", "all": "everything"}
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 
 from mecap_jax.config import Config, ConfigError, MeshConfig, TaskConfig
@@ -34,6 +35,7 @@ from mecap_jax.training.checkpointing import latest_step
 from mecap_jax.training.logging import RunLogger
 
 EVALUATIONS = "evaluations"  # in a workdir: what each stage said
+RANDOM_TEXT = "tokens drawn evenly from the vocabulary, for each clip as many as its first reference has"
 
 
 def evaluate_checkpoint(
@@ -165,7 +167,7 @@ def evaluate_stage(
     Args:
       condition: what the model got to see, where that was not everything, or which clips these are.
     """
-    path = bench.workdir / EVALUATIONS / f"{'.'.join(filter(None, (stage, condition)))}.predictions.jsonl"
+    path = predictions_file(bench, stage, condition)
     step = latest_step(bench.workdir / "checkpoints" / stage)
     by_id = {bench.dataset.index[number].id: number for number in numbers}
     kept = read_captions(path, step)
@@ -180,6 +182,11 @@ def evaluate_stage(
         rows = predictions(result, [caption.finished for caption in captions.values()], step)
         _write(path, rows + [row for row in bare if row["caption"] is None])
     return result
+
+
+def predictions_file(bench: Workbench, stage: str, condition: str = "") -> Path:
+    """Where a run keeps what a stage said; `condition` as in `evaluate_stage`."""
+    return bench.workdir / EVALUATIONS / f"{'.'.join(filter(None, (stage, condition)))}.predictions.jsonl"
 
 
 def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -205,6 +212,25 @@ def caption_stage(
             progress=lambda done: progress(done, {}),
         )
     return {number: captions[number] for number in numbers if number in captions}
+
+
+def random_text(
+    bench: Workbench, numbers: Sequence[int], references: Mapping[str, Sequence[str]]
+) -> dict[int, Caption]:
+    """Text that says nothing, of the clips of these numbers: `RANDOM_TEXT`. It is what random weights sample, but for
+    its length: theirs never ends, which earns nothing.
+
+    Args:
+      references: by the clip's id.
+    """
+    tokenizer, generator = bench.tokenizer, np.random.default_rng(bench.config.seed)
+    found = {}
+    for number in numbers:
+        known = references[bench.dataset.index[number].id]
+        length = len(tokenizer.encode(known[0])) if known else bench.config.longest_answer
+        ids = generator.integers(tokenizer.vocab_size, size=length).tolist()
+        found[number] = Caption(tokenizer.decode(ids), True, length)
+    return found
 
 
 def score_captions(bench: Workbench, captions: Mapping[int, Caption], meteor: Meteor) -> StageResult:

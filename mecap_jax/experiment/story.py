@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import random
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -24,8 +25,9 @@ from mecap_jax.evaluation.java_tools import Meteor
 from mecap_jax.evaluation.report import write_report
 from mecap_jax.evaluation.report_html import Media
 from mecap_jax.evaluation.stage import StageResult
+from mecap_jax.evaluation.tables import UNTRAINED
 from mecap_jax.experiment.forecast import forecast
-from mecap_jax.experiment.scoring import caption_stage, evaluate_stage
+from mecap_jax.experiment.scoring import RANDOM_TEXT, caption_stage, evaluate_stage, predictions_file, random_text
 from mecap_jax.experiment.setup import reopen, set_up
 from mecap_jax.experiment.stages import Start, Stop, train_grpo, train_sft
 from mecap_jax.experiment.tower_cache import with_tower_cache
@@ -48,6 +50,8 @@ from mecap_jax.training.trackers import COMPLETIONS, METRICS, open_trackers
 
 # What the steps of a row follow from that takes the time of another stage.
 CONTROL = "control.json"
+# As many show where mere text lies, and captioning them costs little beside training, however large the backbone.
+_UNTRAINED_CLIPS = 100
 
 
 def run(
@@ -137,7 +141,8 @@ def evaluated_again(workdir: Path, logger: RunLogger) -> tuple[Workbench, Evalua
     bench = reopen(workdir, None, logger)
     stages = {name: bench for name in ("sft", "grpo") if getattr(bench.config, name) is not None}
     stages |= {row.name: bench.for_row(row) for row in chosen_rows(bench.config)}
-    return bench, evaluate_all(stages, refuse)
+    kept = predictions_file(bench, UNTRAINED).is_file()
+    return bench, evaluate_all(stages, refuse, untrained=kept or not _starts_from_backbone(bench.config))
 
 
 def _first_start(bench: Workbench) -> Start:
@@ -204,17 +209,20 @@ class Evaluated(NamedTuple):
     Attributes:
       results: by stage, on the run's own clips.
       ablation: by stage and modality, where the stage saw no other.
+      untrained: what text is worth without any training, on some of the clips: what the backbone says, or, where random
+        weights are the start, random text; None where that is not known.
       others: by name of further clips and stage.
     """
 
     results: dict[str, StageResult]
     ablation: dict[str, dict[str, StageResult]]
+    untrained: StageResult | None
     others: dict[str, dict[str, StageResult]]
 
 
-def evaluate_all(stages: dict[str, Workbench], caption: MakeCaptions) -> Evaluated:
+def evaluate_all(stages: dict[str, Workbench], caption: MakeCaptions, untrained: bool = True) -> Evaluated:
     """Scores every finished stage on all clips that the run is evaluated on; arguments as in `evaluate`."""
-    return Evaluated(*evaluate(stages, caption), evaluate_others(stages, caption))
+    return Evaluated(*evaluate(stages, caption, untrained=untrained), evaluate_others(stages, caption))
 
 
 def evaluate_others(stages: dict[str, Workbench], caption: MakeCaptions) -> dict[str, dict[str, StageResult]]:
@@ -223,20 +231,22 @@ def evaluate_others(stages: dict[str, Workbench], caption: MakeCaptions) -> dict
     for directory in map(Path, next(iter(stages.values())).config.evaluation.others):
         reader = ShardReader(directory)
         over = {name: bench.over(reader) for name, bench in stages.items()}
-        found[directory.name], _ = evaluate(over, caption, directory.name)
+        found[directory.name], *_ = evaluate(over, caption, directory.name)
     return found
 
 
 def evaluate(
-    stages: dict[str, Workbench], caption: MakeCaptions, other: str = ""
-) -> tuple[dict[str, StageResult], dict[str, dict[str, StageResult]]]:
-    """Scores what every finished stage says of the evaluated clips, and the ablation of modalities.
+    stages: dict[str, Workbench], caption: MakeCaptions, other: str = "", untrained: bool = False
+) -> tuple[dict[str, StageResult], dict[str, dict[str, StageResult]], StageResult | None]:
+    """Scores what every finished stage says of the evaluated clips, the ablation of modalities, and text without any
+    training.
 
     All are scored on the same clips: those that every row of comparison can use, and that can be decoded.
 
     Args:
       caption: makes the captions that are not kept yet.
       other: the name of clips that are not the run's own; of them there is no ablation.
+      untrained: whether text without any training is scored, too, on a bounded number of the clips.
     """
     bench = next(iter(stages.values()))
     config, numbers = bench.config, common_clips(stages)
@@ -257,7 +267,21 @@ def evaluate(
                 alone = stage_bench.with_data(stage_bench.dataset.with_modalities((modality,)))
                 make = functools.partial(caption, alone, name, f"{name} from {modality} only", numbers)
                 ablation[name][modality] = evaluate_stage(alone, name, numbers, meteor, make, modality)
-    return results, dict(ablation)
+        floor = None
+        if untrained:
+            some = sorted(random.Random(config.seed).sample(numbers, min(_UNTRAINED_CLIPS, len(numbers))))
+            make = functools.partial(caption, bench, UNTRAINED, UNTRAINED, some)
+            if not _starts_from_backbone(config):
+                clips = next(iter(results.values())).clips
+                make = functools.partial(random_text, bench, some, {clip.id: clip.references for clip in clips})
+            floor = evaluate_stage(bench, UNTRAINED, some, meteor, make)
+    return results, dict(ablation), floor
+
+
+def _starts_from_backbone(config: Config) -> bool:
+    """Whether the run starts from published weights, which say something before any training; random weights do not,
+    and another run's stage is not untrained."""
+    return bool(config.backbone) and not config.init_from
 
 
 def _captioner(bench: Workbench, model: RunModel) -> Callable[..., Mapping[int, Caption]]:
@@ -269,7 +293,10 @@ def _captioner(bench: Workbench, model: RunModel) -> Callable[..., Mapping[int, 
         if stage not in held:
             held.clear()  # before the next are read: memory holds those of one stage
             own = _model_of(view, bench, model)
-            trained = stage_trainable(view.config, bench.workdir, bench.mesh, stage)
+            if stage == UNTRAINED:
+                trained = starting_trainable(bench.config, bench.mesh)
+            else:
+                trained = stage_trainable(view.config, bench.workdir, bench.mesh, stage)
             held[stage] = own.graphdef, merge_params(trained, own.frozen)
         return held[stage]
 
@@ -325,6 +352,8 @@ def _report(bench: Workbench, evaluated: Evaluated, timing: Mapping[str, Any]) -
         timing=timing,
         ablation=evaluated.ablation,
         others=evaluated.others,
+        untrained=evaluated.untrained,
+        untrained_is="the backbone before the first step" if _starts_from_backbone(config) else RANDOM_TEXT,
         resamples=config.evaluation.bootstrap,
         confidence=config.evaluation.confidence,
         samples=config.evaluation.samples,

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import json
 import math
 
@@ -7,12 +8,14 @@ import pytest
 from markdown_it import MarkdownIt
 from PIL import Image
 
-from mecap_jax.evaluation import report_html
+from mecap_jax.evaluation import plots, report_html
 from mecap_jax.evaluation.plots import confusion_counts
 from mecap_jax.evaluation.report import ReportError, write_report
+from mecap_jax.evaluation.tables import COUNTS
 from tests.data.clips import audio_file, video_file
 from tests.evaluation.conftest import make_stage
 
+CHANCE = ("uar", "emotion_uar", "emotion_word_uar")
 HOSTILE = 'a | b\n\n# x <script>alert(1)</script> <img src="x"> `c` **d** [e](http://f.g)'
 TERMS = [{"name": name, "weight": 1.0, "schedule": []} for name in ("emotion", "rouge_l")]
 CONFIG = {"name": "tiny | <b>run</b>", "seed": 3, "grpo": {"steps": 2, "reward": {"combine": "sum", "terms": TERMS}}}
@@ -87,6 +90,32 @@ def test_json_follows_the_contract(written, stages):
     assert list(report["ablation"]["sft"]) == ["audio", "all"]
     assert report["test"]["clips"] == 60 and report["test"]["speakers"] == 5
     assert np.sum(report["confusion"]["grpo"]["counts"]) == 59  # one caption is empty
+
+
+def test_floors_are_drawn_and_told(tmp_path, stages, monkeypatch):
+    """Text that has learnt nothing earns most of a reward: what it earns stands beside what was learnt."""
+    drawn = {}
+
+    def keep(name, draw, *arguments):
+        drawn[name] = arguments
+        draw(*arguments)
+
+    for name in ("plot_metrics", "plot_ablation"):
+        monkeypatch.setattr(plots, name, functools.partial(keep, name, getattr(plots, name)))
+    untrained = stages["audio"]
+    results = {"sft": stages["sft"], "grpo": stages["grpo"], "text_only": stages["audio"]}
+    ablation = {"sft": {"audio": stages["audio"]}}
+    told = {"untrained": untrained, "untrained_is": HOSTILE}
+    report = _write(tmp_path, stages, results=results, ablation=ablation, **told)
+    expected = {key: value for key, value in untrained.metrics.items() if key not in COUNTS}
+    assert report["untrained"]["eval"] == expected and report["untrained"]["clips"] == 60
+    assert drawn["plot_metrics"][2] == {"chance": dict.fromkeys(CHANCE, 1 / 7), "untrained": expected}
+    assert drawn["plot_ablation"][3].keys() == {"chance", "untrained", "text only"}
+    text = (tmp_path / "report.md").read_text()
+    assert f"chance 0.143, Text only {expected['emotion_word_uar']:.3f}, untrained" in text.split("## ")[0]
+    assert "<script" not in text
+    header, _, *table = (row.split(" | ") for row in text.split("## Results")[1].split("\n\n")[1].splitlines())
+    assert header[-1] == "Untrained |" and {row[0]: row[-1] for row in table}["| Different words ↑"] == " |"
 
 
 def test_markdown_tells_what_happened_and_disarms_hostile_text(written):

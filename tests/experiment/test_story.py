@@ -140,6 +140,19 @@ def test_what_a_workdir_holds(finished):
 
 
 @pytest.mark.slow
+def test_a_floor_is_what_random_text_earns(finished):
+    _, workdir, report = finished
+    rows = read_jsonl(workdir / "evaluations" / "untrained.predictions.jsonl")
+    floor = report["untrained"]
+    assert floor["clips"] == len(rows) == min(100, report["test"]["clips"]) and {row["step"] for row in rows} == {None}
+    assert np.mean([row["rewards"]["emotion"] for row in rows]) == pytest.approx(floor["eval"]["emotion_reward"])
+    assert floor["eval"]["rouge_l"] < 0.2 and not {"vocabulary_size", "distinct_2"} & set(floor["eval"])
+    text = (workdir / "report.md").read_text()
+    assert f"untrained {floor['eval']['emotion_word_uar']:.3f}" in text.split("## ")[0]
+    assert f"“Untrained” is {scoring.RANDOM_TEXT}, on {floor['clips']} of the clips, drawn at random" in text
+
+
+@pytest.mark.slow
 def test_steps_in_the_time_of_another_stage_are_measured_once(finished, tmp_path):
     _, workdir, report = finished
     shutil.copy(workdir / "metrics.jsonl", tmp_path)
@@ -193,7 +206,7 @@ def test_a_run_keeps_what_every_stage_said(finished):
     _, workdir, report = finished
     conditions = ("", ".audio", ".video")
     names = {f"{stage}{condition}" for stage in ("sft", "grpo") for condition in conditions}
-    names |= {"text_only", "sft_control", "grpo_semantic", "bart_sft"}
+    names |= {"text_only", "sft_control", "grpo_semantic", "bart_sft", "untrained"}
     assert {path.name for path in (workdir / "evaluations").iterdir()} == {f"{n}.predictions.jsonl" for n in names}
     rows = read_jsonl(workdir / "evaluations" / "grpo.predictions.jsonl")
     assert len(rows) == report["test"]["clips"] and {row["step"] for row in rows} == {2}
