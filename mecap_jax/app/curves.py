@@ -19,7 +19,7 @@ CURVES = (
     "token_nll", "validation/token_nll",
 )  # fmt: skip
 _TERM = re.compile(r"rewards/[^/]+/mean")
-_MOST_CURVES, _MOST_POINTS = 48, 400
+_MOST_CURVES, _MOST_POINTS = 1000, 400  # that are kept, and that one shows
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,12 +17,11 @@ from mecap_jax.app.guard import UPLOADS_KEPT
 from mecap_jax.app.rollouts import KEEPS, ORDERS
 from mecap_jax.app.site import CLIP_COLUMNS, GROUP_COLUMNS, MOST_FILES, SHOWN_ERRORS, STEP_COLUMNS, Site, chosen_clip
 from mecap_jax.captioning import SUFFIXES
-from mecap_jax.config import ConfigError
 from mecap_jax.data.utterance import SPLITS
 
 TITLE = "mecap_jax"
 _WAITING = 32  # calls that may wait
-_FOLLOW = 4.0  # seconds between two looks at a run that trains
+_LOOK_EVERY = 4.0  # seconds between two looks at a run that trains
 ALL = "all"
 _CHOOSE = "Choose a row to open it"
 _FILE, _MICROPHONE, _CAMERA, _EXAMPLE, _ID = "file", "microphone", "camera", "example", "features"
@@ -86,6 +85,11 @@ def _on(event: Callable, function: Callable, inputs: list, outputs: list, **opti
     answer = _shown(function)
     answer.outputs = len(outputs)
     return event(answer, inputs, outputs, api_visibility="private", **options)
+
+
+def _follow(event: Callable, function: Callable, inputs: list, outputs: list, **options) -> Any:
+    """The same for what is typed and chosen: while one answer is under way the latest choice waits for its turn."""
+    return _on(event, function, inputs, outputs, trigger_mode="always_last", **options)
 
 
 # --- captions ---------------------------------------------------------------------------------------------------------
@@ -206,10 +210,10 @@ def _rollouts_tab(site: Site, page: gr.Blocks) -> None:
         first = gr.Number(0, precision=0, minimum=0, label="From step", elem_id="first")
         last = gr.Number(0, precision=0, minimum=0, label="To step (0: the last)", elem_id="last")
         number = gr.Number(1, precision=0, minimum=1, label="Page", elem_id="page")
-    table = gr.Dataframe(headers=list(GROUP_COLUMNS), interactive=False, label=_CHOOSE, elem_id="rows")
+    table = gr.Dataframe(headers=list(GROUP_COLUMNS), interactive=False, wrap=True, label=_CHOOSE, elem_id="rows")
     count = _html("count")
     group = _html("group")
-    timer = gr.Timer(_FOLLOW, active=False)
+    timer = gr.Timer(_LOOK_EVERY, active=False)
     filters = [view, order, keep, stage, label, clip, first, last, number]
 
     def rows(name, view, order, keep, stage, label, clip, first, last, number):
@@ -250,20 +254,23 @@ def _rollouts_tab(site: Site, page: gr.Blocks) -> None:
     def turned(on):
         return gr.update(active=on)
 
-    def show(name, second, view, event: gr.SelectData):
-        if view != "groups":
-            raise ConfigError("a step has many groups: switch to 'groups', and set 'From step' and 'To step'")
-        return site.group(name, int(event.row_value[0]), second)
+    def show(name, second, view, order, keep, label, clip, event: gr.SelectData):
+        """A group opens; of a step, its groups are listed."""
+        if view == "groups":
+            return *[gr.skip()] * 7, site.group(name, int(event.row_value[0]), second)
+        step, of_stage = int(event.row_value[0]), str(event.row_value[1])
+        listed, said = rows(name, "groups", order, keep, of_stage, label, clip, step, step, 1)
+        return "groups", of_stage, step, step, 1, listed, said, ""
 
     for chosen in (run, other):
         event = _on(chosen.change, opened, [run, other], [number, stage, label, group, state], show_progress="hidden")
         event = _on(event.then, rows, [run, *filters], [table, count], show_progress="minimal")
         _on(event.then, drawn, [run, other, stage], [curves], show_progress="minimal")
-    for changed in (*filters[:5], first, last, number):
-        _on(changed.input, rows, [run, *filters], [table, count], show_progress="hidden")
-    _on(clip.submit, rows, [run, *filters], [table, count], show_progress="hidden")
-    _on(stage.input, drawn, [run, other, stage], [curves], show_progress="hidden")
-    _on(table.select, show, [run, other, view], [group], show_progress="minimal")
+    for changed in filters:
+        _follow(changed.input, rows, [run, *filters], [table, count], show_progress="hidden")
+    _follow(stage.input, drawn, [run, other, stage], [curves], show_progress="hidden")
+    opened_row = [view, stage, first, last, number, table, count, group]
+    _follow(table.select, show, [run, other, view, order, keep, label, clip], opened_row, show_progress="minimal")
     follow.change(turned, follow, timer, api_visibility="private", show_progress="hidden")
     tick = _on(timer.tick, lambda name, second: looked(name, second) if name else "", [run, other], [state],
                show_progress="hidden")  # fmt: skip
@@ -292,7 +299,7 @@ def _data_tab(site: Site, page: gr.Blocks) -> None:
         words = gr.Textbox(label="Words in id, transcript or captions", elem_id="words")
         disagree = gr.Checkbox(False, label="Only where modalities disagree", elem_id="disagree")
         number = gr.Number(1, precision=0, minimum=1, label="Page", elem_id="data-page")
-    table = gr.Dataframe(headers=list(CLIP_COLUMNS), interactive=False, label=_CHOOSE, elem_id="clips")
+    table = gr.Dataframe(headers=list(CLIP_COLUMNS), interactive=False, wrap=True, label=_CHOOSE, elem_id="clips")
     count = _html("clip-count")
     clip = _html("clip-card")
     with gr.Accordion("What the data are, and what was left out", open=True):
@@ -317,10 +324,9 @@ def _data_tab(site: Site, page: gr.Blocks) -> None:
     filters = [data, split, label, words, disagree, number]
     event = _on(data.change, opened, [data], [number, label, clip, about], show_progress="minimal")
     _on(event.then, rows, filters, [table, count], show_progress="minimal")
-    for changed in (split, label, disagree, number):
-        _on(changed.input, rows, filters, [table, count], show_progress="hidden")
-    _on(words.submit, rows, filters, [table, count], show_progress="hidden")
-    _on(table.select, show, [data], [clip], show_progress="minimal")
+    for changed in (split, label, words, disagree, number):
+        _follow(changed.input, rows, filters, [table, count], show_progress="hidden")
+    _follow(table.select, show, [data], [clip], show_progress="minimal")
 
     def listed():
         found = site.data_names()

@@ -21,6 +21,7 @@ from mecap_jax.tasks.protocols import Parsed, Protocol
 from mecap_jax.text_files import printable
 
 _MOST_COMPLETIONS, _MOST_TERMS = 64, 40  # of a group that are shown
+_MOST_CHARTS = 48
 _PLAYED = 24 * 2**20  # bytes of a clip that go into the page
 CSS = """
 .mecap {font-size: 14px; line-height: 1.45; overflow-wrap: anywhere}
@@ -39,6 +40,7 @@ CSS = """
 .mecap .wave svg {width: 100%; height: 70px; display: block}
 .mecap .frames {display: flex; flex-wrap: wrap; gap: 4px} .mecap .frames img {width: 72px; height: auto; margin: 0}
 .mecap .frames figcaption {width: 100%}
+.mecap .charts {max-height: 445px; overflow-y: auto}
 .mecap .charts {display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 260px), 1fr)); gap: 8px}
 .mecap .chart svg {width: 100%; display: block} .mecap .chart text {font-size: 10px; fill: currentColor}
 .mecap video, .mecap audio {max-width: 100%; max-height: 260px; display: block; margin: 6px 0}
@@ -50,7 +52,8 @@ CSS = """
 .mecap th, .mecap td {border-bottom: 1px solid var(--border-color-primary); padding: 3px 8px 3px 0; text-align: left;
   vertical-align: top}
 .mecap th {white-space: nowrap; font-weight: 600}
-.mecap td.number {text-align: right; white-space: nowrap}
+.mecap .values {display: flex; flex-wrap: wrap; gap: 2px 14px; margin: 6px 0; font-size: 13px}
+.mecap .values dt {font-weight: 600} .mecap .values dd {margin: 0; font-variant-numeric: tabular-nums}
 .mecap .badge {font-size: 12px; border: 1px solid currentColor; border-radius: 9px; padding: 0 7px; margin-right: 4px}
 """
 
@@ -68,11 +71,6 @@ def error(message: object) -> str:
 def note(message: str) -> str:
     """A line in small print."""
     return f'<p class="small">{_text(message)}</p>'
-
-
-def title(text: str) -> str:
-    """A heading."""
-    return page(f"<h3>{_text(text)}</h3>")
 
 
 def player(data: bytes | None) -> str:
@@ -160,11 +158,17 @@ def charts(curves: Sequence[Curve], others: Sequence[Curve], names: Sequence[str
         for name, colour in zip(names, drawing.COLOURS)
         if name
     )
-    panels = "".join(drawing.chart(title, pair) for title, pair in paired(curves, others))
-    return page(f"<p>{legend}</p>", f'<div class="charts">{panels}</div>' if panels else note("No metrics yet."))
+    pairs = paired(curves, others)
+    panels = "".join(drawing.chart(title, pair) for title, pair in pairs[:_MOST_CHARTS])
+    more = note(f"{_MOST_CHARTS} of {len(pairs)} curves are shown, of the latest stages; 'Stage' shows those of one.")
+    return page(
+        f"<p>{legend}</p>",
+        f'<div class="charts">{panels}</div>' if panels else note("No metrics yet."),
+        more if len(pairs) > _MOST_CHARTS else "",
+    )
 
 
-def group(found: Group, clip: str, protocol: Protocol | None) -> str:
+def group(found: Group, clip: str, protocol: Protocol | None, name: str = "", beside: str = "") -> str:
     """A group with its clip, references and completions, the best first.
 
     Marked are words that differ from the best; in the best, from the last.
@@ -172,25 +176,36 @@ def group(found: Group, clip: str, protocol: Protocol | None) -> str:
     Args:
       clip: the player of its clip, or why there is none.
       protocol: how answers are read; None for free captions.
+      name: of its run, where another's completions stand beside them.
+      beside: these, see `completions`.
     """
     where = f"{found['stage']}, step {found['step']}: {found['utterance_id']}"
     about = [f"<h3>{_text(where)}</h3>", clip]
-    for name in ("label", "transcript", "prompt"):
-        about.append(f"<p><b>{name}:</b> {_text(found[name] or '–')}</p>")
-    about.append(
-        "<p><b>references:</b></p>" + "".join(f"<blockquote>{_text(r)}</blockquote>" for r in found["references"])
-    )
+    for key in ("label", "transcript", "prompt"):
+        about.append(f"<p><b>{key}:</b> {_text(found[key] or '–')}</p>")
+    about.append("<p><b>references:</b></p>" + _quoted(found["references"]))
+    place = "card wide-card" if beside else "card"
+    mine = completions(found, protocol, f"{name}, {found['stage']}, step {found['step']}" if beside else "", "first")
+    return page(f'<div class="sides"><div class="{place}">{"".join(about)}</div>{mine}{beside}</div>')
+
+
+def completions(found: Group, protocol: Protocol | None, title: str = "", place: str = "") -> str:
+    """A card with the completions of a group.
+
+    Args:
+      title: whose they are, where another's stand beside them.
+      place: "first" or "second" of two.
+    """
     every, order = found["completions"], by_reward(found["completions"])
     best, last = every[order[0]]["text"], every[order[-1]]["text"]
     terms = sorted({name for completion in every for name in completion["rewards"]})
     cards = []
-    for place, i in enumerate(order[:_MOST_COMPLETIONS], start=1):
+    for rank, i in enumerate(order[:_MOST_COMPLETIONS], start=1):
         one = every[i]
-        marked = _marked(one["text"], last if place == 1 else best)
+        marked = _marked(one["text"], last if rank == 1 else best)
         values = {"reward": one["reward"], "advantage": one["advantage"]}
         values |= {name: one["rewards"].get(name) for name in terms[:_MOST_TERMS]}
-        head = "".join(f"<th>{_text(name)}</th>" for name in values)
-        cells = "".join(f'<td class="number">{_value(value)}</td>' for value in values.values())
+        pairs = "".join(f"<div><dt>{_text(name)}</dt><dd>{_value(value)}</dd></div>" for name, value in values.items())
         badges = [f"#{i + 1}", f"{len(tokenize(one['text']))} words"]
         badges += ["cut off"] * (not one["finished"]) + [f"degenerate: {one['degenerate']}"] * bool(one["degenerate"])
         parsed = None if protocol is None else protocol.parse(one["text"])
@@ -200,17 +215,13 @@ def group(found: Group, clip: str, protocol: Protocol | None) -> str:
             badges.append("parse failure")
         cards.append(
             f'<div class="card"><p>{"".join(f"<span class=badge>{_text(badge)}</span>" for badge in badges)}</p>'
-            f"<blockquote>{marked}</blockquote>"
-            f'<div class="wide"><table><tr>{head}</tr><tr>{cells}</tr></table></div></div>'
+            f'<blockquote>{marked}</blockquote><dl class="values">{pairs}</dl></div>'
         )
     marks = note("Marked words differ from the best one; in the best one, from the last.")
     counts = (("completions", len(every), _MOST_COMPLETIONS), ("terms of rewards", len(terms), _MOST_TERMS))
     marks += "".join(note(f"{most} of {there} {what} are shown.") for what, there, most in counts if there > most)
-    completions = f"<h3>completions, the best first</h3>{marks}"
-    return page(
-        f'<div class="sides"><div class="card">{"".join(about)}</div>'
-        f'<div class="card">{completions}{"".join(cards)}</div></div>'
-    )
+    head = f"<h3>{_text(f'{title}: ' if title else '')}completions, the best first</h3>"
+    return f'<div class="card{f" {place}" if title else ""}">{head}{marks}{"".join(cards)}</div>'
 
 
 def _marked(text: str, other: str) -> str:

@@ -44,12 +44,14 @@ from mecap_jax.experiment.workdir import DATA, data_of
 from mecap_jax.json_files import to_json
 from mecap_jax.tasks.protocols import Protocol
 from mecap_jax.tasks.registry import make_task
+from mecap_jax.text_files import printable
 
 # What one line on the page tells; anything else is a fault of ours, and the terminal has it whole.
 SHOWN_ERRORS = (*USER_ERRORS, OSError, ValueError)
 SECONDS_FOR_A_CLIP, SECONDS_FOR_FILES = 120.0, 1800.0
 MOST_FILES = 200
 PAGE = 100  # rows of a table at a time
+_LONGEST_CELL = 100  # characters
 _OPEN_MODELS, _OPEN_RUNS, _OPEN_DATA = 2, 4, 2
 _EXAMPLES = 12
 GROUP_COLUMNS = ("group", "stage", "step", "clip", "label", "mean", "best", "worst", "spread", "degenerate",
@@ -290,16 +292,18 @@ class Site:
         """A group with its clip, and the group of the same clip in another run that was sampled nearest to its step."""
         run = self.run(name)
         found = run.rollouts.read(number)
-        shown = rendering.group(found, self._player(run, found["utterance_id"]), run.protocol)
+        player = self._player(run, found["utterance_id"])
         if not other:
-            return shown
+            return rendering.group(found, player, run.protocol)
         second = self.run(other)
         alike = [row for row in second.rollouts.rows if row.clip == found["utterance_id"]]
         if not alike:
-            return shown + rendering.page(rendering.note(f"{other} has not sampled this clip."))
+            missing = rendering.page(rendering.note(f"{other} has not sampled this clip."))
+            return rendering.group(found, player, run.protocol) + missing
         nearest = min(alike, key=lambda row: (row.stage != found["stage"], abs(row.step - found["step"])))
-        theirs = rendering.group(second.rollouts.read(nearest.number), "", second.protocol)
-        return f"{rendering.title(name)}{shown}{rendering.title(other)}{theirs}"
+        theirs = f"{other}, {nearest.stage}, step {nearest.step}"
+        beside = rendering.completions(second.rollouts.read(nearest.number), second.protocol, theirs, "second")
+        return rendering.group(found, player, run.protocol, name, beside)
 
     def _player(self, run: OpenRun, clip: str) -> str:
         """The clip of a group: only from data inside the named directories."""
@@ -392,19 +396,20 @@ def _paged(rows: Sequence, page: int, cells: Callable[[Any], list]) -> tuple[lis
 def _group_cells(row: GroupRow) -> list:
     rewards = map(_cell, (row.mean, row.best, row.worst, row.spread))
     counts = (row.degenerate, row.misread, row.unfinished, row.completions)
-    return [row.number, row.stage, row.step, row.clip, row.label, *rewards, *counts]
+    return [row.number, _short(row.stage), row.step, _short(row.clip), _short(row.label), *rewards, *counts]
 
 
 def _step_cells(row: StepRow) -> list:
     counts = (row.no_spread, row.degenerate, row.misread, row.unfinished, row.completions)
-    return [row.step, row.stage, row.groups, _cell(row.mean), _cell(row.spread), *counts]
+    return [row.step, _short(row.stage), row.groups, _cell(row.mean), _cell(row.spread), *counts]
 
 
 def _clip_cells(row: ClipRow) -> list:
-    differing = ", ".join(f"{modality} {label}" for modality, label in row.labels.items()) if row.disagree else ""
+    differing = ", ".join(f"{modality}: {label}" for modality, label in row.labels.items()) if row.disagree else ""
     captions = sum(map(len, row.captions.values()))
     label = row.labels.get("multimodal", "")
-    return [row.number, row.id, row.split, row.speaker, row.seconds, label, differing, captions, row.transcript]
+    known, told = map(_short, (row.id, row.split, row.speaker)), map(_short, (label, differing))
+    return [row.number, *known, row.seconds, *told, captions, _short(row.transcript)]
 
 
 _STEP_ORDERS: Mapping[str, Callable[[StepRow], Any]] = {
@@ -422,3 +427,8 @@ def _cell(value: Any) -> Any:
     if isinstance(value, float):
         return round(value, 4)
     return "" if value is None else value if isinstance(value, int | str) else to_json(value)
+
+
+def _short(text: str) -> str:
+    """Foreign text for a cell: what is longer than a line or two would hide the other rows."""
+    return printable(text if len(text) <= _LONGEST_CELL else f"{text[: _LONGEST_CELL - 1]}…")

@@ -164,6 +164,23 @@ def test_rollouts_of_a_finished_run_and_of_one_that_trains(browser, address, pla
             and page.locator("#group video").count() == 1
         )
 
+        steps = page.locator("#first input")
+        steps.press("Control+a")
+        steps.press_sequentially("12")  # the answer to its first digit is still under way when the second one is typed
+        page.wait_for_selector("#count >> text=0 to 0 of 0")
+        steps.fill("2")
+        page.wait_for_selector("#count >> text=1 to 1 of 1")
+        page.locator("#clip input, #clip textarea").first.press_sequentially("no such clip")
+        page.wait_for_selector("#count >> text=0 to 0 of 0")
+
+        steps.fill("0")
+        page.locator("#clip input, #clip textarea").first.fill("")
+        page.get_by_label("steps").check()
+        page.wait_for_selector("#rows >> text=no spread >> visible=true")
+        page.locator("#rows >> text=grpo >> visible=true").first.click()  # a step: its groups are listed
+        page.wait_for_selector("#count >> text=1 to 1 of 1")
+        assert page.get_by_label("groups").is_checked() and page.locator("#last input").input_value() == "2"
+
         page.locator("#run input").fill("../../etc")
         page.keyboard.press("Enter")
         page.wait_for_selector("#state .error")
@@ -171,6 +188,8 @@ def test_rollouts_of_a_finished_run_and_of_one_that_trains(browser, address, pla
 
         choose(page, "run", "young")
         page.wait_for_selector("#state >> text=no completions (yet)")
+        steps.fill("0")
+        page.locator("#last input").fill("0")
         page.get_by_label("Follow while it trains").check()
         append(place / "young" / "completions.jsonl", group_of_a_young_run())
         page.wait_for_selector("#state >> text=young: 1 groups")

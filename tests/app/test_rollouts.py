@@ -5,7 +5,8 @@ import tracemalloc
 
 import pytest
 
-from mecap_jax.app.curves import MetricsLog, paired
+from mecap_jax.app import rendering
+from mecap_jax.app.curves import CURVES, MetricsLog, paired
 from mecap_jax.app.places import find_data, find_runs, find_stages, inside
 from mecap_jax.app.rollouts import RolloutLog, by_reward, by_step, choose
 from mecap_jax.app.words import differing
@@ -185,6 +186,20 @@ def test_curves(tmp_path):
     titles = [title for title, _ in paired(log.curves(), log.curves("sft"))]
     assert titles == ["grpo: reward", "grpo: rewards/emotion/mean", "sft: token_nll"]
     assert [bool(other) for _, (_, other) in paired(log.curves(), log.curves("sft"))] == [False, False, True]
+
+
+def test_the_latest_stage_has_its_curves_however_many_were_before(tmp_path):
+    """A run with its rows of comparison has more curves than the page draws at a time."""
+    stages = [f"row-{number}" for number in range(8)]
+    row = {"step": 1} | {name: 0.5 for name in (*CURVES, *(f"rewards/{term}/mean" for term in "abcd"))}
+    append(tmp_path / "metrics.jsonl", *({"stage": stage} | row for stage in stages))
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log.update()
+    assert log.stages() == stages and len(log.curves()) == 8 * (len(CURVES) + 4)
+    page = rendering.charts(log.curves(), (), ["run"])
+    assert page.count("row-7: ") == 2 * (len(CURVES) + 4) and "row-0: " not in page  # titles, and for who hears them
+    assert f"48 of {8 * (len(CURVES) + 4)} curves are shown" in page
+    assert "are shown" not in rendering.charts(log.curves("row-0"), (), ["run"])
 
 
 def test_nothing_outside_the_named_directory_is_found(tmp_path):

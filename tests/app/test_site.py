@@ -205,7 +205,9 @@ def test_a_group_stands_beside_its_clip_and_that_of_another_run(site, place):
     rows, count = site.groups("run", 1, order="oldest first")
     assert [row[3] for row in rows] == ["film", "elsewhere"] and count == "1 to 2 of 2, page 1 of 1"
     page = site.group("run", 0, other="run")
-    assert page.count("<video") == 1 and "<mark>A </mark>sad <mark>voice.</mark>" in page
+    assert page.count("<video") == 1 and page.count("<mark>A </mark>sad <mark>voice.</mark>") == 2
+    sides = re.findall(r'<div class="card (first|second)"><h3>([^<]*)</h3>', page)
+    assert sides == [(side, "run, grpo, step 1: completions, the best first") for side in ("first", "second")]
     assert "reward" in text(page) and "references" in text(page) and "A sad voice." in page
     hostile = site.group("run", 1)
     assert "<script" not in hostile and "\u202e" not in hostile and "has no clip" in text(hostile)
@@ -216,6 +218,16 @@ def test_a_group_stands_beside_its_clip_and_that_of_another_run(site, place):
     assert [row[0] for row in steps] == [1, 2]
     assert "grpo: reward" in site.curves("run", "run", "")
     assert site.run("run").state == "run: 2 groups, 3 completions"
+
+
+def test_a_long_name_does_not_hide_the_other_rows(tmp_path):
+    (tmp_path / "run").mkdir()
+    append(
+        tmp_path / "run" / "completions.jsonl", group(1, completion(), clip="很长的名字\u202e" * 99, label="x" * 900)
+    )
+    ((number, _, _, clip, label, *_),), _ = Site({}, runs=tmp_path).groups("run", 1)
+    assert number == 0 and clip.startswith("很长的名字") and clip.endswith("…") and "\u202e" not in clip
+    assert len(label) == 100
 
 
 def test_a_run_of_another_version_is_still_shown_and_said(tmp_path):
@@ -262,7 +274,11 @@ def test_blocks_of_an_answer():
 def test_of_a_large_group_a_part_is_shown_and_said():
     terms = {f"term-{i:02}": 1.0 for i in range(41)}
     page = rendering.group(group(1, *[completion(f"says {i}", reward=-i, **terms) for i in range(65)]), "", None)
-    assert "says</mark> 63" not in page and "63" in page and page.count("<table>") == 64 == page.count("term-39")
+    assert (
+        "says</mark> 63" not in page
+        and "63" in page
+        and page.count('<dl class="values">') == 64 == page.count("term-39")
+    )
     assert "term-40" not in page and "64 of 65 completions are shown." in page
     assert "40 of 41 terms of rewards are shown." in page
     assert "are shown." not in rendering.group(group(1, completion()), "", None)
