@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 COOKIE = "mecap_browser"
 _API = "/gradio_api"
@@ -84,7 +84,7 @@ class Guard:
             body = await _read(receive, _LARGEST_CALL)
             if body is None:
                 return await _refuse(send, 413, "that is too much")
-            if not self._may_name(body, browser):
+            if not self._may_name(body, browser, host):
                 return await _refuse(
                     send, 403, "this browser has not sent that file, or it was deleted since: choose it again"
                 )
@@ -99,10 +99,10 @@ class Guard:
             return None
         return path if path.is_relative_to(self._uploads) else None
 
-    def _may_name(self, body: bytes, browser: str) -> bool:
+    def _may_name(self, body: bytes, browser: str, host: str) -> bool:
         """Whether all files that a call names are uploads of this browser. Addresses are none."""
         try:
-            named = list(_files(json.loads(body or b"null"), self._uploads.name))
+            named = list(_files(json.loads(body or b"null"), self._uploads.name, host))
         except (ValueError, RecursionError):
             return False
         return all(isinstance(name, str) and browser in self._owners.get(self._place(name), ()) for name in named)
@@ -145,23 +145,30 @@ class Guard:
                     place.parent.rmdir()
 
 
-def _files(value: Any, uploads: str) -> Iterator[Any]:
-    """What stands for files in a call: the paths of all that looks like a file of Gradio's, an address that is not that
-    of the path beside it, and whatever text has the name of the directory of uploads in it."""
+def _files(value: Any, uploads: str, host: str) -> Iterator[Any]:
+    """What stands for files in a call to `host`: the paths of all that looks like a file of Gradio's, an address that
+    is not that of the path beside it, and whatever text has the name of the directory of uploads in it."""
     if isinstance(value, dict):
         kind, path, address = value.get("meta"), value.get("path"), value.get("url")
         if "path" in value or "url" in value or (isinstance(kind, dict) and "_type" in kind):
             yield path
-            if address is not None and not str(address).endswith(f"{_API}/file={path}"):
+            if address is not None and not _is_address_of(str(address), path, host):
                 yield address
         for key, item in value.items():
             if key not in ("path", "url"):
-                yield from _files(item, uploads)
+                yield from _files(item, uploads, host)
     elif isinstance(value, list):
         for item in value:
-            yield from _files(item, uploads)
+            yield from _files(item, uploads, host)
     elif isinstance(value, str) and uploads in value:
         yield value
+
+
+def _is_address_of(address: str, path: Any, host: str) -> bool:
+    """Whether an address is that of an upload here; it has %20 for a blank, and the like for most other characters."""
+    parts = urlsplit(address)
+    here = parts.scheme in ("http", "https") and parts.netloc.lower() == host.lower()
+    return here and unquote(parts.path) == f"{_API}/file={path}" and not parts.query
 
 
 def _browser(cookies: str) -> str:

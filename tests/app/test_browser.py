@@ -104,11 +104,12 @@ def answer(page):
 
 
 def test_clips_from_files_devices_and_examples(browser, address, tmp_path):
-    (tmp_path / "film.mp4").write_bytes(video_file())
+    film = tmp_path / "一段 film 100% (1).mp4"
+    film.write_bytes(video_file())
     (tmp_path / "words.wav").write_bytes(b"these are words")
     with visit(browser, address) as page:
         assert "there is nothing to caption yet" in answer(page)
-        page.set_input_files("#file input[type=file]", tmp_path / "film.mp4")
+        page.set_input_files("#file input[type=file]", film)
         page.wait_for_selector("#file >> text=film")
         choose(page, "other", "twin")
         said = answer(page)

@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 import time
+from urllib.parse import quote
 
 import pytest
 
@@ -21,7 +22,7 @@ class Server:
     """The guard around an application that stores one upload and remembers what reached it."""
 
     def __init__(self, uploads):
-        self.uploads, self.reached = uploads, []
+        self.uploads, self.reached, self.name = uploads, [], "a.wav"
         self.guard = Guard(self.answer, uploads, frozenset({"127.0.0.1", "localhost"}))
 
     async def answer(self, scope, receive, send):
@@ -30,7 +31,7 @@ class Server:
         if scope["path"] == "/gradio_api/upload":
             while (await receive()).get("more_body"):
                 pass
-            place = self.uploads / "x" / "a.wav"
+            place = self.uploads / "x" / self.name
             place.parent.mkdir(exist_ok=True)
             place.write_bytes(b"sound")
             body = json.dumps([str(place)]).encode()
@@ -68,10 +69,9 @@ def server(tmp_path):
 ANNA, BEN = "anna" * 8, "ben" * 8
 
 
-def call(*files):
-    address = "http://127.0.0.1:7860/gradio_api/file="
+def call(*files, at="http://127.0.0.1:7860"):
     kind = {"_type": "gradio.FileData"}
-    data = [{"path": str(file), "url": f"{address}{file}", "meta": kind} for file in files]
+    data = [{"path": str(file), "url": f"{at}/gradio_api/file={quote(str(file))}", "meta": kind} for file in files]
     return json.dumps({"data": [1, "text", data], "session_hash": "abc"}).encode()
 
 
@@ -84,6 +84,15 @@ def test_an_upload_belongs_to_the_browser_that_sent_it(server):
     alone = json.dumps({"data": [place]}).encode()  # as the camera names its recording
     assert server.ask("/gradio_api/queue/join", ANNA, "POST", alone)[0] == 200
     assert server.ask("/gradio_api/queue/join", BEN, "POST", alone)[0] == 403
+
+
+@pytest.mark.parametrize("name", ["my clip (1).wav", "很长的名字.wav", "100% sad.wav", "=a'b&c;d.wav", "a#b?c.wav"])
+def test_an_upload_may_have_any_name(server, name):
+    server.name = name
+    place = json.loads(server.ask("/gradio_api/upload", ANNA, "POST")[2])[0]
+    assert server.ask("/gradio_api/queue/join", ANNA, "POST", call(place))[0] == 200
+    assert server.ask("/gradio_api/queue/join", BEN, "POST", call(place))[0] == 403
+    assert server.ask("/gradio_api/queue/join", ANNA, "POST", call(place, at="http://evil.example"))[0] == 403
 
 
 def test_files_that_nobody_has_sent_are_refused(server):
