@@ -210,7 +210,7 @@ def _rollouts_tab(site: Site, page: gr.Blocks) -> None:
         first = gr.Number(0, precision=0, minimum=0, label="From step", elem_id="first")
         last = gr.Number(0, precision=0, minimum=0, label="To step (0: the last)", elem_id="last")
         number = gr.Number(1, precision=0, minimum=1, label="Page", elem_id="page")
-    table = gr.Dataframe(headers=list(GROUP_COLUMNS), interactive=False, wrap=True, label=_CHOOSE, elem_id="rows")
+    table = gr.Dataframe(headers=list(GROUP_COLUMNS), interactive=False, label=_CHOOSE, elem_id="rows")
     count = _html("count")
     group = _html("group")
     timer = gr.Timer(_LOOK_EVERY, active=False)
@@ -299,7 +299,7 @@ def _data_tab(site: Site, page: gr.Blocks) -> None:
         words = gr.Textbox(label="Words in id, transcript or captions", elem_id="words")
         disagree = gr.Checkbox(False, label="Only where modalities disagree", elem_id="disagree")
         number = gr.Number(1, precision=0, minimum=1, label="Page", elem_id="data-page")
-    table = gr.Dataframe(headers=list(CLIP_COLUMNS), interactive=False, wrap=True, label=_CHOOSE, elem_id="clips")
+    table = gr.Dataframe(headers=list(CLIP_COLUMNS), interactive=False, label=_CHOOSE, elem_id="clips")
     count = _html("clip-count")
     clip = _html("clip-card")
     with gr.Accordion("What the data are, and what was left out", open=True):

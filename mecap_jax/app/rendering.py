@@ -27,6 +27,7 @@ CSS = """
 .mecap {font-size: 14px; line-height: 1.45; overflow-wrap: anywhere}
 .mecap h3 {font-size: 15px; font-weight: 600; margin: 10px 0 4px} .mecap p {margin: 4px 0}
 .mecap .sides {display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 300px), 1fr)); gap: 12px}
+.mecap .pair {grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr))}
 .mecap .card {border: 1px solid var(--border-color-primary); border-radius: 8px; padding: 10px 12px; min-width: 0}
 .mecap .first {border-left: 4px solid #D55E00} .mecap .second {border-left: 4px solid #0072B2}
 .mecap .error {border-left: 4px solid #D55E00; padding: 6px 10px; background: var(--background-fill-secondary)}
@@ -184,9 +185,9 @@ def group(found: Group, clip: str, protocol: Protocol | None, name: str = "", be
     for key in ("label", "transcript", "prompt"):
         about.append(f"<p><b>{key}:</b> {_text(found[key] or '–')}</p>")
     about.append("<p><b>references:</b></p>" + _quoted(found["references"]))
-    place = "card wide-card" if beside else "card"
+    place, sides = ("card wide-card", "sides pair") if beside else ("card", "sides")
     mine = completions(found, protocol, f"{name}, {found['stage']}, step {found['step']}" if beside else "", "first")
-    return page(f'<div class="sides"><div class="{place}">{"".join(about)}</div>{mine}{beside}</div>')
+    return page(f'<div class="{sides}"><div class="{place}">{"".join(about)}</div>{mine}{beside}</div>')
 
 
 def completions(found: Group, protocol: Protocol | None, title: str = "", place: str = "") -> str:

@@ -51,14 +51,14 @@ SHOWN_ERRORS = (*USER_ERRORS, OSError, ValueError)
 SECONDS_FOR_A_CLIP, SECONDS_FOR_FILES = 120.0, 1800.0
 MOST_FILES = 200
 PAGE = 100  # rows of a table at a time
-_LONGEST_CELL = 100  # characters
+_LONGEST_CELL = 40  # characters
 _OPEN_MODELS, _OPEN_RUNS, _OPEN_DATA = 2, 4, 2
 _EXAMPLES = 12
 GROUP_COLUMNS = ("group", "stage", "step", "clip", "label", "mean", "best", "worst", "spread", "degenerate",
-                 "parse failures", "cut off", "completions")  # fmt: skip
+                 "parse failures", "cut off", "size")  # fmt: skip
 STEP_COLUMNS = ("step", "stage", "groups", "mean", "spread", "no spread", "degenerate", "parse failures", "cut off",
                 "completions")  # fmt: skip
-CLIP_COLUMNS = ("number", "clip", "split", "speaker", "seconds", "label", "by modality", "captions", "transcript")
+CLIP_COLUMNS = ("number", "clip", "split", "speaker", "seconds", "label", "other labels", "captions", "transcript")
 
 
 class Kept:
@@ -405,11 +405,10 @@ def _step_cells(row: StepRow) -> list:
 
 
 def _clip_cells(row: ClipRow) -> list:
-    differing = ", ".join(f"{modality}: {label}" for modality, label in row.labels.items()) if row.disagree else ""
-    captions = sum(map(len, row.captions.values()))
-    label = row.labels.get("multimodal", "")
+    label, captions = row.labels.get("multimodal", ""), sum(map(len, row.captions.values()))
+    differing = ", ".join(f"{modality} {other}" for modality, other in row.labels.items() if other != label)
     known, told = map(_short, (row.id, row.split, row.speaker)), map(_short, (label, differing))
-    return [row.number, *known, row.seconds, *told, captions, _short(row.transcript)]
+    return [row.number, *known, _cell(row.seconds), *told, captions, _short(row.transcript)]
 
 
 _STEP_ORDERS: Mapping[str, Callable[[StepRow], Any]] = {
@@ -425,7 +424,7 @@ _STEP_ORDERS: Mapping[str, Callable[[StepRow], Any]] = {
 
 def _cell(value: Any) -> Any:
     if isinstance(value, float):
-        return round(value, 4)
+        return round(value, 3)
     return "" if value is None else value if isinstance(value, int | str) else to_json(value)
 
 
