@@ -430,4 +430,5 @@ def _cell(value: Any) -> Any:
 
 def _short(text: str) -> str:
     """Foreign text for a cell: what is longer than a line or two would hide the other rows."""
-    return printable(text if len(text) <= _LONGEST_CELL else f"{text[: _LONGEST_CELL - 1]}…")
+    text = printable(text[: _LONGEST_CELL + 1])
+    return text if len(text) <= _LONGEST_CELL else f"{text[: _LONGEST_CELL - 1]}…"
