@@ -59,18 +59,40 @@ def test_a_step_moves_every_parameter(expected):
     assert stuck == []
 
 
+@pytest.fixture(scope="module")
+def taken_elsewhere(tmp_path_factory):
+    """(processes, devices of each) -> the directory with what each kind of step gave there; all kinds start once."""
+
+    @functools.cache
+    def take(processes, devices):
+        directory = tmp_path_factory.mktemp("elsewhere")
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        command = [sys.executable, "-m", "tests.training.worker", "sft,grpo,asking" if processes > 1 else "sft,grpo"]
+        rest = [str(processes), str(port), str(devices), directory]
+        workers = [
+            subprocess.Popen([*command, str(i), *rest], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+            for i in range(processes)
+        ]
+        messages = [worker.communicate(timeout=400)[1] for worker in workers]
+        assert [worker.returncode for worker in workers] == [0] * processes, messages[0][-3000:]
+        return directory
+
+    return take
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("processes, devices", [(2, 2), (1, 64)])
-def test_other_processes_take_the_same_step(expected, tmp_path, processes, devices):
+def test_other_processes_take_the_same_step(expected, taken_elsewhere, processes, devices):
     """Each of two processes with two devices brings about half of the rows; on 64 devices most places are filled up."""
     make, params, metrics = expected
-    assert_processes_agree(
-        "grpo" if make is harness.grpo_step else "sft", tmp_path, processes, devices, params, metrics
-    )
+    kind = "grpo" if make is harness.grpo_step else "sft"
+    assert_same(taken_elsewhere(processes, devices) / f"{kind}.npz", params, metrics)
 
 
 @pytest.mark.slow
-def test_the_policy_is_asked_the_same_everywhere(tmp_path):
+def test_the_policy_is_asked_the_same_everywhere(taken_elsewhere):
     """What it replies decides the step: on one device, in micro-batches on eight, and over two processes."""
     make = functools.partial(harness.grpo_step, optimizer=harness.DESCENT, curious=True)
     params, metrics = _after(make(harness.mesh()))
@@ -78,23 +100,11 @@ def test_the_policy_is_asked_the_same_everywhere(tmp_path):
     actual, actual_metrics = _after(make(harness.mesh(4, 2), micro=1))
     chex.assert_trees_all_close(actual, params, atol=1e-5)
     chex.assert_trees_all_close(actual_metrics, metrics, atol=1e-4, rtol=1e-4)
-    assert_processes_agree("asking", tmp_path, 2, 2, params, metrics)
+    assert_same(taken_elsewhere(2, 2) / "asking.npz", params, metrics)
 
 
-def assert_processes_agree(kind, tmp_path, processes, devices, params, metrics):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    output = tmp_path / "result.npz"
-    command = [sys.executable, "-m", "tests.training.worker", kind]
-    rest = [str(processes), str(port), str(devices), output]
-    workers = [
-        subprocess.Popen([*command, str(i), *rest], cwd=ROOT, stderr=subprocess.PIPE, text=True)
-        for i in range(processes)
-    ]
-    messages = [worker.communicate(timeout=400)[1] for worker in workers]
-    assert [worker.returncode for worker in workers] == [0] * processes, messages[0][-3000:]
-    result = np.load(output)
+def assert_same(file, params, metrics):
+    result = np.load(file)
     expected_values = harness.flat(params, metrics)
     assert set(result.files) == set(expected_values)
     for name, value in expected_values.items():
