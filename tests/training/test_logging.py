@@ -5,6 +5,7 @@ import functools
 import gzip
 import io
 import json
+import subprocess
 import sys
 import types
 
@@ -265,3 +266,14 @@ def test_a_tracker_that_does_not_open_ends_the_run_before_it_begins(tmp_path, tr
     with pytest.raises(ConfigError, match="'trackers': trackio did not open: no network"):
         log_with(tmp_path, "wandb", "trackio")
     assert [call[0] for call in wandb.calls] == ["init", "finish"]  # and is not left open
+
+
+def test_a_log_does_not_load_pytorch(tmp_path):
+    """TensorBoard's writer would; whoever needs it later finds it."""
+    code = (
+        "import sys, pathlib; from mecap_jax.training.logging import RunLogger\n"
+        "with RunLogger(pathlib.Path(sys.argv[1])): assert 'torch' not in sys.modules\n"
+        "import importlib.util; assert importlib.util.find_spec('torch')"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    assert any((tmp_path / "tensorboard").iterdir())
