@@ -72,7 +72,7 @@ class Run:
     @contextlib.contextmanager
     def process(self):
         """The command, started in a process group of its own; nothing of that is left afterwards."""
-        flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags(devices=1), "PYTHONPATH": str(ROOT)}
+        flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags(devices=1, exact=True), "PYTHONPATH": str(ROOT)}
         self._began = time.time()
         with self._log.open("wb") as log:
             process = subprocess.Popen(
