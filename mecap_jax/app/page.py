@@ -11,7 +11,7 @@ import gradio as gr
 
 from mecap_jax.app import rendering
 from mecap_jax.app.camera import SCRIPT, TEMPLATE
-from mecap_jax.app.captions import COLUMNS, Sampling
+from mecap_jax.app.captions import Sampling
 from mecap_jax.app.clips import labels_of
 from mecap_jax.app.guard import UPLOADS_KEPT
 from mecap_jax.app.rollouts import KEEPS, ORDERS
@@ -165,7 +165,7 @@ def _settings(samples: float, temperature: float, longest: float, seed: float | 
 def _many_files(site: Site, checkpoint: gr.Dropdown, sampling: list) -> None:
     files = gr.File(file_count="multiple", file_types=list(SUFFIXES), label="Files", elem_id="files")
     go = gr.Button("Caption all", elem_id="go-all")
-    table = gr.Dataframe(headers=list(COLUMNS), interactive=False, wrap=True, label="Captions", elem_id="captions")
+    table = _html("captions")
     links = _html("links")
 
     def caption_all(name, clips, samples, temperature, longest, seed, progress=gr.Progress()):  # noqa: B008

@@ -134,6 +134,14 @@ _DIFFERS = {
 }
 
 
+def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A table without the columns that are empty in all of its rows."""
+    kept = [i for i in range(len(columns)) if any(row[i] != "" for row in rows)]
+    head = "".join(f"<th>{_text(columns[i])}</th>" for i in kept)
+    body = "".join(f"<tr>{''.join(f'<td>{_text(row[i])}</td>' for i in kept)}</tr>" for row in rows)
+    return page(f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>')
+
+
 def _alone(name: str, answer: Captioned, blocks: Sequence[Parsed | None]) -> str:
     if answer.error or not blocks[0] or not blocks[0].fields:
         return f"<p><b>{_text(name)}:</b> {_text(answer.error or answer.captions[0].text)}</p>"

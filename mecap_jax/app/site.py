@@ -203,7 +203,7 @@ class Site:
 
     def caption_files(
         self, name: str, clips: Sequence[str], sampling: Sampling, progress: Callable[[int, int], None]
-    ) -> tuple[list[list], str]:
+    ) -> tuple[str, str]:
         """A table of captions of files, and links to it as CSV and JSON Lines.
 
         Raises:
@@ -222,7 +222,8 @@ class Site:
         rows = self._within(SECONDS_FOR_FILES + SECONDS_FOR_A_CLIP, describe)
         lines = "".join(f"{to_json(row)}\n" for row in rows)
         files = {"captions.csv": ("text/csv", as_csv(rows)), "captions.jsonl": ("application/jsonl", lines)}
-        return [[_cell(row.get(key)) for key in COLUMNS] for row in rows], rendering.downloads(files)
+        cells = [[_cell(row.get(key)) for key in COLUMNS] for row in rows]
+        return rendering.table(COLUMNS, cells), rendering.downloads(files)
 
     def examples(self) -> list[str]:
         """Names of clips to try: of the first data set, test clips before others, or else of clips made here."""
