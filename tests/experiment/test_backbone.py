@@ -14,7 +14,8 @@ from safetensors.numpy import load_file
 
 from mecap_jax.config import ConfigError, load
 from mecap_jax.experiment.backbone import check_backbone
-from mecap_jax.experiment import stages, weights
+from mecap_jax.evaluation.tables import UNTRAINED
+from mecap_jax.experiment import scoring, stages, story, weights
 from mecap_jax.experiment.setup import set_up
 from mecap_jax.model_config import FeatureProjectorConfig, LoraConfig
 from mecap_jax.models.checkpoints.hub import save_model
@@ -93,6 +94,13 @@ def test_a_stage_trains_the_backbones_decoder_and_opens_again(omni, tmp_path):
         _, before = weights.starting_params(config, bench.mesh)
         start = functools.partial(weights.starting_trainable, config, bench.mesh)
         stages.train_sft(bench, "sft", config.sft, model, start, lambda step: False)
+        assert story._starts_from_backbone(config)  # the report's floor is then what the backbone says before all that
+        numbers, say = bench.dataset.clips(bench.dataset.evaluated_split)[:2], story._captioner(bench, model)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(story, "stage_trainable", lambda *_: pytest.fail("a trained stage is read"))
+            floor = say(bench, UNTRAINED, "", numbers)
+        graphdef, params = weights.starting_params(config, bench.mesh)
+        assert floor == scoring.caption_stage(bench, "", graphdef, params, numbers, config.longest_answer)
     opened = weights.open_stage(tmp_path / "run" / "checkpoints" / "sft", bench.mesh)
     trained, before = weights.stage_params(config, tmp_path / "run", bench.mesh, "sft"), flatten(before)
     jax.tree.map(np.testing.assert_array_equal, opened.params, trained)
