@@ -2,36 +2,43 @@
 
   python benchmarks/voice_folds.py --shards=DIR --output=DIR [--face=FILE.csv]
 
-The shards are those of `prepare_data.py --captions=prosody` with features of Whisper-base. The speakers of each corpus
-are dealt into folds; for each fold `configs/real_voices.py` trains on the clips of the others and captions its own.
-Features are normalised by speaker (z-scores over the clips of a person, no labels: it takes several clips of a new one,
-too) or by the training clips of the fold. The face is a table of one row a clip, normalised likewise; clips without one
+The shards are those of `prepare_data.py --captions=plain_prosody` with features of Whisper-base. The speakers of each
+corpus are dealt into folds; for each fold `configs/real_voices.py` trains on the clips of the others and captions its
+own. Features are normalised by speaker (z-scores over the clips of a person, no labels: it takes several clips of a new
+one) or by the training clips of the fold. The face is a table of one row a clip, normalised likewise; clips without one
 have 0 there, the mean. The same command resumes. The table goes to stdout and, with what every clip was taken for, to
 OUTPUT.
 """
 
 import itertools
 import shutil
-import subprocess
+import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+from mecap_jax.interruption import Interrupted, answer_signals
+
+if __name__ == "__main__":  # before the imports that take seconds
+    answer_signals(dict.fromkeys((signal.SIGTERM, signal.SIGINT), Interrupted.STATUS))
+
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.speaker_folds import PROBE, Clips, FoldsError, deal, features, probe, read_clips, table
-from mecap_jax.command_line import local_paths, run
-from mecap_jax.config import ConfigError, load
-from mecap_jax.data.importers import ImporterError, prepare
-from mecap_jax.data.shards import ShardError
+from mecap_jax.command_line import local_paths, start
+from mecap_jax.config import load
+from mecap_jax.data.importers import prepare
+from mecap_jax.experiment import story
 from mecap_jax.experiment.feature_normalisation import SPEAKER, TRAIN
+from mecap_jax.experiment.setup import USER_ERRORS
 from mecap_jax.json_files import to_json, write_json
 from mecap_jax.text_files import error_message
 from mecap_jax.training.logging import read_jsonl
+from mecap_jax.training.stopping import StopSignal
 
-ROOT = Path(__file__).resolve().parents[1]
-RECIPE = ROOT / "configs" / "real_voices.py"
+RECIPE = Path(__file__).resolve().parents[1] / "configs" / "real_voices.py"
 VARIANTS = (SPEAKER, TRAIN, f"{SPEAKER},face", f"{TRAIN},face")
 
 _SHARDS = flags.DEFINE_string("shards", None, "Directory of shards.", required=True)
@@ -47,7 +54,9 @@ _CHANGES = flags.DEFINE_multi_string("change", [], "KEY=VALUE over the recipe, f
 local_paths("shards", "output", "face")
 
 
-def run_fold(clips: Clips, variant: str, fold: int, tested: np.ndarray, output: Path) -> dict[str, list[str | None]]:
+def run_fold(
+    clips: Clips, variant: str, tested: np.ndarray, output: Path, should_stop: Callable[[int], bool]
+) -> dict[str, list[str | None]]:
     """What each system takes the tested clips for, by its name; trains what is not there yet."""
     found = features(clips, variant, ~tested)
     raw = output / "raw"
@@ -59,13 +68,8 @@ def run_fold(clips: Clips, variant: str, fold: int, tested: np.ndarray, output: 
     (raw / "manifest.jsonl").write_text("".join(to_json(row) + "\n" for row in rows), encoding="utf-8")
     prepare("folder", raw, output / "shards", progress=False)
     shutil.rmtree(raw)
-    train = [sys.executable, str(ROOT / "scripts" / "train.py"), f"--config={RECIPE}:{variant}"]
     settings = [f"data.path={output / 'shards'}", f"evaluation.rows={','.join(_ROWS.value)}", *_CHANGES.value]
-    done = subprocess.run(
-        [*train, f"--workdir={output / 'run'}", *(f"--config.{setting}" for setting in settings)], cwd=ROOT
-    )
-    if done.returncode:
-        raise FoldsError(f"fold {fold} of {variant}: training ended with status {done.returncode}")
+    story.run(load(f"{RECIPE}:{variant}", settings), output / "run", should_stop)
     said = {PROBE: probe(clips, np.concatenate(list(found.values()), axis=1), tested)}
     for path in sorted((output / "run" / "evaluations").glob("*.predictions.jsonl")):
         read = {row["id"]: row["reading"]["first_word"] for row in read_jsonl(path)}
@@ -78,14 +82,19 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     if not _FACE.value and any(variant.endswith(",face") for variant in _VARIANTS.value):
         raise app.UsageError("--variant with a face needs --face")
+    logging.set_verbosity(logging.WARNING)
     try:
         load(f"{RECIPE}:{SPEAKER}", [*_CHANGES.value, f"evaluation.rows={','.join(_ROWS.value)}"])
-        _run(Path(_OUTPUT.value))
-    except (ConfigError, FoldsError, ImporterError, ShardError, OSError) as error:
+        with StopSignal() as should_stop:
+            _run(Path(_OUTPUT.value), should_stop)
+    except (*USER_ERRORS, FoldsError, OSError) as error:
         sys.exit(error_message(error))
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(Interrupted.STATUS)
 
 
-def _run(output: Path) -> None:
+def _run(output: Path, should_stop: Callable[[int], bool]) -> None:
     clips = read_clips(Path(_SHARDS.value), _FEATURE.value, Path(_FACE.value) if _FACE.value else None)
     speakers = [(row["dataset"], row["speaker"]) for row in clips.rows]
     dealt = deal(speakers, _FOLDS.value)
@@ -95,7 +104,7 @@ def _run(output: Path) -> None:
         rows, said = [], {}
         for fold in range(_FOLDS.value):
             tested = numbers == fold
-            for name, words in run_fold(clips, variant, fold, tested, place / f"fold-{fold}").items():
+            for name, words in run_fold(clips, variant, tested, place / f"fold-{fold}", should_stop).items():
                 said.setdefault(name, []).extend(words)
             rows += itertools.compress(clips.rows, tested)
         ids = [row["id"] for row in rows]
@@ -106,4 +115,4 @@ def _run(output: Path) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    start(main)

@@ -1,6 +1,6 @@
 """Captions that say how a clip sounds: the emotion, and pitch, melody, loudness and tempo as they were measured.
 
-In plain words there is one for each thing, and the emotion comes first or nearly so: what some hundred clips can teach.
+In plain words there is one for each thing, and the emotion comes early: what some hundred clips can teach.
 
 A caption says only what is known: emotion and intensity as labelled, the gender, and how the voice compares with
 others: with the speaker's other clips or, where these are few, with men or women of the corpus, or with all of it.
@@ -73,9 +73,9 @@ _OVERALL_TEMPLATES = (
     "It is a {person} who sounds {state} and talks {rate}, in a {pitch} voice with {melody}.",
 )  # "a" stands before pitch and loudness: none of their words begins with a vowel
 _PLAIN_TEMPLATES = (
-    "The {person} sounds {state}: {their} voice is {loudness} and {pitch}, and {they} speaks {rate}, with {melody}.",
-    "Sounding {state}, the {person} speaks {rate}, in a {pitch} and {loudness} voice with {melody}.",
-    "It is a {person} who sounds {state} and speaks {rate}, in a {loudness}, {pitch} voice with {melody}.",
+    "The {person} sounds {state} and speaks {rate}, in a {loudness}, {pitch} voice.",
+    "Sounding {state}, the {person} speaks {rate}, in a {loudness}, {pitch} voice.",
+    "It is a {person} who sounds {state} and speaks {rate}, in a {loudness}, {pitch} voice.",
 )
 
 
