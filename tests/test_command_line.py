@@ -17,7 +17,7 @@ from mecap_jax.text_files import is_address
 
 SCRIPTS = sorted((Path(__file__).parents[1] / "scripts").glob("*.py"))
 NO_PATHS = set(
-    "beam_option budgets change chip config fold host instruction layer name profile rows runner section seeds "
+    "beam_option budgets change chip config feature fold host instruction layer name profile rows runner section seeds "
     "topology".split()
 )
 
@@ -215,7 +215,7 @@ def test_an_import_that_is_interrupted_has_the_status_of_that(tmp_path):
 @pytest.mark.parametrize(
     "program, arguments, status, words",
     [
-        ("mecap_jax/__main__.py", [], 0, "  export            Exports a checkpoint"),
+        ("mecap_jax/__main__.py", [], 0, "  export              Exports a checkpoint"),
         ("mecap_jax/__main__.py", ["--version"], 0, "."),
         ("mecap_jax/__main__.py", ["trian"], 2, "error: there is no command 'trian'; did you mean 'train'?\n"),
         (
