@@ -47,7 +47,7 @@ def run(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None) -> 
     def guarded(argv: list[str]) -> Any:
         for name, value in flags.FLAGS.flag_values_dict().items():
             if isinstance(value, float) and not math.isfinite(value):  # no bound of a flag refuses NaN
-                _refuse(f"--{name} must be a finite number, got {value}")
+                refuse(f"--{name} must be a finite number, got {value}")
         try:
             status = main(argv)
             sys.stdout.flush()
@@ -74,7 +74,7 @@ def start(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None) -
         try:
             return main(argv)
         except app.UsageError as error:
-            _refuse(f"{error}; {_MORE}")
+            refuse(f"{error}; {_MORE}")
 
     app.run(guarded, argv=argv, flags_parser=_parse)
 
@@ -86,12 +86,13 @@ def _parse(argv: list[str]) -> list[str]:
         sys.exit(0)
     except flags.UnrecognizedFlagError as error:
         close = difflib.get_close_matches(error.flagname, flags.FLAGS, n=1)
-        _refuse(f"unknown flag --{error.flagname}; " + (f"did you mean --{close[0]}?" if close else _MORE))
+        refuse(f"unknown flag --{error.flagname}; " + (f"did you mean --{close[0]}?" if close else _MORE))
     except flags.Error as error:
-        _refuse(f"{error}; {_MORE}")
+        refuse(f"{error}; {_MORE}")
 
 
-def _refuse(message: str) -> NoReturn:
+def refuse(message: str) -> NoReturn:
+    """Ends a script whose command line is wrong, with a line that says why."""
     print(error_message(ValueError(message)), file=sys.stderr)
     sys.exit(_WRONG_USAGE)
 
@@ -119,12 +120,12 @@ def split_overrides(argv: list[str]) -> tuple[list[str], list[str]]:
             if argument.startswith("--") and "." in argument.partition("=")[0]:
                 first, _, rest = argument[2:].partition(".")
                 key = rest if difflib.get_close_matches(first, ["config"]) else argument[2:]
-                _refuse(f"unknown flag {argument}; did you mean {prefix}{key}?")
+                refuse(f"unknown flag {argument}; did you mean {prefix}{key}?")
             others.append(argument)
         elif "=" in argument:
             overrides.append(argument[len(prefix) :])
         elif (value := next(arguments, "--")).startswith("--"):
-            _refuse(f"{argument} needs a value: {argument}=VALUE")
+            refuse(f"{argument} needs a value: {argument}=VALUE")
         else:
             overrides.append(f"{argument[len(prefix) :]}={value}")
     return others, overrides

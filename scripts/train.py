@@ -24,7 +24,7 @@ if __name__ == "__main__":  # before the imports that take seconds
 
 from absl import app, flags, logging
 
-from mecap_jax.command_line import local_paths, split_overrides, start, storage_problem
+from mecap_jax.command_line import local_paths, refuse, split_overrides, start, storage_problem
 from mecap_jax.config import ConfigError, load
 from mecap_jax.config.reference import help_of_keys
 from mecap_jax.distributed import joined
@@ -60,7 +60,7 @@ def main(argv: list[str], overrides: list[str]) -> None:
     try:
         config, traced = load(_CONFIG.value, overrides), traced_steps(_PROFILE.value)
     except ConfigError as error:
-        sys.exit(error_message(error))
+        refuse(str(error))
     logging.set_verbosity(logging.WARNING)
     workdir = Path(_WORKDIR.value or Path("runs") / config.name)
 

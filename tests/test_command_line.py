@@ -225,9 +225,9 @@ def test_an_import_that_is_interrupted_has_the_status_of_that(tmp_path):
             "error: unknown flag --workdri; did you mean --workdir?\n",
         ),
         ("/bin/mecap-prepare-data", ["--source=synthetc"], 2, "--source=synthetc"),
-        ("/bin/mecap-train", ["--config=grpo", "--config.group_size=4"], 1, "did you mean 'grpo.group_size'?\n"),
-        ("/bin/mecap-train", ["--config=grppo"], 1, "no such file: grppo; did you mean 'grpo'?\n"),
-        ("/bin/mecap-train", ["--config=other"], 1, "recipes that come along: emo_r3, erv, grpo"),
+        ("/bin/mecap-train", ["--config=grpo", "--config.group_size=4"], 2, "did you mean 'grpo.group_size'?\n"),
+        ("/bin/mecap-train", ["--config=grppo"], 2, "no such file: grppo; did you mean 'grpo'?\n"),
+        ("/bin/mecap-train", ["--config=other"], 2, "recipes that come along: emo_r3, erv, grpo"),
     ],
 )
 def test_commands_are_listed_and_found_by_name(program, arguments, status, words):

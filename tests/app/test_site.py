@@ -100,7 +100,8 @@ BAD = {
     "words.wav": (b"not a sound at all", "not a media file|unsupported"),
     "empty.wav": (b"", "empty file"),
     "nothing.wav": (audio_file(seconds=0.0), "has no audio samples"),
-    "long.wav": (audio_file(rate=4000, seconds=7200.0), "longer than 600 s|lasts 7200 s|has .* bytes"),
+    "long.wav": (audio_file(rate=4000, seconds=7200.0), "longer than 600 s"),
+    "long.mp4": (video_file(frames=2, starts=[0.0, 7200.0], sound=None), "lasts 7200 s"),
 }
 
 

@@ -28,7 +28,7 @@ def run(*arguments, cwd):
 )
 def test_mistakes_are_named_before_any_work(arguments, message, tmp_path):
     done = run(*(argument.format(root=ROOT) for argument in arguments), cwd=tmp_path)
-    assert done.returncode != 0 and message in done.stderr + done.stdout
+    assert done.returncode == 2 and message in done.stderr + done.stdout
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
 
