@@ -28,6 +28,7 @@ body {{ max-width: 60rem; margin: 2rem auto; padding: 0 1rem; font: 16px/1.5 sys
 table {{ display: block; overflow-x: auto; border-collapse: collapse; font-size: 0.88rem; }}
 th, td {{ border: 1px solid #ddd; padding: 0.3rem 0.6rem; vertical-align: top; }}
 th {{ background: #f5f5f5; text-align: left; }}
+td {{ min-width: 6rem; }}
 img {{ max-width: 100%; height: auto; }}
 video {{ width: 160px; }} audio {{ width: 220px; }}
 pre {{ overflow-x: auto; background: #f5f5f5; padding: 1rem; }}
