@@ -64,6 +64,7 @@ def read_clips(shards: Path, feature: str, face: Path | None) -> Clips:
                 "label": clip.label,
                 "language": clip.language,
                 "captions": {kind: list(texts) for kind, texts in clip.captions.items()},
+                "attributes": dict(clip.attributes),
             }
         )
     return Clips(rows, np.stack(voices), np.stack(faces) if faces else None)

@@ -72,11 +72,8 @@ _OVERALL_TEMPLATES = (
     "In a {loudness} voice and {rate}, the {person} expresses {noun}, with {melody}.",
     "It is a {person} who sounds {state} and talks {rate}, in a {pitch} voice with {melody}.",
 )  # "a" stands before pitch and loudness: none of their words begins with a vowel
-_PLAIN_TEMPLATES = (
-    "The {person} sounds {state} and speaks {rate}, in a {loudness}, {pitch} voice.",
-    "Sounding {state}, the {person} speaks {rate}, in a {loudness}, {pitch} voice.",
-    "It is a {person} who sounds {state} and speaks {rate}, in a {loudness}, {pitch} voice.",
-)
+# Nothing of gender: features that are normalised by speaker do not tell it, and what is not heard is learnt by heart.
+_PLAIN_TEMPLATES = ("The speaker sounds {state} and speaks {rate}, in a {loudness}, {pitch} voice.",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +95,7 @@ class Levels:
 def captioned(clips: Sequence[Pending], max_seconds: float, plain: bool = False) -> list[Pending]:
     """Returns clips that get captions of the kinds that they lack when they are read, in English.
 
-    Five of kind "overall" where the label is known (three in plain words), and one of kind "style", that says how they
+    Five of kind "overall" where the label is known (one in plain words), and one of kind "style", that says how they
     speak; the other kinds are those of `template_captions`, and all where no voice is heard. They depend on the clip
     and on those that it is compared with: all clips are heard here, before any is captioned.
     """
