@@ -7,6 +7,8 @@ import html
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+from mecap_jax.evaluation.claims import ASPECTS
+
 # Words of stages' names that are names themselves.
 _NAMES = {name.lower().replace("-", ""): name for name in ("SFT", "GRPO", "DAPO", "GPT-2", "BART", "Qwen2")}
 
@@ -64,6 +66,7 @@ METRICS = {
     "distinct_captions": Metric("Different captions", digits=0),
     "repetition": Metric("Captions that repeat themselves", better="lower"),
     "mean_length": Metric("Mean length (words)", better="", digits=1),
+    **{f"claims_true/{aspect}": Metric(f"Claims about {aspect} that are true") for aspect in ASPECTS},
 }
 # What systems are compared in.
 COMPARED = (
