@@ -85,8 +85,8 @@ def test_a_projector_beside_the_files_is_read_and_a_missing_one_drawn(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_stage_trains_the_backbones_decoder_and_opens_again(omni, tmp_path):
-    config = run_config(omni, f"data.path={tmp_path / 'shards'}", "data.source=synthetic")
+def test_a_stage_trains_the_backbones_decoder_and_opens_again(omni, common, shared, tmp_path):
+    config = run_config(omni, f"data.path={common / 'smoke-shards'}", "data.source=synthetic", shared[1])
     with RunLogger(tmp_path) as logger:
         bench = set_up(config, tmp_path / "run", logger)
         assert bench.tokenizer.template == weights.Processor.from_directory(omni, config.model).tokenizer.template

@@ -49,13 +49,16 @@ PROMPT = "Say \"why\" ```\n# of it: {x} \\ 'quoted'"  # what must survive quotin
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tmp_path_factory.mktemp("export")
+def root(tmp_path_factory, shared):
+    """Where all runs are; they have the quick encoder."""
+    directory = tmp_path_factory.mktemp("export")
+    (directory / "encoder").symlink_to(shared[1].removeprefix("encoder.path="))
+    return directory
 
 
 def train(recipe, root, change):
     """One step of SFT of a recipe, as small as it gets; all runs share their clips."""
-    overrides = [f"data.path={root / 'shards'}", "data.source=synthetic"]
+    overrides = [f"data.path={root / 'shards'}", "data.source=synthetic", f"encoder.path={root / 'encoder'}"]
     config = load(recipe, overrides)
     synthetic = dataclasses.replace(config.data.synthetic, clips=40, features=("log_mel-UTT", "log_mel-FRA"))
     sft = SftConfig(steps=1, batch_clips=8, references=1, clips="all", max_target_tokens=24)

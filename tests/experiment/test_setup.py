@@ -283,9 +283,9 @@ def test_further_clips_are_tried_on_every_row(tmp_path):
         set_up(recipe(spoken, *SMALL, others, *gpt2), tmp_path / "run", Said())
 
 
-def test_a_run_goes_on_with_the_corpus_that_it_began_with(tmp_path, monkeypatch):
+def test_a_run_goes_on_with_the_corpus_that_it_began_with(tmp_path, monkeypatch, shared):
     """Whatever its settings give today: the same words name another corpus once its generator has changed."""
-    small, workdir = ("data.max_bad_fraction=1", *SMALL), tmp_path / "run"
+    small, workdir = ("data.max_bad_fraction=1", *SMALL, shared[1]), tmp_path / "run"
     config, other = (recipe(f"data.synthetic.clips={clips}", *small) for clips in (60, 61))
     monkeypatch.chdir(tmp_path)
     workdir.mkdir()
