@@ -24,7 +24,7 @@ if not _IS_WORKER:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers share the cores
     os.environ["NUMBA_CACHE_DIR"] = f"{_CACHE.name}/numba"
-    os.environ.setdefault("NUMBA_OPT", "1")  # the pitch trackers compile longer than they run
+    os.environ.setdefault("NUMBA_OPT", "0")  # the pitch trackers compile longer than they run
 else:
     # Two processes that fill one cache of numba's can leave code there that crashes whoever loads it.
     os.environ["NUMBA_CACHE_DIR"] += f"-{os.environ['PYTEST_XDIST_WORKER']}"
