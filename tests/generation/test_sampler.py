@@ -79,10 +79,14 @@ def test_lengths_count_up_to_the_first_end(generation):
 def test_a_token_rearranges_neither_prefix_nor_cache():
     """They are kept as they are multiplied; copying them in another order would cost as much as reading them."""
     graphdef, params = miniature.model()
+
+    def inputs(params):
+        model = nnx.merge(graphdef, params)
+        _, prefix = model.prefill(miniature.prompts())
+        return model.embed_tokens(jnp.ones((3, 4, 1), jnp.int32)), prefix, init_cache(prefix, 4, LENGTH)
+
+    token, prefix, cache = jax.eval_shape(inputs, params)
     model = nnx.merge(graphdef, params)
-    _, prefix = model.prefill(miniature.prompts())
-    cache = init_cache(prefix, 4, LENGTH)
-    token = model.embed_tokens(jnp.ones((3, 4, 1), jnp.int32))
     jaxpr = jax.make_jaxpr(lambda *inputs: model.language_model.extend(*inputs, 0))(token, prefix, cache)
     moved = [e.invars[0].aval.size for e in jaxpr.eqns if e.primitive.name == "transpose"]
     assert moved and max(moved) < min(cache[0].keys.size, prefix.layers[0].keys.size)

@@ -183,10 +183,17 @@ def test_chunks_on_many_devices_change_nothing(monkeypatch):
 
 def test_entropy_is_that_of_the_distribution(tokens):
     graphdef, params = miniature.model()
-    model = nnx.merge(graphdef, params)
     prompt = miniature.prompts()
-    scores = score_completions(model, prompt, tokens, 0.5)
-    logits = np.asarray(model.language_model.logits(model.completion_states(prompt, tokens)), np.float64) / 0.5
+
+    @jax.jit
+    def both(params):
+        model = nnx.merge(graphdef, params)
+        return score_completions(model, prompt, tokens, 0.5), model.language_model.logits(
+            model.completion_states(prompt, tokens)
+        )
+
+    scores, logits = both(params)
+    logits = np.asarray(logits, np.float64) / 0.5
     p = np.exp(logits - logits.max(-1, keepdims=True))
     p /= p.sum(-1, keepdims=True)
     np.testing.assert_allclose(scores.entropy, -(p * np.log(p)).sum(-1), rtol=1e-4)

@@ -94,11 +94,16 @@ def test_hidden_states_of_every_decoder_layer(family):
     n = int(batch.length[0])
     if family.name != "gpt2":  # its first state has positions in it
         np.testing.assert_allclose(np.asarray(embedded)[0, :n], expected[0][0], atol=1e-4, rtol=0)
-    model = nnx.merge(family.graphdef, family.params)
     mask = jnp.arange(batch.tokens.shape[1]) < batch.length[:, None]
-    for count in range(1, layers):  # what their last entry holds has passed the final norm, as logits have
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def after(params, count):
+        model = nnx.merge(family.graphdef, params)
         model.language_model.layers = nnx.List(list(model.language_model.layers)[:count])
-        hidden, _ = model.language_model.prefill(embedded, batch.positions, mask, batch.next_position)
+        return model.language_model.prefill(embedded, batch.positions, mask, batch.next_position)[0]
+
+    for count in range(1, layers):  # what their last entry holds has passed the final norm, as logits have
+        hidden = after(family.params, count)
         with torch.no_grad():
             norm = family.reference.transformer.ln_f if family.name == "gpt2" else inner(family.reference).norm
             normed = norm(expected[count])[0]
