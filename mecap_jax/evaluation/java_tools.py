@@ -55,16 +55,18 @@ class Meteor:
     """METEOR 1.5 for English, a context manager.
 
     The process starts with the block, which it serves to its end, and reads its paraphrase table (about 7 s) in the
-    background. What keeps it from starting is raised at first use.
+    background; without `ahead` it starts at first use. What keeps it from starting is raised at first use.
     """
 
-    def __init__(self):
+    def __init__(self, ahead: bool = True):
+        self._ahead = ahead
         self._stack = contextlib.ExitStack()
         self._process: subprocess.Popen | None = None
 
     def __enter__(self) -> Meteor:
-        with contextlib.suppress(JavaError):
-            self._start()
+        if self._ahead:
+            with contextlib.suppress(JavaError):
+                self._start()
         return self
 
     def __exit__(self, *_):

@@ -74,7 +74,7 @@ def evaluate_checkpoint(
             f"--split: {bench.reader.directory} has no usable clip in split {split!r}, only in {', '.join(others)}"
         )
     step = None if open_model is _open_published else latest_step(checkpoint)
-    with Meteor() as meteor:
+    with Meteor(ahead=bench.task.asks_meteor) as meteor:
         captions = caption_stage(bench, checkpoint.name, graphdef, params, numbers, longest)
         if keep is not None:
             keep([bare_prediction(bench.dataset.index[n].id, step, caption) for n, caption in captions.items()])

@@ -222,21 +222,25 @@ class Evaluated(NamedTuple):
 
 def evaluate_all(stages: dict[str, Workbench], caption: MakeCaptions, untrained: bool = True) -> Evaluated:
     """Scores every finished stage on all clips that the run is evaluated on; arguments as in `evaluate`."""
-    return Evaluated(*evaluate(stages, caption, untrained=untrained), evaluate_others(stages, caption))
+    with Meteor(ahead=next(iter(stages.values())).task.asks_meteor) as meteor:
+        own = evaluate(stages, caption, meteor, untrained=untrained)
+        return Evaluated(*own, evaluate_others(stages, caption, meteor))
 
 
-def evaluate_others(stages: dict[str, Workbench], caption: MakeCaptions) -> dict[str, dict[str, StageResult]]:
+def evaluate_others(
+    stages: dict[str, Workbench], caption: MakeCaptions, meteor: Meteor
+) -> dict[str, dict[str, StageResult]]:
     """Scores what every finished stage says of the clips of `evaluation.others`, by the name of their directory."""
     found = {}
     for directory in map(Path, next(iter(stages.values())).config.evaluation.others):
         reader = ShardReader(directory)
         over = {name: bench.over(reader) for name, bench in stages.items()}
-        found[directory.name], *_ = evaluate(over, caption, directory.name)
+        found[directory.name], *_ = evaluate(over, caption, meteor, directory.name)
     return found
 
 
 def evaluate(
-    stages: dict[str, Workbench], caption: MakeCaptions, other: str = "", untrained: bool = False
+    stages: dict[str, Workbench], caption: MakeCaptions, meteor: Meteor, other: str = "", untrained: bool = False
 ) -> tuple[dict[str, StageResult], dict[str, dict[str, StageResult]], StageResult | None]:
     """Scores what every finished stage says of the evaluated clips, the ablation of modalities, and text without any
     training.
@@ -245,36 +249,34 @@ def evaluate(
 
     Args:
       caption: makes the captions that are not kept yet.
+      meteor: scores all of them.
       other: the name of clips that are not the run's own; of them there is no ablation.
       untrained: whether text without any training is scored, too, on a bounded number of the clips.
     """
     bench = next(iter(stages.values()))
     config, numbers = bench.config, common_clips(stages)
     results, ablation = {}, defaultdict(dict)
-    with Meteor() as meteor:
-        for name, stage_bench in stages.items():
-            # Of other clips by what they are, too: ids may be alike, and what is in a directory may change.
-            title, kept = (f"{name} on {other}", f"on-{other}-{bench.reader.checksum[:12]}") if other else (name, "")
-            make = functools.partial(caption, stage_bench, name, title, numbers)
-            results[name] = evaluate_stage(stage_bench, name, numbers, meteor, make, kept)
-            captioned = {clip.id for clip in results[name].clips}
-            numbers = [number for number in numbers if bench.dataset.index[number].id in captioned]
-            if other or not (
-                config.evaluation.ablation and name in ("sft", "grpo") and len(config.data.modalities) > 1
-            ):
-                continue
-            for modality in config.data.modalities:
-                alone = stage_bench.with_data(stage_bench.dataset.with_modalities((modality,)))
-                make = functools.partial(caption, alone, name, f"{name} from {modality} only", numbers)
-                ablation[name][modality] = evaluate_stage(alone, name, numbers, meteor, make, modality)
-        floor = None
-        if untrained:
-            some = sorted(random.Random(config.seed).sample(numbers, min(_UNTRAINED_CLIPS, len(numbers))))
-            make = functools.partial(caption, bench, UNTRAINED, UNTRAINED, some)
-            if not _starts_from_backbone(config):
-                clips = next(iter(results.values())).clips
-                make = functools.partial(random_text, bench, some, {clip.id: clip.references for clip in clips})
-            floor = evaluate_stage(bench, UNTRAINED, some, meteor, make)
+    for name, stage_bench in stages.items():
+        # Of other clips by what they are, too: ids may be alike, and what is in a directory may change.
+        title, kept = (f"{name} on {other}", f"on-{other}-{bench.reader.checksum[:12]}") if other else (name, "")
+        make = functools.partial(caption, stage_bench, name, title, numbers)
+        results[name] = evaluate_stage(stage_bench, name, numbers, meteor, make, kept)
+        captioned = {clip.id for clip in results[name].clips}
+        numbers = [number for number in numbers if bench.dataset.index[number].id in captioned]
+        if other or not (config.evaluation.ablation and name in ("sft", "grpo") and len(config.data.modalities) > 1):
+            continue
+        for modality in config.data.modalities:
+            alone = stage_bench.with_data(stage_bench.dataset.with_modalities((modality,)))
+            make = functools.partial(caption, alone, name, f"{name} from {modality} only", numbers)
+            ablation[name][modality] = evaluate_stage(alone, name, numbers, meteor, make, modality)
+    floor = None
+    if untrained:
+        some = sorted(random.Random(config.seed).sample(numbers, min(_UNTRAINED_CLIPS, len(numbers))))
+        make = functools.partial(caption, bench, UNTRAINED, UNTRAINED, some)
+        if not _starts_from_backbone(config):
+            clips = next(iter(results.values())).clips
+            make = functools.partial(random_text, bench, some, {clip.id: clip.references for clip in clips})
+        floor = evaluate_stage(bench, UNTRAINED, some, meteor, make)
     return results, dict(ablation), floor
 
 

@@ -48,7 +48,13 @@ class Judges:
 
 
 class Task(Checked, Protocol):
-    """One task, made from a run's configuration. It goes to the reader processes, so it can be pickled."""
+    """One task, made from a run's configuration. It goes to the reader processes, so it can be pickled.
+
+    Attributes:
+      asks_meteor: whether `evaluate` has a use for METEOR, which then starts while clips are captioned.
+    """
+
+    asks_meteor: bool
 
     def read(self, text: str) -> Mapping[str, str]:
         """The parts of an answer by name, in the order in which they stand; empty for free or malformed text."""

@@ -47,6 +47,7 @@ class Captioning:
     form: str = "centred"  # as the paper's reconstruction has them, where nothing is rewarded
     by_label: bool = False
     label_captions: str = ""
+    asks_meteor = True
 
     @classmethod
     def from_config(cls, config: Config) -> Captioning:

@@ -74,6 +74,7 @@ class Recognition:
     judge: str = ""
     judge_model: str = ""
     judge_timeout_s: float = 30.0
+    asks_meteor = False
 
     @classmethod
     def from_config(cls, config: Config) -> Recognition:

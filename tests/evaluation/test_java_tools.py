@@ -113,6 +113,15 @@ def test_meteor_starts_once_and_ends_with_its_block(fake_java):
     assert process.poll() is not None
 
 
+def test_meteor_starts_at_first_use_where_it_may_not_be_asked(fake_java):
+    fake_java(f"while read line; do echo {'0 ' * 23}; done")
+    with Meteor(ahead=False) as meteor:
+        assert meteor._process is None
+        assert not meteor.statistics(["a"], [["a"]]).any()
+        process = meteor._process
+    assert process.poll() is not None
+
+
 def test_importing_starts_nothing():
     code = "import subprocess; subprocess.Popen = None; import mecap_jax.evaluation.captions"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -42,4 +42,4 @@ def one_meteor(request, monkeypatch):
     if shutil.which("java"):
         meteor = request.getfixturevalue("meteor")
         for module in (story, scoring):
-            monkeypatch.setattr(module, "Meteor", lambda: contextlib.nullcontext(meteor))
+            monkeypatch.setattr(module, "Meteor", lambda **_: contextlib.nullcontext(meteor))
