@@ -57,7 +57,7 @@ def get_config(arg: str = "") -> Config:
             optimizer=replace(whole.sft.optimizer, learning_rate=4e-3),
             validate_every=0,
         ),
-        # Of clips without noise SFT has little left to learn.
+        # Of training clips without noise SFT has left nothing to learn.
         grpo=replace(
             whole.grpo,
             steps=10,
