@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -73,9 +75,24 @@ LORA = dataclasses.replace(
 
 @functools.cache
 def model(seed: int = 0, config: ModelConfig = CONFIG):
-    """The miniature as (graphdef, params)."""
-    graphdef, state = nnx.split(MultimodalLM(config, nnx.Rngs(seed)))
-    return graphdef, nnx.to_pure_dict(state)
+    """The miniature as (graphdef, params).
+
+    These are distributed as the network's own, but drawn by NumPy: in JAX each shape is several programs to compile.
+    """
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: MultimodalLM(config, nnx.Rngs(0))))
+
+    def draw(path, x):
+        rng = np.random.default_rng((seed, *jax.tree_util.keystr(path).encode()))  # adapters change no other weight
+        name, inputs = path[-1].key, math.prod(x.shape[:-1])
+        if name in ("kernel", "embedding"):
+            drawn = rng.normal(size=x.shape) * (inputs if name == "kernel" else x.shape[-1]) ** -0.5
+        elif name == "lora_a":
+            drawn = rng.uniform(-1, 1, x.shape) * inputs**-0.5
+        else:
+            drawn = {"scale": np.ones, "bias": np.zeros, "lora_b": np.zeros, "mix": np.zeros}[name](x.shape)
+        return jnp.asarray(drawn.astype(x.dtype))
+
+    return graphdef, jax.tree_util.tree_map_with_path(draw, nnx.to_pure_dict(state))
 
 
 def trained_adapters(params):
