@@ -89,7 +89,8 @@ def model(seed: int = 0, config: ModelConfig = CONFIG):
         elif name == "lora_a":
             drawn = rng.uniform(-1, 1, x.shape) * inputs**-0.5
         else:
-            drawn = {"scale": np.ones, "bias": np.zeros, "lora_b": np.zeros, "mix": np.zeros}[name](x.shape)
+            zeros = dict.fromkeys(("bias", "final_logits_bias", "lora_b", "mix"), np.zeros)
+            drawn = ({"scale": np.ones} | zeros)[name](x.shape)
         return jnp.asarray(drawn.astype(x.dtype))
 
     return graphdef, jax.tree_util.tree_map_with_path(draw, nnx.to_pure_dict(state))

@@ -65,4 +65,4 @@ def test_data_are_made_and_recipes_load_outside_of_the_checkout(run, tmp_path):
     assert help.returncode == 0 and "--config.name=erv" in help.stdout, help.stderr
     refused = run("mecap-train", "--config=configs/grpo.py")
     said = "error: --config: no such file: configs/grpo.py; did you mean 'grpo'?\n"
-    assert (refused.returncode, refused.stderr) == (1, said)
+    assert (refused.returncode, refused.stderr) == (2, said)

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks.linear_probe import probe
+from benchmarks.linear_classifier import probe
 from mecap_jax.config import ConfigError, load
 from mecap_jax.data.importers import prepare
 from mecap_jax.data.shards import ShardError, ShardReader

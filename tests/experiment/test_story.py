@@ -59,8 +59,9 @@ SMALL = (
     "evaluation.batch_clips=2",
     "evaluation.bootstrap=20",
     "evaluation.samples=4",
-    "evaluation.rows=text_only,sft_control,grpo_semantic,bart_sft",
+    "evaluation.rows=text_only,sft_control,grpo_semantic",
 )
+ROWS = "evaluation.rows=text_only,sft_control,grpo_semantic,bart_sft"
 METRICS = (
     "bleu_1 bleu_2 bleu_3 bleu_4 rouge_l meteor cider_d sbert_similarity emotion_reward emotion_uar emotion_war "
     "emotion_word_uar retrieval vocabulary_size distinct_1 distinct_2 distinct_captions repetition mean_length"
@@ -74,7 +75,7 @@ def small(*overrides):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, shared):
     """A run that was stopped in the middle of each main stage; the README's with rows of comparison, in small."""
-    config = load("configs/grpo.py", [*documented.overrides("runs/seed-1"), *SMALL, *shared])
+    config = load("configs/grpo.py", [*documented.overrides("runs/seed-1"), *SMALL, ROWS, *shared])
     workdir = tmp_path_factory.mktemp("story") / "run"
     with pytest.raises(Interrupted, match="sft: stopped after step 2 of 3"):
         story.run(config, workdir, lambda step: step == 2)
