@@ -269,15 +269,20 @@ def evaluate(
             alone = stage_bench.with_data(stage_bench.dataset.with_modalities((modality,)))
             make = functools.partial(caption, alone, name, f"{name} from {modality} only", numbers)
             ablation[name][modality] = evaluate_stage(alone, name, numbers, meteor, make, modality)
-    floor = None
-    if untrained:
-        some = sorted(random.Random(config.seed).sample(numbers, min(_UNTRAINED_CLIPS, len(numbers))))
-        make = functools.partial(caption, bench, UNTRAINED, UNTRAINED, some)
-        if not _starts_from_backbone(config):
-            clips = next(iter(results.values())).clips
-            make = functools.partial(random_text, bench, some, {clip.id: clip.references for clip in clips})
-        floor = evaluate_stage(bench, UNTRAINED, some, meteor, make)
+    floor = _untrained(bench, caption, numbers, next(iter(results.values())), meteor) if untrained else None
     return results, dict(ablation), floor
+
+
+def _untrained(
+    bench: Workbench, caption: MakeCaptions, numbers: list[int], scored: StageResult, meteor: Meteor
+) -> StageResult:
+    """Scores text without any training on some of the clips, of which `scored` is a stage's result: what the backbone
+    says, or random text where there is none."""
+    some = sorted(random.Random(bench.config.seed).sample(numbers, min(_UNTRAINED_CLIPS, len(numbers))))
+    make = functools.partial(caption, bench, UNTRAINED, UNTRAINED, some)
+    if not _starts_from_backbone(bench.config):
+        make = functools.partial(random_text, bench, some, {clip.id: clip.references for clip in scored.clips})
+    return evaluate_stage(bench, UNTRAINED, some, meteor, make)
 
 
 def _starts_from_backbone(config: Config) -> bool:

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from mecap_jax.config import RewardConfig, RewardSpec
 from mecap_jax.rewards.anchors import Anchors, build_anchors
 from mecap_jax.rewards.emotion import (
     FORMS,
@@ -10,6 +11,9 @@ from mecap_jax.rewards.emotion import (
     emotion_coordinates,
     emotion_similarity,
 )
+from mecap_jax.tasks.base import Judges
+from mecap_jax.tasks.captioning import Captioning
+from tests.data.clips import record
 from tests.rewards.captions import CAPTIONS
 from tests.rewards.conftest import TableEncoder, sample
 
@@ -140,6 +144,22 @@ def test_emotion_reward_against_the_label_needs_no_reference(table_anchors):
     assert values == [pytest.approx(1), pytest.approx(0), pytest.approx(0.5, abs=1e-3), None, None]
     with pytest.raises(ValueError, match="against must be one of .*, got 'labels'"):
         EmotionReward(TableEncoder(TABLE), table_anchors, against="labels")
+
+
+def test_a_caption_of_a_silent_clip_is_judged_by_the_label(encoder, anchors):
+    terms = (RewardSpec("emotion", 2.0, options={"against": "label"}), RewardSpec("fluency"), RewardSpec("cider_d"))
+    task = Captioning("overall", "Describe.", by_label=True)
+    train = [record(f"clip-{i}", captions={"overall": texts[:3]}) for i, texts in enumerate(CAPTIONS.values())]
+    reward = task.rewards(RewardConfig(terms), Judges(encoder, anchors["captions"], [*train, record("labelled")]))
+    samples = [
+        sample(text, label=label, group=group)
+        for group, label in enumerate(CAPTIONS)
+        for text in (CAPTIONS[label][5], CAPTIONS[list(CAPTIONS)[group - 3]][5])
+    ]
+    judged = reward(samples)
+    right, wrong = judged.terms["emotion"].reshape(-1, 2).T
+    assert (right > wrong).all() and (right - wrong).mean() > 0.3
+    assert np.isnan(judged.terms["cider_d"]).all() and np.isfinite(judged.total).all() and judged.failures == {}
 
 
 def test_semantic_reward_takes_the_best_reference():

@@ -8,12 +8,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Mapping
+from typing import TypeVar
 
 import numpy as np
 
+from mecap_jax.data.manifest import ClipRecord
 from mecap_jax.data.utterance import Utterance
 from mecap_jax.emotions import phrases
 
+Clip = TypeVar("Clip", Utterance, ClipRecord)
 REFERENCES = 5  # "overall" captions a clip, as in EmotionTalk
 _GENDERS = {"male": "male", "m": "male", "man": "male", "男": "male",
             "female": "female", "f": "female", "woman": "female", "女": "female"}  # fmt: skip
@@ -69,8 +72,9 @@ _TEMPLATES = {
 }
 
 
-def fill(utterance: Utterance, language: str) -> Utterance:
-    """Returns the utterance with captions of the kinds that it lacks, where its label is known.
+def fill(utterance: Clip, language: str) -> Clip:
+    """Returns the utterance (or what the index knows of it) with captions of the kinds that it lacks, where its label
+    is known.
 
     One of kind "emotion", one of kind "speaker" where the gender is known, five of kind "overall". What a clip gets
     depends on its id, its label and its attributes "gender" and "intensity" alone.
@@ -96,17 +100,17 @@ def fill(utterance: Utterance, language: str) -> Utterance:
     )
 
 
-def random_of(utterance: Utterance) -> np.random.Generator:
+def random_of(utterance: Utterance | ClipRecord) -> np.random.Generator:
     """Random numbers that are a clip's own, the same every time."""
     return np.random.default_rng(int.from_bytes(hashlib.sha256(utterance.id.encode()).digest()[:8]))
 
 
-def gender_of(utterance: Utterance) -> str | None:
+def gender_of(utterance: Utterance | ClipRecord) -> str | None:
     """Returns "male", "female", or None where nobody knows."""
     return _GENDERS.get(_attribute(utterance, "gender") or _attribute(utterance, "sex"))
 
 
-def is_strong(utterance: Utterance) -> bool:
+def is_strong(utterance: Utterance | ClipRecord) -> bool:
     """Whether the emotion is labelled as a strong one."""
     return _attribute(utterance, "intensity") in _STRONG
 
@@ -117,5 +121,5 @@ def _sentence(template: str, words: Mapping[str, tuple[str, ...]], rng: np.rando
     return sentence[0].upper() + sentence[1:]
 
 
-def _attribute(utterance: Utterance, name: str) -> str:
+def _attribute(utterance: Utterance | ClipRecord, name: str) -> str:
     return next((value.casefold() for key, value in utterance.attributes.items() if key.casefold() == name), "")
