@@ -20,7 +20,7 @@ UNSEEN = record("unseen", labels={"multimodal": "angry"}, captions={}, split="te
         (["grpo.reward.terms.emotion.options.against=label"], {"told", "labelled"}, {"told"}),
         (["data.label_captions=en"], {"told", "labelled"}, {"told", "labelled"}),
     ],
-    ids=str,
+    ids=["captions", "reward by the label", "captions from the label"],
 )
 def test_which_clips_are_used_and_which_teach_words(changes, used, taught):
     """Clips to be evaluated on always need references."""
