@@ -6,13 +6,19 @@ Drawn on bare `Figure` objects with the Agg renderer: no display, no global pypl
 
 from __future__ import annotations
 
+import contextlib
+import logging as python_logging
+import re
 import textwrap
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from absl import logging
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findSystemFonts, fontManager
 from matplotlib.lines import Line2D
 
 from mecap_jax.evaluation.tables import UNTRAINED, describe, stage_title
@@ -22,7 +28,35 @@ OTHERS = ("#777777", "#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#B8A900")  # r
 MARKERS = "osD^vPX*"
 INK, PALE = "#333333", "#DDDDDD"
 WIDTH = 8.3  # inches; at 150 dots an inch a page of 830 pixels shows three of two, and type of 10 points as 14 pixels
+_CHINESE = (
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",  # the file of all has the names of its first
+    "Noto Sans SC",
+    "Source Han Sans SC",
+    "WenQuanYi Zen Hei",
+    "WenQuanYi Micro Hei",
+    "PingFang SC",
+    "Hiragino Sans GB",
+    "Microsoft YaHei",
+    "SimHei",
+)
+
+
+def _families() -> list[str]:
+    """Labels may be Chinese, and matplotlib's own font is not: names it with those of the system's that are."""
+    known = {font.fname for font in fontManager.ttflist}
+    for path in findSystemFonts():
+        if path not in known:  # installed since matplotlib looked, which it does once
+            with contextlib.suppress(OSError, RuntimeError):  # a format that it cannot draw
+                fontManager.addfont(path)
+    installed = {font.name for font in fontManager.ttflist}
+    return ["DejaVu Sans", *(name for name in _CHINESE if name in installed)]
+
+
+# It would say of every weight that a Chinese font lacks which one is drawn.
+python_logging.getLogger("matplotlib.font_manager").setLevel(python_logging.ERROR)
 STYLE = {
+    "font.family": _families(),
     "font.size": 10,
     "axes.titlesize": 11,
     "axes.titleweight": "bold",
@@ -124,6 +158,15 @@ def legend(figure: Figure, stages: Sequence[str], floors: Iterable[str] = ()) ->
     figure.legend(handles=handles, loc="outside upper center", ncols=min(4, len(handles)))
 
 
+_MISSING = re.compile(r"Glyph (\d+) .*missing from")
+
+
 def save(figure: Figure, path: Path) -> None:
-    """Writes the picture."""
-    figure.savefig(path, dpi=150)
+    """Writes the picture. Says in one line which characters are boxes in it, as no font is known that has them."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        figure.savefig(path, dpi=150)
+    missing = dict.fromkeys(match[1] for each in caught if (match := _MISSING.match(str(each.message))))
+    if missing:
+        shown = "".join(chr(int(number)) for number in missing)
+        logging.warning("%s: no font for %r; with Noto Sans CJK installed, it is drawn", path.name, shown)
