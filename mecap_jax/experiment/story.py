@@ -391,7 +391,7 @@ def _data_summary(bench: Workbench) -> dict[str, Any]:
         "splits": manifest["splits"],
         "evaluated_split": dataset.evaluated_split,
         "used": {split: len(dataset.clips(split)) for split in ("train", "validation", "test")},
-        "sft_clips": len(dataset.clips("train", "sft")),
+        "sft_clips": len(dataset.teaching("train", "sft")),
         "held_out_from_sft": len(dataset.clips("train", "held_out")),
         "licences": manifest["licences"],
         "quarantined": [dataclasses.asdict(clip) for clip in dataset.quarantined],

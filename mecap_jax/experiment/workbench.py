@@ -49,14 +49,18 @@ class Workbench:
           DataError: data that the row cannot use; both name the row.
         """
         config = row_config(self.config, row)
-        if (config.task, config.data) == (self.config.task, self.config.data):
+        try:
+            task = make_task(config)
+        except ConfigError as error:
+            raise ConfigError(f"row {row.name!r}: {error}") from error
+        # A task follows from more than its own settings: which clips can be used, from the reward as well.
+        if (config.task, config.data, task) == (self.config.task, self.config.data, self.task):
             return dataclasses.replace(self, config=config)
         shapes = config.data.buckets
         if shapes == self.config.data.buckets and not self.dataset.fixed_shapes:
             # They came from what the run asks: where the row's prompts need more room, it gets a shape more.
             config = dataclasses.replace(config, data=dataclasses.replace(config.data, buckets=()))
         try:
-            task = make_task(config)
             dataset = ClipDataset(self.reader, config.data, config.model, self.tokenizer, task, shapes)
         except (ConfigError, DataError) as error:
             raise type(error)(f"row {row.name!r}: {error}") from error

@@ -130,7 +130,8 @@ class CiderD:
     """CIDEr-D (Vedantam et al., arXiv 1411.5726) with n up to 4 and sigma 6; the scale is 0 to 10.
 
     Args:
-      documents: the tokenised references of each training clip; document frequencies come from these alone.
+      documents: the tokenised references of each training clip; document frequencies come from these alone. A clip
+        without references is no document.
 
     Raises:
       ValueError: fewer than two documents, for which every inverse document frequency is zero.
@@ -139,7 +140,7 @@ class CiderD:
     def __init__(self, documents: Iterable[Sequence[Sequence[str]]]):
         self._frequency: collections.Counter[_NGram] = collections.Counter()
         count = 0
-        for references in documents:
+        for references in filter(None, documents):
             count += 1
             self._frequency.update({ngram for reference in references for ngram in _ngrams(reference)})
         if count < 2:

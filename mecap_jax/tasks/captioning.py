@@ -14,11 +14,12 @@ from mecap_jax.data.importers.template_captions import fill
 from mecap_jax.data.language import has_word
 from mecap_jax.data.manifest import ClipRecord
 from mecap_jax.data.synthetic.corpus import DATASET as SYNTHETIC
+from mecap_jax.emotions import EMOTIONS
 from mecap_jax.evaluation.claims import claims_where_known
 from mecap_jax.evaluation.java_tools import Meteor
 from mecap_jax.evaluation.model_card import About
 from mecap_jax.evaluation.stage import EvaluatedClip, StageResult, score_stage
-from mecap_jax.rewards.anchors import Anchors
+from mecap_jax.rewards.anchors import Anchors, captions_by_label
 from mecap_jax.rewards.base import Reward, Sample, normalise_text
 from mecap_jax.rewards.combine import RewardFunction, build_reward, check_terms
 from mecap_jax.rewards.emotion import DistinctivenessReward, EmotionReward, SemanticReward, emotion_coordinates
@@ -76,7 +77,9 @@ class Captioning:
         """Returns the captions of the kind that is learnt."""
         found = references(record, self.target)
         if self.label_captions and not found and record.split == "train":
-            return fill(record, self.label_captions).captions.get(self.target, ())
+            # Captions of the kind that it has all the same have no word in them.
+            others = {kind: texts for kind, texts in record.captions.items() if kind != self.target}
+            return fill(dataclasses.replace(record, captions=others), self.label_captions).captions.get(self.target, ())
         return found
 
     def exercise(self, record: ClipRecord, other: ClipRecord, rng: np.random.Generator) -> None:
@@ -96,6 +99,8 @@ class Captioning:
         """Returns what is wrong, and what is odd, about labels, references and the language of captions."""
         found = Judgement([], [])
         _check_labels(config, train, evaluated, found.remarks)
+        if self.by_label:
+            _check_anchors(config, train, found.problems)
         self._check_references(config, records, found)
         return found
 
@@ -153,6 +158,7 @@ class Captioning:
         return dataclasses.replace(result, statistics={**result.statistics, **claims})
 
     def _check_references(self, config: Config, records: Sequence[ClipRecord], found: Judgement) -> None:
+        silent = [record for record in records if not references(record, self.target)]
         records = [record for record in records if record.captions.get(self.target)]
         captions = (text for record in records for text in record.captions[self.target])
         wordless = [text for text in captions if not has_word(text)]
@@ -166,10 +172,12 @@ class Captioning:
                 f"captions count as English because their script does not say otherwise, and the speech is in "
                 f"{clip_counts(guessed)}: the attribute 'caption_language' of a clip tells better"
             )
-        foreign = Counter(record.caption_language for record in records if not record.caption_language.startswith("en"))
+        languages = Counter(record.caption_language for record in records if references(record, self.target))
+        languages += Counter({self.label_captions: sum(bool(self.targets(record)) for record in silent)})
+        foreign = Counter({language: n for language, n in languages.items() if not language.startswith("en")})
         if foreign and not config.encoder.path:
             needed = any(spec.weight and spec.name in _EMBEDDED for spec in _terms(config))
-            refused = needed and sum(foreign.values()) > config.data.max_bad_fraction * len(records)
+            refused = needed and foreign.total() > config.data.max_bad_fraction * languages.total()
             says = "the reward would be noise" if refused else "figures that rest on it say nothing of these clips"
             (found.problems if refused else found.remarks).append(
                 f"captions are in {clip_counts(foreign)}, and the packaged sentence encoder reads English only: "
@@ -190,21 +198,43 @@ def _terms(config: Config) -> tuple[RewardSpec, ...]:
 def _check_labels(
     config: Config, train: Sequence[ClipRecord], evaluated: Sequence[ClipRecord], remarks: list[str]
 ) -> None:
-    known = {record.label for record in train if record.label}
+    known, captioned = {record.label for record in train if record.label}, _captioned_labels(config, train)
     if config.encoder.anchors:
         anchored = set(Anchors.load(config.encoder.anchors).labels)
         if lacking := sorted(known - anchored):
             remarks.append(f"the anchors of config key 'encoder.anchors' lack labels of the clips: {listed(lacking)}")
         known = anchored
-    elif len(known) < 2:
+    elif len(captioned) < 2:
         remarks.append(
-            f"training clips have {counted(known, 'emotion label')}, too few for anchors of their own: anchors come "
-            "from template phrases"
+            f"training clips with captions have {counted(captioned, 'emotion label')}, too few for anchors of their "
+            "own: anchors come from template phrases"
         )
         return
+    else:
+        known = captioned
     unseen = Counter(record.label for record in evaluated if record.label and record.label not in known)
     if unseen:
         remarks.append(f"labels that training never sees count as missed in evaluation: {clip_counts(unseen)}")
+
+
+def _check_anchors(config: Config, train: Sequence[ClipRecord], problems: list[str]) -> None:
+    """A clip that is judged by its label alone is judged by that label's anchor: without one, any emotion would do."""
+    if config.encoder.anchors:
+        anchored = set(Anchors.load(config.encoder.anchors).labels)
+    else:
+        captioned = _captioned_labels(config, train)
+        anchored = captioned if len(captioned) > 1 else set(EMOTIONS)
+    silent = (record for record in train if record.label and not references(record, config.data.target))
+    if lacking := Counter(record.label for record in silent if record.label not in anchored):
+        problems.append(
+            f"the reward judges clips without captions by the anchor of their label, and there is none for "
+            f"{clip_counts(lacking)}: give some of these clips captions, leave them out, or name anchors that have "
+            "their labels (config key 'encoder.anchors')"
+        )
+
+
+def _captioned_labels(config: Config, train: Sequence[ClipRecord]) -> set[str]:
+    return set(captions_by_label(train, "train", config.data.target))
 
 
 # --- the terms of the reward -----------------------------------------------------------------------------------------

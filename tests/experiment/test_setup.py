@@ -138,8 +138,8 @@ class Said(RunLogger):
         self.lines.append(message)
 
 
-def write_voices(directory, lengths, **changes):
-    """Shards of clips of sound alone, of these lengths in seconds."""
+def write_voices(directory, lengths, silent=0, **changes):
+    """Shards of clips of sound alone, of these lengths in seconds; the first `silent` for training have no captions."""
     sounds = {seconds: audio_file(seconds=seconds) for seconds in set(lengths)}
     items = [
         Utterance(
@@ -149,7 +149,9 @@ def write_voices(directory, lengths, **changes):
             speaker=f"speaker-{i % 5}",
             audio=sounds[seconds],
             labels={"multimodal": ("happy", "sad", "angry")[i % 3]},
-            captions={"overall": (f"a {('happy', 'sad', 'angry')[i % 3]} voice, number {i}",)},
+            captions={"overall": (f"a {('happy', 'sad', 'angry')[i % 3]} voice, number {i}",)}
+            if i >= silent or i % 5 == 4
+            else {},
             **changes,
         )
         for i, seconds in enumerate(lengths)
@@ -316,6 +318,20 @@ def test_a_row_that_asks_for_more_gets_the_room(tmp_path):
     shapes = str(tuple(dataclasses.asdict(bucket) for bucket in bench.config.data.buckets))
     with pytest.raises(DataError, match="(?s)row 'other': .*does not fit the largest of data.buckets"):
         set_up(recipe(path, *SMALL, *longer, f"data.buckets={shapes}"), tmp_path / "run", Said())
+
+
+@pytest.mark.parametrize("here, there", [("label", "references"), ("references", "label")])
+def test_a_row_whose_reward_judges_by_something_else_has_other_clips(tmp_path, here, there):
+    path, against = (
+        write_voices(tmp_path / "shards", [1.0] * 40, silent=10),
+        "grpo.reward.terms.emotion.options.against",
+    )
+    (tmp_path / "run").mkdir()
+    settings = (*SMALL, "data.max_bad_fraction=.5", f"{against}={here}", *row(f"{against}={there}", stage="grpo"))
+    bench = set_up(recipe(path, *settings), tmp_path / "run", Said())
+    changed = bench.for_row(bench.config.rows[0])
+    clips = {"label": 32, "references": 24}
+    assert len(bench.dataset.clips("train")) == clips[here] and len(changed.dataset.clips("train")) == clips[there]
 
 
 @needs_shared_data

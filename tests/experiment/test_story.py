@@ -24,6 +24,7 @@ from mecap_jax.interruption import Interrupted
 from mecap_jax.models.checkpoints.table import CheckpointError
 from mecap_jax.rewards.anchors import Anchors
 from mecap_jax.sharding import make_mesh
+from mecap_jax.tasks.captioning import Captioning
 from mecap_jax.training.checkpointing import latest_step
 from mecap_jax.training.logging import RunLogger, read_jsonl
 from tests import documented
@@ -292,6 +293,30 @@ def test_a_checkpoint_can_be_evaluated_by_itself(finished):
             evaluate_checkpoint(workdir / "none", None, "test", logger)
         with pytest.raises(ConfigError, match="holds no run"):
             evaluate_checkpoint(workdir / "checkpoints" / "checkpoints" / "grpo", None, "test", logger)
+
+
+class _Asked(Exception):
+    """What was to be captioned."""
+
+
+@pytest.mark.slow
+def test_clips_without_references_are_not_evaluated(finished, monkeypatch):
+    """As are training clips of which a run knows a label alone."""
+    config, workdir, _ = finished
+    targets, logger, lines = Captioning.targets, RunLogger(None), []
+
+    def caption_stage(bench, stage, graphdef, params, numbers, longest):
+        raise _Asked(*([bench.dataset.index[n].id for n in some] for some in (numbers, bench.dataset.clips("train"))))
+
+    monkeypatch.setattr(Captioning, "usable", lambda self, record: None)
+    monkeypatch.setattr(Captioning, "targets", lambda self, clip: () if "1" in clip.id else targets(self, clip))
+    monkeypatch.setattr(logger, "say", lines.append)
+    monkeypatch.setattr(scoring, "caption_stage", caption_stage)
+    with pytest.raises(_Asked) as asked:
+        evaluate_checkpoint(workdir / "checkpoints" / "grpo", Path(config.data.path), "train", logger)
+    captioned, known = asked.value.args
+    assert captioned == [id for id in known if "1" not in id] != known
+    assert lines[-1].startswith(f"{len(known) - len(captioned)} clips are left out: nothing is known")
 
 
 def _tuples(mapping):

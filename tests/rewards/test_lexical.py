@@ -73,9 +73,16 @@ def test_document_frequencies_come_from_the_train_captions_alone():
     assert score(common, [common + rare]) < score(rare, [common + rare])
 
 
-def test_cider_d_needs_more_than_one_clip():
+def test_a_clip_without_references_is_no_document():
+    """Or what all captions say would be worth something as soon as clips are silent."""
+    told = [[["the", "sad", "voice"]], [["the", "glad", "voice"]]]
+    assert CiderD(told)(["the", "voice"], told[0]) == CiderD([*told, [], [], []])(["the", "voice"], told[0]) == 0
+
+
+@pytest.mark.parametrize("silent", [[], [[]]])
+def test_cider_d_needs_more_than_one_clip(silent):
     with pytest.raises(ValueError, match="at least two clips, got 1"):
-        CiderD([[["one", "clip"]]])
+        CiderD([[["one", "clip"]], *silent])
 
 
 def test_terms():
