@@ -179,6 +179,10 @@ def test_combinations_of_stages():
         load(RECIPE, ["sft=None", "grpo=None"])
     with pytest.raises(ConfigError, match="'evaluation.rows'.*grpo_semantic needs grpo, which this run leaves out"):
         load(RECIPE, ["grpo=None", "evaluation.rows=grpo_semantic"])
+    with pytest.raises(ConfigError, match="'evaluation.rows'.*sft_control needs sft, which this run leaves out"):
+        load(RECIPE, ["sft=None", "init_from=run/checkpoints/sft", "evaluation.rows=sft_control"])
+    # Its twin goes on from where the branch does.
+    load(RECIPE, ["sft=None", "init_from=run/checkpoints/sft", "evaluation.rows=reward_off"])
     with pytest.raises(ConfigError, match="'grpo.reward.terms'.*nothing would be learnt"):
         load(RECIPE, ["grpo.reward.terms=emotion=0,semantic=0"])
     terms, late = ("emotion", "semantic"), "((10, 0.0), (20, 1.0))"

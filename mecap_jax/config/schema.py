@@ -453,7 +453,7 @@ class RowConfig:
     Attributes:
       name: what checkpoints, report and command line call it.
       stage: which stage.
-      after: "sft" starts where SFT ended; "" where the run starts.
+      after: "sft" starts where SFT ended; "" where the run starts, as does "sft" in a run that leaves SFT out.
       changes: "key=value" as on the command line, over the run's own configuration; keys of `task`, `data`, `sft` and
         `grpo`, but for the task's name and what says which clips there are: a row must be comparable. Keys of
         `model.decoder` put another network in its place, towers in front of it and all, which begins at random.

@@ -176,7 +176,8 @@ def _rows(config: Config) -> Problems:
             yield "evaluation.rows", f"this recipe has no row {name!r}; it has {', '.join(offered) or 'none'}"
             continue
         row = offered[name]
-        for stage in (row.stage, row.after, row.time_of, row.steps_of):
+        # Where a run leaves SFT out, what comes after it begins where the run does.
+        for stage in (row.stage, row.time_of, row.steps_of):
             if stage and getattr(config, stage) is None:
                 yield "evaluation.rows", f"{name} needs {stage}, which this run leaves out"
 
