@@ -9,12 +9,12 @@ those), and refused where it is something else. How many steps of SFT fit into t
 the first seed and holds for all. The tables of `configs/grpo.py` go into the section "results" of the document and of
 `README.md`, those of another recipe into the section of its name. A recipe with `--change` or an argument is another
 experiment: its tables go into the section of the document that `--section` names. With `--budgets` SFT is as long as
-each of these says, in runs of their own (`ROOT/sft-STEPS`, where it is not the recipe's own length).
+each of these says, in runs of their own (`ROOT/sft-STEPS`, where it is not the recipe's own length), and a picture by
+the name of the section, "budget" for the main recipe, is drawn beside the document.
 """
 
 import dataclasses
 import multiprocessing
-import shutil
 import signal
 import subprocess
 import sys
@@ -48,7 +48,7 @@ from mecap_jax.experiment.setup import USER_ERRORS
 from mecap_jax.experiment.story import CONTROL, Evaluated, evaluated_again
 from mecap_jax.experiment.weights import CONFIG_FILE, read_report
 from mecap_jax.experiment.workdir import check_finished, check_same, is_claimed
-from mecap_jax.json_files import read_json_object
+from mecap_jax.json_files import read_json_object, write_json
 from mecap_jax.text_files import error_message
 from mecap_jax.training.logging import RunLogger
 
@@ -64,7 +64,7 @@ _BUDGETS = flags.DEFINE_list(
 _SECTION = flags.DEFINE_string("section", None, "Section of the document that the tables go into.")
 _PROJECT = Path(__file__).parents[1]
 _DOCUMENT = "docs/reproduction.md"
-_PICTURE = "docs/pictures/budget.png"
+_PICTURES = "docs/pictures"
 _NEEDED = {"seed", "eval", "confidence", "ablation", "intervals", "data", "test", "made"}  # of a report
 local_paths("root", "others")
 
@@ -95,7 +95,10 @@ def _runs(root: Path, changes: Sequence[str] = ()) -> _Runs:
 
 def _reproduce() -> None:
     root, section = Path(_ROOT.value), _section()
-    own = load(_CONFIG.value, _CHANGES.value).sft
+    recipe = load(_CONFIG.value, _CHANGES.value)
+    own = recipe.sft
+    if _BUDGETS.value and (own is None or recipe.grpo is None):
+        raise ConfigError("--budgets: asks what GRPO adds to SFT, and this recipe has not both")
     experiments = {
         steps: _runs(root if own and own.steps == steps else root / f"sft-{steps}", [f"sft.steps={steps}"])
         for steps in _budgets()
@@ -117,8 +120,10 @@ def _reproduce() -> None:
     if _BUDGETS.value:
         results = {steps: [of_seed.results for of_seed in by_seed] for steps, by_seed in found.items()}
         _write(documents[0], section, budget_tables(next(iter(reports.values())), results))
-        plot_budget(results, _PROJECT / _PICTURE)
-        print(f"written: {_PROJECT / _PICTURE}")
+        picture = _PROJECT / _PICTURES / f"{section}.png"
+        picture.parent.mkdir(exist_ok=True)
+        plot_budget(results, picture)
+        print(f"written: {picture}")
         return
     for document, text in zip(documents, _texts(section, reports[0], found[0])):
         _write(document, section, text)
@@ -159,9 +164,15 @@ def _section() -> str:
     recipe, _, argument = _CONFIG.value.partition(":")
     is_main = Path(recipe).resolve() == (_PROJECT / "configs" / "grpo.py").resolve()
     changes = [*_CHANGES.value, *([f"the argument {argument}"] if argument else [])]
-    if _BUDGETS.value and not _SECTION.value:
-        return section_of(BUDGET_SECTION, changes, None)
-    return section_of(MAIN_SECTION if is_main else Path(recipe).stem, changes, _SECTION.value)
+    own = MAIN_SECTION if is_main else Path(recipe).stem
+    if not _BUDGETS.value:
+        return section_of(own, changes, _SECTION.value)
+    if is_main:
+        return section_of(BUDGET_SECTION, changes, _SECTION.value)
+    # Neither that of the main recipe, nor that of this recipe's own tables.
+    if _SECTION.value in (None, BUDGET_SECTION):
+        raise ConfigError(f"--budgets: of {_CONFIG.value} they need a section of their own (--section={own}_budget)")
+    return section_of(own, ["--budgets"], _SECTION.value)
 
 
 def _evaluation(config: Config) -> list[str]:
@@ -202,15 +213,17 @@ def _train_all(runs: list[tuple[_Runs, int]]) -> None:
     for number, (of, seed) in enumerate(runs):
         left = f"{about(expected)} for all that is left"
         print(f"run {number + 1} of {len(runs)}, {of.workdirs[seed]}: {left}", flush=True)
-        # A row that takes the time of another stage does so in every seed as in the first one.
-        _train(of.asked[seed], of.settings, of.workdirs[seed], next(iter(of.workdirs.values())) / CONTROL)
+        _train(of.asked[seed], of.settings, of.workdirs[seed])
         expected = sum(ahead[number + 1 :]) * (time.monotonic() - began) / sum(ahead[: number + 1])
 
 
-def _train(config: Config, settings: list[str], workdir: Path, control: Path) -> None:
-    if control.exists() and not (workdir / CONTROL).exists():
+def _train(config: Config, settings: list[str], workdir: Path) -> None:
+    # A row that takes the time of another stage does so in every seed as in the one that was trained first, whichever
+    # seeds are asked for now.
+    measured = sorted(workdir.parent.glob(f"seed-*/{CONTROL}"), key=lambda path: path.stat().st_mtime)
+    if measured and not (workdir / CONTROL).exists():
         workdir.mkdir(parents=True, exist_ok=True)
-        shutil.copy(control, workdir / CONTROL)
+        write_json(workdir / CONTROL, read_json_object(measured[0]))
     command = [sys.executable, str(_PROJECT / "scripts" / "train.py"), f"--config={_CONFIG.value}"]
     options = [f"--workdir={workdir}", *(f"--config.{item}" for item in [f"seed={config.seed}", *settings])]
     code = subprocess.run([*command, *options]).returncode

@@ -106,7 +106,7 @@ def claims_table(
     """
     level, kind = reports[0]["intervals"]["level"], reports[0]["intervals"]["clusters"]
     seeds = [report["seed"] for report in reports]
-    _check_alike(seeds, results)
+    check_alike(seeds, results)
     rows, of_grpo = [], {}
     for first, second in pairs(results[0]):
         found = _compare([by_stage[first] for by_stage in results], [by_stage[second] for by_stage in results], level)
@@ -118,7 +118,7 @@ def claims_table(
         whole = [by_stage[stage] for by_stage in results]
         for condition in conditions:
             alone = [by_stage[stage][condition] for by_stage in ablation]
-            _check_alike(seeds, [{stage: a, condition: b} for a, b in zip(whole, alone)])
+            check_alike(seeds, [{stage: a, condition: b} for a, b in zip(whole, alone)])
             found = _compare(whole, alone, level)
             title = f"{stage_title(stage)}: {condition_title('all')} against {condition_title(condition)}"
             rows.append([title, *verdict_cells({key: _verdict(found[key]) for key in ABLATION_KEYS if key in found})])
@@ -130,8 +130,12 @@ def claims_table(
     return "\n\n".join(filter(None, (method, table, reward_verdict(of_grpo)))) if rows else ""
 
 
-def _check_alike(seeds: Sequence[int], results: Sequence[Mapping[str, StageResult]]) -> None:
+def check_alike(seeds: Sequence[object], results: Sequence[Mapping[str, StageResult]]) -> None:
     """Checks that all stages of all seeds were evaluated on the same clips of the same speakers.
+
+    Args:
+      seeds: what each is called.
+      results: one a seed, by stage.
 
     Raises:
       ReproductionError: names seed and stage, and the clips or the stages that differ.

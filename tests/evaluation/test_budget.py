@@ -1,6 +1,11 @@
 """Curves over the length of SFT say where the reward teaches something, by intervals of paired differences."""
 
+import dataclasses
+
+import pytest
+
 from mecap_jax.evaluation.budget import KEYS, budget_tables, plot_budget
+from mecap_jax.evaluation.reproduction import ReproductionError
 from tests.evaluation.test_reproduction import REPORTS, SEEDS, cells, result
 
 
@@ -27,6 +32,27 @@ def test_gains_are_told_by_length():
 def test_a_row_that_not_every_length_has_is_left_out():
     budgets = {**BUDGETS, 900: [{k: v for k, v in found.items() if k != "reward_off"} for found in BUDGETS[900]]}
     assert "Reward off" not in budget_tables(REPORTS, budgets)
+
+
+def test_other_tasks_are_told_by_their_own_measures(tmp_path):
+    seeds = [
+        {stage: result(seed, war=0.5, uar=value) for stage, value in (("sft", 0.2), ("grpo", 0.4))} for seed in SEEDS
+    ]
+    budgets = {steps: seeds for steps in (1, 2)}
+    lines = budget_tables(REPORTS, budgets).splitlines()
+    (header,) = (line for line in lines if line.startswith("| steps of SFT | stage"))
+    assert [title.split()[0] for title in header.split(" | ")[2:]] == ["WAR", "UAR"]
+    plot_budget(budgets, tmp_path / "budget.png")
+
+
+def test_lengths_are_compared_on_the_same_clips():
+    fewer = [
+        {stage: dataclasses.replace(of, clips=of.clips[1:]) for stage, of in found.items()} for found in BUDGETS[900]
+    ]
+    with pytest.raises(
+        ReproductionError, match="behind 150 steps, sft: evaluated on other clips than seed 0 behind 900"
+    ):
+        budget_tables(REPORTS, {**BUDGETS, 900: fewer})
 
 
 def test_curves_are_drawn(tmp_path):

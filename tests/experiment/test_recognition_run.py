@@ -109,6 +109,7 @@ def test_tables_over_seeds_go_into_the_section_that_was_named(finished, shared, 
     for arguments, words in (
         (["--section=absent"], ["'<!-- absent: begin -->'"]),
         (["--section=r1_omni"], ["are not the results of the section 'r1_omni'"]),
+        (["--section=budget", "--budgets=2"], ["need a section of their own (--section=r1_omni_budget)"]),
         (
             other,
             [
@@ -130,8 +131,12 @@ def test_tables_over_seeds_go_into_the_section_that_was_named(finished, shared, 
         assert "Traceback" not in refused.stderr and refused.stdout == ""
     assert document.read_text() == before
 
+    done = reproduce(f"--budgets={report['config']['sft']['steps']}")
+    assert done.returncode == 0 and (tmp_path / "docs" / "pictures" / "small.png").is_file(), done.stderr
+    assert f"| {report['config']['sft']['steps']} | GRPO − SFT, labels |" in document.read_text()
     done = reproduce()
     assert done.returncode == 0, done.stderr
+    assert "steps of SFT" not in document.read_text().partition("<!-- small: begin -->")[2]
     (tmp_path / "runs" / "seed-1" / "report.json").write_text("{")
     refused = reproduce("--seeds=2")
     assert refused.returncode == 1 and refused.stderr.startswith("error: runs/seed-2/report.json is not JSON")
