@@ -14,6 +14,7 @@ from mecap_jax.evaluation.intervals import bootstrap, bootstrap_difference
 from mecap_jax.evaluation.recognition import recognition
 from mecap_jax.experiment.feature_normalisation import SPEAKER, Moments
 from mecap_jax.json_files import parse_json
+from mecap_jax.training.logging import read_jsonl
 
 PROBE = "linear probe"
 
@@ -140,6 +141,12 @@ def features(clips: Clips, variant: str, train: np.ndarray) -> dict[str, np.ndar
         scores[seen] = z_scores(clips.face[seen], list(itertools.compress(speakers, seen)), counted[seen])
         found[f"face-{by}-UTT"] = scores
     return found
+
+
+def read_said(predictions: Path, ids: Iterable[str]) -> list[str | None]:
+    """The first emotion that the captions of clips assert, from the file of a stage's predictions."""
+    read = {row["id"]: row["reading"]["first_word"] for row in read_jsonl(predictions)}
+    return [read[id] for id in ids]
 
 
 def probe(clips: Clips, vectors: np.ndarray, tested: np.ndarray) -> list[str]:

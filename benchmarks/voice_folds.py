@@ -26,7 +26,7 @@ import numpy as np
 from absl import app, flags, logging
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from benchmarks.speaker_folds import PROBE, Clips, FoldsError, deal, features, probe, read_clips, table
+from benchmarks.speaker_folds import PROBE, Clips, FoldsError, deal, features, probe, read_clips, read_said, table
 from mecap_jax.command_line import local_paths, start
 from mecap_jax.config import load
 from mecap_jax.data.importers import prepare
@@ -35,7 +35,6 @@ from mecap_jax.experiment.feature_normalisation import SPEAKER, TRAIN
 from mecap_jax.experiment.setup import USER_ERRORS
 from mecap_jax.json_files import to_json, write_json
 from mecap_jax.text_files import error_message
-from mecap_jax.training.logging import read_jsonl
 from mecap_jax.training.stopping import StopSignal
 
 RECIPE = Path(__file__).resolve().parents[1] / "configs" / "real_voices.py"
@@ -69,11 +68,14 @@ def run_fold(
     prepare("folder", raw, output / "shards", progress=False)
     shutil.rmtree(raw)
     settings = [f"data.path={output / 'shards'}", f"evaluation.rows={','.join(_ROWS.value)}", *_CHANGES.value]
-    story.run(load(f"{RECIPE}:{variant}", settings), output / "run", should_stop)
+    config = load(f"{RECIPE}:{variant}", settings)
+    story.run(config, output / "run", should_stop)
     said = {PROBE: probe(clips, np.concatenate(list(found.values()), axis=1), tested)}
-    for path in sorted((output / "run" / "evaluations").glob("*.predictions.jsonl")):
-        read = {row["id"]: row["reading"]["first_word"] for row in read_jsonl(path)}
-        said[path.name.removesuffix(".predictions.jsonl")] = [read[id] for id in clips.column("id")[tested]]
+    stages = (*(name for name in ("sft", "grpo") if getattr(config, name)), *config.evaluation.rows)
+    for stage in stages:
+        said[stage] = read_said(
+            output / "run" / "evaluations" / f"{stage}.predictions.jsonl", clips.column("id")[tested]
+        )
     return said
 
 
