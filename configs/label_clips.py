@@ -24,7 +24,7 @@ def get_config(arg: str = "") -> Config:
         whole,
         name="label_clips",
         data=replace(whole.data, synthetic=replace(whole.data.synthetic, captioned_share=1 / 3)),
-        grpo=replace(whole.grpo, steps=100, reward=replace(whole.grpo.reward, terms=terms)),
+        grpo=replace(whole.grpo, steps=200, reward=replace(whole.grpo.reward, terms=terms)),
         evaluation=replace(whole.evaluation, ablation=False),  # asked of the reward, not of modalities
         rows=(
             # The same clips with captions that name the label: what supervision makes of the same knowledge.
