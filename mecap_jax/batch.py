@@ -58,6 +58,11 @@ class PromptBatch(NamedTuple):
         """Whether there is something for a tower."""
         return bool(self.audio.shape[1] or self.patches.shape[1])
 
+    def cut(self, length: int) -> PromptBatch:
+        """The first `length` of the P positions: the same prompts, where none is longer."""
+        first = {name: getattr(self, name)[:, :length] for name in ("tokens", "media_index")}
+        return self._replace(**first, positions=self.positions[:, :, :length])
+
     def without(self, fields: tuple[str, ...]) -> PromptBatch:
         """The same prompts with nothing in these fields."""
         return self._replace(**{name: getattr(self, name)[:, :0] for name in fields})

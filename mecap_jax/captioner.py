@@ -144,8 +144,12 @@ class Captioner:
         return cls(abstract_model(model, mesh)[0], params, processor, data, mesh, training, longest)
 
     def next_token_logits(self, prompts: PromptBatch) -> np.ndarray:
-        """Logits of the token that follows each prompt: float32 [B, V]."""
-        logits = _next_token_logits(self._graphdef, self._params, self._placed(prompts))
+        """Logits of the token that follows each prompt: float32 [B, V].
+
+        Raises:
+          ValueError: a prompt is longer than what the model has learned positions for.
+        """
+        logits = _next_token_logits(self._graphdef, self._params, self._placed(self._roomy(prompts)))
         return np.asarray(logits)[: len(prompts.tokens)]
 
     def generate(
@@ -173,7 +177,8 @@ class Captioner:
           rows: number of each prompt; None counts from 0.
 
         Raises:
-          ValueError: a setting is out of range.
+          ValueError: a setting is out of range, or a prompt leaves no room for an answer of `max_new_tokens` among the
+            positions that the model has learned.
         """
         count = len(prompts.tokens)
         numbers = np.arange(count) if rows is None else np.asarray(rows)
@@ -191,7 +196,7 @@ class Captioner:
         generation = generate(
             self._graphdef,
             self._params,
-            self._placed(prompts),
+            self._placed(self._roomy(prompts, max_new_tokens)),
             np.array([seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF], np.uint32),
             self._placed(numbers.astype(np.int32)),
             group_size=group_size,
@@ -262,6 +267,16 @@ class Captioner:
         for line in as_differences(differs, len(paths)):
             _log.warning("%s", line.removeprefix("note: "))
         return answers[0] if single else answers
+
+    def _roomy(self, prompts: PromptBatch, answer: int = 0) -> PromptBatch:
+        """The prompts without such padding as would take the room of an answer of so many tokens."""
+        decoder = self.model.decoder
+        room = decoder.prompt_room(answer)
+        if room is None or prompts.tokens.shape[1] <= room:
+            return prompts
+        if problem := decoder.lacks_room(int(np.max(prompts.length)), answer):
+            raise ValueError(problem)
+        return prompts.cut(room)
 
     def _placed(self, batch: Any) -> Any:
         """A batch on the devices; its last row is repeated until the rows divide evenly."""

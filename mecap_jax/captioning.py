@@ -134,9 +134,11 @@ def caption_clips(
       fill: fills up the first batch, too, where it has fewer clips than `batch`: for calls that shall share a program.
 
     Raises:
-      ConfigError: the model reads nothing that clips have, or it reads features and there are none.
+      ConfigError: the model reads nothing that clips have, it reads features and there are none, or a caption of
+        `max_new_tokens` leaves no room for a prompt among the positions that it has learned.
     """
-    read = ClipReader(captioner, instruction or captioner.data.instruction, features, long)
+    max_new_tokens = max_new_tokens or captioner.max_new_tokens
+    read = ClipReader(captioner, instruction or captioner.data.instruction, features, long, max_new_tokens)
     pending: deque[_Pending] = deque()
     waiting: list[tuple[_Pending, int, LaidOutPrompt]] = []
     width = batch if fill else 0
@@ -150,7 +152,7 @@ def caption_clips(
             captioner.processor.batch([row for *_, row in filled]),
             group_size=samples,
             temperature=temperature,
-            max_new_tokens=max_new_tokens or captioner.max_new_tokens,
+            max_new_tokens=max_new_tokens,
             seed=seed,
             rows=[number for _, number, _ in filled],
         )
@@ -197,8 +199,15 @@ class _Pending:
 class ClipReader:
     """Reads what a model reads of a clip and lays out its prompts; safe under threads."""
 
-    def __init__(self, captioner: CaptionModel, instruction: str, features: Path | None = None, long: str = "trim"):
-        """Raises as `caption_clips` does."""
+    def __init__(
+        self,
+        captioner: CaptionModel,
+        instruction: str,
+        features: Path | None = None,
+        long: str = "trim",
+        max_new_tokens: int | None = None,
+    ):
+        """As `caption_clips`, and raises as it does."""
         self._processor, self._data, self._training = captioner.processor, captioner.data, captioner.training
         self._instruction, self._features, self._long = instruction, features, long
         modalities = set(self._data.modalities)
@@ -212,6 +221,9 @@ class ClipReader:
         if features is not None and not (features / DIRECTORY).is_dir():
             raise ConfigError(f"--features: no such directory: {features / DIRECTORY}")
         self._media = modalities - {"features"}
+        self._answer = max_new_tokens or captioner.max_new_tokens
+        if problem := captioner.model.decoder.lacks_room(1, self._answer):
+            raise ConfigError(f"captions of up to {self._answer} tokens are too long (max_new_tokens): {problem}")
 
     def __call__(self, request: Request) -> tuple[Captioned, list[tuple[Stretch | None, LaidOutPrompt]]]:
         """The answer so far, and the prompt of each stretch that is shown; none where there is an error.
@@ -243,6 +255,8 @@ class ClipReader:
             raise ValueError("is too short to hear anything")
         if (count := max(len(row.layout.tokens) for _, row in rows)) > MAX_PROMPT_TOKENS:
             raise ValueError(f"makes a prompt of {count} tokens (at most {MAX_PROMPT_TOKENS}): cut it into pieces")
+        if problem := model.decoder.lacks_room(count, self._answer):
+            raise ValueError(f"makes {problem}")
         differs = self._differences(request, has)
         note = ""
         if not whole:

@@ -67,6 +67,27 @@ class DecoderConfig:
         """Whether it is GPT-2's or BART's."""
         return self.max_position_embeddings is not None
 
+    def prompt_room(self, answer: int = 0) -> int | None:
+        """Most tokens of a prompt, padding included, where an answer of up to `answer` tokens goes with it.
+
+        None: any number, for nothing is looked up by position. Below 1: not even the answer has room by itself.
+        """
+        learned = self.max_position_embeddings
+        if learned is None or self.encoder is None:
+            return None if learned is None else learned - answer
+        # Prompts and answers have tables of their own there.
+        return learned if len(self.encoder.start_ids) + answer <= learned else 0
+
+    def lacks_room(self, prompt: int, answer: int = 0) -> str:
+        """What is wrong with a prompt of `prompt` tokens beside such an answer, in words, or ""."""
+        room = self.prompt_room(answer)
+        if room is None or prompt <= room:
+            return ""
+        return (
+            f"a prompt of {prompt} tokens, and beside an answer of up to {answer} there is room for {max(room, 0)}: "
+            f"model.decoder.max_position_embeddings is {self.max_position_embeddings}"
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class AudioTowerConfig:

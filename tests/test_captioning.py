@@ -129,19 +129,24 @@ def test_a_model_that_only_sees_says_so_of_a_voice(tmp_path, clips):
     assert face.captions and not face.error
 
 
-def test_features_by_id(tmp_path):
-    family = open_family("qwen2", tmp_path / "model")
+def behind_features(name, directory, clips):
+    """A published model of a family that reads features, and in `directory/features` those of these clips."""
+    family = open_family(name, directory / "model")
     model = dataclasses.replace(family.config, features=dataclasses.replace(FEATURES, names=("face-UTT", "voice-FRA")))
     _, drawn = init_params(model, 1, single_device())
     (family.directory / "model.safetensors").unlink()
     save_model(family.directory, model, family.params | {"feature_projector": drawn["feature_projector"]})
     rng = np.random.default_rng(0)
     for name, shape in (("face-UTT", 3), ("voice-FRA", (4, 2))):
-        (tmp_path / "features" / name).mkdir(parents=True)
-        for clip in ("G1_0.5", "G2"):
-            np.save(tmp_path / "features" / name / f"{clip}.npy", rng.normal(size=shape).astype(np.float32))
+        (directory / "features" / name).mkdir(parents=True)
+        for clip in clips:
+            np.save(directory / "features" / name / f"{clip}.npy", rng.normal(size=shape).astype(np.float32))
+    return family.directory
+
+
+def test_features_by_id(tmp_path):
+    captioner = Captioner.from_pretrained(behind_features("qwen2", tmp_path, ("G1_0.5", "G2")))
     (tmp_path / "features" / "voice-FRA" / "G2.npy").unlink()
-    captioner = Captioner.from_pretrained(family.directory)
     requests = find_requests(["G1_0.5", "G2", "G3", "G1_0.5"], ids=True)
     first, *others = caption_clips(captioner, requests, features=tmp_path, max_new_tokens=4)
     assert first.captions and first.seconds is None and "seconds" not in as_json(first)[0]
@@ -154,6 +159,42 @@ def test_features_by_id(tmp_path):
         next(caption_clips(captioner, requests))
     with pytest.raises(ConfigError, match="--features: no such directory"):
         next(caption_clips(captioner, requests, features=tmp_path / "absent"))
+
+
+@pytest.fixture(params=["gpt2", "bart"])
+def positioned(request, tmp_path):
+    """A captioner with 512 learned positions, and the directory of the features that it reads, of two clips."""
+    directory = behind_features(request.param, tmp_path, "ab")
+    return Captioner.from_pretrained(directory), tmp_path
+
+
+def test_a_prompt_without_room_among_learned_positions_costs_only_itself(positioned):
+    """And one that has just enough is padded no further than that."""
+    captioner, features = positioned
+    options = dict(features=features, max_new_tokens=4)
+    read = ClipReader(captioner, captioner.data.instruction, features, max_new_tokens=4)
+    room = captioner.model.decoder.prompt_room(4)
+    assert room == (512 if captioner.model.decoder.encoder else 508)
+
+    def tokens(words):
+        _, ((_, row),) = read(Request("b", "a" * words))
+        return len(row.layout.tokens)
+
+    full = next(n for n in range(400, 600) if tokens(n) == room)
+    good, bad = caption_clips(captioner, [Request("a"), Request("b", "word " * 300)], **options)
+    (alone,) = caption_clips(captioner, [Request("a")], **options)
+    assert good.captions[0].text == alone.captions[0].text
+    assert "there is room for" in bad.error and "max_position_embeddings is 512" in bad.error and not bad.captions
+    short, whole, over = caption_clips(
+        captioner, [Request("a"), *(Request("b", "a" * n) for n in (full, full + 1))], **options
+    )
+    assert short.captions[0].text == alone.captions[0].text and whole.captions and not over.captions
+
+    with pytest.raises(ConfigError, match="captions of up to 600 tokens .*max_new_tokens.* is 512"):
+        next(caption_clips(captioner, [Request("a")], features=features, max_new_tokens=600))
+    row = [{"role": "user", "content": "word " * 1000}]
+    with pytest.raises(ValueError, match="a prompt of .* tokens, and beside an answer of up to 4 there is room for"):
+        captioner.generate(captioner.processor([row]), max_new_tokens=4)
 
 
 def test_what_no_clip_can_help_is_said_at_once(tmp_path, omni):

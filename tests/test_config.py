@@ -228,6 +228,15 @@ def test_every_row_of_every_recipe_can_be_asked_for(recipe):
         assert row_config(config, row) != config
 
 
+@pytest.mark.parametrize("key", ["sft.max_target_tokens", "grpo.max_new_tokens"])
+@pytest.mark.parametrize("row, most", [("gpt2_sft", 511), ("bart_sft", 510)])
+def test_answers_have_room_among_learned_positions(row, most, key):
+    """Behind a prompt, or behind the tokens that BART's decoder begins with."""
+    load(RECIPE, [f"evaluation.rows={row}", f"{key}={most}"])
+    with pytest.raises(ConfigError, match=f"row '{row}': config key '{key}': leaves no room for a prompt: .* is 512"):
+        load(RECIPE, [f"evaluation.rows={row}", f"{key}={most + 1}"])
+
+
 @pytest.mark.parametrize(
     "change, message",
     [

@@ -551,5 +551,10 @@ class Config:
             return self.grpo.max_new_tokens
         return self.sft.max_target_tokens if self.sft is not None else DEFAULT_ANSWER_TOKENS
 
+    @property
+    def answer_tokens(self) -> int:
+        """Most tokens of an answer in any stage or in evaluation, for which prompts must leave room."""
+        return max(self.sft.max_target_tokens if self.sft is not None else 0, self.longest_answer)
+
     # For the whole tree: no unknown key, no number in place of a truth value, no infinity and no NaN.
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)

@@ -113,6 +113,14 @@ def _heads(config: Config) -> Problems:
             yield "model.decoder.encoder.start_ids", f"must be below vocab_size = {decoder.vocab_size}"
 
 
+def _positions(config: Config) -> Problems:
+    learned = config.model.decoder.max_position_embeddings
+    for key in ("sft.max_target_tokens", "grpo.max_new_tokens"):
+        room = config.model.decoder.prompt_room(lookup(config, key) or 0)
+        if room is not None and room < 1:
+            yield key, f"leaves no room for a prompt: model.decoder.max_position_embeddings is {learned}"
+
+
 def _objective(config: Config) -> Problems:
     if config.grpo is None:
         return
@@ -194,8 +202,8 @@ def _input(config: Config) -> Problems:
 
 
 _CHECKS = (
-    _paths, _stages, _trainable, _modalities, _tower_cache, _pixels, _buckets, _heads, _objective, _rows, _others,
-    _input
+    _paths, _stages, _trainable, _modalities, _tower_cache, _pixels, _buckets, _heads, _positions, _objective, _rows,
+    _others, _input
 )  # fmt: skip
 
 

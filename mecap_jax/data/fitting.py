@@ -109,6 +109,14 @@ def extend_buckets(known: Sequence[Bucket], needs: Sequence[Bucket]) -> tuple[Bu
     return tuple(known) if whole == largest else (*known, whole)
 
 
+def cap_prompts(buckets: Sequence[Bucket], room: int | None) -> tuple[Bucket, ...]:
+    """The shapes with prompts of at most `room` tokens (None: any number); those that become one are there once."""
+    if room is None:
+        return tuple(buckets)
+    capped = (dataclasses.replace(b, prompt_tokens=min(b.prompt_tokens, room)) for b in buckets)
+    return tuple(dict.fromkeys(capped))
+
+
 def fits(need: Bucket, bucket: Bucket) -> bool:
     """Whether what needs `need` fits into `bucket`."""
     return all(n <= b for n, b in zip(dataclasses.astuple(need), dataclasses.astuple(bucket)))

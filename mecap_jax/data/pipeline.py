@@ -25,6 +25,7 @@ from mecap_jax.data.clip_prompts import lay_out_clip, request_text
 from mecap_jax.data.clips import ClipCache, DecodedClip, augment, decode_clip, frame_size, joined_length
 from mecap_jax.data.collate import TOKEN_DTYPES, collate, collate_targets, needed, video_grid
 from mecap_jax.data.fitting import (
+    cap_prompts,
     choose_buckets,
     describe_bucket,
     extend_buckets,
@@ -108,12 +109,15 @@ class ClipDataset:
         tokenizer: Tokenizer,
         task: Questions,
         known_buckets: Sequence[Bucket] = (),
+        answer_tokens: int = 0,
     ):
         """Checks every clip against the configuration, from the index alone.
 
         Args:
           known_buckets: shapes that the run uses already. Where the configuration names none, these are used, and one
             more for clips that they do not hold.
+          answer_tokens: longest answer behind a prompt. A clip whose prompt leaves no room for it among the positions
+            that the model has learned is left out.
 
         Raises:
           DataError: more than `config.max_bad_fraction` of the clips of the shards are left out (those that the import
@@ -138,6 +142,8 @@ class ClipDataset:
                 need = needed(lay_out_clip(clip, self.ask(i).prompt, tokenizer, model), model)
                 if configured:
                     assign_bucket(need, configured)
+                if problem := model.decoder.lacks_room(need.prompt_tokens, answer_tokens):
+                    raise ValueError(f"makes {problem}")
                 self._needs[i] = need
             except ValueError as error:
                 reasons[i] = str(error)
@@ -145,7 +151,10 @@ class ClipDataset:
         if problem := too_many_bad(left_out, len(self.index), config.max_bad_fraction):
             raise DataError(problem)
         self.quarantined = [*(BadClip(**clip) for clip in reader.manifest["quarantined"]), *left_out]
-        self.config = dataclasses.replace(config, buckets=configured or self._shapes(known_buckets))
+        # Shapes are rounded up, and not beyond what the model has learned.
+        room = model.decoder.prompt_room(answer_tokens)
+        shapes = configured or cap_prompts(self._shapes(known_buckets), room)
+        self.config = dataclasses.replace(config, buckets=shapes)
 
     def _shapes(self, known: Sequence[Bucket]) -> tuple[Bucket, ...]:
         needs, known = list(self._needs.values()), of_modalities(known, self.config.modalities, self._model)

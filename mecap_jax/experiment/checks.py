@@ -10,12 +10,13 @@ import numpy as np
 from mecap_jax.config import Config, ConfigError, GrpoConfig, SftConfig, chosen_rows
 from mecap_jax.data.checks import check_data
 from mecap_jax.data.pipeline import DataError
-from mecap_jax.data.shards import ShardError, ShardReader
+from mecap_jax.data.shards import ShardError, ShardReader, summarise_bad
 from mecap_jax.experiment.workbench import Workbench, common_clips
 from mecap_jax.models.checkpoints.table import flatten
 from mecap_jax.models.lora import ADAPTER_LEAVES
 from mecap_jax.models.multimodal_lm import TOWERS
 from mecap_jax.models.parameters import split_params
+from mecap_jax.rl.policy_judge import question_room
 from mecap_jax.sharding import make_mesh
 from mecap_jax.tasks.registry import make_task
 from mecap_jax.train_state import abstract_model
@@ -62,19 +63,20 @@ def check_stages(bench: Workbench) -> None:
 
     Raises:
       ConfigError, DataError: a reward that cannot be made as it is spelt, a row that its data do not suffice for, or
-        prompts that are too long for the network.
+        shapes or questions that are too long for the network.
     """
+    _check_positions(bench)
     if bench.config.grpo is not None:
         _check_rewards(bench, bench.config.grpo)
     if bench.config.sft is not None:
         _check_exercises(bench, bench.config.sft)
-    _check_positions(bench)
     stages = {"": bench}
     for row in chosen_rows(bench.config):
         stages[row.name] = bench.for_row(row)
+        _tell_left_out(stages[row.name], f"row {row.name!r}", bench)
         try:
-            _check_row(stages[row.name], row.stage)
             _check_positions(stages[row.name])
+            _check_row(stages[row.name], row.stage)
             _check_common(stages, row.name)
         except ConfigError as error:
             raise ConfigError(f"row {row.name!r}: {error}") from error
@@ -93,10 +95,19 @@ def _check_other(stages: Mapping[str, Workbench], directory: Path) -> None:
         try:
             over[name] = stage.over(reader)
             _check_common(over, name)
-            _check_positions(over[name])
         except (ConfigError, DataError) as error:
             row = f"row {name!r}: " if name else ""
             raise ConfigError(f"config key 'evaluation.others': {directory}: {row}{error}") from error
+    for name, stage in over.items():
+        _tell_left_out(stage, f"{directory}, row {name!r}" if name else str(directory), over[""])
+
+
+def _tell_left_out(bench: Workbench, name: str, run: Workbench) -> None:
+    """Says which clips a bench leaves out, other than what the import left out, and what the run leaves out anyway."""
+    known = {clip["id"] for clip in bench.reader.manifest["quarantined"]}
+    known |= {clip.id for clip in run.dataset.quarantined} if bench is not run else set()
+    if left_out := [clip for clip in bench.dataset.quarantined if clip.id not in known]:
+        bench.logger.say(f"{name}: {len(left_out)} clips are left out:\n{summarise_bad(left_out)}")
 
 
 def _check_row(bench: Workbench, stage: str) -> None:
@@ -113,26 +124,31 @@ def _check_row(bench: Workbench, stage: str) -> None:
 
 
 def _check_rewards(bench: Workbench, settings: GrpoConfig) -> None:
-    """Makes the rewards; refuses those that ask the policy where it cannot answer."""
+    """Makes the rewards; refuses those that ask the policy where it cannot answer, or has no room to."""
     asking = bench.task.rewards(settings.reward, bench.judges).asking
     if asking and bench.config.model.decoder.encoder:
         raise ConfigError(
             f"config key 'grpo.reward.terms': {asking[0].name!r} asks the policy about its own answers: prompts that "
             "differ at their ends, and an encoder (model.decoder.encoder) reads whole ones only"
         )
+    for term in asking:
+        prompt = bench.config.data.buckets[-1].prompt_tokens if any(term.asks) else 1
+        behind = question_room(settings.max_new_tokens) + term.reply_tokens
+        if problem := bench.config.model.decoder.lacks_room(prompt, behind):
+            raise ConfigError(
+                f"config key 'grpo.reward.terms': {term.name!r} asks the policy about its own answers (grpo."
+                f"max_new_tokens = {settings.max_new_tokens}), which with a reply may take {behind} tokens: {problem}"
+            )
 
 
 def _check_positions(bench: Workbench) -> None:
-    """Refuses prompts and answers that are longer than what the decoder has learned positions for."""
-    decoder = bench.config.model.decoder
-    learned = decoder.max_position_embeddings
-    prompt, answer = bench.config.data.buckets[-1].prompt_tokens, bench.config.longest_answer
-    together = max(prompt, answer + len(decoder.encoder.start_ids)) if decoder.encoder else prompt + answer
-    if learned is not None and together > learned:
-        raise ConfigError(
-            f"config key 'model.decoder.max_position_embeddings': {learned}, but the longest prompt has {prompt} "
-            f"tokens and an answer up to {answer}"
-        )
+    """Refuses shapes that leave no room for answers among the positions that the decoder has learned.
+
+    Where shapes follow from the data, they are within these, and clips that are not have been left out.
+    """
+    config = bench.config
+    if problem := config.model.decoder.lacks_room(config.data.buckets[-1].prompt_tokens, config.answer_tokens):
+        raise ConfigError(f"config key 'data.buckets': the largest holds {problem}")
 
 
 def _check_exercises(bench: Workbench, settings: SftConfig) -> None:

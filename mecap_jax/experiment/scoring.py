@@ -134,11 +134,11 @@ def _open_published(
     _check_wheels(config.task, wheels)
     encoder, tokenizer = load_sentence_encoder(), found.processor.tokenizer
     task = make_task(config)
-    dataset = ClipDataset(reader, config.data, config.model, tokenizer, task)
+    longest = found.trained.max_new_tokens if found.trained else config.longest_answer
+    dataset = ClipDataset(reader, config.data, config.model, tokenizer, task, answer_tokens=longest)
     config = dataclasses.replace(config, data=dataset.config)
     anchors = make_anchors(config, reader, encoder)
     bench = Workbench(config, directory, mesh, reader, dataset, task, tokenizer, encoder, anchors, logger)
-    longest = found.trained.max_new_tokens if found.trained else config.longest_answer
     return bench, found.graphdef, found.params, longest
 
 

@@ -114,7 +114,8 @@ def set_up(config: Config, workdir: Path, logger: RunLogger) -> Workbench:
         first_process(lambda: save_processor(config, reader, workdir / PROCESSOR))
     if not resumed and not config.encoder.anchors:
         first_process(lambda: make_anchors(config, reader, encoder).save(workdir / ANCHORS))
-    bench = _assemble(config, workdir, reader, encoder, logger, read_facts(workdir) if resumed else None)
+    facts = read_facts(workdir) if resumed else None
+    bench = _assemble(config, workdir, reader, encoder, logger, facts, config.answer_tokens)
     logger.say(bench.dataset.describe_shapes())
     check_stages(bench)
     train = [reader.index[number] for number in bench.dataset.clips("train")]
@@ -162,7 +163,9 @@ def reopen(workdir: Path, data: Path | None, logger: RunLogger, stage: str = "",
     if data:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, max_bad_fraction=1.0))
     reader = ShardReader(data or data_of(workdir) or shards_directory(config, cache_of(workdir)))
-    bench = _assemble(config, workdir, reader, load_encoder(config), logger, read_facts(workdir))
+    # Other data are captioned only; its own are left as training had them.
+    longest = config.longest_answer if data else config.answer_tokens
+    bench = _assemble(config, workdir, reader, load_encoder(config), logger, read_facts(workdir), longest)
     if data and (remark := remark_on_length(bench.dataset.index, config.data.max_seconds)):
         logger.say(remark)
     return bench
@@ -175,6 +178,7 @@ def _assemble(
     encoder: SentenceEncoder,
     logger: RunLogger,
     facts: TrainingFacts | None,
+    answer_tokens: int,
 ) -> Workbench:
     tokenizer = read_processor(workdir, config.model).tokenizer
     if tokenizer.vocab_size > config.model.decoder.vocab_size:
@@ -183,7 +187,8 @@ def _assemble(
             f"tokenizer's vocabulary of {tokenizer.vocab_size} ({workdir / PROCESSOR})"
         )
     task = make_task(config)
-    dataset = ClipDataset(reader, config.data, config.model, tokenizer, task, facts.buckets if facts else ())
+    known = facts.buckets if facts else ()
+    dataset = ClipDataset(reader, config.data, config.model, tokenizer, task, known, answer_tokens)
     config = dataclasses.replace(config, data=dataset.config)
     anchors = Anchors.load(config.encoder.anchors or workdir / ANCHORS)
     check_encoder(anchors, encoder)

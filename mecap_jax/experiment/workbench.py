@@ -53,15 +53,20 @@ class Workbench:
             task = make_task(config)
         except ConfigError as error:
             raise ConfigError(f"row {row.name!r}: {error}") from error
+        shapes = config.data.buckets
+        room = config.model.decoder.prompt_room(config.answer_tokens)
         # A task follows from more than its own settings: which clips can be used, from the reward as well.
         if (config.task, config.data, task) == (self.config.task, self.config.data, self.task):
-            return dataclasses.replace(self, config=config)
-        shapes = config.data.buckets
+            if room is None or shapes[-1].prompt_tokens <= room:
+                return dataclasses.replace(self, config=config)
         if shapes == self.config.data.buckets and not self.dataset.fixed_shapes:
-            # They came from what the run asks: where the row's prompts need more room, it gets a shape more.
+            # They came from what the run asks: where the row's prompts need more room, it gets a shape more, and where
+            # its network has room for less, shapes that are cut to that.
             config = dataclasses.replace(config, data=dataclasses.replace(config.data, buckets=()))
         try:
-            dataset = ClipDataset(self.reader, config.data, config.model, self.tokenizer, task, shapes)
+            dataset = ClipDataset(
+                self.reader, config.data, config.model, self.tokenizer, task, shapes, config.answer_tokens
+            )
         except (ConfigError, DataError) as error:
             raise type(error)(f"row {row.name!r}: {error}") from error
         if config.data.tower_cache:
@@ -87,7 +92,9 @@ class Workbench:
         """
         config = self.config
         data = dataclasses.replace(config.data, max_bad_fraction=1.0, buckets=())
-        dataset = ClipDataset(reader, data, config.model, self.tokenizer, self.task, config.data.buckets)
+        dataset = ClipDataset(
+            reader, data, config.model, self.tokenizer, self.task, config.data.buckets, config.longest_answer
+        )
         config = dataclasses.replace(config, data=dataset.config)
         return dataclasses.replace(self, reader=reader, dataset=dataset, config=config)
 

@@ -20,10 +20,11 @@ from mecap_jax.batch import MEDIA, Array, Completions, PromptBatch
 from mecap_jax.data.prompts import user_turn
 from mecap_jax.data.tokenizer import Tokenizer
 from mecap_jax.generation.sampler import generate
+from mecap_jax.model_config import DecoderConfig
 from mecap_jax.rewards.base import Question
 from mecap_jax.sharding import all_items, batch_sharding, local_rows, put_batch
 
-_ROOM = 32  # least length that questions are padded to
+_ROOM = 32  # least length that questions are padded to, and what they take for words of their own
 
 # Of this process's prompts, for each completion of the group: a question, or None where nothing is asked.
 Questions = Sequence[Sequence[Question | None]]
@@ -35,6 +36,7 @@ class PolicyJudge:
 
     def __init__(self, graphdef: nnx.GraphDef, tokenizer: Tokenizer, mesh: Mesh):
         self._graphdef, self._tokenizer, self._mesh = graphdef, tokenizer, mesh
+        self._decoder: DecoderConfig | None = None  # which the first model that is asked tells
         # Spelt out: left to itself, a compiler may give every process all rows.
         rows = batch_sharding(mesh)
         self._begun = {
@@ -45,7 +47,8 @@ class PolicyJudge:
     def ask(
         self, params: Any, prompt: PromptBatch, valid: Array, questions: Questions, media: bool, max_new_tokens: int
     ) -> Replies:
-        """Returns the likeliest reply to each question; None where none was asked, or the chat template refuses it.
+        """Returns the likeliest reply to each question; None where none was asked, the chat template refuses it, or it
+        is longer than what the policy has learned positions for.
 
         Args:
           prompt: B prompts on the mesh, whose media are asked about.
@@ -60,8 +63,13 @@ class PolicyJudge:
             [self._rest(question, int(row[n - 1])) for question in group]
             for group, row, n in zip(questions, tokens, length, strict=True)
         ]
+        most = self._prompt_room(params, max_new_tokens)
+        if most is not None:
+            most -= begun.tokens.shape[1]
+            suffixes = [[ids if len(ids) <= most else [] for ids in group] for group in suffixes]
         longest = max((len(ids) for group in suffixes for ids in group if ids), default=1)
         room = _padded(max(all_items([longest])))
+        room = room if most is None else min(room, most)
         shape = (len(tokens), len(questions[0]) if questions else 0, room)
         ids, mask = np.full(shape, self._tokenizer.pad_id, np.int32), np.zeros(shape, bool)
         for b, group in enumerate(suffixes):
@@ -87,6 +95,12 @@ class PolicyJudge:
             for group, *row in zip(suffixes, replies, lengths)
         ]
 
+    def _prompt_room(self, params: Any, reply: int) -> int | None:
+        """Most tokens before a reply of so many; None: any number."""
+        if self._decoder is None:
+            self._decoder = nnx.merge(self._graphdef, params).language_model.config
+        return self._decoder.prompt_room(reply)
+
     def _rest(self, question: Question | None, last: int) -> list[int]:
         """What stands behind the token `last` in the conversation that asks a question: behind its media, or behind
         its first token. Nothing where nothing can be asked."""
@@ -101,6 +115,11 @@ class PolicyJudge:
             return ids[1:]
         place = max(place for place, token in enumerate(ids) if token in self._tokenizer.placeholders)
         return ids[place + 1 :]
+
+
+def question_room(answer: int) -> int:
+    """How many tokens a question about an answer of so many may take: it quotes the answer, with a few words to it."""
+    return answer + _ROOM
 
 
 def _padded(length: int) -> int:

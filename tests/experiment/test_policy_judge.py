@@ -10,9 +10,10 @@ from mecap_jax.data.clips import DecodedClip
 from mecap_jax.data.collate import collate
 from mecap_jax.experiment import weights
 from mecap_jax.experiment.setup import set_up
-from mecap_jax.generation.sampler import generate
+from mecap_jax.generation.sampler import Generation, generate
 from mecap_jax.models.parameters import merge_params
 from mecap_jax.rewards.base import Question
+from mecap_jax.rl import policy_judge
 from mecap_jax.rl.policy_judge import PolicyJudge, _padded
 from mecap_jax.sharding import put_batch
 from mecap_jax.train_state import abstract_model
@@ -40,6 +41,32 @@ def test_what_the_chat_template_refuses_is_not_asked(bench):
     last = bench.tokenizer.special(bench.tokenizer.media.audio)
     assert judge._rest(Question("Is it loud?"), last) and judge._rest(None, last) == []
     assert judge._rest(Question("x" * 10**7), last) == []
+
+
+def test_a_question_without_room_among_learned_positions_is_not_asked(bench, monkeypatch):
+    """What the policy wrote must not end the run; and the others are padded no further than there is room."""
+    model, (bucket,) = bench.config.model, bench.config.data.buckets[-1:]
+    sizes = {"num_key_value_heads": model.decoder.num_attention_heads, "mrope_section": None}
+    learned = bucket.prompt_tokens + 40 + 6  # a question of 40 tokens has room, which would be padded to 48
+    decoder = dataclasses.replace(model.decoder, **sizes, max_position_embeddings=learned)
+    graphdef, params = abstract_model(dataclasses.replace(model, decoder=decoder), bench.mesh)
+    given = {}
+
+    def answer(graphdef, params, prompt, *_, suffix, group_size, **__):
+        given.update(prompt=prompt, suffix=suffix)
+        none = put_batch(np.zeros((len(prompt.tokens), group_size, 6), np.int32), bench.mesh)
+        return Generation(none, none[..., 0], none[..., 0] > 0, none)
+
+    monkeypatch.setattr(policy_judge, "generate", answer)
+    judge = PolicyJudge(graphdef, bench.tokenizer, bench.mesh)
+    batch = bench.dataset.assemble(bench.dataset.clips("train")[:1] * 8, bucket)
+    last = int(batch.prompt.tokens[0][np.flatnonzero(batch.prompt.media_index[0] >= 0)[-1]])
+    sized = {len(judge._rest(Question("a" * n), last)): Question("a" * n) for n in range(1, 60)}
+    questions = [[sized[33], sized[40], sized[41]]] * 8
+    valid = put_batch(np.ones(8, bool), bench.mesh)
+    replies = judge.ask(params, put_batch(batch.prompt, bench.mesh), valid, questions, True, 6)
+    assert [[reply is None for reply in group] for group in replies] == [[False, False, True]] * 8
+    assert given["prompt"].tokens.shape[1] + given["suffix"].tokens.shape[2] + 6 == learned
 
 
 def test_questions_of_all_lengths_have_few_shapes():

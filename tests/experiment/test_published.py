@@ -10,16 +10,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mecap_jax.config import ConfigError, load, to_json
+from mecap_jax.data import shards
 from mecap_jax.data.importers import prepare
+from mecap_jax.data.utterance import Utterance
 from mecap_jax.experiment.scoring import evaluate_checkpoint
 from mecap_jax.experiment.trained_task import TrainedTask
 from mecap_jax.training.logging import RunLogger, read_jsonl
 from tests.data.clips import audio_file
 from tests.experiment.test_story import METRICS, small
 from tests.published_family import open_family
+from tests.test_captioning import behind_features
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,6 +75,23 @@ def test_answers_in_any_words_are_compared_by_the_wheels_that_are_named(model, s
     # What was said is there before anybody has scored it.
     (bare,) = kept
     assert [(row["id"], row["caption"]) for row in bare] == [(row["id"], row["caption"]) for row in rows] and rows
+
+
+@pytest.mark.usefixtures("one_meteor")
+def test_a_clip_without_room_among_learned_positions_is_left_out_and_named(tmp_path):
+    """Its 480 frames of features leave no room for 96 tokens of caption in 512 positions."""
+    directory = behind_features("gpt2", tmp_path, ())
+    items = []
+    for i, (split, frames) in enumerate([("train", 3), ("train", 3), ("test", 3), ("test", 480)]):
+        features = {"face-UTT": np.ones((1, 3), np.float32), "voice-FRA": np.ones((frames, 2), np.float32)}
+        told = dict(labels={"multimodal": "sad"}, captions={"overall": ("a sad voice",)})
+        items.append(Utterance(f"clip-{i}", "mine", split, f"speaker-{i}", features=features, **told))
+    shards.write(items, tmp_path / "shards", "a test", {"importer": "test"})
+    with RunLogger(None, enabled=False) as logger:
+        found, rows = evaluate_checkpoint(directory, tmp_path / "shards", "test", logger)
+    (left_out,) = found["quarantined"]
+    assert left_out["id"] == "clip-3" and "max_position_embeddings is 512" in left_out["reason"]
+    assert [row["id"] for row in rows] == ["clip-2"]
 
 
 def test_what_is_missing_is_named(model, tmp_path):

@@ -231,6 +231,12 @@ def row(*changes, stage="sft"):
 
 
 BART = load("configs/grpo.py").rows[-1].changes
+GPT2 = load("configs/grpo.py").rows[-2].changes
+
+
+def learned(count):
+    """Changes that put a decoder with so many learned positions in place of the run's."""
+    return *GPT2, f"model.decoder.max_position_embeddings={count}"
 
 
 @pytest.mark.parametrize(
@@ -246,9 +252,17 @@ BART = load("configs/grpo.py").rows[-1].changes
         (["sft.exercises=0.5"], "'sft.exercises': 0.5, but the task .* has no exercise on any training clip"),
         (row("sft.exercises=0.5"), "row 'other': config key 'sft.exercises'"),
         (["grpo.reward.terms=c.py:Asks", *BART], "'grpo.reward.terms': 'Asks' asks the policy .* whole ones only"),
+        # Prompts have 41 tokens, and Emo-GRPO's answers up to 40: SFT's count as well.
+        (row(*learned(50)), "row 'other': .*prompt of 41 tokens, .*up to 40 .*room for 10: .*max_position_.* is 50"),
+        (row(*learned(100), "sft.max_target_tokens=80"), "row 'other': .*up to 80 .*room for 20: .* is 100"),
+        ([*learned(100), "sft.max_target_tokens=80"], "40 of 40 clips .*prompt of 41 tokens, .*room for 20: .* is 100"),
         (
-            row(*load("configs/grpo.py").rows[-2].changes, "model.decoder.max_position_embeddings=50"),
-            "row 'other': .*max_position_embeddings': 50, but the longest prompt has \\d+ tokens and an answer",
+            [*learned(120), "data.buckets=({'prompt_tokens': 90, 'audio_chunks': 8},)"],
+            "'data.buckets': the largest holds a prompt of 90 tokens, .*up to 40 there is room for 80: .* is 120",
+        ),
+        (
+            ["grpo.reward.terms=c.py:Shows", *learned(90)],
+            "'grpo.reward.terms': 'Shows' asks .*may take 76 tokens: a prompt of 44 tokens, .*room for 14: .* is 90",
         ),
     ],
 )
@@ -261,6 +275,7 @@ def test_what_stages_and_rows_ask_for_is_tried_before_anything_is_trained(tmp_pa
         "class Asks:\n    needs_policy, asks, reply_tokens = True, (False,), 4\n"
         "    def questions(self, sample):\n        return [None]\n"
         "    def __call__(self, samples):\n        return [0.0] * len(samples)\n"
+        "class Shows(Asks):\n    asks = (True,)\n"
     )
     (tmp_path / "run").mkdir()
     with pytest.raises(USER_ERRORS, match=f"(?s){message}"):
@@ -278,11 +293,57 @@ def test_further_clips_are_tried_on_every_row(tmp_path):
     text_only = row("data.modalities=()", "data.include_transcript=True")
     with pytest.raises(ConfigError, match="(?s)'evaluation.others': .*silent: row 'other': no clip has a transcript"):
         set_up(recipe(spoken, *SMALL, others, *text_only), tmp_path / "run", Said())
-    write_voices(tmp_path / "talkative", [1.0] * 10, transcript="It is late, and nobody has come. " * 30)
-    gpt2 = row(*load("configs/grpo.py").rows[-2].changes, "model.decoder.max_position_embeddings=300")
+    write_voices(tmp_path / "talkative", [1.0] * 10, transcript=TALKATIVE)
+    gpt2 = row(*learned(300))
     others = f"evaluation.others={tmp_path / 'talkative'}"
-    with pytest.raises(ConfigError, match=r"talkative: row 'other': .*300, but the longest prompt has \d\d\d tokens"):
+    too_long = r"(?s)talkative: row 'other': 10 of 10 clips .*a prompt of \d\d\d tokens, .* is 300"
+    with pytest.raises(ConfigError, match=too_long):
         set_up(recipe(spoken, *SMALL, others, *gpt2), tmp_path / "run", Said())
+
+
+TALKATIVE = "It is late, and nobody has come. " * 30
+
+
+def write_mixed(directory):
+    """Shards of ten clips, of which one has very much to say."""
+    sound = audio_file(seconds=1.0)
+    items = [
+        Utterance(
+            f"clip-{i}", "mine", "test", f"speaker-{i}", audio=sound, labels={"multimodal": "sad"},
+            captions={"overall": ("a sad voice",)}, transcript="" if i else TALKATIVE,
+        )
+        for i in range(10)
+    ]  # fmt: skip
+    shards.write(items, directory, "a test", {"importer": "test"})
+
+
+def test_what_has_no_room_among_learned_positions_is_left_out_and_named(tmp_path):
+    """One clip that is too long ends neither the set-up nor an evaluation on further clips."""
+    spoken = write_voices(tmp_path / "spoken", [1.0] * 40, transcript="It is late.")
+    write_mixed(tmp_path / "mixed")
+    workdir, others = tmp_path / "run", f"evaluation.others={tmp_path / 'mixed'}"
+    workdir.mkdir()
+    config = recipe(spoken, *SMALL, *learned(300), others, "data.include_transcript=True")
+    bench = set_up(config, workdir, logger := Said())
+    (said,) = [line for line in logger.lines if "left out" in line]
+    assert said.startswith(f"{tmp_path / 'mixed'}: 1 clips are left out") and said.endswith("clip-0")
+    for over in (bench.over(ShardReader(tmp_path / "mixed")), reopen(workdir, tmp_path / "mixed", Said())):
+        (clip,) = over.dataset.quarantined
+        assert clip.id == "clip-0" and "max_position_embeddings is 300" in clip.reason
+        assert len(over.dataset.clips("test")) == 9
+        assert over.config.data.buckets[-1].prompt_tokens + over.config.longest_answer <= 300
+
+
+def test_shapes_are_rounded_up_to_the_room_that_a_rows_network_has(tmp_path):
+    """Prompts of 41 tokens are padded to 44; a network with 82 positions has them, too, beside answers of 40."""
+    path = write_voices(tmp_path / "shards", [1.0] * 40)
+    (tmp_path / "run").mkdir()
+    bench = set_up(recipe(path, *SMALL, *row(*learned(82))), tmp_path / "run", Said())
+    changed = bench.for_row(bench.config.rows[0])
+    sizes = [stage.config.data.buckets[-1].prompt_tokens for stage in (bench, changed)]
+    assert sizes == [44, 42] and not changed.dataset.quarantined
+    roomy = bench.for_row(dataclasses.replace(bench.config.rows[0], changes=learned(84)))
+    assert roomy.dataset is bench.dataset
 
 
 def test_a_run_goes_on_with_the_corpus_that_it_began_with(tmp_path, monkeypatch, shared):
