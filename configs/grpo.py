@@ -173,14 +173,15 @@ def _tiny() -> Config:
 
 
 def _backbone(family: str, lora: bool) -> Config:
-    """Full fine-tuning of the decoder, towers frozen as in R1-Omni (arXiv 2503.05379); or adapters in the decoder.
+    """Full fine-tuning of the decoder, towers frozen as in R1-Omni (arXiv 2503.05379); or adapters in the
+    decoder, and in BART's encoder.
 
     MECap-R1's own settings are not public: learning rates, group size and KL weight are those usual for this size.
     """
     model, directory, modalities = _BACKBONES[family]
     # Steps of 1e-6 are lost in bfloat16's eight bits: what is trained is stored in float32.
     model = dataclasses.replace(model, remat=True, param_dtype="bfloat16" if lora else "float32")
-    model = dataclasses.replace(model, lora=LoraConfig() if lora else None)
+    model = dataclasses.replace(model, lora=LoraConfig.of_text(model.decoder) if lora else None)
     trainable = () if lora else (r"language_model\..*",)
     if model.features:
         trainable += (r"feature_projector\..*",)  # it begins at random

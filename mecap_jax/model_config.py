@@ -185,7 +185,7 @@ class LoraConfig:
       rank: of the product A B.
       alpha: the product counts alpha / rank times.
       targets: regular expressions; a projection is adapted where one of them matches its whole dotted path, such as
-        "language_model.layers.0.self_attn.q_proj".
+        "language_model.layers.0.self_attn.q_proj". The default is of decoders; `of_text` knows BART's encoder, too.
       dropout: share of an adapter's inputs that is zeroed in training.
     """
 
@@ -193,6 +193,16 @@ class LoraConfig:
     alpha: PositiveFloat = 32.0
     targets: tuple[Regex, ...] = (r"language_model\.layers\.\d+\.(self_attn|mlp)\..*_proj",)
     dropout: ShareBelowOne = 0.0
+
+    @classmethod
+    def of_text(cls, decoder: DecoderConfig) -> LoraConfig:
+        """Adapters of all layers of text; where there is an encoder, also in it and in the attention to it.
+
+        Another decoder has the default targets, by which checkpoints say that they are of the same model.
+        """
+        if decoder.encoder is None:
+            return cls()
+        return cls(targets=(r"language_model\.(encoder\.)?layers\.\d+\.(self_attn|encoder_attn|mlp)\..*_proj",))
 
 
 @dataclasses.dataclass(frozen=True)

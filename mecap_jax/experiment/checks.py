@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from mecap_jax.data.checks import check_data
 from mecap_jax.data.pipeline import DataError
 from mecap_jax.data.shards import ShardError, ShardReader, summarise_bad
 from mecap_jax.experiment.workbench import Workbench, common_clips
+from mecap_jax.model_config import LoraConfig
 from mecap_jax.models.checkpoints.table import flatten
 from mecap_jax.models.lora import ADAPTER_LEAVES
 from mecap_jax.models.multimodal_lm import TOWERS
@@ -23,19 +25,36 @@ from mecap_jax.train_state import abstract_model
 from mecap_jax.training.logging import RunLogger
 
 
-def check_trainable(config: Config) -> None:
+def check_trainable(config: Config) -> list[str]:
     """Tries the patterns of `trainable` and `model.lora.targets` on the model's shapes, before any data is made.
+
+    Returns remarks on what adapters leave out that a user may not expect.
 
     Raises:
       ConfigError: one of them matches nothing, nothing trains, or part of a tower does that `data.tower_cache` needs
         frozen.
     """
     _, abstract = abstract_model(config.model, make_mesh(config.mesh))
-    trainable, _ = split_params(abstract, config.trainable)
-    if not config.data.tower_cache:
-        return
+    trainable = flatten(split_params(abstract, config.trainable)[0])
+    if config.data.tower_cache:
+        _check_frozen_towers(config, trainable)
+    return _unadapted(config, trainable)
+
+
+def _unadapted(config: Config, trainable: Mapping[str, Any]) -> list[str]:
+    if config.model.lora is None or config.model.decoder.encoder is None:
+        return []
+    parts = {"the encoder": "language_model.encoder.layers.", "the attention to the encoder": ".encoder_attn."}
+    idle = [name for name, part in parts.items() if not any(part in path for path in trainable)]
+    if not idle:
+        return []
+    (whole,) = LoraConfig.of_text(config.model.decoder).targets
+    return [f"config key 'model.lora.targets': nothing trains in {' and in '.join(idle)}; {whole!r} is all of the text"]
+
+
+def _check_frozen_towers(config: Config, trainable: Mapping[str, Any]) -> None:
     towers = [name for modality, name in TOWERS.items() if modality in config.data.modalities]
-    for path in flatten(trainable):
+    for path in trainable:
         if path.split(".")[0] in towers:
             adapter = path.rpartition(".")[2] in ADAPTER_LEAVES
             raise ConfigError(

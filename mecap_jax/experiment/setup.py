@@ -85,7 +85,8 @@ def set_up(config: Config, workdir: Path, logger: RunLogger) -> Workbench:
     validate_devices(config, jax.device_count())
     check_backbone(config)
     check_init_from(config)
-    check_trainable(config)
+    for remark in check_trainable(config):
+        logger.say(remark)
     stored = check_same(workdir, config) if resumed else None
     if resumed:
         check_start(workdir, config)

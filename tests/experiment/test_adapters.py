@@ -132,6 +132,17 @@ def test_a_checkpoint_of_another_part_is_refused(run):
         weights.stage_params(other, bench.workdir, bench.mesh, "sft")
 
 
+def test_what_adapters_leave_out_of_an_encoder_is_said():
+    """The default is of decoders: by itself it adapts nothing of BART that reads the prompt."""
+    bart = load("configs/grpo.py").rows[-1].changes
+    (said,) = check_trainable(small(*bart, "trainable=()", "model.lora={'rank': 2}"))
+    assert "nothing trains in the encoder and in the attention to the encoder" in said
+    whole = load("configs/grpo.py:features_bart_base,lora").model.lora.targets
+    assert repr(whole[0]) in said
+    assert not check_trainable(small(*bart, "trainable=()", f"model.lora={ {'targets': whole} }"))
+    assert not check_trainable(small(*bart, "model.lora={'rank': 2}")) and not check_trainable(small())
+
+
 @pytest.mark.parametrize(
     "override, words",
     [("trainable=visual,nowhere.*", "'trainable': no parameter matches 'visual', 'nowhere.*'"),

@@ -39,13 +39,15 @@ TARGETS = {
 
 @pytest.fixture(scope="module", params=TARGETS)
 def model(request, tmp_path_factory):
+    return adapted(request.param, TARGETS[request.param], tmp_path_factory.mktemp(request.param))
+
+
+def adapted(family, targets, directory):
     """(published model in torch, its directory, our configuration with adapters, our parameters with drawn ones)."""
-    family = request.param
-    directory = tmp_path_factory.mktemp(family)
     published = hub_models.make(family)
     published.save_pretrained(directory)
     base = read_config(directory)
-    config = dataclasses.replace(base, lora=LoraConfig(rank=3, alpha=6.0, targets=TARGETS[family]))
+    config = dataclasses.replace(base, lora=LoraConfig(rank=3, alpha=6.0, targets=targets))
     _, state = nnx.split(MultimodalLM(config, nnx.Rngs(0)))
     adapters, frozen = split_params(nnx.to_pure_dict(state), ())
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), frozen)
@@ -58,24 +60,40 @@ def tensors_of(directory):
 
 
 def test_peft_merges_what_we_write_as_we_do(model, tmp_path):
+    assert isinstance(merged_by_both(model, tmp_path), peft.PeftModelForCausalLM)
+
+
+def test_peft_takes_adapters_of_an_encoder_for_what_they_are(tmp_path):
+    """In all layers of both sides, and in the attention between them."""
+    model = adapted("bart", LoraConfig.of_text(miniature.BART.decoder).targets, tmp_path / "bart")
+    assert isinstance(merged_by_both(model, tmp_path), peft.PeftModelForSeq2SeqLM)
+    paths = {path.rpartition(".")[0] for path in flatten(split_params(model[3], ())[0])}
+    encoder, decoder = model[2].decoder.encoder.num_hidden_layers, model[2].decoder.num_hidden_layers
+    assert len(paths) == (4 + 2) * encoder + (4 + 4 + 2) * decoder
+    assert LoraConfig.of_text(miniature.CONFIG.decoder) == LoraConfig()
+
+
+def merged_by_both(model, tmp_path):
+    """Compares what PEFT and we make of the adapters; returns PEFT's model."""
     published, directory, config, params = model
     save_peft(tmp_path / "adapter", params, config, str(directory))
     fresh = type(published).from_pretrained(directory)
-    adapted = peft.PeftModel.from_pretrained(fresh, tmp_path / "adapter")
-    assert sorted(name for name, x in adapted.named_parameters() if "lora_" in name) == sorted(
+    theirs = peft.PeftModel.from_pretrained(fresh, tmp_path / "adapter")
+    assert sorted(name for name, x in theirs.named_parameters() if "lora_" in name) == sorted(
         key.replace(".weight", ".default.weight") for key in tensors_of(tmp_path / "adapter")
     )
-    adapted.merge_and_unload().save_pretrained(tmp_path / "theirs")
+    theirs.merge_and_unload().save_pretrained(tmp_path / "theirs")
     merged = merge_lora(params, config.lora)
     (tmp_path / "ours").mkdir()
     save_weights(tmp_path / "ours", dataclasses.replace(config, lora=None), merged, source=directory)
-    theirs, ours, before = (tensors_of(path) for path in (tmp_path / "theirs", tmp_path / "ours", directory))
-    assert theirs.keys() == ours.keys()
+    expected, ours, before = (tensors_of(path) for path in (tmp_path / "theirs", tmp_path / "ours", directory))
+    assert expected.keys() == ours.keys()
     changed = 0
-    for key, value in theirs.items():
+    for key, value in expected.items():
         np.testing.assert_allclose(ours[key], value, atol=1e-5, err_msg=key)
         changed += bool(np.abs(value - before[key]).max() > 1e-3)
     assert changed == len(flatten(split_params(params, ())[0])) // 2
+    return theirs
 
 
 def test_what_peft_trained_computes_the_same_here(model, tmp_path):

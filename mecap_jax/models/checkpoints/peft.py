@@ -53,7 +53,7 @@ def save_peft(directory: Path, params: Any, config: ModelConfig, base_model_name
     modules = {key.removeprefix(_PREFIX).rsplit(".", 2)[0] for key in keys.values()}
     settings = {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": "SEQ_2_SEQ_LM" if config.decoder.encoder else "CAUSAL_LM",
         "base_model_name_or_path": base_model_name_or_path,
         "inference_mode": True,
         "r": config.lora.rank,
