@@ -204,10 +204,7 @@ def _starting(config: Config, mesh: Mesh, part: Any) -> Any:
 
 def describe(config: Config) -> dict[str, Any]:
     """What a checkpoint says about itself: the model, and which part of its parameters it holds."""
-    model = dataclasses.asdict(config.model)
-    for how in ("remat", "remat_keeps", "unroll"):  # gradients are computed, not what is in a checkpoint
-        del model[how]
-    return {"model": model, "trainable": config.trainable}
+    return {"model": config.model, "trainable": config.trainable}
 
 
 def stage_trainable(config: Config, workdir: Path, mesh: Mesh, stage: str) -> Any:

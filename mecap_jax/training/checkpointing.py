@@ -14,11 +14,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from mecap_jax.config import CheckpointConfig, differences
-from mecap_jax.json_files import as_json, read_json_object, write_json
+from mecap_jax.config import CheckpointConfig
+from mecap_jax.json_files import read_json_object, write_json
 from mecap_jax.models.checkpoints.table import CheckpointError
 from mecap_jax.train_state import TrainState
 from mecap_jax.training.checksums import find_damage, write_checksums
+from mecap_jax.training.description import disagreements, written
 
 _DESCRIPTION = "description.json"
 # Written once, not by every process as Orbax does with Grain's iterators: all are at the same place, and the next half
@@ -46,7 +47,8 @@ class StageCheckpoints(contextlib.AbstractContextManager):
         """Opens the directory, which is made where there is none, and leaves the newest whole step as the newest.
 
         Args:
-          description: what each checkpoint says about itself (the model's configuration, say); checked on loading.
+          description: what each checkpoint says about itself (the model's configuration, say), in JSON values and
+            dataclasses of them; checked on loading, see `training.description`.
           say: told when a damaged step is set aside.
 
         Raises:
@@ -105,7 +107,7 @@ class StageCheckpoints(contextlib.AbstractContextManager):
 
     def _seal(self) -> None:
         (unfinished,) = self._directory.glob(f"{self._saving}.orbax-checkpoint-tmp*")
-        write_json(unfinished / _DESCRIPTION, self._description)
+        write_json(unfinished / _DESCRIPTION, written(self._description))
         write_json(unfinished / _ITERATOR, self._position)
         write_checksums(unfinished, without=_ORBAX)
 
@@ -197,18 +199,5 @@ def _parts(state: TrainState) -> dict[str, Any]:
 
 
 def _check_description(path: Path, mine: dict[str, Any]) -> None:
-    different = [
-        f"{key}: {old!r} there, {new!r} here"
-        for key, old, new in differences(*_in_common(read_json_object(path / _DESCRIPTION), as_json(mine)))
-    ]
-    if different:
+    if different := disagreements(read_json_object(path / _DESCRIPTION), mine):
         raise CheckpointError(f"the checkpoint {path} is of another run:\n  " + "\n  ".join(different))
-
-
-def _in_common(old: Any, new: Any) -> tuple[Any, Any]:
-    """Two JSON trees without the settings of which one knows nothing: those that a version of the project has added or
-    dropped, with a default that is what the other one always does."""
-    if not isinstance(old, dict) or not isinstance(new, dict):
-        return old, new
-    pairs = {key: _in_common(old[key], new[key]) for key in old.keys() & new.keys()}
-    return {key: pair[0] for key, pair in pairs.items()}, {key: pair[1] for key, pair in pairs.items()}

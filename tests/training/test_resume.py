@@ -1,5 +1,6 @@
 """A run that is stopped and resumed ends with bitwise the same state, and the same logs, as an unbroken one."""
 
+import dataclasses
 import functools
 import json
 import shutil
@@ -154,9 +155,18 @@ def test_parameters_alone_can_be_loaded(unbroken):
         load_params(directory / "nowhere", abstract, DESCRIPTION)
     with pytest.raises(CheckpointError, match="model.width: 32 there, 64 here"):
         load_params(directory / "checkpoints", abstract, {"model": {"width": 64}})
-    # Settings that a version of the project adds or drops do not make a stranger of what another one saved.
-    load_params(directory / "checkpoints", abstract, {"model": {"width": 32, "more": False}, "trainable": ()})
-    load_params(directory / "checkpoints", abstract, {"model": {}})
+    # Settings that a version of the project adds do not make a stranger of what another one saved, at their default.
+    load_params(directory / "checkpoints", abstract, {"model": Wider(32)})
+    with pytest.raises(CheckpointError, match="model.more: 5 there, 7 here"):
+        load_params(directory / "checkpoints", abstract, {"model": Wider(32, more=7)})
+    with pytest.raises(CheckpointError, match="model.width: 32 there, None here"):
+        load_params(directory / "checkpoints", abstract, {"model": {}})
+
+
+@dataclasses.dataclass(frozen=True)
+class Wider:
+    width: int
+    more: int = 5
 
 
 def test_non_finite_gradients_are_skipped_counted_and_stop_the_run(tmp_path):
