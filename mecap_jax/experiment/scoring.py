@@ -67,11 +67,13 @@ def evaluate_checkpoint(
     bench, graphdef, params, longest = open_model(checkpoint, data, wheels, logger)
     if left_out := bench.dataset.quarantined if data else ():
         logger.say(f"{len(left_out)} clips are left out:\n{summarise_bad(left_out)}")
-    numbers = bench.dataset.teaching(split)
-    if silent := len(bench.dataset.clips(split)) - len(numbers):
+    clips = {name: bench.dataset.clips(name) for name in SPLITS}
+    known = {name: [n for n in them if bench.task.can_evaluate(bench.dataset.index[n])] for name, them in clips.items()}
+    numbers = known[split]
+    if silent := len(clips[split]) - len(numbers):
         logger.say(f"{silent} clips are left out: nothing is known that an answer could be held against")
     if not numbers:
-        others = [name for name in SPLITS if bench.dataset.teaching(name)]
+        others = [name for name in SPLITS if known[name]]
         raise ConfigError(
             f"--split: {bench.reader.directory} has no usable clip in split {split!r}, only in {', '.join(others)}"
         )

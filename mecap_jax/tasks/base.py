@@ -76,5 +76,8 @@ class Task(Checked, Protocol):
     def about(self, config: Config) -> About:
         """What a model card says of a model of this configuration."""
 
+    def can_evaluate(self, record: ClipRecord) -> bool:
+        """Whether enough is known of a clip that can be used for an answer to be held against it."""
+
     def evaluate(self, answers: Sequence[Answer], judges: Judges, meteor: Meteor) -> StageResult:
-        """All metrics of one answer a clip."""
+        """All metrics of one answer a clip, of clips that it can evaluate."""

@@ -126,6 +126,10 @@ class Captioning:
             )
         return About("describes in words the emotion in a clip", tuple(limits))
 
+    def can_evaluate(self, record: ClipRecord) -> bool:
+        """Returns whether there are references: a label alone is enough for a reward, not for the metrics."""
+        return bool(self.targets(record))
+
     def evaluate(self, answers: Sequence[Answer], judges: Judges, meteor: Meteor) -> StageResult:
         """Scores captions: n-gram metrics, sentence similarity, emotion by nearest anchor and by first word.
 

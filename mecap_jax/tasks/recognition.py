@@ -283,6 +283,10 @@ class Recognition:
         does = "names the emotion in a clip and says why" if self.explains else "names the emotion in a clip"
         return About(does, tuple(limits))
 
+    def can_evaluate(self, record: ClipRecord) -> bool:
+        """Returns True: clips that can be used have a label."""
+        return True
+
     def evaluate(self, answers: Sequence[Answer], judges: Judges, meteor: Meteor) -> StageResult:
         """Scores one answer a clip, as `score` does; explanations are judged by the task's judge.
 

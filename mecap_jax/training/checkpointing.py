@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ class StageCheckpoints(contextlib.AbstractContextManager):
         """
         self._directory, self._every, self._description = directory.resolve(), config.every, description
         self._saving, self._position = 0, {}
-        logging.getLogger("absl").addFilter(_worth_saying)
+        _say_once()
         _on_first_process(lambda: _set_aside(self._directory, say))
         context = ocp.Context()
         # Orbax calls it on the first process, just before the rename. It would copy the object of a bound method.
@@ -123,7 +124,7 @@ def load_params(directory: Path, abstract_params: Any, description: dict[str, An
     Raises:
       CheckpointError: there is none, it is damaged, or it holds something else than `description` says.
     """
-    logging.getLogger("absl").addFilter(_worth_saying)
+    _say_once()
     step = latest_step(directory)
     if step is None:
         raise CheckpointError(f"no checkpoint in {directory}")
@@ -187,9 +188,23 @@ def _on_first_process(check: Callable[[], None]) -> None:
         raise error
 
 
+def _say_once() -> None:
+    """A failure to save or to load is raised; what it leaves behind is not printed as well."""
+    logging.getLogger("absl").addFilter(_worth_saying)
+    if sys.unraisablehook is not _late_writes_are_quiet:
+        sys.unraisablehook = _late_writes_are_quiet
+
+
 def _worth_saying(record: logging.LogRecord) -> bool:
     """Orbax logs tracebacks of what it raises anyway."""
     return not record.exc_info
+
+
+def _late_writes_are_quiet(unraisable: Any) -> None:
+    """Where one write fails, those that are still under way report to a loop that Orbax has closed by then."""
+    error = unraisable.exc_value
+    if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+        sys.__unraisablehook__(unraisable)
 
 
 def _parts(state: TrainState) -> dict[str, Any]:

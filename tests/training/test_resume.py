@@ -1,5 +1,6 @@
 """A run that is stopped and resumed ends with bitwise the same state, and the same logs, as an unbroken one."""
 
+import ctypes
 import dataclasses
 import functools
 import json
@@ -36,6 +37,26 @@ MAKERS = {
     "sft with adapters": functools.partial(harness.sft_step, parts=harness.ADAPTERS),
     "grpo with adapters": functools.partial(harness.grpo_step, parts=harness.ADAPTERS),
 }
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_writes_that_outlive_a_failed_one_print_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
+    with StageCheckpoints(tmp_path, CheckpointConfig(), {}):
+        pass
+
+    def report(error):
+        """Raises it where C calls Python, as tensorstore's threads do."""
+
+        def fail():
+            raise error
+
+        ctypes.CFUNCTYPE(None)(fail)()
+
+    report(RuntimeError("Event loop is closed"))
+    assert capsys.readouterr().err == ""
+    report(RuntimeError("a disk is on fire"))
+    assert "a disk is on fire" in capsys.readouterr().err
 
 
 def train(directory, kind, stop_after=None, every=0, max_nonfinite=2, step=None):
