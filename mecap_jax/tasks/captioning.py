@@ -203,31 +203,24 @@ def _check_labels(
     config: Config, train: Sequence[ClipRecord], evaluated: Sequence[ClipRecord], remarks: list[str]
 ) -> None:
     known, captioned = {record.label for record in train if record.label}, _captioned_labels(config, train)
+    anchored = _anchored_labels(config, train)
     if config.encoder.anchors:
-        anchored = set(Anchors.load(config.encoder.anchors).labels)
         if lacking := sorted(known - anchored):
             remarks.append(f"the anchors of config key 'encoder.anchors' lack labels of the clips: {listed(lacking)}")
-        known = anchored
     elif len(captioned) < 2:
         remarks.append(
             f"training clips with captions have {counted(captioned, 'emotion label')}, too few for anchors of their "
             "own: anchors come from template phrases"
         )
         return
-    else:
-        known = captioned
-    unseen = Counter(record.label for record in evaluated if record.label and record.label not in known)
+    unseen = Counter(record.label for record in evaluated if record.label and record.label not in anchored)
     if unseen:
         remarks.append(f"labels that training never sees count as missed in evaluation: {clip_counts(unseen)}")
 
 
 def _check_anchors(config: Config, train: Sequence[ClipRecord], problems: list[str]) -> None:
     """A clip that is judged by its label alone is judged by that label's anchor: without one, any emotion would do."""
-    if config.encoder.anchors:
-        anchored = set(Anchors.load(config.encoder.anchors).labels)
-    else:
-        captioned = _captioned_labels(config, train)
-        anchored = captioned if len(captioned) > 1 else set(EMOTIONS)
+    anchored = _anchored_labels(config, train)
     silent = (record for record in train if record.label and not references(record, config.data.target))
     if lacking := Counter(record.label for record in silent if record.label not in anchored):
         problems.append(
@@ -235,6 +228,14 @@ def _check_anchors(config: Config, train: Sequence[ClipRecord], problems: list[s
             f"{clip_counts(lacking)}: give some of these clips captions, leave them out, or name anchors that have "
             "their labels (config key 'encoder.anchors')"
         )
+
+
+def _anchored_labels(config: Config, train: Sequence[ClipRecord]) -> set[str]:
+    """The labels that have an anchor: those of a file, of captions, or, where these tell nothing apart, the usual."""
+    if config.encoder.anchors:
+        return set(Anchors.load(config.encoder.anchors).labels)
+    captioned = _captioned_labels(config, train)
+    return captioned if len(captioned) > 1 else set(EMOTIONS)
 
 
 def _captioned_labels(config: Config, train: Sequence[ClipRecord]) -> set[str]:

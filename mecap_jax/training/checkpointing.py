@@ -191,8 +191,7 @@ def _on_first_process(check: Callable[[], None]) -> None:
 def _say_once() -> None:
     """A failure to save or to load is raised; what it leaves behind is not printed as well."""
     logging.getLogger("absl").addFilter(_worth_saying)
-    if sys.unraisablehook is not _late_writes_are_quiet:
-        sys.unraisablehook = _late_writes_are_quiet
+    sys.unraisablehook = _late_writes_are_quiet
 
 
 def _worth_saying(record: logging.LogRecord) -> bool:
